@@ -1,0 +1,67 @@
+"""What a user can get wrong, as exceptions: each says what, where, and what to do, and carries its exit code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class LofftaError(Exception):
+    """A problem that the user can mend.
+
+    Args:
+        what: the problem in one line.
+        where: the file, option, tap or image it concerns.
+        remedy: what to do next, as a command where there is one.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | Path, remedy: str) -> None:
+        super().__init__(f"{what}\n  where:  {where}\n  remedy: {remedy}")
+        self.what = what
+        self.where = str(where)
+        self.remedy = remedy
+
+
+class UsageError(LofftaError):
+    """An option, name or key that cannot be used as given."""
+
+    exit_code = 2
+
+
+class TooManyBadImages(LofftaError):
+    """More images could not be decoded than `--max-bad-frac` allows."""
+
+    exit_code = 3
+
+
+class DamageFound(LofftaError):
+    """Bytes on disk are not the bytes that were written."""
+
+    exit_code = 4
+
+
+class Stopped(LofftaError):
+    """A signal ended the work early; the same command continues it (75 is sysexits' EX_TEMPFAIL)."""
+
+    exit_code = 75
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], *, where: str | Path) -> UsageError:
+    """The error for a name that is not there, with its nearest neighbours.
+
+    Args:
+        kind: what the name should be: "backbone", "tap", "head", "key".
+        known: every name that would have been right.
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        remedy = f"did you mean {' or '.join(near)}?"
+    elif len(known) <= 30:
+        remedy = f"known: {', '.join(known)}"
+    else:
+        remedy = f"none of the {len(known)} known names is close; check the spelling"
+    return UsageError(f"unknown {kind} '{name}'", where=where, remedy=remedy)

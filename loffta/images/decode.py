@@ -1,0 +1,72 @@
+"""Turns encoded image bytes into uint8 RGB pixels of the size a backbone wants.
+
+In: the bytes of one file.   Out: [H, W, 3] uint8, or BadImage with the reason. Called by `extract` from threads.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+Interpolation = Literal["bilinear", "bicubic"]
+MAX_PIXELS = 200_000_000  # a decompression bomb above this; the largest real photographs are near 150 million
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+class BadImage(Exception):
+    """One image that cannot be used; the text is its reason, and the run goes on."""
+
+
+@dataclass(frozen=True)
+class PixelGeometry:
+    """How an image becomes a square of pixels; part of the recipe."""
+
+    image_px: int  # side of the square
+    resize: Literal["squash"] = "squash"  # the whole image straight to the square, aspect ignored (as VTAB does)
+    interpolation: Interpolation = "bicubic"
+
+
+def decode(data: bytes) -> NDArray[np.uint8]:
+    """Decodes one image: EXIF orientation applied, 16-bit scaled to 8, transparency shown on black.
+
+    Returns:
+        [H, W, 3] uint8 RGB.
+    Raises:
+        BadImage: empty, truncated, not an image, or over MAX_PIXELS.
+    """
+    if not data:
+        raise BadImage("empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PIL warns of odd metadata; what matters is raised
+            with Image.open(io.BytesIO(data)) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise BadImage(f"{image.width} x {image.height} pixels, over the limit of {MAX_PIXELS}")
+                image.load()
+                return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+    except BadImage:
+        raise
+    except Exception as error:  # decoders of damaged files raise nearly anything
+        raise BadImage(f"{type(error).__name__}: {error}") from error
+
+
+def resize(pixels: NDArray[np.uint8], geometry: PixelGeometry) -> NDArray[np.uint8]:
+    """Resizes [H, W, 3] to [S, S, 3] with PIL's antialiased filter, as the VTAB pipelines do."""
+    size = (geometry.image_px, geometry.image_px)
+    image = Image.fromarray(pixels).resize(size, _FILTERS[geometry.interpolation])
+    return np.asarray(image)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":  # PIL's own conversion clips 16-bit values at 255
+        return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
+    return image.convert("RGB")

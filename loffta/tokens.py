@@ -1,0 +1,57 @@
+"""The axis alphabet and the shaped types that every signature uses.
+
+B images   L taps (layers)   H W grid rows and columns   N tokens = H * W   P prefix tokens (class token, then
+registers)   D channels.   K stands for the concatenation of the D of several taps. Nothing here computes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from jaxtyping import Float
+from torch import Tensor
+
+Kind: TypeAlias = Literal["grid", "prefix", "mean"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+Grid: TypeAlias = Float[Tensor, "B H W D"]  # patch tokens of one tap, on their grid
+Prefix: TypeAlias = Float[Tensor, "B P D"]  # class token first, then registers
+Tokens: TypeAlias = Float[Tensor, "B N D"]  # patch tokens in row-major order
+Logits: TypeAlias = Float[Tensor, "B C"]
+
+
+@dataclass(frozen=True)
+class TokenSpec:
+    """What one tap of one backbone gives for one image."""
+
+    tap: str
+    height: int  # grid rows
+    width: int  # grid columns
+    n_prefix: int  # class token and registers; 0 for convolutional nets
+    dim: int  # channels
+
+    def shape(self, kind: Kind) -> tuple[int, ...]:
+        """Shape of one image's tensor of this tap: grid [H, W, D], prefix [P, D], mean [D]."""
+        shapes: dict[Kind, tuple[int, ...]] = {
+            "grid": (self.height, self.width, self.dim),
+            "prefix": (self.n_prefix, self.dim),
+            "mean": (self.dim,),
+        }
+        return shapes[kind]
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """One tensor of a training batch: taps of one shape from one store, [B, L, *shape]."""
+
+    backbone: str  # the label shown to users; random weights say so here
+    taps: tuple[str, ...]  # L of them, in the order of axis L
+    kind: Kind
+    shape: tuple[int, ...]  # grid (H, W, D), prefix (P, D), mean (D,)
+    image_px: int  # side of the square input that the backbone saw
+
+    @property
+    def dim(self) -> int:
+        """Channels D of each tap."""
+        return self.shape[-1]
