@@ -1,0 +1,123 @@
+"""Frozen, strict configurations: YAML or options in, resolved YAML out.
+
+Units are in the names, None means off, and every unknown key is an error that names its nearest neighbour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from loffta.errors import LofftaError, UsageError, unknown_name
+from loffta.tokens import Kind
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class StrictModel(BaseModel, frozen=True, extra="forbid"):
+    """Base of every configuration: immutable, and no key passes unknown."""
+
+
+class BackboneConfig(StrictModel):
+    """One backbone of an extraction."""
+
+    name: str  # timm id
+    weights: str = "hub"  # hub | random:SEED | package:MODULE | a .safetensors, .pth or .pt file
+    taps: str = "last"  # sets and names, separated by commas
+    image_px: int | None = Field(None, gt=0)  # side of the square input; None: the model's own
+
+
+class ExtractConfig(StrictModel):
+    """All that stage one needs."""
+
+    source: str
+    cache: Path
+    backbones: tuple[BackboneConfig, ...] = Field(min_length=1)
+    kinds: tuple[Kind, ...] = Field(("grid", "prefix"), min_length=1)
+    dtype: Literal["float16", "float32"] = "float16"
+    batch_size: int = Field(32, gt=0)
+    device: str = "auto"
+    unit_images: int | None = Field(None, gt=0)  # None: the cache's own, 256 for a new one
+    share: tuple[int, int] = (0, 1)  # (i, n): this process owns the units u with u % n == i
+    limit: int | None = Field(None, gt=0)  # first rows only
+    max_bad_frac: float = Field(0.01, ge=0, le=1)
+
+
+class TrainConfig(StrictModel):
+    """All that stage two needs; `recipe` is checked against the head's own recipe."""
+
+    cache: Path
+    head: str
+    features: tuple[str, ...] = ()  # STORE[:TAPS]; none: all stores
+    task: str = "classification"
+    train_on: str = "train"
+    test_on: str = "test"
+    seeds: int = Field(1, gt=0)
+    data_seed: int = 0  # order of the images, shared by all seeds
+    recipe: dict[str, Any] = Field(default_factory=dict)  # what differs from the head's defaults
+    select: int | None = Field(None, gt=0)  # score the backbones first, then train on the K best
+    device: str = "auto"
+    feed: Literal["auto", "host", "stream"] = "auto"
+    partial: bool = False  # train on the rows that are there, though the cache is not finished
+
+
+def parse(model: type[Model], values: Mapping[str, Any], *, where: str | Path) -> Model:
+    """Builds a configuration.
+
+    Raises:
+        UsageError: an unknown key (the nearest one is named), a missing one, or a value of the wrong kind.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        path = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            owner = _model_at(model, problem["loc"][:-1])
+            raise unknown_name("key", str(problem["loc"][-1]), owner.model_fields, where=f"{where}: {path}") from error
+        raise UsageError(
+            f"{path or 'value'}: {problem['msg'].lower()} (got {problem['input']!r})",
+            where=where,
+            remedy=f"set {path} to a value that fits; docs/quickstart.md lists the options",
+        ) from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads a YAML mapping, with the safe loader alone.
+
+    Raises:
+        LofftaError: the file is missing, or is not a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError("the file is not a mapping of keys to values")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise LofftaError(
+            f"cannot read the configuration: {error}", where=path, remedy="check the path and the YAML syntax"
+        ) from error
+    return values
+
+
+def to_yaml(config: BaseModel) -> bytes:
+    """The resolved configuration, as saved beside a result."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode()
+
+
+def _model_at(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:
+    """The nested model that a location inside `model` belongs to."""
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        nested = next((a for a in (annotation, *getattr(annotation, "__args__", ())) if _is_model(a)), None)
+        model = nested or model
+    return model
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -1,0 +1,268 @@
+"""Stage one: runs frozen backbones over an image set and writes their tokens to the cache.
+
+In: an ExtractConfig.   Out: finished units in the cache, and a summary. Called by `loffta extract`; a second call
+continues, and does nothing (loads no model) when all is there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from loffta import machine
+from loffta.backbones import Backbone, TapTokens
+from loffta.backbones.taps import resolve_taps
+from loffta.backbones.weights import locate
+from loffta.config import BackboneConfig, ExtractConfig
+from loffta.errors import LofftaError, TooManyBadImages
+from loffta.images.batches import PixelBatch, UnitImages
+from loffta.images.decode import PixelGeometry
+from loffta.images.sources import ImageSource, open_source
+from loffta.pooling import pool_mean
+from loffta.progress import Progress
+from loffta.store.cache import MAX_THUMB_PX, Cache, CachedArray, Store
+from loffta.store.files import sweep_parts
+from loffta.store.recipe import StoreInfo, differing_fields
+from loffta.store.units import Share, count_units
+from loffta.store.writer import Stored, UnitWriter, to_storage
+
+Load = Callable[[BackboneConfig], Backbone]
+
+
+@dataclass
+class Job:
+    """One backbone's part of an extraction."""
+
+    store: Store
+    arrays: list[CachedArray]  # that the asked taps and kinds need
+    backbone: Backbone | None  # None while nothing has to be computed
+
+    def missing(self, unit: int, rows: range) -> list[CachedArray]:
+        """Arrays whose done file does not settle `rows`."""
+        return [array for array in self.arrays if not array.has_unit(unit, rows)]
+
+
+@dataclass
+class Report:
+    """What one call did."""
+
+    images: int = 0  # read and decoded by this call
+    bad: int = 0  # quarantined ones in the cache
+    units: int = 0  # written by this call
+    seconds: float = 0.0
+    stores: list[dict[str, Any]] = field(default_factory=list)
+
+
+def run(config: ExtractConfig, stop: machine.StopFlag) -> Report:
+    """Extracts all that `config` asks for and the cache lacks, with timm's backbones."""
+    machine.cap_threads()
+    device = machine.resolve_device(config.device)
+
+    def load(backbone: BackboneConfig) -> Backbone:
+        from loffta.backbones.timm_backbone import load_timm
+
+        return load_timm(backbone.name, weights=backbone.weights, image_px=backbone.image_px, device=str(device))
+
+    return extract(config, open_source(config.source), load, stop)
+
+
+def extract(config: ExtractConfig, source: ImageSource, load: Load, stop: machine.StopFlag) -> Report:
+    """The driver: prepare a job per backbone, then unit by unit decode once and feed every job.
+
+    Args:
+        load: makes a backbone; called only when something of it has to be computed.
+    Raises:
+        Stopped: a signal came; finished units are kept.
+        TooManyBadImages: over `max_bad_frac`; all good images are in the cache.
+        LofftaError: another recipe under the same name, a changed image set, no space.
+    """
+    start = time.monotonic()
+    thumb_px = min(MAX_THUMB_PX, max(b.image_px or MAX_THUMB_PX for b in config.backbones))
+    cache = Cache.create(config.cache, source.listing(), unit_images=config.unit_images, thumb_px=thumb_px)
+    thumbs = cache.extend(cache.thumbs(create=True))
+    share = Share(*config.share)
+    n_rows = min(config.limit or len(cache.table), len(cache.table))
+    units = [u for u in range(count_units(n_rows, cache.unit_images)) if share.owns(u)]
+    jobs = [_prepare(cache, backbone, config, load, units) for backbone in config.backbones]
+    todo = [u for u in units if _lacking(cache, thumbs, jobs, u, config.limit)]
+    report = Report()
+    for array in [thumbs, *(a for job in jobs for a in job.arrays)]:
+        sweep_parts(array.paths.folder)
+    with Progress("extract", len(todo), "units") as progress, ThreadPoolExecutor(machine.available_cpus()) as pool:
+        for unit in todo:
+            rows = cache.rows_of_unit(unit, config.limit)
+            images = UnitImages(source, cache.table.keys, rows, _sizes(cache, jobs), pool)
+            _extract_unit(cache, thumbs, jobs, unit, images, config, stop)
+            report.units += 1
+            report.images += len(rows)
+            progress.advance(1)
+    bad = cache.thumbs().ledger.bad
+    report.bad, report.seconds = len(bad), time.monotonic() - start
+    report.stores = [_describe(job) for job in jobs]
+    _judge_bad(cache, bad, n_rows, config.max_bad_frac)
+    return report
+
+
+def _extract_unit(
+    cache: Cache,
+    thumbs: CachedArray,
+    jobs: Sequence[Job],
+    unit: int,
+    images: UnitImages,
+    config: ExtractConfig,
+    stop: machine.StopFlag,
+) -> None:
+    """Decodes one unit once and writes what each job lacks of it; on any error nothing of the unit stays."""
+    rows = cache.rows_of_unit(unit, config.limit)
+    keys = cache.table.keys
+    with ExitStack() as undo:
+
+        def open_writer(array: CachedArray) -> UnitWriter:
+            writer = UnitWriter(array.paths, array.layout, unit)
+            undo.callback(writer.abort)
+            return writer
+
+        thumb_writer = None if thumbs.has_unit(unit, rows) else open_writer(thumbs)
+        work = [(job, [(array, open_writer(array)) for array in job.missing(unit, rows)]) for job in jobs]
+        for batch in images.batches(config.batch_size):
+            stop.check(f"extracting unit {unit}; finished units are kept")
+            names = [keys[row] for row in batch.rows]
+            if thumb_writer is not None:
+                thumb_writer.append(batch.rows, _thumb_values(batch, cache.thumb_px), names)
+            for job, writers in work:
+                if writers:
+                    tokens = _forward(job, batch, [array for array, _ in writers])
+                    for array, writer in writers:
+                        writer.append(batch.rows, to_storage(_gather(array, tokens), array.layout.dtype.name), names)
+        made = {"batch_size": config.batch_size, "device": config.device, "versions": machine.versions()}
+        for writer in [thumb_writer, *(writer for _, writers in work for _, writer in writers)]:
+            if writer is not None:
+                writer.commit(images.statuses, made)
+
+
+def _prepare(cache: Cache, wanted: BackboneConfig, config: ExtractConfig, load: Load, units: Sequence[int]) -> Job:
+    """Finds or makes the store and arrays; loads the backbone only if a unit is missing."""
+    request = _request(wanted, config)
+    known = next((s for s in cache.stores() if s.info.request == request), None)
+    backbone = None
+    if known is None or not _weights_unchanged(known.info, wanted):
+        backbone = load(wanted)
+        info = _info(backbone, request, config)
+        if known is not None:
+            _refuse_other_recipe(known, info)
+        known = cache.create_store(info)
+    taps = resolve_taps(wanted.taps, [spec.tap for spec in known.info.taps], where=f"--taps {wanted.taps}")
+    specs = [spec for spec in known.info.taps if spec.tap in taps]
+    for kind in config.kinds:
+        cache.add_arrays(known, kind, specs, config.dtype)
+    store = cache.store(known.name)
+    extended = [cache.extend(array) for array in store.arrays]
+    job = Job(store, [a for a in extended if a.kind in config.kinds and set(a.taps) & set(taps)], backbone)
+    if backbone is None and any(job.missing(unit, cache.rows_of_unit(unit, config.limit)) for unit in units):
+        job.backbone = load(wanted)
+        _refuse_other_recipe(store, _info(job.backbone, request, config))
+    return job
+
+
+def _request(wanted: BackboneConfig, config: ExtractConfig) -> dict[str, Any]:
+    """The options that decide a recipe, as asked; taps and kinds are listed beside it."""
+    return {
+        "backbone": wanted.name,
+        "weights": wanted.weights,
+        "image_px": wanted.image_px,
+        "resize": "squash",
+        "interpolation": "model",
+        "pool": None,
+        "view": None,
+        "precision": "fp32",
+        "dtype": config.dtype,
+    }
+
+
+def _info(backbone: Backbone, request: dict[str, Any], config: ExtractConfig) -> StoreInfo:
+    """The store's description; its recipe holds all that decides the features' bytes, and no more."""
+    geometry = asdict(backbone.geometry)
+    recipe = {
+        "backbone": backbone.name,
+        "weights": backbone.weights.digest,
+        "input": {**geometry, "mean": list(backbone.mean), "std": list(backbone.std)},
+        "pool": None,
+        "view": None,
+        "precision": "fp32",
+        "dtype": config.dtype,
+    }
+    weights = {name: value for name, value in asdict(backbone.weights).items() if name != "digest"}
+    return StoreInfo(recipe, request, weights, backbone.specs, machine.versions())
+
+
+def _weights_unchanged(info: StoreInfo, wanted: BackboneConfig) -> bool:
+    """Whether the file that the weights came from looks as it did, so that it need not be loaded to compare."""
+    path, size, mtime_ns = locate(wanted.weights, wanted.name)
+    return (path, size, mtime_ns) == (info.weights["path"], info.weights["size"], info.weights["mtime_ns"])
+
+
+def _refuse_other_recipe(store: Store, info: StoreInfo) -> None:
+    lines = differing_fields(store.info.recipe, info.recipe)
+    if lines:
+        raise LofftaError(
+            f"store {store.name} was made with another recipe under the same options:\n    " + "\n    ".join(lines),
+            where=store.name,
+            remedy="bring the old weights back to continue it, or extract into a new cache (--cache OTHER)",
+        )
+
+
+def _lacking(cache: Cache, thumbs: CachedArray, jobs: Sequence[Job], unit: int, limit: int | None) -> bool:
+    rows = cache.rows_of_unit(unit, limit)
+    return not thumbs.has_unit(unit, rows) or any(job.missing(unit, rows) for job in jobs)
+
+
+def _sizes(cache: Cache, jobs: Sequence[Job]) -> list[PixelGeometry]:
+    return [_thumb_geometry(cache.thumb_px), *(job.backbone.geometry for job in jobs if job.backbone is not None)]
+
+
+def _thumb_geometry(thumb_px: int) -> PixelGeometry:
+    return PixelGeometry(thumb_px, interpolation="bilinear")
+
+
+def _thumb_values(batch: PixelBatch, thumb_px: int) -> Stored:
+    n = len(batch.rows)
+    return Stored(batch.pixels[_thumb_geometry(thumb_px)], np.ones((n, 0), bool), np.zeros((n, 0), np.float32))
+
+
+def _forward(job: Job, batch: PixelBatch, arrays: Sequence[CachedArray]) -> dict[str, TapTokens]:
+    assert job.backbone is not None, "a job with missing units has its backbone"
+    pixels = torch.from_numpy(batch.pixels[job.backbone.geometry]).permute(0, 3, 1, 2)
+    taps = {tap for array in arrays for tap in array.taps}
+    in_depth_order = [spec.tap for spec in job.store.info.taps if spec.tap in taps]
+    return dict(job.backbone(pixels, in_depth_order))
+
+
+def _gather(array: CachedArray, tokens: dict[str, TapTokens]) -> torch.Tensor:
+    """[B, L, ...] of the array's kind, its taps in order."""
+    if array.kind == "prefix":
+        return torch.stack([tokens[tap].prefix for tap in array.taps], dim=1)
+    grids = torch.stack([tokens[tap].grid for tap in array.taps], dim=1)
+    return grids if array.kind == "grid" else pool_mean(grids)
+
+
+def _describe(job: Job) -> dict[str, Any]:
+    taps = sorted({tap for array in job.arrays for tap in array.taps}, key=[s.tap for s in job.store.info.taps].index)
+    n_bytes = sum(path.stat().st_size for array in job.arrays for path in array.paths.folder.glob("c.*"))
+    return {"store": job.store.name, "label": job.store.info.label, "taps": taps, "bytes": n_bytes}
+
+
+def _judge_bad(cache: Cache, bad: dict[int, str], n_rows: int, max_bad_frac: float) -> None:
+    if len(bad) > max_bad_frac * n_rows:
+        row, reason = next(iter(bad.items()))
+        raise TooManyBadImages(
+            f"{len(bad)} of {n_rows} images cannot be used; the first: {cache.table.keys[row]}: {reason}",
+            where=cache.paths.root,
+            remedy="mend or remove the images and extract into a new cache, or accept them with --max-bad-frac",
+        )

@@ -1,0 +1,97 @@
+"""The machine a process runs on: device, threads, memory, versions, and the signals that ask it to stop."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from types import FrameType
+
+import torch
+
+from loffta.errors import Stopped, UsageError
+
+_REPORTED = ("loffta", "torch", "timm", "zarr", "numpy", "pyarrow")
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` takes CUDA, then MPS, then the CPU; any other name is torch's own.
+
+    Raises:
+        UsageError: torch does not know or does not have the device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"device '{name}' cannot be used: {str(error).splitlines()[0]}",
+            where="--device",
+            remedy="use auto, cpu, cuda or mps",
+        ) from error
+    return device
+
+
+def available_cpus() -> int:
+    """CPUs that this job may use: SLURM's word first, then the affinity mask."""
+    told = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if told.isdigit() and int(told) > 0:
+        return int(told)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cap_threads() -> int:
+    """Gives torch as many threads as there are CPUs for this job, no more; returns that number."""
+    n_cpus = available_cpus()
+    torch.set_num_threads(n_cpus)
+    return n_cpus
+
+
+def peak_rss_mib() -> float:
+    """Largest resident memory of this process so far, MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide results."""
+    found = {"python": sys.version.split()[0]}
+    for name in _REPORTED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+class StopFlag:
+    """Set by USR1, USR2, TERM and INT; the work in flight looks at it and ends by itself.
+
+    USR1 and USR2 are what SLURM scripts send ahead of a time limit, TERM what a preemption sends.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def listen(self) -> StopFlag:
+        """Takes over the signals; only the main thread may call this."""
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._set)
+        return self
+
+    def check(self, doing: str) -> None:
+        """Raises Stopped where a signal has come.
+
+        Args:
+            doing: what is being given up, for the message.
+        """
+        if self.signal is not None:
+            name = signal.Signals(self.signal).name
+            raise Stopped(f"stopped by {name} while {doing}", where="this process", remedy="run the same command again")
+
+    def _set(self, number: int, _frame: FrameType | None) -> None:
+        self.signal = number

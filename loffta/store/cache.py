@@ -1,0 +1,224 @@
+"""A cache: one image set, its stores and what of them is there.
+
+`Cache.open` reads, `Cache.create` makes or grows; both are safe while other processes do the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from loffta.errors import LofftaError, UsageError
+from loffta.store import FORMAT
+from loffta.store.files import create_file, replace_file
+from loffta.store.ledger import Ledger, count_done, read_ledger
+from loffta.store.metadata import ArrayLayout, grid_layout, image_layout, read_layout
+from loffta.store.paths import THUMB, ArrayPaths, CachePaths
+from loffta.store.recipe import StoreInfo
+from loffta.store.table import ImageTable
+from loffta.store.units import count_units, rows_of
+from loffta.tokens import Kind, TokenSpec
+
+DEFAULT_UNIT_IMAGES = 256
+MAX_THUMB_PX = 112
+
+
+@dataclass(frozen=True)
+class CachedArray:
+    """One array of a cache."""
+
+    paths: ArrayPaths
+    layout: ArrayLayout
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Taps along axis 1."""
+        return self.layout.taps
+
+    @property
+    def kind(self) -> str:
+        """grid, prefix, mean, or a target's name."""
+        return str(self.layout.attributes["kind"])
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The rows that are there, as of the first look."""
+        return read_ledger(self.paths, self.layout.shape[0])
+
+    def has_unit(self, unit: int, rows: range) -> bool:
+        """Whether a done file settles all of `rows`; a part-filled unit of a grown set is not there."""
+        return count_done(self.paths, unit) >= len(rows)
+
+
+@dataclass(frozen=True)
+class Store:
+    """One recipe's arrays."""
+
+    name: str
+    info: StoreInfo
+    arrays: tuple[CachedArray, ...]
+
+    def find(self, kind: str, tap: str) -> CachedArray | None:
+        """The array that holds one kind of one tap."""
+        return next((a for a in self.arrays if a.kind == kind and tap in a.taps), None)
+
+    def stored_taps(self, kind: str | None = None) -> tuple[str, ...]:
+        """Taps that have an array, in depth order."""
+        held = {tap for array in self.arrays if kind in (None, array.kind) for tap in array.taps}
+        return tuple(spec.tap for spec in self.info.taps if spec.tap in held)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """An open cache; reread it (`Cache.open`) to see what other processes added."""
+
+    paths: CachePaths
+    unit_images: int
+    thumb_px: int
+    table: ImageTable
+
+    @classmethod
+    def open(cls, root: Path) -> Cache:
+        """Opens a cache that is there.
+
+        Raises:
+            LofftaError: there is none, or it is of a newer format.
+        """
+        paths = CachePaths(root)
+        try:
+            config = json.loads(paths.config.read_bytes())
+            if config["format"] > FORMAT:
+                raise ValueError(f"format {config['format']} is newer than this loffta knows ({FORMAT})")
+            return cls(paths, config["unit_images"], config["thumb_px"], ImageTable.read(paths.images))
+        except FileNotFoundError as error:
+            raise LofftaError(
+                "there is no cache here", where=root, remedy="make one with `loffta extract SOURCE --cache DIR ...`"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise LofftaError(
+                f"cannot read the cache's configuration ({error})",
+                where=paths.config,
+                remedy="use the loffta version that made it, or extract into a new cache",
+            ) from error
+
+    @classmethod
+    def create(cls, root: Path, listing: ImageTable, *, unit_images: int | None, thumb_px: int) -> Cache:
+        """Makes a cache, or opens the one that is there and grows it to `listing`.
+
+        Args:
+            unit_images: rows per unit, a power of two; None takes the cache's own, or 256 for a new one.
+            thumb_px: side of the thumbnails of a new cache.
+        Raises:
+            LofftaError: the folder holds something else, the unit differs, or old images changed.
+        """
+        paths = CachePaths(root)
+        if not paths.config.exists():
+            if root.is_dir() and any(p.name != paths.images.name and p.suffix != ".part" for p in root.iterdir()):
+                raise LofftaError("this folder holds something else", where=root, remedy="choose an empty or new folder")
+            create_file(paths.images, listing.to_parquet())
+            config = {"format": FORMAT, "unit_images": unit_images or DEFAULT_UNIT_IMAGES, "thumb_px": thumb_px}
+            create_file(paths.config, json.dumps(config).encode())
+        cache = cls.open(root)
+        if unit_images not in (None, cache.unit_images):
+            raise UsageError(
+                f"--unit-images {unit_images}, but this cache was made with {cache.unit_images}",
+                where=paths.config,
+                remedy=f"leave the option out, or give {cache.unit_images}: it is fixed when a cache is made",
+            )
+        return cache._grown_to(listing)
+
+    @property
+    def n_units(self) -> int:
+        """Units that cover the image set."""
+        return count_units(len(self.table), self.unit_images)
+
+    def rows_of_unit(self, unit: int, limit: int | None = None) -> range:
+        """Rows of one unit, of the first `limit` images if given."""
+        n_rows = len(self.table) if limit is None else min(limit, len(self.table))
+        return rows_of(unit, n_rows, self.unit_images)
+
+    def stores(self) -> list[Store]:
+        """All stores, by name; read anew at each call."""
+        found = sorted(p.parent.name for p in self.paths.stores.glob("*/zarr.json"))
+        return [self.store(name) for name in found]
+
+    def store(self, name: str) -> Store:
+        """One store by its full name."""
+        path = self.paths.store_metadata(name)
+        try:
+            info = StoreInfo.from_json(path.read_bytes())
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise LofftaError(
+                f"cannot read the store's metadata ({type(error).__name__}: {error})",
+                where=path,
+                remedy="was it written by loffta? Move the folder away and extract again",
+            ) from error
+        arrays = [self._array(self.paths.array(name, array)) for array in self.paths.array_names(name)]
+        return Store(name, info, tuple(arrays))
+
+    def create_store(self, info: StoreInfo) -> Store:
+        """Makes the store of `info`, or opens it when another process was first."""
+        create_file(self.paths.store_metadata(info.name), info.to_json())
+        return self.store(info.name)
+
+    def add_arrays(self, store: Store, kind: Kind, specs: Sequence[TokenSpec], dtype: str) -> list[CachedArray]:
+        """Arrays of one kind for taps that have none yet: one per shape, taps of one shape side by side."""
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for spec in specs:
+            if store.find(kind, spec.tap) is None and 0 not in spec.shape(kind):
+                groups.setdefault(spec.shape(kind), []).append(spec.tap)
+        return [self._add_array(store.name, kind, taps, shape, dtype) for shape, taps in groups.items()]
+
+    def thumbs(self, *, create: bool = False) -> CachedArray:
+        """The thumbnails, [n, T, T, 3] uint8."""
+        paths = self.paths.target(THUMB)
+        shape = (self.thumb_px, self.thumb_px, 3)
+        layout = image_layout(len(self.table), shape, np.uint8, self.unit_images, kind=THUMB)
+        if create:
+            create_file(paths.metadata, layout.to_json())
+        return self._array(paths)
+
+    def extend(self, array: CachedArray) -> CachedArray:
+        """The array with as many rows as the image set has now; its old shards stay as they are."""
+        if array.layout.shape[0] >= len(self.table):
+            return array
+        layout = array.layout.resized(len(self.table))
+        replace_file(array.paths.metadata, layout.to_json())
+        return CachedArray(array.paths, layout)
+
+    def _array(self, paths: ArrayPaths) -> CachedArray:
+        layout = read_layout(paths.metadata)
+        if layout is None:
+            raise LofftaError(
+                "an array of this cache has been rewritten in another encoding",
+                where=paths.metadata,
+                remedy="restore it, or drop the store and extract it again",
+            )
+        return CachedArray(paths, layout)
+
+    def _add_array(
+        self, store: str, kind: Kind, taps: Sequence[str], shape: tuple[int, ...], dtype: str
+    ) -> CachedArray:
+        make = grid_layout if kind == "grid" else image_layout
+        layout = make(len(self.table), (len(taps), *shape), dtype, self.unit_images, kind=kind, taps=list(taps))
+        number = 0
+        while True:  # the next free number; another process may take it first, with these taps or with others
+            paths = self.paths.array(store, f"{kind}-{number}")
+            if create_file(paths.metadata, layout.to_json()):
+                return CachedArray(paths, layout)
+            there = self._array(paths)
+            if there.taps == tuple(taps):
+                return there
+            number += 1
+
+    def _grown_to(self, listing: ImageTable) -> Cache:
+        table = self.table.grown_to(listing, where=self.paths.images)
+        if table is self.table:
+            return self
+        replace_file(self.paths.images, table.to_parquet())
+        return Cache(self.paths, self.unit_images, self.thumb_px, table)

@@ -1,0 +1,132 @@
+"""Done files: one small parquet per finished unit of one array, written after the data it vouches for.
+
+Files on disk prove nothing; a reader trusts the rows listed here and no others.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from loffta.errors import DamageFound
+from loffta.store.files import replace_file
+from loffta.store.paths import ArrayPaths
+
+OK, BAD = "ok", "bad"
+_SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("blake2b", pa.string()),
+        ("finite", pa.list_(pa.bool_())),
+        ("abs_max", pa.list_(pa.float32())),
+        ("crc32c", pa.list_(pa.uint32())),
+    ]
+)
+_META = b"loffta"
+
+
+@dataclass(frozen=True)
+class ImageStatus:
+    """What decoding one image told."""
+
+    row: int
+    status: str  # OK, or BAD: quarantined, it has no data in any array
+    reason: str = ""
+    width: int = 0  # pixels, as displayed
+    height: int = 0
+    blake2b: str = ""  # BLAKE2b-128 of the encoded bytes, 32 hex digits
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What writing one image's data told; empty for a quarantined image."""
+
+    finite: Sequence[bool] = ()  # per tap
+    abs_max: Sequence[float] = ()  # per tap
+    crc32c: Sequence[int] = ()  # per inner chunk
+
+
+def write_done(
+    paths: ArrayPaths, unit: int, images: Sequence[ImageStatus], audits: Sequence[Audit], run: dict[str, Any]
+) -> None:
+    """Says that a unit is there: `images` and `audits` row by row, `run` how it was made (batch size, device)."""
+    columns: list[list[Any]] = [
+        [getattr(image, name) for image in images] for name in ("row", "status", "reason", "width", "height", "blake2b")
+    ]
+    columns += [[list(getattr(audit, name)) for audit in audits] for name in ("finite", "abs_max", "crc32c")]
+    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
+    table = pa.Table.from_arrays(arrays, schema=_SCHEMA.with_metadata({_META: json.dumps(run).encode()}))
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    replace_file(paths.done(unit), buffer.getvalue())
+
+
+def read_done(path: Path) -> pa.Table:
+    """One done file as a table.
+
+    Raises:
+        DamageFound: the file cannot be read.
+    """
+    try:
+        return pq.read_table(path, schema=_SCHEMA)
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DamageFound(
+            f"done file cannot be read ({error})",
+            where=path,
+            remedy="delete this file and run the same `loffta extract` again: its unit is written anew",
+        ) from error
+
+
+def count_done(paths: ArrayPaths, unit: int) -> int:
+    """Rows that the done file of `unit` lists, 0 where there is none; reads the footer alone."""
+    try:
+        return int(pq.read_metadata(paths.done(unit)).num_rows)
+    except FileNotFoundError:
+        return 0
+    except pa.ArrowInvalid:  # damaged: `verify` names it, extract writes it anew
+        return 0
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The merged done files of one array."""
+
+    ready: NDArray[np.bool_]  # per row: its data is there
+    bad: dict[int, str]  # quarantined rows and why
+    units: int  # done files found
+
+    @property
+    def listed(self) -> int:
+        """Rows that are settled, with data or quarantined."""
+        return int(self.ready.sum()) + len(self.bad)
+
+
+def read_ledger(paths: ArrayPaths, n_rows: int) -> Ledger:
+    """Merges the done files of an array of `n_rows` images."""
+    ready = np.zeros(n_rows, dtype=bool)
+    bad: dict[int, str] = {}
+    files = sorted(paths.done_folder.glob("u*.parquet"))
+    for path in files:
+        table = read_done(path)
+        rows = table["row"].to_numpy()
+        good = np.asarray(table["status"].to_numpy(zero_copy_only=False) == OK)
+        ready[rows[good]] = True
+        if not good.all():
+            reasons = table["reason"].to_pylist()
+            bad.update({int(rows[i]): reasons[i] for i in np.flatnonzero(~good)})
+    return Ledger(ready, bad, len(files))

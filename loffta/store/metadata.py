@@ -1,0 +1,155 @@
+"""zarr v3 metadata of loffta's arrays, both ways.
+
+Out: the zarr.json of an array in format 1.   In: any zarr.json, told apart into what the direct reader can take
+(uncompressed inner chunks that hold whole taps of one image) and what must go through zarr-python.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loffta.errors import LofftaError
+
+CRC_BYTES = 4
+_CRC = {"name": "crc32c"}
+_LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """Shape and chunking of one array: axis 0 is images, sharded by unit; an inner chunk is part of one image."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    unit_images: int
+    chunk: tuple[int, ...]  # inner chunk; chunk[0] is 1
+    crc: bool = True  # every inner chunk is followed by its crc32c
+    index_at_end: bool = True
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """Shape of one image's part of the array."""
+        return self.shape[1:]
+
+    @property
+    def chunks_per_image(self) -> int:
+        """Inner chunks that one image has: its taps for grids, else 1."""
+        return math.prod(s // c for s, c in zip(self.shape[1:], self.chunk[1:], strict=True))
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one inner chunk without its crc32c."""
+        return math.prod(self.chunk) * self.dtype.itemsize
+
+    @property
+    def stored_chunk_bytes(self) -> int:
+        """Bytes that one inner chunk takes in the shard."""
+        return self.chunk_bytes + (CRC_BYTES if self.crc else 0)
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The taps along axis 1, empty for arrays that have none."""
+        return tuple(self.attributes.get("taps", ()))
+
+    def resized(self, n_rows: int) -> ArrayLayout:
+        """The same array with `n_rows` images."""
+        return replace(self, shape=(n_rows, *self.shape[1:]))
+
+    def to_json(self) -> bytes:
+        """The array's zarr.json, byte for byte the same for the same layout."""
+        number = _LITTLE if self.dtype.itemsize > 1 else {"name": "bytes"}
+        sharding = {
+            "chunk_shape": list(self.chunk),
+            "codecs": [number, _CRC] if self.crc else [number],
+            "index_codecs": [_LITTLE, _CRC],
+            "index_location": "end" if self.index_at_end else "start",
+        }
+        document = {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": list(self.shape),
+            "data_type": self.dtype.name,
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": [self.unit_images, *self.shape[1:]]},
+            },
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+            # a missing shard must never pass for data: NaN poisons a loss visibly, zeros would not
+            "fill_value": "NaN" if self.dtype.kind == "f" else -128 if self.dtype == np.int8 else 0,
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+            "attributes": self.attributes,
+            "storage_transformers": [],
+        }
+        return json.dumps(document, indent=2).encode()
+
+
+def grid_layout(n_rows: int, shape: tuple[int, ...], dtype: Any, unit_images: int, **attributes: Any) -> ArrayLayout:
+    """Layout of [n, L, H, W, D]: one inner chunk per image and tap, so one tap of one image is one exact read."""
+    return ArrayLayout((n_rows, *shape), np.dtype(dtype), unit_images, (1, 1, *shape[1:]), attributes=attributes)
+
+
+def image_layout(n_rows: int, shape: tuple[int, ...], dtype: Any, unit_images: int, **attributes: Any) -> ArrayLayout:
+    """Layout of small per-image arrays (mean [n, L, D], prefix [n, L, P, D], thumbnails): one inner chunk an image."""
+    return ArrayLayout((n_rows, *shape), np.dtype(dtype), unit_images, (1, *shape), attributes=attributes)
+
+
+def read_layout(path: Path) -> ArrayLayout | None:
+    """Reads a zarr.json.
+
+    Returns:
+        The layout, or None where the array's chunks are not plain bytes and zarr-python must read it.
+    Raises:
+        LofftaError: the file is missing or is no zarr v3 array.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+        if document["zarr_format"] != 3 or document["node_type"] != "array":
+            raise KeyError("zarr_format 3, node_type array")
+        return _plain_layout(document)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LofftaError(
+            f"cannot read the array's metadata ({type(error).__name__}: {error})",
+            where=path,
+            remedy="is this a loffta cache? `loffta info CACHE` lists its arrays; `loffta extract` writes missing ones",
+        ) from error
+
+
+def _plain_layout(document: dict[str, Any]) -> ArrayLayout | None:
+    codecs = document["codecs"]
+    key = document["chunk_key_encoding"]
+    if len(codecs) != 1 or codecs[0]["name"] != "sharding_indexed" or document.get("storage_transformers"):
+        return None
+    if key["name"] != "default" or key.get("configuration", {}).get("separator", "/") != ".":
+        return None
+    sharding = codecs[0]["configuration"]
+    inner = [c["name"] for c in sharding["codecs"]]
+    little = all(c.get("configuration", {}).get("endian", "little") == "little" for c in sharding["codecs"][:1])
+    index = [c["name"] for c in sharding["index_codecs"]]
+    if inner not in (["bytes"], ["bytes", "crc32c"]) or not little or index != ["bytes", "crc32c"]:
+        return None
+    shape, outer = tuple(document["shape"]), tuple(document["chunk_grid"]["configuration"]["chunk_shape"])
+    chunk = tuple(sharding["chunk_shape"])
+    whole_items = outer[1:] == shape[1:] and chunk[0] == 1 and chunk[2:] == shape[2:]
+    if not whole_items or (len(shape) > 1 and chunk[1] not in (1, shape[1])):
+        return None
+    return ArrayLayout(
+        shape=shape,
+        dtype=np.dtype(document["data_type"]),
+        unit_images=outer[0],
+        chunk=chunk,
+        crc="crc32c" in inner,
+        index_at_end=sharding.get("index_location", "end") == "end",
+        attributes=document.get("attributes", {}),
+    )

@@ -1,0 +1,80 @@
+"""Every file name of a cache, spelled once. Nothing else joins these names."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+THUMB = "thumb"
+_ARRAY_NAME = re.compile(r"(grid|prefix|mean)-(\d+)")
+
+
+@dataclass(frozen=True)
+class ArrayPaths:
+    """One zarr array and the folder of its done files."""
+
+    name: str  # unique in the cache: "<store>/<kind>-<k>" or "targets/<name>"
+    folder: Path  # holds zarr.json and the shards
+    done_folder: Path
+
+    @property
+    def metadata(self) -> Path:
+        """The array's zarr.json."""
+        return self.folder / "zarr.json"
+
+    def shard(self, unit: int, ndim: int) -> Path:
+        """The shard of one unit: a flat key, so that a shard costs one inode and no folders."""
+        return self.folder / ".".join(["c", str(unit), *["0"] * (ndim - 1)])
+
+    def done(self, unit: int) -> Path:
+        """The file that says this unit of this array is there."""
+        return self.done_folder / f"u{unit:06d}.parquet"
+
+
+@dataclass(frozen=True)
+class CachePaths:
+    """The files of one cache."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """Format number, unit size, thumbnail size."""
+        return self.root / "cache.json"
+
+    @property
+    def images(self) -> Path:
+        """The table of images."""
+        return self.root / "images.parquet"
+
+    @property
+    def stores(self) -> Path:
+        """The folder of all stores."""
+        return self.root / "stores"
+
+    def store(self, store: str) -> Path:
+        """One zarr group."""
+        return self.stores / store
+
+    def store_metadata(self, store: str) -> Path:
+        """The group's zarr.json with the recipe in its attributes."""
+        return self.store(store) / "zarr.json"
+
+    def array(self, store: str, array: str) -> ArrayPaths:
+        """One array of a store, named <kind>-<k>."""
+        return ArrayPaths(f"{store}/{array}", self.store(store) / array, self.root / "done" / store / array)
+
+    def target(self, name: str) -> ArrayPaths:
+        """An array that belongs to the images, not to a backbone."""
+        return ArrayPaths(f"targets/{name}", self.root / "targets" / name, self.root / "done" / "targets" / name)
+
+    def array_names(self, store: str) -> list[str]:
+        """The arrays of a store that exist, as <kind>-<k>, by kind and then number."""
+        found = [m for p in self.store(store).glob("*/zarr.json") if (m := _ARRAY_NAME.fullmatch(p.parent.name))]
+        return [m.group(0) for m in sorted(found, key=lambda m: (m.group(1), int(m.group(2))))]
+
+
+def safe_name(name: str) -> str:
+    """`name` with every character outside [A-Za-z0-9._-] replaced, so that it is one plain path component."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".") or "backbone"

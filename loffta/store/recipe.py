@@ -1,0 +1,80 @@
+"""Everything that decides a feature's bytes, as canonical JSON, and the store that it names.
+
+Batch size, workers, devices, paths and code version are never in a recipe: they may change between runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from loffta.store import FORMAT
+from loffta.store.paths import safe_name
+from loffta.tokens import TokenSpec
+
+RecipeDict = dict[str, Any]
+
+
+def recipe_hash(recipe: Mapping[str, Any]) -> str:
+    """First 8 hex digits of the SHA-256 of the recipe's canonical JSON (sorted keys, no spaces)."""
+    text = json.dumps(recipe, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def store_name(recipe: Mapping[str, Any]) -> str:
+    """`<backbone>-<hash8>`, the folder of the store."""
+    return f"{safe_name(recipe['backbone'])}-{recipe_hash(recipe)}"
+
+
+def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Lines `field: old -> new` for every field that differs, nested fields joined by dots."""
+    lines = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differing_fields(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a} -> {b}")
+    return lines
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """What a store says of itself, in the attributes of its zarr group."""
+
+    recipe: RecipeDict
+    request: RecipeDict  # the options that resolved to the recipe, so that a later run need not load the model
+    weights: RecipeDict  # spec, path, size, mtime_ns of the file they came from
+    taps: tuple[TokenSpec, ...]  # every tap the backbone has at this input size, stored or not
+    versions: dict[str, str] = field(default_factory=dict)  # of the libraries that made the store
+
+    @property
+    def name(self) -> str:
+        """The store's folder."""
+        return store_name(self.recipe)
+
+    @property
+    def label(self) -> str:
+        """What users are shown: random weights are never shown without saying so."""
+        spec = str(self.weights["spec"])
+        return f"{self.recipe['backbone']} [{spec} weights]" if spec.startswith("random") else self.recipe["backbone"]
+
+    def to_json(self) -> bytes:
+        """The group's zarr.json."""
+        attributes = {"format": FORMAT, **asdict(self)}
+        document = {"zarr_format": 3, "node_type": "group", "attributes": {"loffta": attributes}}
+        return json.dumps(document, indent=2).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> StoreInfo:
+        """Reads a group's zarr.json; ValueError or KeyError where it is not one of ours."""
+        attributes = json.loads(data)["attributes"]["loffta"]
+        if attributes["format"] > FORMAT:
+            raise ValueError(f"store format {attributes['format']} is newer than this loffta knows ({FORMAT})")
+        specs = tuple(TokenSpec(**spec) for spec in attributes["taps"])
+        return cls(
+            attributes["recipe"], attributes["request"], attributes["weights"], specs, attributes["versions"]
+        )

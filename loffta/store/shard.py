@@ -1,0 +1,152 @@
+"""The bytes of one zarr v3 shard: inner chunks one after the other, then an index of (offset, length) pairs.
+
+Writing streams: each chunk goes to the file as it comes and the index goes last, so no unit is ever held in memory.
+Reading takes offsets from the index, never from arithmetic: other writers put chunks in other orders.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from crc32c import crc32c
+from numpy.typing import NDArray
+
+from loffta.errors import DamageFound, LofftaError
+from loffta.store.files import part_name, sync_folder
+from loffta.store.metadata import CRC_BYTES
+
+MISSING = np.uint64(2**64 - 1)  # both halves of an index entry whose chunk was never written
+MAX_IOV = 1000  # buffers per readv or writev; Linux allows 1,024
+_REPAIR = "run `loffta verify CACHE --deep` to list all damage, then delete the unit's done file and extract again"
+
+Buffer = memoryview | bytes
+
+
+class ShardWriter:
+    """Writes one shard under a temporary name; `commit` puts it in place, `abort` leaves nothing."""
+
+    def __init__(self, final: Path, n_chunks: int) -> None:
+        """Opens the temporary file; `n_chunks` is what the shard could hold, written or not."""
+        self._final = final
+        self._index = np.full((n_chunks, 2), MISSING, dtype="<u8")
+        self._offset = 0
+        self._part = part_name(final)
+        self._fd = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+
+    def append(self, positions: Sequence[int], chunks: NDArray[Any]) -> list[int]:
+        """Streams chunks to the shard.
+
+        Args:
+            positions: each chunk's place in the shard's index, every one used once.
+            chunks: [n, ...] C-contiguous; chunks[i] holds the bytes of position i.
+        Returns:
+            crc32c of each chunk.
+        Raises:
+            LofftaError: the disk or quota is full.
+        """
+        data = memoryview(chunks.reshape(-1).view(np.uint8))
+        size = data.nbytes // max(len(positions), 1)
+        views = [data[i * size : (i + 1) * size] for i in range(len(positions))]
+        crcs = [crc32c(view) for view in views]
+        assert (self._index[list(positions), 0] == MISSING).all(), "a chunk was written twice"
+        stored = size + CRC_BYTES
+        self._index[list(positions), 0] = self._offset + stored * np.arange(len(positions), dtype=np.uint64)
+        self._index[list(positions), 1] = stored
+        self._offset += stored * len(positions)
+        self._write([part for view, crc in zip(views, crcs, strict=True) for part in (view, _crc_bytes(crc))])
+        return crcs
+
+    def commit(self) -> None:
+        """Adds the index, makes the file durable and puts it in place."""
+        index = self._index.tobytes()
+        self._write([index, _crc_bytes(crc32c(index))])
+        self._guard(lambda: os.fsync(self._fd))
+        os.close(self._fd)
+        self._fd = -1
+        self._part.replace(self._final)
+        sync_folder(self._final.parent)
+
+    def abort(self) -> None:
+        """Deletes what was written; harmless after commit."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            self._part.unlink(missing_ok=True)
+
+    def _write(self, buffers: list[Buffer]) -> None:
+        for first in range(0, len(buffers), MAX_IOV):
+            pending = buffers[first : first + MAX_IOV]
+            self._guard(lambda pending=pending: _writev_all(self._fd, pending))
+
+    def _guard(self, action: Any) -> None:
+        try:
+            action()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise LofftaError(
+                f"no space left to write a shard ({os.strerror(error.errno)})",
+                where=self._final,
+                remedy="free space or raise the quota, then run the same command again: finished units are kept",
+            ) from error
+
+
+def read_index(fd: int, n_chunks: int, *, at_end: bool, path: Path) -> NDArray[np.uint64]:
+    """Reads and checks a shard's index.
+
+    Returns:
+        [n_chunks, 2] offsets and lengths in bytes; MISSING where there is no chunk.
+    Raises:
+        DamageFound: the file is too short or the index's crc32c does not match.
+    """
+    size = n_chunks * 16 + CRC_BYTES
+    length = os.fstat(fd).st_size
+    if length < size:
+        raise DamageFound(f"shard is truncated: {length} bytes cannot hold its index", where=path, remedy=_REPAIR)
+    data = bytearray(size)
+    read_into(fd, [memoryview(data)], length - size if at_end else 0, path=path)
+    if crc32c(memoryview(data)[:-CRC_BYTES]) != int.from_bytes(data[-CRC_BYTES:], "little"):
+        raise DamageFound("shard index does not match its crc32c", where=path, remedy=_REPAIR)
+    index = np.frombuffer(data, dtype="<u8", count=n_chunks * 2).reshape(n_chunks, 2)
+    held = index[:, 0] != MISSING
+    if held.any() and int((index[held, 0] + index[held, 1]).max()) > length:
+        raise DamageFound("shard is truncated: its index points behind its end", where=path, remedy=_REPAIR)
+    return index
+
+
+def read_into(fd: int, buffers: list[memoryview], offset: int, *, path: Path) -> None:
+    """Fills `buffers` from consecutive bytes of the file; network file systems may give fewer bytes a call.
+
+    Raises:
+        DamageFound: the file ends before the buffers are full.
+    """
+    while buffers:
+        done = os.preadv(fd, buffers[:MAX_IOV], offset)
+        if done == 0:
+            raise DamageFound(f"shard ends at byte {offset}, before its data does", where=path, remedy=_REPAIR)
+        offset += done
+        buffers = _after(buffers, done)
+
+
+def _crc_bytes(crc: int) -> bytes:
+    return crc.to_bytes(CRC_BYTES, "little")
+
+
+def _writev_all(fd: int, buffers: Sequence[Buffer]) -> None:
+    pending = [memoryview(b) for b in buffers]
+    while pending:
+        pending = _after(pending, os.writev(fd, pending))
+
+
+def _after(buffers: list[memoryview], done: int) -> list[memoryview]:
+    """What is left of `buffers` when their first `done` bytes are dealt with."""
+    for i, buffer in enumerate(buffers):
+        if done < buffer.nbytes:
+            return [buffer[done:], *buffers[i + 1 :]]
+        done -= buffer.nbytes
+    return []

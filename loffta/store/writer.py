@@ -1,0 +1,113 @@
+"""Writes units of one array: data first, then the done file that says it is there.
+
+In: storage-ready arrays and their audits from `extract`.   Out: one shard and one done file per unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from loffta.errors import LofftaError
+from loffta.store.ledger import OK, Audit, ImageStatus, count_done, write_done
+from loffta.store.metadata import ArrayLayout
+from loffta.store.paths import ArrayPaths
+from loffta.store.shard import ShardWriter
+
+_TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+
+class Stored(NamedTuple):
+    """Tokens in their storage dtype, with what the cast saw."""
+
+    values: NDArray[Any]  # [B, L, ...]
+    finite: NDArray[np.bool_]  # [B, L]
+    abs_max: NDArray[np.float32]  # [B, L]
+
+
+def to_storage(tokens: Float[Tensor, "B L ..."], dtype: str) -> Stored:
+    """Casts on the tokens' device and audits each image and tap.
+
+    Returns:
+        `finite` is False where the input is NaN or infinite, or does not fit `dtype`.
+    """
+    flat = tokens.flatten(2)
+    cast = tokens.to(_TORCH_DTYPES[dtype]).contiguous()
+    finite = cast.flatten(2).isfinite().all(dim=2)
+    abs_max = flat.abs().amax(dim=2).float()
+    return Stored(cast.cpu().numpy(), finite.cpu().numpy(), abs_max.cpu().numpy())
+
+
+class UnitWriter:
+    """Streams one unit of one array; nothing is visible before `commit`."""
+
+    def __init__(self, paths: ArrayPaths, layout: ArrayLayout, unit: int) -> None:
+        self._paths, self._layout, self._unit = paths, layout, unit
+        self._audits: dict[int, Audit] = {}
+        assert layout.crc, "format 1 stores a crc32c with every chunk"
+        n_chunks = layout.unit_images * layout.chunks_per_image
+        self._shard = ShardWriter(paths.shard(unit, layout.ndim), n_chunks)
+
+    def append(self, rows: Sequence[int], stored: Stored, keys: Sequence[str]) -> None:
+        """Adds images.
+
+        Args:
+            rows: row numbers inside this unit, each once.
+            stored: their data; `values` [B, *item_shape].
+            keys: the images' names, for messages.
+        Raises:
+            LofftaError: a value is NaN, infinite or too large for the storage dtype; the tap and image are named.
+        """
+        layout = self._layout
+        assert stored.values.shape == (len(rows), *layout.item_shape), f"{stored.values.shape} is not {layout.item_shape}"
+        assert stored.values.dtype == layout.dtype
+        self._refuse_non_finite(stored, keys)
+        per_image = layout.chunks_per_image
+        first = self._unit * layout.unit_images
+        positions = [(row - first) * per_image + c for row in rows for c in range(per_image)]
+        crcs = self._shard.append(positions, stored.values)
+        for i, row in enumerate(rows):
+            chunk_crcs = crcs[i * per_image : (i + 1) * per_image]
+            self._audits[row] = Audit(stored.finite[i].tolist(), stored.abs_max[i].tolist(), chunk_crcs)
+
+    def commit(self, images: Sequence[ImageStatus], run: dict[str, Any]) -> bool:
+        """Puts the shard in place, then its done file.
+
+        Args:
+            images: the status of every row of the unit, in row order.
+            run: how it was made, kept in the done file.
+        Returns:
+            False where another owner was first; this copy is dropped and theirs stays.
+        """
+        if count_done(self._paths, self._unit) >= len(images):
+            self.abort()
+            return False
+        written = {image.row for image in images if image.status == OK}
+        assert written == set(self._audits), "every good image is written once, and no bad one is"
+        self._shard.commit()
+        write_done(self._paths, self._unit, images, [self._audits.get(i.row, Audit()) for i in images], run)
+        return True
+
+    def abort(self) -> None:
+        """Forgets the unit and deletes its temporary file."""
+        self._shard.abort()
+
+    def _refuse_non_finite(self, stored: Stored, keys: Sequence[str]) -> None:
+        if stored.finite.all():
+            return
+        image, tap = np.argwhere(~stored.finite)[0].tolist()
+        taps, dtype = self._layout.taps, self._layout.dtype
+        largest = float(stored.abs_max[image, tap])
+        if np.isfinite(largest):
+            what = f"tap {taps[tap]} reaches {largest:.4g}, over {dtype}'s {np.finfo(dtype).max:.5g}"
+            remedy = "store it as float32: --dtype float32"
+        else:
+            what = f"tap {taps[tap]} is NaN or infinite"
+            remedy = "look at this image and at the weights: a frozen network should not give NaN"
+        raise LofftaError(f"{what} for image {keys[image]}", where=self._paths.name, remedy=remedy)
