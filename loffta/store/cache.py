@@ -63,6 +63,11 @@ class Store:
     info: StoreInfo
     arrays: tuple[CachedArray, ...]
 
+    @property
+    def hash(self) -> str:
+        """The recipe's first 8 hex digits."""
+        return self.name.rsplit("-", 1)[1]
+
     def find(self, kind: str, tap: str) -> CachedArray | None:
         """The array that holds one kind of one tap."""
         return next((a for a in self.arrays if a.kind == kind and tap in a.taps), None)

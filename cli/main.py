@@ -1,0 +1,100 @@
+"""The command `loffta`: names its subcommands, imports the one that is asked for, turns errors into exit codes.
+
+Nothing heavy is imported here, nor for `--help`: torch takes 2.4 s and timm 5 s, and a list of commands needs neither.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from loffta import __version__
+from loffta.errors import LofftaError, unknown_name
+
+# name -> (where the click command is, its line in `loffta --help`); in the order of work
+COMMANDS: dict[str, tuple[str, str]] = {
+    "extract": (".extract:command", "Run frozen backbones over images once and cache their tokens."),
+    "train": (".train:command", "Train a head on cached tokens."),
+    "evaluate": (".evaluate:command", "Measure a trained head on a split."),
+    "info": (".info:command", "Show what a cache holds and what it weighs."),
+    "verify": (".verify:command", "Check a cache for damage, and repair it."),
+    "report": (".report:command", "Write one HTML page about one or more runs."),
+    "demo": (".demo:command", "Cache, train and report on images that come with the packages."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is invoked or its own `--help` is asked."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module, __package__), attribute)
+        assert isinstance(command, click.Command), f"{module}:{attribute} is no click command"
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            error = unknown_name("command", args[0], COMMANDS, where=ctx.command_path)
+            ctx.fail(f"{error.what}: {error.remedy}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the list from COMMANDS; the method of click would import every command for its help line."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-v", "--verbose", is_flag=True, help="Add the traceback to an error's message.")
+@click.version_option(__version__, prog_name="loffta", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context, verbose: bool) -> None:
+    """Run frozen vision backbones once, keep their tokens, train many small heads on them."""
+    ctx.ensure_object(dict)["verbose"] = verbose
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; what is caught here is what is no bug.
+
+    Args:
+        args: the words after `loffta`; None: those of this process.
+    """
+    options = {"verbose": False}  # filled by `cli`, which has ended when an error arrives here
+    try:
+        code = cli.main(args, prog_name="loffta", standalone_mode=False, obj=options)
+        sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's last breath
+    except LofftaError as error:
+        if options["verbose"]:
+            traceback.print_exception(error)
+        click.echo("\n  note:   ".join([f"error: {error}", *getattr(error, "__notes__", [])]), err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort as abort:
+        return _code_of_abort(abort)
+    except BrokenPipeError:
+        # the reader has gone, as in `loffta info | head -1`; what is still buffered must go somewhere at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code if isinstance(code, int) else 0  # `ctx.exit(n)` arrives as n
+
+
+def _code_of_abort(abort: click.Abort) -> int:
+    """130 for Ctrl-C, as shells have it. click wraps every EOFError too, and one from a reader is a bug."""
+    if isinstance(abort.__cause__, EOFError):
+        raise abort.__cause__
+    click.echo("interrupted", err=True)
+    return 130

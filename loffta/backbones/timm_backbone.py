@@ -1,0 +1,227 @@
+"""Turns a frozen timm model into a function from images to multi-layer tokens.
+
+In: a model's name, the source of its weights, a side in pixels.   Out: a `Backbone` for `extract` and `online`.
+Nothing here trains, reads images or knows about labels.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from loffta.backbones import TapTokens, WeightsSource
+from loffta.backbones.weights import (
+    check_name,
+    digest_state_dict,
+    find_file,
+    match_state_dict,
+    random_seed,
+    read_state_dict,
+    stamp,
+)
+from loffta.errors import UsageError, unknown_name
+from loffta.images.decode import Interpolation, PixelGeometry
+from loffta.tokens import Grid, Prefix, TokenSpec
+
+
+def load_timm(
+    name: str, *, weights: str = "hub", image_px: int | None = None, device: str | torch.device = "cpu"
+) -> TimmBackbone:
+    """Builds a model at its native size, loads or seeds it, digests it, and only then resamples it to `image_px`.
+
+    Args:
+        name: a timm model, with or without a pretrained tag: `vit_base_patch14_reg4_dinov2.lvd142m`.
+        weights: hub, random:SEED, package:MODULE, or a path to .safetensors, .pth or .pt.
+        image_px: side of the square input; None for the model's own.
+    Raises:
+        UsageError: an unknown name, a size the model cannot take, a model without intermediate outputs.
+        LofftaError: weights that cannot be had or do not fit.
+    """
+    check_name(name)
+    model, source = _build(name, weights)
+    if not hasattr(model, "forward_intermediates"):
+        remedy = "choose a ViT, EfficientNet, ConvNeXt or Swin; `loffta models` lists what works"
+        raise UsageError("timm gives no intermediate outputs of this model", where=f"backbone {name}", remedy=remedy)
+    config: Any = model.pretrained_cfg
+    height, width = config["input_size"][-2:]
+    px = height if image_px is None else image_px
+    model.eval().requires_grad_(False)
+    if (px, px) == (height, width):
+        specs = describe_taps(model, px)
+    else:
+        specs = _resample(model, px, native=height, where=f"backbone {name}, --image-px {px}")
+    interpolation: Interpolation = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
+    return TimmBackbone(
+        name,
+        model.requires_grad_(False).to(device),  # again: a resampled position embedding is a new parameter
+        specs,
+        weights=source,
+        geometry=PixelGeometry(px, interpolation=interpolation),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
+
+
+class TimmBackbone:
+    """A frozen timm model behind the `Backbone` protocol; `load_timm` makes it."""
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        specs: tuple[TokenSpec, ...],
+        *,
+        weights: WeightsSource,
+        geometry: PixelGeometry,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.specs = specs
+        self.weights = weights
+        self.geometry = geometry
+        self.mean = mean
+        self.std = std
+        self._device = next(model.parameters()).device
+        self._mean = torch.tensor(mean, device=self._device).view(3, 1, 1)
+        self._std = torch.tensor(std, device=self._device).view(3, 1, 1)
+        self._index = {spec.tap: i for i, spec in enumerate(specs)}
+        self._grid = (specs[0].height, specs[0].width) if specs[0].tap.startswith("blocks.") else None
+
+    def __call__(self, pixels: UInt8[Tensor, "B 3 S S"], taps: Sequence[str]) -> Mapping[str, TapTokens]:
+        """Runs the model no deeper than the deepest of `taps`, under no_grad.
+
+        Args:
+            pixels: [B, 3, S, S], S the geometry's image_px, on any device.
+        Returns:
+            Per tap, in the order asked for, grid [B, H, W, D] and prefix [B, P, D], float32 on the model's device.
+        Raises:
+            UsageError: a tap that this model does not have.
+        """
+        assert pixels.shape[-1] == self.geometry.image_px, "the caller resizes to this backbone's geometry"
+        for tap in taps:
+            if tap not in self._index:
+                raise unknown_name("tap", tap, self._index, where=f"backbone {self.name}")
+        indices = sorted({self._index[tap] for tap in taps})
+        with torch.no_grad():  # inference_mode would forbid the tensors to later autograd
+            outputs = run_intermediates(self.model, self._normalise(pixels), indices, grid=self._grid)
+        tokens = dict(zip(indices, outputs, strict=True))
+        return {tap: tokens[self._index[tap]] for tap in taps}
+
+    def _normalise(self, pixels: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
+        """To float32 on the device, after the copy: bytes are a quarter of the traffic."""
+        return pixels.to(self._device).float().div_(255).sub_(self._mean).div_(self._std)
+
+
+def run_intermediates(
+    model: nn.Module,
+    images: Float[Tensor, "B 3 S S"],
+    indices: Sequence[int] | None = None,
+    *,
+    grid: tuple[int, int] | None = None,
+) -> list[TapTokens]:
+    """What timm's forward_intermediates gives, un-normed, as grids and prefixes.
+
+    Args:
+        images: normalised, [B, 3, S, S].
+        indices: which entries, ascending; None for all. The model runs no deeper than the last.
+        grid: (H, W) of an isotropic net. With it the tokens of a ViT are views of what the blocks gave; without it timm
+            copies them to [B, D, H, W] (2-4 % of the time of a ViT-B on two cores).
+    Returns:
+        One per index: grid [B, H, W, D], prefix [B, P, D] with P = 0 for nets without prefix tokens.
+    """
+    forward: Any = model.forward_intermediates
+    options: dict[str, Any] = {"indices": indices, "norm": False, "stop_early": True, "intermediates_only": True}
+    if "return_prefix_tokens" in inspect.signature(forward).parameters:  # the ViTs, which all know NLC
+        options |= {"return_prefix_tokens": True, "output_fmt": "NLC" if grid else "NCHW"}
+    outputs = forward(images, **options)  # NCHW is every family's default
+    pairs = [output if isinstance(output, tuple) else (output, None) for output in outputs]
+    return [_tap_tokens(features, prefix, grid) for features, prefix in pairs]
+
+
+def _tap_tokens(features: Tensor, prefix: Prefix | None, size: tuple[int, int] | None) -> TapTokens:
+    """From [B, D, H, W] or, with the `size` of the grid, [B, N, D]."""
+    if features.ndim == 3 and size is not None:
+        grid: Grid = features.reshape(len(features), *size, features.shape[-1])  # a view
+    else:
+        grid = features.permute(0, 2, 3, 1)
+    return TapTokens(grid, grid.new_zeros(len(grid), 0, grid.shape[-1]) if prefix is None else prefix)
+
+
+def describe_taps(model: nn.Module, px: int) -> tuple[TokenSpec, ...]:
+    """Every tap of a model on the CPU, in depth order, from one forward pass of a black image of the real size.
+
+    `blocks.N` where the net is isotropic, which is seen, not guessed: there is one intermediate per module of
+    `model.blocks`, and each block gives exactly the prefix and grid tokens of its intermediate. Else `stages.N`.
+    """
+    block_shapes: list[torch.Size | None] = []
+
+    def note_shape(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        block_shapes.append(output.shape if isinstance(output, Tensor) else None)
+
+    blocks: Any = getattr(model, "blocks", ())
+    hooks = [block.register_forward_hook(note_shape) for block in blocks]
+    try:
+        with torch.no_grad():
+            outputs = run_intermediates(model, torch.zeros(1, 3, px, px))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    token_shapes = [(1, out.prefix.shape[1] + out.grid[0, ..., 0].numel(), out.grid.shape[-1]) for out in outputs]
+    kind = "blocks" if [tuple(shape or ()) for shape in block_shapes] == token_shapes else "stages"
+    return tuple(
+        TokenSpec(f"{kind}.{i}", out.grid.shape[1], out.grid.shape[2], out.prefix.shape[1], out.grid.shape[3])
+        for i, out in enumerate(outputs)
+    )
+
+
+def _build(name: str, spec: str) -> tuple[nn.Module, WeightsSource]:
+    """A model at its native size with its weights, and where they came from; the global RNG stays as it was."""
+    seed = random_seed(spec)
+    path = None if seed is not None else find_file(spec, name)
+    file = stamp(path)
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
+        torch.default_generator.manual_seed(seed or 0)  # torch.manual_seed would touch the accelerators' too
+        if spec == "hub":  # timm converts its hub files itself
+            overlay = {"file": str(path), "custom_load": False}  # custom_load: an .npz behind the other address
+            model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
+        else:
+            model = timm.create_model(name, pretrained=False)
+    if path is not None and spec != "hub":
+        model.load_state_dict(match_state_dict(read_state_dict(path), model.state_dict(), where=path))
+    return model, WeightsSource(spec, digest_state_dict(model.state_dict()), *file)
+
+
+def _resample(model: nn.Module, px: int, *, native: int, where: str) -> tuple[TokenSpec, ...]:
+    """Sets a model to another input size (conv nets need no change) and runs it there.
+
+    Returns:
+        The taps at that size.
+    Raises:
+        UsageError: with the nearest sizes that could work.
+    """
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
+    step = int(patch if isinstance(patch, int) else patch[0])
+    if px < 1:
+        remedy = f"use --image-px {native}, the native size"
+        raise UsageError(f"{px} px is no side of an image", where=where, remedy=remedy)
+    if px % step:
+        lower = px // step * step
+        sizes = f"{lower} or {lower + step}" if lower > 0 else f"{step}"
+        what = f"{px} px is not a multiple of the model's patch of {step} px"
+        raise UsageError(what, where=where, remedy=f"use --image-px {sizes} (native: {native})")
+    try:
+        set_input_size: Any = getattr(model, "set_input_size", None)
+        if set_input_size:
+            set_input_size(img_size=(px, px))
+        return describe_taps(model, px)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        what = f"the model cannot take {px} px: {error}"
+        raise UsageError(what, where=where, remedy=f"use --image-px {native}, the native size") from error

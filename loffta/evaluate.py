@@ -1,0 +1,168 @@
+"""Measures trained heads on a split of a cache.
+
+In: a run.   Out: results.json and predictions.parquet in it, and the results as a mapping. Called by `loffta evaluate`
+and at the end of `loffta train`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from loffta import machine
+from loffta.batches import Feed
+from loffta.config import TrainConfig
+from loffta.features import Feature, choose_features, usable_rows
+from loffta.heads import Head, build_head, find_head
+from loffta.heads.recipe import Recipe
+from loffta.relevance import raw_scores, scores
+from loffta.runs import RunPaths, load_head, open_run, write_predictions, write_results
+from loffta.store.cache import Cache
+from loffta.tasks import TASKS
+
+
+def evaluate(run: Path, split: str, *, cache_root: Path | None = None, device: str = "auto") -> dict[str, Any]:
+    """Evaluates every seed of a finished training.
+
+    Args:
+        cache_root: where the cache is now; None: where it was in training.
+    Raises:
+        LofftaError: no run, no trained head, or a cache that lacks its features.
+    """
+    start = time.monotonic()
+    machine.cap_threads()
+    paths, config = open_run(run)
+    cache = Cache.open(cache_root or config.cache)
+    kind = find_head(config.head).head.needs
+    features = choose_features(cache, config.features, kind, default_taps="all")
+    recipe = find_head(config.head).recipe(**config.recipe)
+    heads = load_heads(paths, config, features, recipe, len(cache.table.classes))
+    target = machine.resolve_device(device)
+    rows = usable_rows(cache, features, split, partial=config.partial)
+    probabilities = predict(heads, features, rows, batch_size=recipe.batch_size, device=target)
+    results = _measure(config, cache, features, rows, probabilities, split)
+    if getattr(recipe, "relevance_weight", 0.0) > 0:
+        results["relevance"] = relevance(heads)
+    results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
+    results["versions"] = machine.versions()
+    _write_predictions(paths, cache, rows, probabilities)
+    write_results(paths.results(split), results)
+    return results
+
+
+def load_heads(
+    paths: RunPaths, config: TrainConfig, features: Sequence[Feature], recipe: Recipe, n_classes: int
+) -> list[Head]:
+    """The trained heads of a run, one per seed, in evaluation mode."""
+    heads = []
+    for seed in range(config.seeds):
+        head = build_head(config.head, [feature.spec for feature in features], n_classes, recipe, seed)
+        head.load_state_dict(load_head(paths.head(seed)))
+        heads.append(head.eval())
+    return heads
+
+
+def predict(
+    heads: Sequence[Head],
+    features: Sequence[Feature],
+    rows: NDArray[np.int64],
+    *,
+    batch_size: int,
+    device: torch.device,
+) -> NDArray[np.float32]:
+    """Class probabilities [S, B, C] of S heads for B rows, in the order of `rows`; one read feeds all heads."""
+    heads = [head.to(device) for head in heads]
+    found = []
+    with torch.no_grad(), Feed(features, rows, batch_size=batch_size, device=device) as feed:
+        for batch in feed.in_order():
+            prepared = heads[0].prepare(batch.features)
+            found.append(torch.stack([head(prepared).float().softmax(dim=1) for head in heads]).cpu())
+    return torch.cat(found, dim=1).numpy()
+
+
+def relevance(heads: Sequence[Head]) -> dict[str, list[dict[str, Any]]]:
+    """Scores per backbone and per tap of a penalised ComBo, mean over seeds, the most relevant backbone first."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for level in ("backbones", "taps"):
+        groups = heads[0].backbone_groups if level == "backbones" else heads[0].tap_groups  # type: ignore[attr-defined]
+        weights = [head.project.weight.detach() for head in heads]  # type: ignore[attr-defined]
+        sized = torch.stack([scores(weight, groups) for weight in weights])
+        raw = torch.stack([raw_scores(weight, groups) for weight in weights]).mean(dim=0)
+        found[level] = [
+            {
+                "backbone": group.backbone,
+                "tap": group.tap,
+                "score": float(sized[:, i].mean()),
+                "per_seed": sized[:, i].tolist(),
+                "raw_score": float(raw[i]),
+                "inputs": group.n_columns,
+            }
+            for i, group in enumerate(groups)
+        ]
+    found["backbones"].sort(key=lambda entry: -entry["score"])
+    return found
+
+
+def _measure(
+    config: TrainConfig,
+    cache: Cache,
+    features: Sequence[Feature],
+    rows: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
+    split: str,
+) -> dict[str, Any]:
+    task = TASKS[config.task]
+    labels = cache.table.labels[rows]
+    predicted = np.stack([task.predict(torch.from_numpy(p)).numpy() for p in probabilities])
+    per_seed = [task.metrics(p, labels) for p in predicted]
+    ci95 = task.ci95(predicted, labels, seed=config.data_seed)
+    values = {name: [metrics[name] for metrics in per_seed] for name in per_seed[0]}
+    return {
+        "task": config.task,
+        "head": config.head,
+        "split": split,
+        "n": len(rows),
+        "metrics": {
+            name: {
+                "mean": float(np.mean(v)),
+                "std": float(np.std(v, ddof=1)) if len(v) > 1 else None,
+                "per_seed": v,
+                "ci95": list(ci95[name]),
+            }
+            for name, v in values.items()
+        },
+        "features": [
+            {
+                "store": feature.store.name,
+                "label": feature.spec.backbone,
+                "recipe_hash": feature.store.hash,
+                "taps": list(feature.spec.taps),
+            }
+            for feature in features
+        ],
+        "images": {"used": len(rows), "bad": len(cache.table.rows_of(split)) - len(rows)},
+        "recipe": config.recipe,
+    }
+
+
+def _write_predictions(
+    paths: RunPaths, cache: Cache, rows: NDArray[np.int64], probabilities: NDArray[np.float32]
+) -> None:
+    n_seeds = len(probabilities)
+    write_predictions(
+        paths.predictions,
+        {
+            "row": np.tile(rows, n_seeds),
+            "key": [cache.table.keys[row] for row in rows] * n_seeds,
+            "label": np.tile(cache.table.labels[rows], n_seeds),
+            "seed": np.repeat(np.arange(n_seeds), len(rows)),
+            "predicted": probabilities.argmax(axis=2).reshape(-1),
+            "confidence": probabilities.max(axis=2).reshape(-1),
+        },
+    )

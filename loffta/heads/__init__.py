@@ -1,0 +1,88 @@
+"""Heads: small modules on cached features, one file each, with their papers' recipes as defaults.
+
+`train` asks `HEADS[name].head.needs` which kind of features to feed, and builds the head with `build_head`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from loffta.errors import UsageError, unknown_name
+from loffta.heads.combo import ComboHead, ComboRecipe
+from loffta.heads.linear import LinearHead, LinearRecipe
+from loffta.heads.recipe import Recipe
+from loffta.tokens import FeatureSpec, Kind
+
+
+@runtime_checkable
+class Head(Protocol):
+    """What `train` and `evaluate` use of a head: an nn.Module with three additions."""
+
+    needs: ClassVar[Kind]  # the kind of every FeatureSpec it is given
+
+    def __init__(self, specs: Sequence[FeatureSpec], n_classes: int, *, rng: torch.Generator, **arguments: Any) -> None:
+        """Draws every initial weight from `rng`, a CPU generator: same seed, same weights."""
+
+    def prepare(self, features: Sequence[Tensor]) -> Tensor:
+        """The part without weights: seeds that train side by side share its result."""
+
+    def __call__(self, prepared: Tensor) -> Any:
+        """Takes what `prepare` gave; the logits."""
+
+    def no_decay(self) -> set[str]:
+        """Names of the parameters that weight decay leaves alone."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+    def train(self) -> Head: ...
+    def eval(self) -> Head: ...
+    def to(self, device: torch.device) -> Head: ...
+
+
+class HeadEntry(NamedTuple):
+    """One head as the command line knows it."""
+
+    head: type[Head]
+    recipe: type[Recipe]
+
+
+HEADS: dict[str, HeadEntry] = {
+    "linear": HeadEntry(LinearHead, LinearRecipe),
+    "combo": HeadEntry(ComboHead, ComboRecipe),
+}
+
+
+def find_head(name: str) -> HeadEntry:
+    """Looks a head up.
+
+    Raises:
+        UsageError: unknown name, with its nearest neighbours.
+    """
+    if name not in HEADS:
+        raise unknown_name("head", name, HEADS, where="head")
+    return HEADS[name]
+
+
+def build_head(name: str, specs: Sequence[FeatureSpec], n_classes: int, recipe: Recipe, seed: int) -> Head:
+    """A new head on the CPU; the seed decides all of its weights and the global generator has no part.
+
+    The recipe is of this head's recipe class, resolved or not.
+
+    Raises:
+        UsageError: unknown head, another head's recipe, or features of the wrong kind.
+    """
+    entry = find_head(name)
+    if not isinstance(recipe, entry.recipe):
+        raise UsageError(
+            f"a {type(recipe).__name__} cannot build head '{name}'",
+            where="recipe",
+            remedy=f"pass a {entry.recipe.__name__}",
+        )
+    rng = torch.Generator().manual_seed(seed)
+    return entry.head(specs, n_classes, rng=rng, **recipe.head_arguments())

@@ -1,0 +1,136 @@
+"""ComBo: all layers of all backbones, one affine map per position, a small transformer (arXiv 2512.01405).
+
+In:  patch tokens of every tap (the residual stream, prefix tokens dropped).   Out: class logits.
+Architecture, initialisation and recipe are the paper's for four ViT-B at 224 px; other grids and widths are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from loffta.heads.block import Block, make_linear
+from loffta.heads.recipe import Recipe, check_features, check_specs
+from loffta.pooling import normalise_layers, resize_grid
+from loffta.relevance import backbone_groups, tap_groups
+from loffta.tokens import FeatureSpec, Kind, Logits
+
+
+class ComboRecipe(Recipe, frozen=True):
+    """The paper's, the same for all its tasks: 1,300 steps on 800 images."""
+
+    epochs: PositiveInt = 100
+    batch_size: PositiveInt = 64
+    lr: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 1e-4
+    relevance_weight: NonNegativeFloat = 0.0  # times `relevance.penalty`; the paper scores backbones with 0.01
+    grid: PositiveInt | None = None  # cells per side; None: see `choose_grid`
+    width: PositiveInt = 128  # channels of the transformer
+    depth: PositiveInt = 6  # blocks
+    n_heads: PositiveInt = 2
+    mlp_ratio: PositiveInt = 4
+
+    @model_validator(mode="after")
+    def _width_divides(self) -> ComboRecipe:
+        if self.width % self.n_heads:
+            raise ValueError(f"width {self.width} is not a multiple of n_heads {self.n_heads}")
+        return self
+
+    def resolve(self, specs: Sequence[FeatureSpec]) -> ComboRecipe:
+        """Fills in the grid."""
+        return self if self.grid is not None else self.model_copy(update={"grid": choose_grid(specs)})
+
+    def head_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `ComboHead`."""
+        return self.model_dump(include={"grid", "width", "depth", "n_heads", "mlp_ratio"})
+
+
+class ComboHead(nn.Module):
+    """Logits from all taps on one common grid.
+
+    Args:
+        specs: features of kind "grid"; K is the sum of L * D over them.
+        rng: CPU generator that draws the initial weights.
+        grid: cells per side of the common grid; None: see `choose_grid`.
+    """
+
+    needs: ClassVar[Kind] = "grid"
+
+    def __init__(
+        self,
+        specs: Sequence[FeatureSpec],
+        n_classes: int,
+        *,
+        rng: torch.Generator,
+        grid: int | None = None,
+        width: int = 128,
+        depth: int = 6,
+        n_heads: int = 2,
+        mlp_ratio: int = 4,
+    ) -> None:
+        super().__init__()
+        check_specs("combo", self.needs, specs)
+        self.specs = tuple(specs)
+        self.grid = choose_grid(specs) if grid is None else grid
+        self.backbone_groups = backbone_groups(specs)  # columns of `project.weight`
+        self.tap_groups = tap_groups(specs)
+        self.project = _make_projection(sum(len(spec.taps) * spec.dim for spec in specs), width, rng)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=1e-6, generator=rng))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.grid**2, width))
+        nn.init.trunc_normal_(self.pos_embed, std=0.02, generator=rng)
+        self.blocks = nn.Sequential(*(Block(width, n_heads, rng=rng, mlp_ratio=mlp_ratio) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width, eps=1e-5)
+        self.classify = make_linear(width, n_classes, rng)
+
+    def prepare(self, features: Sequence[Float[Tensor, " ..."]]) -> Float[Tensor, "B N K"]:
+        """Brings all taps to one grid, normalises each, concatenates them per position; depends on no weights.
+
+        Args:
+            features: one [B, L, H, W, D] per spec.
+
+        Returns:
+            float32, N = grid * grid; columns in the order of specs, taps, channels.
+        """
+        check_features("combo", self.specs, features)
+        resized = (resize_grid(feature, self.grid).flatten(2, 3) for feature in features)
+        layers = [layer for tokens in resized for layer in normalise_layers(tokens).unbind(1)]
+        return torch.cat(layers, dim=2)  # one copy: the layers are views
+
+    def forward(self, prepared: Float[Tensor, "B N K"]) -> Logits:
+        """Takes what `prepare` gave."""
+        tokens = self.project(prepared)
+        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1) + self.pos_embed
+        logits: Tensor = self.classify(self.norm(self.blocks(tokens)[:, 0]))
+        return logits
+
+    def no_decay(self) -> set[str]:
+        """Names of the parameters that weight decay leaves alone."""
+        one_dimensional = {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
+        return one_dimensional | {"cls_token", "pos_embed"}
+
+
+def choose_grid(specs: Sequence[FeatureSpec]) -> int:
+    """Cells per side of the common grid.
+
+    The taps' own where all agree (DINOv2 alone keeps its 16), as in the paper; else min(14, image_px // 8) of the
+    largest input: 14 at 224 px as in the paper, 8 at 64 px. The latter is ours, also for a grid that is not square.
+    """
+    sides = {side for spec in specs for side in spec.shape[:2]}
+    if len(sides) == 1:
+        return sides.pop()
+    return max(1, min(14, max(spec.image_px for spec in specs) // 8))
+
+
+def _make_projection(n_inputs: int, width: int, rng: torch.Generator) -> nn.Linear:
+    """Torch's default initialisation, because the paper's projection is a timm patch embedding, which keeps it."""
+    project = nn.Linear(n_inputs, width, device="meta").to_empty(device="cpu")
+    nn.init.kaiming_uniform_(project.weight, a=math.sqrt(5), generator=rng)
+    bound = 1 / math.sqrt(n_inputs)
+    nn.init.uniform_(project.bias, -bound, bound, generator=rng)
+    return project

@@ -1,0 +1,82 @@
+"""What all heads share beside their weights: the training recipe, and the checks of what is fed to them.
+
+A recipe's defaults are those of the head's paper; what is ours is named so. `train` reads the training fields, the
+head's constructor gets `head_arguments()`, `runs` writes the whole resolved recipe into config.yaml.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from loffta.errors import UsageError
+from loffta.tokens import FeatureSpec, Kind
+
+
+class Recipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """How a head is trained: AdamW (betas 0.9 and 0.999), linear warm-up, then cosine, per step.
+
+    The warm-up and final factors are ComBo's and serve every head that does not say otherwise.
+    """
+
+    epochs: PositiveInt
+    batch_size: PositiveInt  # images; the last partial batch is kept
+    lr: PositiveFloat  # the highest, reached at the end of the warm-up
+    weight_decay: NonNegativeFloat  # decoupled (AdamW); not on the head's `no_decay()`
+    warmup_fraction: float = Field(0.1, ge=0, le=1)  # of all steps
+    warmup_start_factor: float = Field(1 / 100, gt=0, le=1)  # first step's learning rate over lr
+    final_lr_factor: float = Field(1 / 1000, ge=0, le=1)  # where the cosine ends, over lr
+    precision: Literal["fp32", "bf16"] | None = None  # None: bf16 autocast on CUDA (ComBo's), fp32 elsewhere
+
+    def resolve(self, specs: Sequence[FeatureSpec]) -> Recipe:  # noqa: ARG002
+        """The recipe with everything filled in that depends on the features; resolving twice changes nothing."""
+        return self
+
+    def head_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the head's constructor."""
+        return {}
+
+
+def check_specs(head: str, needs: Kind, specs: Sequence[FeatureSpec]) -> None:
+    """Refuses features of a kind that the head cannot use, and no features at all.
+
+    Raises:
+        UsageError: with the head, and the backbone at fault.
+    """
+    if not specs:
+        raise UsageError("there are no features", where=f"head '{head}'", remedy="give it at least one store")
+    for spec in specs:
+        if spec.kind != needs:
+            raise UsageError(
+                f"the features of {spec.backbone} are of kind '{spec.kind}'",
+                where=f"head '{head}'",
+                remedy=f"give it features of kind '{needs}'",
+            )
+
+
+def check_features(head: str, specs: Sequence[FeatureSpec], features: Sequence[Tensor]) -> None:
+    """Compares a batch with the specs that the head was built for.
+
+    Right are tensors [B, L, *spec.shape], one per spec, with the same B.
+
+    Raises:
+        UsageError: with the shape found and the shape expected.
+    """
+    where = f"head '{head}'"
+    if len(features) != len(specs):
+        raise UsageError(
+            f"got {len(features)} feature tensors for {len(specs)} specs",
+            where=where,
+            remedy="pass one tensor per FeatureSpec, in the order of the specs",
+        )
+    for spec, feature in zip(specs, features, strict=True):
+        expected = (len(features[0]), len(spec.taps), *spec.shape)
+        if tuple(feature.shape) != expected:
+            raise UsageError(
+                f"features of {spec.backbone} have shape {tuple(feature.shape)}, not {expected}",
+                where=where,
+                remedy="pass [B, L, *shape] as in the FeatureSpec, or build the head for these features",
+            )

@@ -1,0 +1,73 @@
+"""Pools, resizes and normalises token grids: pure functions without weights.
+
+In:  patch tokens of taps, as stored or as a batch on the device.   Out: tensors for `extract` (means) and `heads`.
+Nothing here draws random numbers; every sum is taken in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def pool_mean(grid: Float[Tensor, "*B H W D"]) -> Float[Tensor, "*B D"]:
+    """Averages the patch tokens; the sum is taken in float32.
+
+    Args:
+        grid: [..., H, W, D], without prefix tokens.
+
+    Returns:
+        [..., D] in the dtype of `grid`.
+    """
+    return grid.mean(dim=(-3, -2), dtype=torch.float32).to(grid.dtype)
+
+
+def resize_grid(grid: Float[Tensor, "B L H W D"], size: int) -> Float[Tensor, "B L {size} {size} D"]:
+    """Resizes every tap's grid to size x size cells.
+
+    Up-sampling and down-sampling by less than 2 are bilinear, align_corners=False, no antialias: ComBo's (arXiv
+    2512.01405). Down-sampling by 2 or more is the area average; ours, because bilinear looks at 4 cells per output
+    cell: from 32x32 to 4x4 it would see 64 of 1,024. Each axis goes by its own factor.
+
+    Returns:
+        float32; the very values of `grid` where the size is right already.
+    """
+    n_images, n_taps, height, width, n_channels = grid.shape
+    cells = grid.float()
+    if height == width == size:
+        return cells
+    cells = cells.flatten(0, 1).permute(0, 3, 1, 2)  # [B * L, D, H, W]; a channels-last view, not a copy
+    row_mode, column_mode = _resize_mode(height, size), _resize_mode(width, size)
+    if row_mode == column_mode:
+        cells = _interpolate(cells, size, size, row_mode)
+    else:
+        cells = _interpolate(cells, size, width, row_mode)
+        cells = _interpolate(cells, size, size, column_mode)
+    return cells.permute(0, 2, 3, 1).reshape(n_images, n_taps, size, size, n_channels)
+
+
+def normalise_layers(tokens: Float[Tensor, "B L N D"], eps: float = 1e-5) -> Float[Tensor, "B L N D"]:
+    """Gives each image's every layer mean 0 and variance 1 over all tokens and channels jointly.
+
+    One scalar mean and one scalar population standard deviation, sqrt(variance + eps), per image and layer; ComBo's
+    "embed_and_tokens" (arXiv 2512.01405). A LayerNorm per token would be another method.
+
+    Returns:
+        float32.
+    """
+    return F.layer_norm(tokens.float(), tokens.shape[2:], eps=eps)
+
+
+def _resize_mode(cells: int, size: int) -> Literal["area", "bilinear"]:
+    return "area" if cells >= 2 * size else "bilinear"
+
+
+def _interpolate(cells: Tensor, rows: int, columns: int, mode: Literal["area", "bilinear"]) -> Tensor:
+    """An axis that keeps its length keeps its values, in either mode."""
+    if mode == "area":
+        return F.interpolate(cells, size=(rows, columns), mode="area")
+    return F.interpolate(cells, size=(rows, columns), mode="bilinear", align_corners=False, antialias=False)

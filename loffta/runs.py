@@ -1,0 +1,150 @@
+"""A run: one directory that holds one training, and the only place that spells its file names.
+
+config.yaml comes first, results.json last: a directory with results is finished, one without is not.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from loffta.config import TrainConfig, parse, read_yaml, to_yaml
+from loffta.errors import LofftaError
+from loffta.store.files import replace_file
+from loffta.store.recipe import differing_fields
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The files of one run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.root / "config.yaml"
+
+    @property
+    def predictions(self) -> Path:
+        """One row per image and seed of the split evaluated last."""
+        return self.root / "predictions.parquet"
+
+    @property
+    def scoring(self) -> Path:
+        """The run that scored the backbones for --select."""
+        return self.root / "scoring"
+
+    def results(self, split: str) -> Path:
+        """What `evaluate` measured on one split."""
+        return self.root / ("results.json" if split == "test" else f"results-{split}.json")
+
+    def head(self, seed: int) -> Path:
+        """The trained weights of one seed."""
+        return self.root / f"seed-{seed}" / "head.safetensors"
+
+    def metrics(self, seed: int) -> Path:
+        """One line per epoch of one seed's training."""
+        return self.root / f"seed-{seed}" / "metrics.jsonl"
+
+
+def start_run(root: Path, config: TrainConfig) -> RunPaths:
+    """Makes the run's directory, or opens one that the same configuration began.
+
+    Raises:
+        LofftaError: the directory holds a run of another configuration (the fields are named), or something else.
+    """
+    paths = RunPaths(root)
+    if paths.config.exists():
+        old = parse(TrainConfig, read_yaml(paths.config), where=paths.config)
+        lines = differing_fields(old.model_dump(mode="json"), config.model_dump(mode="json"))
+        if lines:
+            raise LofftaError(
+                "this run was made with another configuration:\n    " + "\n    ".join(lines),
+                where=paths.config,
+                remedy="choose another --out, or give the old options to continue it",
+            )
+        return paths
+    if root.exists() and (not root.is_dir() or any(p != paths.scoring for p in root.iterdir())):
+        raise LofftaError("this folder holds something else", where=root, remedy="choose an empty or new --out")
+    replace_file(paths.config, to_yaml(config))
+    return paths
+
+
+def open_run(root: Path) -> tuple[RunPaths, TrainConfig]:
+    """Opens a run that is there."""
+    paths = RunPaths(root)
+    if not paths.config.exists():
+        raise LofftaError(
+            "there is no run here", where=root, remedy="make one with `loffta train CACHE --head NAME --out RUN`"
+        )
+    return paths, parse(TrainConfig, read_yaml(paths.config), where=paths.config)
+
+
+def save_head(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Writes a head's weights as safetensors."""
+    replace_file(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}))
+
+
+def load_head(path: Path) -> dict[str, Tensor]:
+    """Reads a head's weights.
+
+    Raises:
+        LofftaError: the training has not finished, or the file is damaged.
+    """
+    try:
+        return load(path.read_bytes())
+    except FileNotFoundError as error:
+        raise LofftaError(
+            "this run has no trained head yet", where=path, remedy="run its `loffta train` again until it is done"
+        ) from error
+    except SafetensorError as error:
+        raise LofftaError(
+            f"the head's file is damaged ({error})", where=path, remedy="delete it and run `loffta train` again"
+        ) from error
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes one JSON object per line."""
+    replace_file(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def write_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Writes results.json."""
+    replace_file(path, json.dumps(results, indent=2).encode())
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Reads results.json."""
+    try:
+        results: dict[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise LofftaError(
+            "there are no results here yet", where=path, remedy="run `loffta evaluate RUN`"
+        ) from error
+    return results
+
+
+def write_predictions(path: Path, columns: Mapping[str, NDArray[Any] | list[Any]]) -> None:
+    """Writes predictions.parquet: row, key, label, seed, predicted, confidence."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({name: pa.array(values) for name, values in columns.items()}), buffer)
+    replace_file(path, buffer.getvalue())
+
+
+def read_predictions(path: Path) -> dict[str, NDArray[Any]]:
+    """The columns of predictions.parquet."""
+    table = pq.read_table(path)
+    return {name: np.asarray(table[name].to_numpy(zero_copy_only=False)) for name in table.column_names}

@@ -1,0 +1,175 @@
+"""Stage two: trains heads from a cache; several seeds side by side on one read of the data.
+
+In: a TrainConfig and a directory.   Out: a run with weights, metrics, predictions and results. The data order depends
+on `data_seed` alone and is shared by all seeds, so that a seed trained among others equals the seed trained alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loffta import machine
+from loffta.batches import Feed
+from loffta.config import TrainConfig, parse
+from loffta.errors import LofftaError, UsageError, unknown_name
+from loffta.evaluate import evaluate
+from loffta.features import Feature, choose_features, usable_rows
+from loffta.heads import Head, build_head, find_head
+from loffta.heads.recipe import Recipe
+from loffta.optim import lr_at, n_steps, parameter_groups
+from loffta.progress import Progress
+from loffta.relevance import penalty
+from loffta.runs import RunPaths, read_results, save_head, start_run, write_lines, write_results
+from loffta.store.cache import Cache
+from loffta.tasks import TASKS
+
+SCORING_WEIGHT = 0.01  # lambda of the scoring run where none is given (second-hand from the ComBo paper)
+
+
+@dataclass
+class Member:
+    """One seed in training."""
+
+    seed: int
+    head: Head
+    optimizer: torch.optim.Optimizer
+    losses: list[float] = field(default_factory=list)  # of the steps of this epoch
+    log: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch
+
+
+def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, Any]:
+    """Trains and evaluates; a finished run is read back, not repeated.
+
+    Raises:
+        UsageError: unknown head, key, store, tap or split; near names are given.
+        LofftaError: the cache lacks features, the directory holds another run, or the loss is not finite.
+        Stopped: a signal came; the same command starts the training again.
+    """
+    machine.cap_threads()
+    cache = Cache.open(config.cache)
+    if config.task not in TASKS:
+        raise unknown_name("task", config.task, TASKS, where="--task")
+    if config.select is not None:
+        config = _select(config, cache, out, stop)
+    features, recipe = _resolve(config, cache)
+    config = config.model_copy(
+        update={"features": tuple(str(f) for f in features), "recipe": recipe.model_dump(mode="json")}
+    )
+    paths = start_run(out, config)
+    if paths.results(config.test_on).exists():
+        return read_results(paths.results(config.test_on))
+    start = time.monotonic()
+    members = _fit(config, cache, features, recipe, stop)
+    for member in members:
+        write_lines(paths.metrics(member.seed), member.log)
+        save_head(paths.head(member.seed), member.head.state_dict())
+    seconds = time.monotonic() - start
+    results = evaluate(out, config.test_on, device=config.device) | {"train_seconds": seconds}
+    write_results(paths.results(config.test_on), results)
+    return results
+
+
+def _select(config: TrainConfig, cache: Cache, out: Path, stop: machine.StopFlag) -> TrainConfig:
+    """ComBo's selection: a run with the penalty scores all backbones; what is returned trains on the best without it.
+
+    Which backbones were kept stands in the run's features, the scores in scoring/results.json.
+    """
+    if "relevance_weight" not in find_head(config.head).recipe.model_fields:
+        raise UsageError(f"head '{config.head}' gives no relevance", where="--select", remedy="use --head combo")
+    features, _ = _resolve(config, cache)
+    labels = list(dict.fromkeys(feature.spec.backbone for feature in features))
+    assert config.select is not None
+    if config.select >= len(labels):
+        raise UsageError(
+            f"cannot select {config.select} of {len(labels)} backbones",
+            where="--select",
+            remedy=f"choose 1 to {len(labels) - 1}, or leave --select out",
+        )
+    penalised = {**config.recipe, "relevance_weight": config.recipe.get("relevance_weight") or SCORING_WEIGHT}
+    scoring = config.model_copy(update={"select": None, "recipe": penalised})
+    scored = train(scoring, RunPaths(out).scoring, stop)
+    kept = {entry["backbone"] for entry in scored["relevance"]["backbones"][: config.select]}
+    chosen = tuple(str(feature) for feature in features if feature.spec.backbone in kept)
+    return config.model_copy(update={"features": chosen, "recipe": {**config.recipe, "relevance_weight": 0.0}})
+
+
+def _resolve(config: TrainConfig, cache: Cache) -> tuple[list[Feature], Recipe]:
+    """The features and the whole recipe, with everything filled in that depends on the features."""
+    entry = find_head(config.head)
+    default_taps = "last" if config.head == "linear" else "all"
+    features = choose_features(cache, config.features, entry.head.needs, default_taps=default_taps)
+    recipe = parse(entry.recipe, config.recipe, where=f"recipe of head '{config.head}'")
+    return features, recipe.resolve([feature.spec for feature in features])
+
+
+def _fit(
+    config: TrainConfig, cache: Cache, features: Sequence[Feature], recipe: Recipe, stop: machine.StopFlag
+) -> list[Member]:
+    device = machine.resolve_device(config.device)
+    rows = usable_rows(cache, features, config.train_on, partial=config.partial)
+    labels = torch.from_numpy(cache.table.labels).to(device)
+    specs = [feature.spec for feature in features]
+    members = []
+    for seed in range(config.seeds):
+        head = build_head(config.head, specs, len(cache.table.classes), recipe, seed).to(device).train()
+        groups = parameter_groups(head, recipe.weight_decay)
+        members.append(Member(seed, head, torch.optim.AdamW(groups, lr=recipe.lr, fused=device.type != "mps")))
+    total = n_steps(len(rows), recipe.batch_size, recipe.epochs)
+    feed = Feed(
+        features, rows, batch_size=recipe.batch_size, device=device, mode=config.feed, seed=config.data_seed
+    )
+    step = 0
+    with feed, Progress(f"train {config.head}", total, "steps") as progress:
+        for epoch in range(recipe.epochs):
+            for batch in feed.epoch(epoch):
+                stop.check(f"training step {step} of {total}; nothing is kept of an unfinished training")
+                lr = lr_at(step, total, recipe)
+                prepared = members[0].head.prepare(batch.features)
+                for member in members:
+                    loss = _step(member, prepared, labels[batch.rows], config, recipe, lr)
+                    member.losses.append(loss)
+                    if not math.isfinite(loss):
+                        raise _diverged(step, member.seed, [cache.table.keys[row] for row in batch.rows.tolist()])
+                step += 1
+                progress.advance(1, f"loss {loss:.3f}")
+            for member in members:
+                mean = sum(member.losses) / len(member.losses)
+                member.log.append({"epoch": epoch, "step": step, "loss": mean, "lr": lr})
+                member.losses.clear()
+    return members
+
+
+def _step(
+    member: Member, prepared: Tensor, labels: Tensor, config: TrainConfig, recipe: Recipe, lr: float
+) -> float:
+    """One optimiser step; returns the loss, penalty included."""
+    for group in member.optimizer.param_groups:
+        group["lr"] = lr
+    device = prepared.device.type
+    precision = recipe.precision or ("bf16" if device == "cuda" else "fp32")
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+        loss = TASKS[config.task].loss(member.head(prepared), labels)
+    relevance_weight = getattr(recipe, "relevance_weight", 0.0)
+    if relevance_weight > 0:
+        head: Any = member.head
+        loss = loss + relevance_weight * penalty(head.project.weight, head.backbone_groups)
+    member.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    member.optimizer.step()
+    return float(loss.detach())
+
+
+def _diverged(step: int, seed: int, keys: Sequence[str]) -> LofftaError:
+    return LofftaError(
+        f"the loss of seed {seed} is not finite at step {step}",
+        where=f"images {', '.join(keys[:5])}, ...",
+        remedy="lower the learning rate (--set lr=...), or look for damage with `loffta verify CACHE --deep`",
+    )

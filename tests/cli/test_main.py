@@ -1,0 +1,195 @@
+"""The group `loffta`: exit codes and messages, whatever the commands do; and the one line of `--json`."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+import torch
+from loffta_cli import main as module
+from loffta_cli.common import emit, json_option
+from loffta_cli.main import COMMANDS, cli, main
+
+from loffta import errors
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Registers a function as the command `fake`, in a module of its own as the real ones are."""
+
+    def register(body):
+        holder = types.ModuleType("loffta_cli.fake")
+        holder.command = click.command("fake")(body)
+        monkeypatch.setitem(sys.modules, "loffta_cli.fake", holder)
+        monkeypatch.setitem(COMMANDS, "fake", (".fake:command", "Stands in for a command."))
+
+    return register
+
+
+def raising(error: BaseException):
+    def body():
+        raise error
+
+    return body
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_is_where_the_list_says(name):
+    command = cli.get_command(click.Context(cli), name)
+    assert command.name == name
+    assert command.help
+
+
+@pytest.mark.smoke
+def test_help_lists_every_command_with_its_line(capsys):
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out.partition("Commands:")[2].split()
+    assert listed == " ".join(f"{name} {line}" for name, (_, line) in COMMANDS.items()).split()
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (errors.LofftaError, 1),
+        (errors.UsageError, 2),
+        (errors.TooManyBadImages, 3),
+        (errors.DamageFound, 4),
+        (errors.Stopped, 75),
+    ],
+)
+def test_an_error_is_one_message_and_its_exit_code(kind, code, fake, capsys):
+    fake(raising(kind("the cache is full", where="/data/cache", remedy="run `loffta drop`")))
+    assert main(["fake"]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "error: the cache is full\n  where:  /data/cache\n  remedy: run `loffta drop`\n"
+
+
+def test_notes_are_part_of_the_message(fake, capsys):
+    error = errors.LofftaError("short read", where="c.0", remedy="run `loffta verify`")
+    error.add_note("while reading images 512..1024")
+    fake(raising(error))
+    main(["fake"])
+    assert capsys.readouterr().err.endswith("\n  note:   while reading images 512..1024\n")
+
+
+@pytest.mark.parametrize("flag", ["-v", "--verbose"])
+def test_verbose_adds_the_traceback(flag, fake, capsys):
+    fake(raising(errors.LofftaError("no", where="here", remedy="none")))
+    assert main([flag, "fake"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback (most recent call last):")
+    assert err.endswith("error: no\n  where:  here\n  remedy: none\n")
+
+
+@pytest.mark.parametrize(("word", "remedy"), [("extrct", "did you mean extract?"), ("zzzz", "known: extract, train")])
+def test_an_unknown_command_names_its_nearest(word, remedy, capsys):
+    assert main([word]) == 2
+    assert f"unknown command '{word}': {remedy}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("args", [["--colour"], ["fake", "--colour"], ["fake", "surplus"]])
+def test_usage_errors_exit_2(args, fake, capsys):
+    fake(lambda: None)
+    assert main(args) == 2
+    assert "Usage: loffta" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("bug"), EOFError("bug"), OSError("bug")])
+def test_a_bug_keeps_its_traceback(error, fake):
+    fake(raising(error))
+    with pytest.raises(type(error), match="bug"):
+        main(["fake"])
+
+
+def test_interrupt_exits_130(fake, capsys):
+    fake(raising(KeyboardInterrupt()))
+    assert main(["fake"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", [0, 4])
+def test_a_command_may_choose_its_exit_code(code, fake):
+    fake(lambda: click.get_current_context().exit(code))
+    assert main(["fake"]) == code
+
+
+@pytest.mark.parametrize("write", ["click.echo('x')", "print('x')"])  # flushed at once; flushed at the end
+def test_a_closed_pipe_is_quiet(write, tmp_path):
+    code = (
+        "import sys, types, click\n"
+        "from loffta_cli.main import COMMANDS, main\n"
+        f"fake = types.ModuleType('fake'); fake.command = click.command('fake')(lambda: {write})\n"
+        "sys.modules['loffta_cli.fake'] = fake; COMMANDS['fake'] = ('.fake:command', '')\n"
+        "sys.exit(main(['fake']))"
+    )
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+    )
+    os.close(write_end)
+    assert (result.returncode, result.stderr) == (1, b"")
+
+
+def test_without_arguments_this_process_is_asked(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["loffta", "--version"])
+    assert main() == 0
+    assert capsys.readouterr().out == f"loffta {module.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.1, 0.1),
+        (float("nan"), None),
+        (float("-inf"), None),
+        (np.float32(0.5), 0.5),
+        (np.float16("inf"), None),
+        (np.float64("nan"), None),
+        (np.int64(7), 7),
+        (np.bool_(True), True),
+        (np.array([[1.0, np.nan]]), [[1.0, None]]),
+        (torch.tensor(3), 3),
+        (Path("a/b"), "a/b"),
+        ((1, "zwei\nZüge"), [1, "zwei\nZüge"]),
+        ({"a": {1: [None, True]}}, {"a": {"1": [None, True]}}),
+    ],
+)
+def test_json_is_strict_and_one_line(value, expected, capsys):
+    print("a line before")
+    emit({"value": value}, True)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert json.loads(lines[-1], parse_constant=pytest.fail) == {"value": expected}
+
+
+def test_without_json_nothing_is_printed(capsys):
+    emit({"value": 1}, False)
+    assert capsys.readouterr().out == ""
+
+
+def test_what_json_cannot_say_is_a_bug():
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        emit({"value": object()}, True)
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_json_option(flags, fake, capsys):
+    @json_option
+    def body(as_json):
+        emit({"n": 1}, as_json)
+
+    fake(body)
+    assert main(["fake", *flags]) == 0
+    assert capsys.readouterr().out == ('{"n": 1}\n' if flags else "")

@@ -1,0 +1,96 @@
+"""Poolings, resizing and normalisation against numpy loops."""
+
+import numpy as np
+import pytest
+import torch
+
+from loffta.pooling import normalise_layers, pool_mean, resize_grid
+
+
+def draw(*shape, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+def bilinear_loop(cells, size):
+    """One grid [H, W, D]: half-pixel centres, edges repeated, two neighbours per axis."""
+
+    def neighbours(index, length):
+        position = max(0.0, (index + 0.5) * length / size - 0.5)
+        low = int(position)
+        return low, min(low + 1, length - 1), position - low
+
+    out = np.zeros((size, size, cells.shape[2]))
+    for row in range(size):
+        top, bottom, down = neighbours(row, cells.shape[0])
+        for column in range(size):
+            left, right, across = neighbours(column, cells.shape[1])
+            upper = (1 - across) * cells[top, left] + across * cells[top, right]
+            lower = (1 - across) * cells[bottom, left] + across * cells[bottom, right]
+            out[row, column] = (1 - down) * upper + down * lower
+    return out
+
+
+def test_mean_sums_in_float32():
+    grid = torch.full((2, 3, 100, 100, 4), 30.0, dtype=torch.float16)  # the sum, 300,000, is beyond float16
+    pooled = pool_mean(grid)
+    assert pooled.dtype == torch.float16
+    assert pooled.shape == (2, 3, 4)
+    assert (pooled == 30).all()
+
+
+def test_mean_equals_numpy():
+    grid = draw(2, 3, 4, 5, 6)
+    np.testing.assert_allclose(pool_mean(grid), grid.numpy().mean(axis=(2, 3)), atol=1e-6)
+    np.testing.assert_allclose(pool_mean(grid[0, 0]), grid[0, 0].numpy().mean(axis=(0, 1)), atol=1e-6)
+
+
+def test_right_size_keeps_every_value():
+    grid = draw(2, 3, 7, 7, 5, dtype=torch.float16)
+    assert resize_grid(grid, 7).dtype == torch.float32
+    assert torch.equal(resize_grid(grid, 7), grid.float())
+
+
+@pytest.mark.parametrize(("cells", "size"), [(16, 14), (7, 14), (9, 5), (1, 3), (14, 15)])
+def test_bilinear_equals_loop(cells, size):
+    grid = draw(2, 3, cells, cells, 4)
+    resized = resize_grid(grid, size)
+    for image in range(2):
+        for tap in range(3):
+            np.testing.assert_allclose(resized[image, tap], bilinear_loop(grid[image, tap].numpy(), size), atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_strong_downsampling_is_the_area_average(factor):
+    size = 4
+    grid = draw(2, 3, size * factor, size * factor, 5)
+    averages = grid.numpy().reshape(2, 3, size, factor, size, factor, 5).mean(axis=(3, 5))
+    np.testing.assert_allclose(resize_grid(grid, size), averages, atol=1e-5)
+
+
+def test_each_axis_goes_by_its_own_factor():
+    grid = draw(1, 1, 12, 5, 2)  # rows: average of 3; columns: bilinear from 5 to 4
+    rows = grid[0, 0].numpy().reshape(4, 3, 5, 2).mean(axis=1)
+    np.testing.assert_allclose(resize_grid(grid, 4)[0, 0], bilinear_loop(rows, 4), atol=1e-5)
+
+
+def test_resize_takes_a_grid_that_is_not_contiguous():
+    grid = draw(2, 4, 6, 6, 3)
+    assert torch.equal(resize_grid(grid[:, ::2], 4), resize_grid(grid, 4)[:, ::2])
+
+
+def test_normalisation_equals_numpy_loop():
+    tokens = draw(3, 4, 49, 16) * torch.linspace(0.1, 50, 12).reshape(3, 4, 1, 1) + 7
+    normalised = normalise_layers(tokens)
+    for image in range(3):
+        for tap in range(4):
+            layer = tokens[image, tap].numpy().astype(np.float64)
+            expected = (layer - layer.mean()) / np.sqrt(layer.var() + 1e-5)
+            np.testing.assert_allclose(normalised[image, tap], expected, atol=1e-4)
+    flat = normalised.double().flatten(2)
+    np.testing.assert_allclose(flat.mean(dim=2), 0, atol=1e-5)
+    np.testing.assert_allclose(flat.var(dim=2, correction=0), 1, atol=2e-3)  # smallest variance 0.01, eps 1e-5
+
+
+def test_normalisation_takes_half_precision_and_constants():
+    assert normalise_layers(draw(1, 2, 9, 4, dtype=torch.float16)).dtype == torch.float32
+    assert torch.equal(normalise_layers(torch.full((1, 1, 9, 4), 3.0)), torch.zeros(1, 1, 9, 4))
