@@ -35,3 +35,47 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays, without importing either
         return _plain(value.tolist())
     return value  # json.dumps raises TypeError for what is left: a bug, so its traceback stays
+
+
+def merge_config(ctx: click.Context, file: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a YAML file says, overruled by the options that were given, filled up by the options' defaults.
+
+    Args:
+        options: by configuration key; None and empty tuples are as good as not given.
+    """
+    from loffta.config import read_yaml
+
+    values = read_yaml(file) if file else {}
+    given = {
+        parameter.name
+        for parameter in ctx.command.params
+        if parameter.name and ctx.get_parameter_source(parameter.name) is click.core.ParameterSource.COMMANDLINE
+    }
+    for key, value in options.items():
+        if value not in (None, ()) and (key in given or key not in values):
+            values[key] = value
+    return values
+
+
+def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """`--set key=value` pairs; values are read as YAML, so 4 is a number and null is None."""
+    import yaml
+
+    from loffta.errors import UsageError
+
+    settings = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"'{pair}' is not key=value", where="--set", remedy="write for example --set epochs=12")
+        settings[key] = yaml.safe_load(value)
+    return settings
+
+
+def human_bytes(n_bytes: float) -> str:
+    """1234567 -> '1.2 MB'; powers of 1,000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.2f} TB"

@@ -79,10 +79,12 @@ def parse(model: type[Model], values: Mapping[str, Any], *, where: str | Path) -
         if problem["type"] == "extra_forbidden":
             owner = _model_at(model, problem["loc"][:-1])
             raise unknown_name("key", str(problem["loc"][-1]), owner.model_fields, where=f"{where}: {path}") from error
+        if problem["type"] == "missing":
+            raise UsageError(f"'{path}' is missing", where=where, remedy=f"give {path}") from error
         raise UsageError(
             f"{path or 'value'}: {problem['msg'].lower()} (got {problem['input']!r})",
             where=where,
-            remedy=f"set {path} to a value that fits; docs/quickstart.md lists the options",
+            remedy="give a value that fits",
         ) from error
 
 

@@ -18,7 +18,7 @@ import torch
 
 from loffta import machine
 from loffta.backbones import Backbone, TapTokens
-from loffta.backbones.taps import resolve_taps
+from loffta.taps import resolve_taps
 from loffta.backbones.weights import locate
 from loffta.config import BackboneConfig, ExtractConfig
 from loffta.errors import LofftaError, TooManyBadImages

@@ -91,7 +91,7 @@ def usable_rows(cache: Cache, features: Sequence[Feature], split: str, *, partia
                 f"store {feature.store.name} is not finished: {missing} of the {len(rows)} images of split "
                 f"'{split}' have no features yet",
                 where=cache.paths.root,
-                remedy=f"finish it with\n      {extract_command(cache, feature.store, feature.spec.taps)}\n"
+                remedy=f"finish it with\n      {extract_command(cache, feature.store, _taps_of(features, feature.store))}\n"
                 "    or train on what is there with --partial",
             )
         ready &= here
@@ -110,6 +110,10 @@ def extract_command(cache: Cache, store: Store, taps: Sequence[str]) -> str:
         f"loffta extract {cache.table.source} --cache {cache.paths.root} --backbone {request['backbone']} "
         f"--weights {request['weights']} --taps {','.join(taps)}{size} --dtype {request['dtype']}"
     )
+
+
+def _taps_of(features: Sequence[Feature], store: Store) -> list[str]:
+    return [tap for feature in features if feature.store.name == store.name for tap in feature.spec.taps]
 
 
 def _settled(feature: Feature, n_rows: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

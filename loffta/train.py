@@ -115,7 +115,7 @@ def _fit(
 ) -> list[Member]:
     device = machine.resolve_device(config.device)
     rows = usable_rows(cache, features, config.train_on, partial=config.partial)
-    labels = torch.from_numpy(cache.table.labels).to(device)
+    labels = torch.tensor(cache.table.labels, device=device)
     specs = [feature.spec for feature in features]
     members = []
     for seed in range(config.seeds):

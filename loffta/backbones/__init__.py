@@ -1,6 +1,6 @@
 """What stage one needs of a frozen network: images in, tokens per tap out.
 
-Any object with these attributes is a backbone; nothing has to be inherited. `load.py` makes them from timm.
+Any object with these attributes is a backbone; nothing has to be inherited. `timm_backbone.py` makes them from timm.
 """
 
 from __future__ import annotations

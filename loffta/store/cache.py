@@ -100,7 +100,7 @@ class Cache:
             if config["format"] > FORMAT:
                 raise ValueError(f"format {config['format']} is newer than this loffta knows ({FORMAT})")
             return cls(paths, config["unit_images"], config["thumb_px"], ImageTable.read(paths.images))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise LofftaError(
                 "there is no cache here", where=root, remedy="make one with `loffta extract SOURCE --cache DIR ...`"
             ) from error
@@ -123,8 +123,10 @@ class Cache:
         """
         paths = CachePaths(root)
         if not paths.config.exists():
-            if root.is_dir() and any(p.name != paths.images.name and p.suffix != ".part" for p in root.iterdir()):
-                raise LofftaError("this folder holds something else", where=root, remedy="choose an empty or new folder")
+            if _is_foreign(paths) and not paths.config.exists():  # asked again: another process may have just made it
+                raise LofftaError(
+                    "this folder holds something else", where=root, remedy="choose an empty or new folder"
+                )
             create_file(paths.images, listing.to_parquet())
             config = {"format": FORMAT, "unit_images": unit_images or DEFAULT_UNIT_IMAGES, "thumb_px": thumb_px}
             create_file(paths.config, json.dumps(config).encode())
@@ -227,3 +229,10 @@ class Cache:
             return self
         replace_file(self.paths.images, table.to_parquet())
         return Cache(self.paths, self.unit_images, self.thumb_px, table)
+
+
+def _is_foreign(paths: CachePaths) -> bool:
+    """Whether the root is something else than a missing folder, or one that a cache was begun in."""
+    if not paths.root.is_dir():
+        return paths.root.exists()
+    return any(p.name != paths.images.name and p.suffix != ".part" for p in paths.root.iterdir())

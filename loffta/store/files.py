@@ -5,14 +5,19 @@ A temporary name tells its writer's host and process, so that what a killed writ
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+
+from loffta.errors import LofftaError
 
 _PART = re.compile(r"\..+\.(?P<host>[A-Za-z0-9-]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.part")
 STALE_AFTER_S = 24 * 3600  # a part of another host: its process cannot be asked, so only age tells
@@ -21,6 +26,21 @@ STALE_AFTER_S = 24 * 3600  # a part of another host: its process cannot be asked
 def part_name(final: Path) -> Path:
     """A temporary name beside `final` that names this host and process."""
     return final.with_name(f".{final.name}.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part")
+
+
+@contextmanager
+def space_guard(final: Path) -> Iterator[None]:
+    """Turns a full disk, inode table or quota met while writing `final` into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise LofftaError(
+            f"no space left to write a file ({os.strerror(error.errno)})",
+            where=final,
+            remedy="free space or raise the quota, then run the same command again: finished units are kept",
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -35,7 +55,11 @@ def sync_folder(folder: Path) -> None:
 def replace_file(path: Path, data: bytes) -> None:
     """Writes `data` to `path` durably; a reader sees the old file or the new one, never part of one."""
     part = _write_part(path, data)
-    part.replace(path)
+    try:
+        with space_guard(path):
+            part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
@@ -47,7 +71,8 @@ def create_file(path: Path, data: bytes) -> bool:
     """
     part = _write_part(path, data)
     try:
-        os.link(part, path)  # the one call that is exclusive on local disks, NFS and Lustre alike
+        with space_guard(path):
+            os.link(part, path)  # the one call that is exclusive on local disks, NFS and Lustre alike
     except FileExistsError:
         return False
     finally:
@@ -72,13 +97,14 @@ def sweep_parts(folder: Path) -> list[Path]:
 
 
 def _write_part(path: Path, data: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = part_name(path)
     try:
-        with part.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        with space_guard(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
     except BaseException:
         part.unlink(missing_ok=True)
         raise

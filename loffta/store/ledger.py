@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -22,20 +23,21 @@ from loffta.store.files import replace_file
 from loffta.store.paths import ArrayPaths
 
 OK, BAD = "ok", "bad"
-_SCHEMA = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("blake2b", pa.string()),
-        ("finite", pa.list_(pa.bool_())),
-        ("abs_max", pa.list_(pa.float32())),
-        ("crc32c", pa.list_(pa.uint32())),
-    ]
-)
+_TYPES: dict[str, pa.DataType] = {
+    "row": pa.int64(),
+    "status": pa.string(),
+    "reason": pa.string(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "blake2b": pa.string(),
+    "finite": pa.list_(pa.bool_()),
+    "abs_max": pa.list_(pa.float32()),
+    "crc32c": pa.list_(pa.uint32()),
+}
+_SCHEMA = pa.schema(_TYPES)
 _META = b"loffta"
+# what pyarrow raises over damaged bytes; real trouble of the file system is met before it sees them
+_UNREADABLE = (OSError, ValueError, KeyError, pa.ArrowException)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def write_done(
     arrays = [pa.array(column, type=field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
     table = pa.Table.from_arrays(arrays, schema=_SCHEMA.with_metadata({_META: json.dumps(run).encode()}))
     buffer = io.BytesIO()
-    pq.write_table(table, buffer)
+    pq.write_table(table, buffer, write_page_checksum=True)
     replace_file(paths.done(unit), buffer.getvalue())
 
 
@@ -80,11 +82,11 @@ def read_done(path: Path) -> pa.Table:
     Raises:
         DamageFound: the file cannot be read.
     """
+    data = path.read_bytes()
     try:
-        return pq.read_table(path, schema=_SCHEMA)
-    except FileNotFoundError:
-        raise
-    except (OSError, pa.ArrowInvalid) as error:
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+            return file.read(use_threads=False).select(_SCHEMA.names).cast(_SCHEMA)
+    except _UNREADABLE as error:
         raise DamageFound(
             f"done file cannot be read ({error})",
             where=path,
@@ -95,10 +97,12 @@ def read_done(path: Path) -> pa.Table:
 def count_done(paths: ArrayPaths, unit: int) -> int:
     """Rows that the done file of `unit` lists, 0 where there is none; reads the footer alone."""
     try:
-        return int(pq.read_metadata(paths.done(unit)).num_rows)
+        data = paths.done(unit).read_bytes()
     except FileNotFoundError:
         return 0
-    except pa.ArrowInvalid:  # damaged: `verify` names it, extract writes it anew
+    try:
+        return int(pq.read_metadata(pa.BufferReader(data)).num_rows)
+    except _UNREADABLE:  # damaged: `verify` names it, extract writes it anew
         return 0
 
 
@@ -123,10 +127,11 @@ def read_ledger(paths: ArrayPaths, n_rows: int) -> Ledger:
     files = sorted(paths.done_folder.glob("u*.parquet"))
     for path in files:
         table = read_done(path)
+        table = table.filter(pc.less(table["row"], n_rows))  # another process may have grown the array meanwhile
         rows = table["row"].to_numpy()
         good = np.asarray(table["status"].to_numpy(zero_copy_only=False) == OK)
         ready[rows[good]] = True
         if not good.all():
-            reasons = table["reason"].to_pylist()
+            reasons: list[Any] = table["reason"].to_pylist()
             bad.update({int(rows[i]): reasons[i] for i in np.flatnonzero(~good)})
     return Ledger(ready, bad, len(files))

@@ -17,6 +17,12 @@ import numpy as np
 from loffta.errors import LofftaError
 
 CRC_BYTES = 4
+# the zarr data types that are a numpy type of the same name; bfloat16 and the like are not
+_NUMPY_TYPES = (
+    "bool",
+    *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)),
+    *(f"float{b}" for b in (16, 32, 64)),
+)
 _CRC = {"name": "crc32c"}
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 
@@ -138,6 +144,8 @@ def _plain_layout(document: dict[str, Any]) -> ArrayLayout | None:
     little = all(c.get("configuration", {}).get("endian", "little") == "little" for c in sharding["codecs"][:1])
     index = [c["name"] for c in sharding["index_codecs"]]
     if inner not in (["bytes"], ["bytes", "crc32c"]) or not little or index != ["bytes", "crc32c"]:
+        return None
+    if document["data_type"] not in _NUMPY_TYPES or document["chunk_grid"]["name"] != "regular":
         return None
     shape, outer = tuple(document["shape"]), tuple(document["chunk_grid"]["configuration"]["chunk_shape"])
     chunk = tuple(sharding["chunk_shape"])

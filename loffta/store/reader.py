@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakSet
 
 import numpy as np
 from crc32c import crc32c
@@ -23,8 +24,10 @@ from loffta.errors import DamageFound, LofftaError
 from loffta.store.metadata import CRC_BYTES, ArrayLayout, read_layout
 from loffta.store.paths import ArrayPaths
 from loffta.store.shard import MAX_IOV, MISSING, read_index, read_into
+from loffta.store.units import rows_of
 
 Check = Literal["first", "never"]
+WRONG_LENGTH = MISSING - np.uint64(1)  # stands for the offset of a chunk that cannot be read
 
 
 class _Shard:
@@ -33,16 +36,18 @@ class _Shard:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.fd = os.open(path, os.O_RDONLY)
+        status = os.fstat(self.fd)
+        self.identity = (status.st_ino, status.st_size, status.st_mtime_ns)
 
     def __del__(self) -> None:
-        if fd := getattr(self, "fd", 0):
-            os.close(fd)
+        if hasattr(self, "fd"):
+            os.close(self.fd)
 
 
 class ArrayReader:
     """Random access to one array of format 1, or of any writer that keeps its inner chunks uncompressed.
 
-    Safe to call from several threads. Descriptors stay under a quarter of the process's limit.
+    Safe to call from several threads. The descriptors of all readers together stay near a quarter of the process's limit.
     """
 
     def __init__(self, paths: ArrayPaths, *, check: Check = "first") -> None:
@@ -63,10 +68,12 @@ class ArrayReader:
         self.layout: ArrayLayout = layout
         self._check = check == "first" and layout.crc
         self._checked = np.zeros((layout.shape[0], layout.chunks_per_image), dtype=bool)
-        self._indexes: dict[int, NDArray[np.uint64]] = {}  # 16 bytes a chunk: 19 MB for 100,000 images of 12 taps
+        # 8 bytes a chunk: 10 MB for 100,000 images of 12 taps; a unit's part is valid once `_known` has its shard
+        self._offsets = np.empty((layout.shape[0], layout.chunks_per_image), dtype=np.uint64)
+        self._known: dict[int, tuple[int, ...]] = {}
         self._shards: OrderedDict[int, _Shard] = OrderedDict()
-        self._max_open = max(8, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._lock = threading.Lock()
+        _READERS.add(self)
 
     def read(
         self,
@@ -82,7 +89,7 @@ class ArrayReader:
         Args:
             rows: [B] row numbers in any order, repeats allowed.
             taps: positions along axis 1; None reads whole images.
-            out: [B, len(taps), ...] C-contiguous buffer of the array's dtype. A fresh one halves the rate: reuse it.
+            out: [B, len(taps), ...], C-contiguous buffer of the array's dtype. A fresh one halves the rate: reuse it.
             pool: with n_parts > 1, threads that share the work.
         Returns:
             `out`.
@@ -91,10 +98,12 @@ class ArrayReader:
             IndexError: a row or tap that the array does not have.
         """
         positions = self._positions(taps)
-        out = self.empty(len(rows), taps) if out is None else out
+        expected = self._shape(len(rows), taps)
+        out = np.empty(expected, self.layout.dtype) if out is None else out
         if len(rows) and (rows.min() < 0 or rows.max() >= self.layout.shape[0]):
             raise IndexError(f"row outside 0..{self.layout.shape[0] - 1} of {self.paths.name}")
-        assert out.flags.c_contiguous and out.dtype == self.layout.dtype, "out must be C-contiguous, in the array's dtype"
+        assert out.shape == expected and out.dtype == self.layout.dtype, f"out must be {expected} {self.layout.dtype}"
+        assert out.flags.c_contiguous, "out must be C-contiguous"
         if pool is None or n_parts == 1 or len(rows) < n_parts:
             self._read_part(rows, positions, out)
         else:
@@ -105,12 +114,15 @@ class ArrayReader:
 
     def empty(self, n_rows: int, taps: Sequence[int] | None = None) -> NDArray[Any]:
         """A buffer for `n_rows` images."""
-        item = self.layout.item_shape if taps is None else (len(taps), *self.layout.item_shape[1:])
-        return np.empty((n_rows, *item), self.layout.dtype)
+        return np.empty(self._shape(n_rows, taps), self.layout.dtype)
 
     def shard_index(self, unit: int) -> NDArray[np.uint64]:
-        """[U * chunks_per_image, 2] offsets and lengths of one unit's chunks."""
-        return self._open(unit)[1]
+        """[U * chunks_per_image, 2] offsets and lengths of one unit's chunks, read anew."""
+        return self._read_index(self._open(unit))
+
+    def _shape(self, n_rows: int, taps: Sequence[int] | None) -> tuple[int, ...]:
+        item = self.layout.item_shape
+        return (n_rows, *item) if taps is None else (n_rows, len(taps), *item[1:])
 
     def _positions(self, taps: Sequence[int] | None) -> NDArray[np.int64]:
         per_image = self.layout.chunks_per_image
@@ -124,33 +136,36 @@ class ArrayReader:
         return chosen
 
     def _read_part(self, rows: NDArray[np.int64], positions: NDArray[np.int64], out: NDArray[Any]) -> None:
-        n_chunks, size = len(rows) * len(positions), self.layout.chunk_bytes
-        if not n_chunks:
+        if not len(rows):
             return
-        target = memoryview(out.reshape(-1).view(np.uint8))
-        crcs = memoryview(bytearray(n_chunks * CRC_BYTES))
-        units, within = np.divmod(rows, self.layout.unit_images)
-        for unit in np.unique(units):
-            shard, index = self._open(int(unit))
-            members = np.flatnonzero(units == unit)
-            entries = (within[members, None] * self.layout.chunks_per_image + positions).reshape(-1)
-            places = (members[:, None] * len(positions) + np.arange(len(positions))).reshape(-1)
-            offsets = self._offsets(index, entries, shard)
-            order = np.argsort(offsets, kind="stable")
-            self._read_runs(shard, offsets[order].tolist(), places[order].tolist(), target, crcs, size)
+        size, n_taps = self.layout.chunk_bytes, len(positions)
+        target = out.reshape(-1).view(np.uint8).data
+        crcs = memoryview(bytearray(len(rows) * n_taps * CRC_BYTES))
+        units = rows // self.layout.unit_images
+        present = np.unique(units).tolist()
+        for unit in present:
+            if unit not in self._known:
+                self._open(unit)
+        offsets = self._offsets[rows[:, None], positions].reshape(-1)
+        if offsets.max() >= WRONG_LENGTH:
+            self._refuse_hole(int(rows[int(offsets.argmax()) // n_taps]), offsets.max() == MISSING)
+        owners = np.repeat(units, n_taps)
+        order = np.lexsort((offsets, owners))  # by shard, then in file order
+        bounds = np.searchsorted(owners[order], [*present, present[-1] + 1]).tolist()
+        for unit, first, last in zip(present, bounds, bounds[1:]):  # noqa: B905  bounds is longer by one
+            places = order[first:last]
+            self._read_runs(self._open(unit), offsets[places].tolist(), places.tolist(), target, crcs, size)
         if self._check:
             self._verify(rows, positions, target, crcs, size)
 
-    def _offsets(self, index: NDArray[np.uint64], entries: NDArray[np.int64], shard: _Shard) -> NDArray[np.uint64]:
-        found = index[entries]
-        if (found[:, 1] != self.layout.stored_chunk_bytes).any():
-            missing = bool((found[:, 0] == MISSING).any())
-            raise DamageFound(
-                "a chunk of a finished unit is missing" if missing else "a chunk has another length than its array says",
-                where=shard.path,
-                remedy="run `loffta verify CACHE` to list all damage",
-            )
-        return found[:, 0]
+    def _refuse_hole(self, row: int, missing: bool) -> None:
+        raise DamageFound(
+            f"row {row} is missing from its shard"
+            if missing
+            else f"row {row} has a chunk of another length than its array says",
+            where=self._path(row // self.layout.unit_images),
+            remedy="run `loffta verify CACHE` to list all damage",
+        )
 
     def _read_runs(
         self, shard: _Shard, offsets: list[int], places: list[int], target: memoryview, crcs: memoryview, size: int
@@ -183,30 +198,49 @@ class ArrayReader:
                 tap = self.layout.taps[position] if self.layout.chunks_per_image > 1 else "all taps"
                 raise DamageFound(
                     f"row {row}, {tap}: the bytes do not match their crc32c",
-                    where=self.paths.shard(row // self.layout.unit_images, self.layout.ndim),
+                    where=self._path(row // self.layout.unit_images),
                     remedy="run `loffta verify CACHE --deep` to list all damage",
                 )
         self._checked[rows[:, None], positions] = True
 
-    def _open(self, unit: int) -> tuple[_Shard, NDArray[np.uint64]]:
+    def _path(self, unit: int) -> Path:
+        return self.paths.shard(unit, self.layout.ndim)
+
+    def _open(self, unit: int) -> _Shard:
         with self._lock:
             shard = self._shards.get(unit)
             if shard is None:
-                path = self.paths.shard(unit, self.layout.ndim)
                 try:
-                    shard = _Shard(path)
+                    shard = _Shard(self._path(unit))
                 except FileNotFoundError:
                     raise DamageFound(
                         "a shard of a finished unit is gone",
-                        where=path,
+                        where=self._path(unit),
                         remedy="was the file system purged? `loffta verify CACHE` lists all that is missing",
                     ) from None
-                if unit not in self._indexes:
-                    n_chunks = self.layout.unit_images * self.layout.chunks_per_image
-                    at_end = self.layout.index_at_end
-                    self._indexes[unit] = read_index(shard.fd, n_chunks, at_end=at_end, path=path)
+                if self._known.get(unit) != shard.identity:
+                    self._learn(unit, shard)
                 self._shards[unit] = shard
-                if len(self._shards) > self._max_open:
+                quota = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4 // len(_READERS)
+                while len(self._shards) > max(2, quota):
                     self._shards.popitem(last=False)
             self._shards.move_to_end(unit)
-            return shard, self._indexes[unit]
+            return shard
+
+    def _learn(self, unit: int, shard: _Shard) -> None:
+        """Keeps where each chunk of the unit is; nothing of it has been checked yet."""
+        index = self._read_index(shard)
+        offsets = np.where(index[:, 1] == self.layout.stored_chunk_bytes, index[:, 0], WRONG_LENGTH)
+        offsets[index[:, 0] == MISSING] = MISSING
+        rows = rows_of(unit, self.layout.shape[0], self.layout.unit_images)
+        here = slice(rows.start, rows.stop)
+        self._offsets[here] = offsets.reshape(self.layout.unit_images, -1)[: len(rows)]
+        self._checked[here] = False
+        self._known[unit] = shard.identity
+
+    def _read_index(self, shard: _Shard) -> NDArray[np.uint64]:
+        n_chunks = self.layout.unit_images * self.layout.chunks_per_image
+        return read_index(shard.fd, n_chunks, at_end=self.layout.index_at_end, path=shard.path)
+
+
+_READERS: WeakSet[ArrayReader] = WeakSet()  # they share the process's descriptors

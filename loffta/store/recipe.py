@@ -16,6 +16,7 @@ from loffta.store.paths import safe_name
 from loffta.tokens import TokenSpec
 
 RecipeDict = dict[str, Any]
+_ABSENT = "(absent)"  # not the same as None: it gives another hash
 
 
 def recipe_hash(recipe: Mapping[str, Any]) -> str:
@@ -33,7 +34,7 @@ def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str
     """Lines `field: old -> new` for every field that differs, nested fields joined by dots."""
     lines = []
     for key in sorted({*old, *new}):
-        a, b = old.get(key), new.get(key)
+        a, b = old.get(key, _ABSENT), new.get(key, _ABSENT)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             lines += differing_fields(a, b, f"{prefix}{key}.")
         elif a != b:
@@ -75,6 +76,4 @@ class StoreInfo:
         if attributes["format"] > FORMAT:
             raise ValueError(f"store format {attributes['format']} is newer than this loffta knows ({FORMAT})")
         specs = tuple(TokenSpec(**spec) for spec in attributes["taps"])
-        return cls(
-            attributes["recipe"], attributes["request"], attributes["weights"], specs, attributes["versions"]
-        )
+        return cls(attributes["recipe"], attributes["request"], attributes["weights"], specs, attributes["versions"])

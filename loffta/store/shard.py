@@ -6,7 +6,6 @@ Reading takes offsets from the index, never from arithmetic: other writers put c
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +15,8 @@ import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
-from loffta.errors import DamageFound, LofftaError
-from loffta.store.files import part_name, sync_folder
+from loffta.errors import DamageFound
+from loffta.store.files import part_name, space_guard, sync_folder
 from loffta.store.metadata import CRC_BYTES
 
 MISSING = np.uint64(2**64 - 1)  # both halves of an index entry whose chunk was never written
@@ -36,7 +35,8 @@ class ShardWriter:
         self._index = np.full((n_chunks, 2), MISSING, dtype="<u8")
         self._offset = 0
         self._part = part_name(final)
-        self._fd = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with space_guard(final):
+            self._fd = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
     def append(self, positions: Sequence[int], chunks: NDArray[Any]) -> list[int]:
         """Streams chunks to the shard.
@@ -49,7 +49,7 @@ class ShardWriter:
         Raises:
             LofftaError: the disk or quota is full.
         """
-        data = memoryview(chunks.reshape(-1).view(np.uint8))
+        data = chunks.reshape(-1).view(np.uint8).data
         size = data.nbytes // max(len(positions), 1)
         views = [data[i * size : (i + 1) * size] for i in range(len(positions))]
         crcs = [crc32c(view) for view in views]
@@ -65,10 +65,11 @@ class ShardWriter:
         """Adds the index, makes the file durable and puts it in place."""
         index = self._index.tobytes()
         self._write([index, _crc_bytes(crc32c(index))])
-        self._guard(lambda: os.fsync(self._fd))
+        with space_guard(self._final):
+            os.fsync(self._fd)
+            self._part.replace(self._final)
         os.close(self._fd)
         self._fd = -1
-        self._part.replace(self._final)
         sync_folder(self._final.parent)
 
     def abort(self) -> None:
@@ -79,21 +80,9 @@ class ShardWriter:
             self._part.unlink(missing_ok=True)
 
     def _write(self, buffers: list[Buffer]) -> None:
-        for first in range(0, len(buffers), MAX_IOV):
-            pending = buffers[first : first + MAX_IOV]
-            self._guard(lambda pending=pending: _writev_all(self._fd, pending))
-
-    def _guard(self, action: Any) -> None:
-        try:
-            action()
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            raise LofftaError(
-                f"no space left to write a shard ({os.strerror(error.errno)})",
-                where=self._final,
-                remedy="free space or raise the quota, then run the same command again: finished units are kept",
-            ) from error
+        with space_guard(self._final):
+            for first in range(0, len(buffers), MAX_IOV):
+                _writev_all(self._fd, buffers[first : first + MAX_IOV])
 
 
 def read_index(fd: int, n_chunks: int, *, at_end: bool, path: Path) -> NDArray[np.uint64]:

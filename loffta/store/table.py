@@ -21,9 +21,14 @@ from numpy.typing import NDArray
 from loffta.errors import LofftaError
 from loffta.store import FORMAT
 
-_SCHEMA = pa.schema(
-    [("row", pa.int64()), ("key", pa.string()), ("size", pa.int64()), ("split", pa.string()), ("label", pa.int64())]
-)
+_TYPES: dict[str, pa.DataType] = {
+    "row": pa.int64(),
+    "key": pa.string(),
+    "size": pa.int64(),
+    "split": pa.string(),
+    "label": pa.int64(),
+}
+_SCHEMA = pa.schema(_TYPES)
 _META = b"loffta"
 _SHOWN = 5
 
@@ -64,7 +69,7 @@ class ImageTable:
         arrays = [pa.array(column, type=kind.type) for column, kind in zip(columns, _SCHEMA, strict=True)]
         table = pa.Table.from_arrays(arrays, schema=_SCHEMA.with_metadata({_META: json.dumps(meta).encode()}))
         buffer = io.BytesIO()
-        pq.write_table(table, buffer)
+        pq.write_table(table, buffer, write_page_checksum=True)
         return buffer.getvalue()
 
     @classmethod
@@ -75,13 +80,13 @@ class ImageTable:
             LofftaError: the file is no image table, or of a newer format.
         """
         try:
-            table = pq.read_table(path)
+            table = pq.read_table(path, page_checksum_verification=True)
             meta = json.loads(table.schema.metadata[_META])
             if meta["format"] > FORMAT:
                 raise ValueError(f"format {meta['format']} is newer than this loffta knows ({FORMAT})")
-            columns = {name: table[name].to_pylist() for name in ("key", "split")}
+            columns: dict[str, list[Any]] = {name: table[name].to_pylist() for name in ("key", "split")}
             sizes, labels = (table[name].to_numpy() for name in ("size", "label"))
-        except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise LofftaError(
                 f"cannot read the table of images ({type(error).__name__}: {error})",
                 where=path,

@@ -65,8 +65,8 @@ class UnitWriter:
             LofftaError: a value is NaN, infinite or too large for the storage dtype; the tap and image are named.
         """
         layout = self._layout
-        assert stored.values.shape == (len(rows), *layout.item_shape), f"{stored.values.shape} is not {layout.item_shape}"
-        assert stored.values.dtype == layout.dtype
+        assert stored.values.shape == (len(rows), *layout.item_shape), f"{layout.item_shape} is due"
+        assert stored.values.dtype == layout.dtype, f"{layout.dtype} is due"
         self._refuse_non_finite(stored, keys)
         per_image = layout.chunks_per_image
         first = self._unit * layout.unit_images

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from loffta.backbones.taps import resolve_taps
+from loffta.taps import resolve_taps
 from loffta.errors import UsageError
 
 BLOCKS = tuple(f"blocks.{i}" for i in range(12))
@@ -63,6 +63,6 @@ def test_unknown_name_lists_the_near_ones(request_, name, remedy):
 
 
 def test_module_imports_no_timm():
-    code = "import sys, loffta.backbones.taps; print('timm' in sys.modules)"
+    code = "import sys, loffta.taps; print('timm' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "False\n"

@@ -1,0 +1,94 @@
+"""`loffta extract`: options in, one call of loffta.extract.run, a summary out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .common import emit, human_bytes, json_option, merge_config
+
+
+@click.command("extract")
+@click.argument("source", required=False)
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder of the cache; made when it is not there.")
+@click.option("--backbone", "backbones", multiple=True, metavar="NAME", help="timm model; repeat for several.")
+@click.option("--weights", multiple=True, metavar="SPEC", help="hub, random:SEED, package:MODULE or a file.  [hub]")
+@click.option("--taps", multiple=True, metavar="SET", help="last, last4, four-even, all, or names with commas.  [last]")
+@click.option("--image-px", multiple=True, type=int, help="Side of the square input.  [the model's own]")
+@click.option("--kinds", default="grid,prefix", show_default=True, help="Of grid, prefix, mean; with commas.")
+@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
+@click.option("--batch-size", type=int, default=32, show_default=True, help="Images per forward pass.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
+@click.option("--unit-images", type=int, help="Rows per unit of a new cache, a power of two.  [256]")
+@click.option("--shard", "share", metavar="I/N", help="Only the units u with u % N == I; for N jobs at once.")
+@click.option("--limit", type=int, help="Only the first N images.")
+@click.option("--max-bad-frac", type=float, default=0.01, show_default=True, help="More bad images: exit code 3.")
+@click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file with any of these options.")
+@json_option
+@click.pass_context
+def command(ctx: click.Context, file: Path | None, as_json: bool, **options: Any) -> None:
+    """Run frozen backbones over SOURCE once and cache their tokens.
+
+    A second run continues, and does nothing when all is there. --weights, --taps and --image-px are given once for all
+    backbones or once for each, in order.
+    """
+    from loffta.config import ExtractConfig, parse
+    from loffta.extract import run
+    from loffta.machine import StopFlag
+
+    options["backbones"] = pair_backbones(options["backbones"], options.pop("weights"), options.pop("taps"),
+                                          options.pop("image_px"))
+    options["kinds"] = tuple(kind.strip() for kind in options["kinds"].split(","))
+    options["share"] = parse_share(options["share"]) if options["share"] else None
+    config = parse(ExtractConfig, merge_config(ctx, file, options), where=file or "loffta extract")
+    report = run(config, StopFlag().listen())
+    for store in report.stores:
+        click.echo(f"{store['label']}: {len(store['taps'])} taps, {human_bytes(store['bytes'])}, store {store['store']}")
+    done = f"{report.units} units, {report.images} images in {report.seconds:.1f} s" if report.units else "nothing to do"
+    click.echo(f"{done}; {report.bad} bad images in the cache")
+    emit(asdict(report), as_json)
+
+
+def pair_backbones(
+    names: tuple[str, ...], weights: tuple[str, ...], taps: tuple[str, ...], image_px: tuple[int, ...]
+) -> tuple[dict[str, Any], ...]:
+    """Pairs each backbone with its weights, taps and size.
+
+    Raises:
+        UsageError: a count that is neither none, one nor as many as backbones; the pairs are shown.
+    """
+    from loffta.errors import UsageError
+
+    given: dict[str, tuple[Any, ...]] = {"weights": weights, "taps": taps, "image_px": image_px}
+    for key, values in given.items():
+        if len(values) not in (0, 1, len(names)):
+            pairs = [f"{n} with {values[i] if i < len(values) else '?'}" for i, n in enumerate(names)]
+            option = "--" + key.replace("_", "-")
+            raise UsageError(
+                f"{option} was given {len(values)} times for {len(names)} backbones: {', '.join(pairs)}",
+                where=option,
+                remedy="give it once for all, or once for each --backbone in the same order",
+            )
+    spread = {key: values * len(names) if len(values) == 1 else values for key, values in given.items()}
+    return tuple(
+        {"name": name} | {key: values[i] for key, values in spread.items() if values} for i, name in enumerate(names)
+    )
+
+
+def parse_share(text: str) -> tuple[int, int]:
+    """`0/4` -> (0, 4).
+
+    Raises:
+        UsageError: not i/n with 0 <= i < n.
+    """
+    from loffta.errors import UsageError
+
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise UsageError(
+            f"'{text}' is no share of the work", where="--shard", remedy="write I/N with 0 <= I < N, for example 0/4"
+        )
+    return int(index), int(count)

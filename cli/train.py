@@ -1,0 +1,56 @@
+"""`loffta train`: options in, one call of loffta.train.train, a summary out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .common import emit, json_option, merge_config, parse_settings
+
+
+@click.command("train")
+@click.argument("cache", required=False, type=click.Path(path_type=Path))
+@click.option("--head", help="linear or combo.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
+@click.option("--features", multiple=True, metavar="STORE[:TAPS]", help="Store or backbone, and taps.  [all stores]")
+@click.option("--task", default="classification", show_default=True)
+@click.option("--train-on", default="train", show_default=True, help="Split, or several joined by +.")
+@click.option("--test-on", default="test", show_default=True, help="Split to evaluate at the end.")
+@click.option("--seeds", type=int, default=1, show_default=True, help="Heads trained side by side on one read.")
+@click.option("--data-seed", type=int, default=0, show_default=True, help="Decides the order of the images.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change the head's recipe: epochs=12.")
+@click.option("--select", type=int, metavar="K", help="Score the backbones, keep the K best, retrain (combo).")
+@click.option("--feed", type=click.Choice(["auto", "host", "stream"]), default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
+@click.option("--partial", is_flag=True, help="Train on what is there though the cache is not finished.")
+@click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file with any of these options.")
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context, out: Path, settings: tuple[str, ...], file: Path | None, as_json: bool, **options: Any
+) -> None:
+    """Train a head on CACHE and evaluate it.
+
+    The recipe's defaults are those of the head's paper. A finished run is read back, not repeated.
+    """
+    from loffta.config import TrainConfig, parse
+    from loffta.machine import StopFlag
+    from loffta.train import train
+
+    values = merge_config(ctx, file, options)
+    values["recipe"] = values.get("recipe", {}) | parse_settings(settings)
+    results = train(parse(TrainConfig, values, where=file or "loffta train"), out, StopFlag().listen())
+    print_results(results)
+    emit(results, as_json)
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """One line per metric; relevance where there is one."""
+    for name, metric in results["metrics"].items():
+        spread = f" ± {metric['std']:.3f} over {len(metric['per_seed'])} seeds" if metric["std"] is not None else ""
+        low, high = metric["ci95"]
+        click.echo(f"{name} {metric['mean']:.3f}{spread}, 95 % interval {low:.3f} to {high:.3f} ({results['n']} images)")
+    for entry in results.get("relevance", {}).get("backbones", []):
+        click.echo(f"relevance {entry['score']:.3f}  {entry['backbone']}")

@@ -1,0 +1,173 @@
+"""Bar charts as inline SVG, without a plotting library.
+
+In: bars with the text to print.   Out: one <svg> string each, for `page`. Colours are CSS variables of the page, each
+with a fallback; a chart is 420 units wide, so that its text is readable both at 350 px on a phone and at 450 px.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loffta.report.text import escape, shorten
+
+WIDTH = 420.0
+_ABOVE_X, _ABOVE_END = 1.0, 358.0  # plot area of charts whose labels stand above the bars
+_LEFT_X, _LEFT_END = 116.0, 368.0  # plot area of charts whose labels stand left of them
+_FONT = "font-family:inherit"
+_INK, _QUIET, _LINE = "var(--ink,#1b1f24)", "var(--quiet,#59636e)", "var(--line,#d5dae0)"
+_BAR, _CONTROL, _DOT = "var(--bar,#5b9bd0)", "var(--control,#8d8d8d)", "var(--mark,#0b3d66)"
+_PATTERN = (
+    '<defs><pattern id="{id}" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+    f'<rect width="6" height="6" style="fill:{_CONTROL};opacity:.35"/>'
+    f'<rect width="2.5" height="6" style="fill:{_CONTROL}"/></pattern></defs>'
+)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar and what stands beside it."""
+
+    label: str
+    value: float
+    text: str  # the value as printed
+    detail: str = ""  # a second, quieter line
+    dots: tuple[float, ...] = ()  # one per seed
+    whisker: tuple[float, float] | None = None
+    control: bool = False  # hatched: a random control, not a contestant
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Values to places on the x axis."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        """The place of `value`, kept inside the plot."""
+        inside = min(max(value, self.low), self.high)
+        return self.start + (inside - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def bar_chart(
+    bars: Sequence[Bar], *, title: str, low: float = 0.0, high: float | None = None, ticks: Sequence[tuple[float, str]]
+) -> str:
+    """A chart with each label above its bar.
+
+    Args:
+        low: left end of the axis. Above 0 no bars are drawn, for their lengths would lie, but points.
+        high: right end; None: the largest value.
+        ticks: values and their texts.
+    """
+    scale = Scale(low, high or max(bar.value for bar in bars) or 1.0, _ABOVE_X, _ABOVE_END)
+    pitch = 58.0 if any(bar.detail for bar in bars) else 42.0
+    height = pitch * len(bars) + 22
+    parts = [_axis(scale, ticks, height - 22, pattern := _pattern_id(title))]
+    for i, bar in enumerate(bars):
+        middle = pitch * (i + 1) - 16
+        parts.append(_text(bar.label, 0, pitch * i + 15, limit=50, weight=600))
+        if bar.detail:
+            parts.append(_text(bar.detail, 0, pitch * i + 30, limit=66, size=11.5, colour=_QUIET))
+        parts.append(_marks(bar, scale, middle, 12, pattern, hollow=low > 0))
+        parts.append(_text(bar.text, WIDTH, middle + 5, anchor="end", weight=600))
+    return _svg(title, height, parts)
+
+
+def grouped_chart(groups: Sequence[tuple[str, Sequence[Bar]]], *, title: str) -> str:
+    """A compact chart from 0 on: a heading per group, labels left of their bars."""
+    largest = max(bar.value for _, bars in groups for bar in bars)
+    scale = Scale(0.0, largest or 1.0, _LEFT_X, _LEFT_END)
+    parts, y = [_PATTERN.format(id=(pattern := _pattern_id(title)))], 0.0
+    for heading, bars in groups:
+        parts.append(_text(heading, 0, y + 15, limit=50, weight=600))
+        y += 26
+        for bar in bars:
+            parts.append(_text(bar.label, _LEFT_X - 10, y + 10, limit=17, size=12.5, anchor="end", colour=_QUIET))
+            parts.append(_marks(bar, scale, y + 6, 10, pattern))
+            parts.append(_text(bar.text, WIDTH, y + 10, size=12.5, anchor="end"))
+            y += 20
+        y += 10
+    return _svg(title, y, parts)
+
+
+def percent_ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Three to six round fractions between `low` and `high`, as percent."""
+    for step in (1, 2, 5, 10, 20, 25):
+        first = -(-round(100 * low, 6) // step) * step
+        found = [first + i * step for i in range(int((100 * high - first) / step + 1e-9) + 1)]
+        if len(found) <= 6:
+            break
+    return [(tick / 100, f"{tick:.0f} %") for tick in found]
+
+
+def _marks(bar: Bar, scale: Scale, middle: float, thickness: float, pattern: str, *, hollow: bool = False) -> str:
+    """The bar or point, the whisker across it and the dots of the seeds."""
+    fill = f"url(#{pattern})" if bar.control else _BAR
+    x = scale(bar.value)
+    parts = []
+    if not hollow:
+        parts.append(
+            f'<rect class="bar" x="{scale.start:.2f}" y="{middle - thickness / 2:.2f}" '
+            f'width="{x - scale.start:.2f}" height="{thickness:.2f}" rx="1.5" style="fill:{fill}"/>'
+        )
+    if bar.whisker is not None:
+        left, right = scale(bar.whisker[0]), scale(bar.whisker[1])
+        cap = thickness / 2 - 1
+        parts.append(
+            f'<path class="whisker" d="M{left:.2f} {middle:.2f}H{right:.2f}M{left:.2f} {middle - cap:.2f}v{2 * cap:.2f}'
+            f'M{right:.2f} {middle - cap:.2f}v{2 * cap:.2f}" style="stroke:{_DOT};stroke-width:1.5;fill:none"/>'
+        )
+    if hollow:
+        parts.append(f'<path class="mean" d="M{x:.2f} {middle - 8:.2f}v16" style="stroke:{_DOT};stroke-width:3"/>')
+    parts += [
+        f'<circle class="seed" cx="{scale(dot):.2f}" cy="{middle:.2f}" r="3.2" '
+        f'style="fill:var(--page,#fff);stroke:{_DOT};stroke-width:1.5"/>'
+        for dot in bar.dots
+    ]
+    return "".join(parts)
+
+
+def _axis(scale: Scale, ticks: Sequence[tuple[float, str]], bottom: float, pattern: str) -> str:
+    parts = [_PATTERN.format(id=pattern)]
+    for value, text in ticks:
+        x = scale(value)
+        anchor = "start" if x < 12 else "middle"
+        parts.append(f'<path d="M{x:.2f} 0V{bottom:.2f}" style="stroke:{_LINE};stroke-width:1"/>')
+        parts.append(_text(text, x, bottom + 15, size=11.5, anchor=anchor, colour=_QUIET))
+    return "".join(parts)
+
+
+def _text(
+    text: str,
+    x: float | int,
+    y: float | int,
+    *,
+    limit: int = 60,
+    size: float = 13.5,
+    anchor: str = "start",
+    weight: int = 400,
+    colour: str = _INK,
+) -> str:
+    """Text cut to `limit` characters; a hover shows all of it."""
+    short = shorten(text, limit)
+    hover = f"<title>{escape(text)}</title>" if short != text else ""
+    style = f"{_FONT};font-size:{size}px;font-weight:{weight};fill:{colour}"
+    # a halo in the page's colour keeps text readable where a grid line crosses it
+    halo = "paint-order:stroke;stroke:var(--page,#fff);stroke-width:3px"
+    return f'<text x="{x:.2f}" y="{y:.2f}" text-anchor="{anchor}" style="{style};{halo}">{hover}{escape(short)}</text>'
+
+
+def _svg(title: str, height: float, parts: Sequence[str]) -> str:
+    name = escape(title)
+    return (
+        f'<svg viewBox="0 0 {WIDTH:.0f} {height:.0f}" role="img" aria-label="{name}"><title>{name}</title>'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def _pattern_id(title: str) -> str:
+    """An id that no other chart of the page has, as long as titles differ."""
+    return "hatch-" + "".join(c if c.isascii() and c.isalnum() else "-" for c in title.lower())

@@ -1,0 +1,237 @@
+"""From run directories to plain rows, and the rows as a text table for the terminal.
+
+In: runs as `train` and `evaluate` leave them, and their caches where they still are.   Out: RunRow, one per run, for
+`facts`, `plots`, `page` and `loffta report`.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.cells import cell_len, set_cell_size
+
+from loffta.config import TrainConfig
+from loffta.errors import LofftaError, UsageError
+from loffta.features import choose_features
+from loffta.heads import find_head
+from loffta.report.text import NONE, human_bytes, human_seconds, interval, percent, printable
+from loffta.runs import RunPaths, open_run, read_results
+from loffta.store.cache import Cache
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What one stage of the work took, as whoever ran it measured it."""
+
+    name: str
+    command: str
+    seconds: float | int
+    bytes: int | None = None  # written to disk; None: not known
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One metric over the seeds of a run, fractions 0-1."""
+
+    mean: float
+    std: float | None  # over seeds; None for one seed
+    per_seed: tuple[float, ...]
+    ci95: tuple[float, float]  # over images
+
+    def __str__(self) -> str:
+        """In percent, as tables print it."""
+        spread = "" if self.std is None else f" ± {percent(self.std, 2)}"
+        return f"{percent(self.mean, 2)}{spread}"
+
+    def overlaps(self, other: Measure) -> bool:
+        """Whether the two intervals have a value in common."""
+        return self.ci95[0] <= other.ci95[1] and other.ci95[0] <= self.ci95[1]
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One finished run."""
+
+    name: str  # its folder, relative to the parent that all runs of the report share
+    head: str
+    taps: dict[str, tuple[str, ...]]  # by backbone label, in depth order
+    top1: Measure
+    split: str
+    n_images: int  # tested on
+    epochs: int | None
+    grid: int | None
+    train_seconds: float | None
+    image_bytes: dict[str, int] | None  # read from the cache per image, by backbone label; None: the cache is gone
+    stored_bytes: int | None  # of the taps it used, over all images that have them
+
+    @property
+    def features(self) -> str:
+        """The features in words."""
+        return " + ".join(f"{label} {_in_words(taps)}" for label, taps in self.taps.items())
+
+    @property
+    def n_taps(self) -> int:
+        """Taps over all backbones."""
+        return sum(len(taps) for taps in self.taps.values())
+
+    @property
+    def n_seeds(self) -> int:
+        """Heads trained."""
+        return len(self.top1.per_seed)
+
+    @property
+    def bytes_per_image(self) -> int | None:
+        """Bytes read per image, over all backbones."""
+        return None if self.image_bytes is None else sum(self.image_bytes.values())
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run with all that reports say about it."""
+
+    paths: RunPaths
+    config: TrainConfig
+    results: dict[str, Any]
+    cache: Cache | None  # None: it is not where it was in training
+    row: RunRow
+
+
+def read_runs(roots: Sequence[Path]) -> list[LoadedRun]:
+    """Reads finished runs in the order given; the scoring run of a --select follows its run.
+
+    Raises:
+        UsageError: no runs at all.
+        LofftaError: one of them is no run, or has no results yet.
+    """
+    if not roots:
+        raise UsageError("there is nothing to report", where="report", remedy="name one or more runs")
+    found = [path for root in roots for path in (root.resolve(), RunPaths(root.resolve()).scoring)]
+    wanted = {root.resolve() for root in roots}
+    folders = [path for path in dict.fromkeys(found) if path in wanted or RunPaths(path).results("test").exists()]
+    parent = os.path.commonpath([path.parent for path in folders])
+    caches: dict[Path, Cache | None] = {}
+    return [_load(folder, folder.relative_to(parent).as_posix(), caches) for folder in folders]
+
+
+def text_table(rows: Sequence[RunRow], width: int = 100) -> str:
+    """A table for the terminal, no line wider than `width`: a line of figures per run, its features below it."""
+    heads = ("run", "head", "taps", "top-1 %", "95 % CI", "seeds", "epochs", "grid", "train", "read/image")
+    cells = [
+        (
+            printable(row.name),
+            printable(row.head),
+            str(row.n_taps),
+            str(row.top1),
+            interval(row.top1.ci95),
+            str(row.n_seeds),
+            _or_none(row.epochs),
+            _or_none(row.grid),
+            human_seconds(row.train_seconds),
+            human_bytes(row.bytes_per_image),
+        )
+        for row in rows
+    ]
+    widths = [max(cell_len(line[i]) for line in [heads, *cells]) for i in range(len(heads))]
+    widths[0] = max(8, min(widths[0], width - sum(widths[1:]) - 2 * (len(widths) - 1)))
+    lines = [_aligned(heads, widths), "  ".join("-" * w for w in widths)]
+    for row, line in zip(rows, cells, strict=True):
+        lines.append(_aligned(line, widths))
+        indent = "    "
+        lines += textwrap.wrap(printable(row.features), width, initial_indent=indent, subsequent_indent=indent)
+    return "\n".join(line[:width].rstrip() for line in lines)
+
+
+def _load(folder: Path, name: str, caches: dict[Path, Cache | None]) -> LoadedRun:
+    paths, config = open_run(folder)
+    results = read_results(paths.results(config.test_on))
+    if config.cache not in caches:
+        caches[config.cache] = _open_cache(config.cache)
+    cache = caches[config.cache]
+    image_bytes, stored_bytes = _count_bytes(cache, config) if cache else (None, None)
+    try:
+        row = _row(name, results, image_bytes, stored_bytes)
+    except (KeyError, TypeError, ValueError) as error:
+        raise LofftaError(
+            f"these results cannot be reported ({type(error).__name__}: {error})",
+            where=paths.results(config.test_on),
+            remedy="was the run made by this version? `loffta evaluate RUN` writes them anew",
+        ) from error
+    return LoadedRun(paths, config, results, cache, row)
+
+
+def _row(
+    name: str, results: Mapping[str, Any], image_bytes: dict[str, int] | None, stored_bytes: int | None
+) -> RunRow:
+    top1, recipe = results["metrics"]["top1"], results.get("recipe", {})
+    low, high = top1["ci95"]
+    taps: dict[str, tuple[str, ...]] = {}
+    for feature in results["features"]:
+        label = feature.get("label", feature["store"])
+        taps[label] = (*taps.get(label, ()), *feature["taps"])
+    return RunRow(
+        name=name,
+        head=results["head"],
+        taps=taps,
+        top1=Measure(float(top1["mean"]), top1["std"], tuple(map(float, top1["per_seed"])), (float(low), float(high))),
+        split=results["split"],
+        n_images=results["n"],
+        epochs=recipe.get("epochs"),
+        grid=recipe.get("grid"),
+        train_seconds=results.get("train_seconds"),
+        image_bytes=image_bytes,
+        stored_bytes=stored_bytes,
+    )
+
+
+def _open_cache(root: Path) -> Cache | None:
+    try:
+        return Cache.open(root)
+    except LofftaError:  # moved or deleted since: the results stand without it
+        return None
+
+
+def _count_bytes(cache: Cache, config: TrainConfig) -> tuple[dict[str, int] | None, int | None]:
+    """Bytes per image by backbone label, and bytes of all images; as `evaluate` reads them, checksums aside."""
+    try:
+        features = choose_features(cache, config.features, find_head(config.head).head.needs, default_taps="all")
+    except LofftaError:  # a store was dropped since
+        return None, None
+    per_image: dict[str, int] = {}
+    stored = 0
+    for feature in features:
+        layout = feature.array.layout
+        n_chunks = layout.chunks_per_image if feature.raw_taps is None else len(feature.raw_taps)
+        label = feature.spec.backbone
+        per_image[label] = per_image.get(label, 0) + n_chunks * layout.chunk_bytes
+        stored += n_chunks * layout.chunk_bytes * int(feature.array.ledger.ready.sum())
+    return per_image, stored
+
+
+def _in_words(taps: Sequence[str]) -> str:
+    """('blocks.0', 'blocks.1', 'blocks.2') -> 'blocks.0-2'; anything less regular as it is."""
+    stems = {tap.rpartition(".")[0] for tap in taps}
+    numbers = [tap.rpartition(".")[2] for tap in taps]
+    if len(taps) < 3 or len(stems) != 1 or not all(number.isdecimal() for number in numbers):
+        return ", ".join(taps)
+    first = int(numbers[0])
+    if [int(number) for number in numbers] != list(range(first, first + len(taps))):
+        return ", ".join(taps)
+    return f"{taps[0]}\N{EN DASH}{numbers[-1]}"
+
+
+def _or_none(value: int | None) -> str:
+    return NONE if value is None else str(value)
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Names to the left, figures to the right."""
+    padded = []
+    for i, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+        free = width - cell_len(cell)
+        padded.append(set_cell_size(cell, width) if i < 2 or free < 0 else " " * free + cell)
+    return "  ".join(padded)

@@ -1,0 +1,64 @@
+"""How reports write numbers and foreign text.
+
+Keys, classes and paths come from users' data: every one of them passes `escape` on its way to HTML or SVG, and
+`printable` on its way to a terminal.
+"""
+
+from __future__ import annotations
+
+import html
+
+NONE = "\N{EN DASH}"  # stands where there is no value
+
+
+def printable(text: object) -> str:
+    """`text` with every control, bidirectional and lone surrogate character made visible as U+FFFD."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
+def escape(text: object) -> str:
+    """`text` for HTML and XML, in an element or in a quoted attribute."""
+    return html.escape(printable(text), quote=True)
+
+
+def shorten(text: object, n_characters: int) -> str:
+    """`text` cut to `n_characters`, the end replaced by an ellipsis."""
+    clean = printable(text)
+    return clean if len(clean) <= n_characters else clean[: n_characters - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def percent(fraction: float | int, digits: int = 1) -> str:
+    """0.9749 -> '97.5', without the sign: tables name it in their heads."""
+    return f"{100 * fraction:.{digits}f}"
+
+
+def interval(bounds: tuple[float, float]) -> str:
+    """(0.91, 0.947) -> '91.0-94.7' with an en dash."""
+    return f"{percent(bounds[0])}\N{EN DASH}{percent(bounds[1])}"
+
+
+def human_bytes(n_bytes: int | None) -> str:
+    """1234567 -> '1.2 MB'; powers of 1,000, a no-break space before the unit."""
+    if n_bytes is None:
+        return NONE
+    size, units = float(n_bytes), ("B", "kB", "MB", "GB", "TB")
+    for unit in units:
+        if size < 999.95 or unit == units[-1]:
+            return f"{size:.0f}\N{NO-BREAK SPACE}B" if unit == "B" else f"{size:.1f}\N{NO-BREAK SPACE}{unit}"
+        size /= 1000
+    raise AssertionError("the last unit takes every size")
+
+
+def human_seconds(seconds: float | int | None) -> str:
+    """6.76 -> '6.8 s', 3725 -> '62 min 5 s'."""
+    if seconds is None:
+        return NONE
+    if seconds < 59.95:
+        return f"{seconds:.1f}\N{NO-BREAK SPACE}s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}\N{NO-BREAK SPACE}min {rest}\N{NO-BREAK SPACE}s"
+
+
+def count(n: int, noun: str, plural: str = "") -> str:
+    """(1, 'seed') -> '1 seed', (1200, 'image') -> '1,200 images'."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
