@@ -58,7 +58,11 @@ def merge_config(ctx: click.Context, file: Path | None, options: Mapping[str, An
 
 
 def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """`--set key=value` pairs; values are read as YAML, so 4 is a number and null is None."""
+    """`--set key=value` pairs; values are read as JSON, else as YAML: 4 and 1e-3 are numbers, null is None.
+
+    Raises:
+        UsageError: no key, or a value that is neither.
+    """
     import yaml
 
     from loffta.errors import UsageError
@@ -68,7 +72,15 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise UsageError(f"'{pair}' is not key=value", where="--set", remedy="write for example --set epochs=12")
-        settings[key] = yaml.safe_load(value)
+        try:
+            settings[key] = json.loads(value)  # YAML 1.1 takes 1e-3 for a word
+        except ValueError:
+            try:
+                settings[key] = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                raise UsageError(
+                    f"the value of {key} cannot be read: '{value}'", where="--set", remedy="quote it as in YAML"
+                ) from error
     return settings
 
 

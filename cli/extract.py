@@ -29,7 +29,7 @@ from .common import emit, human_bytes, json_option, merge_config
 @click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file with any of these options.")
 @json_option
 @click.pass_context
-def command(ctx: click.Context, file: Path | None, as_json: bool, **options: Any) -> None:
+def command(ctx: click.Context, /, file: Path | None, as_json: bool, **options: Any) -> None:
     """Run frozen backbones over SOURCE once and cache their tokens.
 
     A second run continues, and does nothing when all is there. --weights, --taps and --image-px are given once for all
@@ -39,15 +39,20 @@ def command(ctx: click.Context, file: Path | None, as_json: bool, **options: Any
     from loffta.extract import run
     from loffta.machine import StopFlag
 
-    options["backbones"] = pair_backbones(options["backbones"], options.pop("weights"), options.pop("taps"),
-                                          options.pop("image_px"))
+    options["backbones"] = pair_backbones(
+        options["backbones"], options.pop("weights"), options.pop("taps"), options.pop("image_px")
+    )
     options["kinds"] = tuple(kind.strip() for kind in options["kinds"].split(","))
     options["share"] = parse_share(options["share"]) if options["share"] else None
     config = parse(ExtractConfig, merge_config(ctx, file, options), where=file or "loffta extract")
     report = run(config, StopFlag().listen())
     for store in report.stores:
-        click.echo(f"{store['label']}: {len(store['taps'])} taps, {human_bytes(store['bytes'])}, store {store['store']}")
-    done = f"{report.units} units, {report.images} images in {report.seconds:.1f} s" if report.units else "nothing to do"
+        click.echo(
+            f"{store['label']}: {len(store['taps'])} taps, {human_bytes(store['bytes'])}, store {store['store']}"
+        )
+    done = (
+        f"{report.units} units, {report.images} images in {report.seconds:.1f} s" if report.units else "nothing to do"
+    )
     click.echo(f"{done}; {report.bad} bad images in the cache")
     emit(asdict(report), as_json)
 
@@ -64,6 +69,12 @@ def pair_backbones(
 
     given: dict[str, tuple[Any, ...]] = {"weights": weights, "taps": taps, "image_px": image_px}
     for key, values in given.items():
+        if values and not names:
+            raise UsageError(
+                f"--{key.replace('_', '-')} belongs to a --backbone, and none was given",
+                where="loffta extract",
+                remedy="repeat the backbone's name with --backbone, or write the value into the --config file",
+            )
         if len(values) not in (0, 1, len(names)):
             pairs = [f"{n} with {values[i] if i < len(values) else '?'}" for i, n in enumerate(names)]
             option = "--" + key.replace("_", "-")
@@ -87,7 +98,7 @@ def parse_share(text: str) -> tuple[int, int]:
     from loffta.errors import UsageError
 
     index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise UsageError(
             f"'{text}' is no share of the work", where="--shard", remedy="write I/N with 0 <= I < N, for example 0/4"
         )

@@ -29,7 +29,7 @@ from .common import emit, json_option, merge_config, parse_settings
 @json_option
 @click.pass_context
 def command(
-    ctx: click.Context, out: Path, settings: tuple[str, ...], file: Path | None, as_json: bool, **options: Any
+    ctx: click.Context, /, out: Path, settings: tuple[str, ...], file: Path | None, as_json: bool, **options: Any
 ) -> None:
     """Train a head on CACHE and evaluate it.
 
@@ -40,8 +40,9 @@ def command(
     from loffta.train import train
 
     values = merge_config(ctx, file, options)
-    values["recipe"] = values.get("recipe", {}) | parse_settings(settings)
-    results = train(parse(TrainConfig, values, where=file or "loffta train"), out, StopFlag().listen())
+    config = parse(TrainConfig, values, where=file or "loffta train")
+    config = config.model_copy(update={"recipe": config.recipe | parse_settings(settings)})
+    results = train(config, out, StopFlag().listen())
     print_results(results)
     emit(results, as_json)
 
@@ -51,6 +52,8 @@ def print_results(results: dict[str, Any]) -> None:
     for name, metric in results["metrics"].items():
         spread = f" ± {metric['std']:.3f} over {len(metric['per_seed'])} seeds" if metric["std"] is not None else ""
         low, high = metric["ci95"]
-        click.echo(f"{name} {metric['mean']:.3f}{spread}, 95 % interval {low:.3f} to {high:.3f} ({results['n']} images)")
+        click.echo(
+            f"{name} {metric['mean']:.3f}{spread}, 95 % interval {low:.3f} to {high:.3f} ({results['n']} images)"
+        )
     for entry in results.get("relevance", {}).get("backbones", []):
         click.echo(f"relevance {entry['score']:.3f}  {entry['backbone']}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -26,7 +27,7 @@ def command(cache: Path, deep: bool, as_json: bool) -> None:
         click.echo("no damage found" if deep else "no damage found in the checksums; --deep reads every byte")
     emit({"damaged": [vars(damage) for damage in found], "deep": deep}, as_json)
     if found:
-        done = " ".join(str(damage.done) for damage in found)
+        done = " ".join(shlex.quote(str(damage.done)) for damage in found)
         raise DamageFound(
             f"{len(found)} units are damaged",
             where=cache,

@@ -7,7 +7,7 @@ carries every batch across a process boundary and reaches a tenth of this rate (
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -73,22 +73,25 @@ class Feed:
         self._readers = [open_array(feature.array.paths) for feature in self.features]
         self._held = self._load() if self.mode == "host" else None
         self._slots = [self._make_slot() for _ in range(n_threads + 2)]
+        self._running: Generator[Batch, None, None] | None = None
 
     def __len__(self) -> int:
         """Batches per epoch; the last may be smaller."""
         return -(-len(self.rows) // self.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """All rows once, in the seeded order of this epoch."""
+        """All rows once, in the seeded order of this epoch; an epoch that still runs ends."""
         rng = np.random.Generator(np.random.PCG64([self._seed, epoch]))
-        return self._batches(rng.permutation(len(self.rows)))
+        return self._start(rng.permutation(len(self.rows)))
 
     def in_order(self) -> Iterator[Batch]:
-        """All rows once, as given."""
-        return self._batches(np.arange(len(self.rows)))
+        """All rows once, as given; an epoch that still runs ends."""
+        return self._start(np.arange(len(self.rows)))
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Ends the epoch that still runs, and the threads."""
+        if self._running is not None:
+            self._running.close()
         self._pool.shutdown(cancel_futures=True)
 
     def __enter__(self) -> Feed:
@@ -97,7 +100,13 @@ class Feed:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _batches(self, order: NDArray[np.int64]) -> Iterator[Batch]:
+    def _start(self, order: NDArray[np.int64]) -> Iterator[Batch]:
+        if self._running is not None:
+            self._running.close()  # two epochs would write into the same buffers
+        self._running = self._batches(order)
+        return self._running
+
+    def _batches(self, order: NDArray[np.int64]) -> Generator[Batch, None, None]:
         waiting = iter([order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)])
         free = deque(self._slots)
         reading: deque[tuple[_Slot, NDArray[np.int64], Future[None]]] = deque()
@@ -132,17 +141,19 @@ class Feed:
         rows = torch.from_numpy(self.rows[places])
         raw = [buffer[: len(places)].to(self._device, non_blocking=True) for buffer in slot.buffers]
         if self._device.type == "cuda":
-            slot.copied = torch.cuda.Event()
+            slot.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             slot.copied.record()
         done = raw if self._held is not None else [f.finish(t) for f, t in zip(self.features, raw, strict=True)]
-        return Batch(rows.to(self._device), tuple(done))
+        return Batch(rows.to(self._device, non_blocking=True), tuple(done))
 
     def _make_slot(self) -> _Slot:
         """Buffers are reused for the whole run: fresh ones halve the rate by their page faults."""
         pinned = self._device.type == "cuda"
         shapes = [(self.batch_size, *array.shape[1:]) for array in self._held] if self._held is not None else None
         if shapes is None:
-            shapes = [r.empty(self.batch_size, f.raw_taps).shape for f, r in zip(self.features, self._readers, strict=True)]
+            shapes = [
+                r.empty(self.batch_size, f.raw_taps).shape for f, r in zip(self.features, self._readers, strict=True)
+            ]
         dtypes = [torch.from_numpy(np.empty(0, f.array.layout.dtype)).dtype for f in self.features]
         return _Slot([torch.empty(s, dtype=d, pin_memory=pinned) for s, d in zip(shapes, dtypes, strict=True)])
 
@@ -162,7 +173,5 @@ class Feed:
 
 def choose_mode(features: Sequence[Feature], n_rows: int) -> Mode:
     """host where the features of all rows fit half of the free memory, else stream."""
-    per_image = sum(
-        len(f.spec.taps) * int(np.prod(f.spec.shape)) * f.array.layout.dtype.itemsize for f in features
-    )
+    per_image = sum(len(f.spec.taps) * int(np.prod(f.spec.shape)) * f.array.layout.dtype.itemsize for f in features)
     return "host" if per_image * n_rows <= HOST_SHARE * psutil.virtual_memory().available else "stream"

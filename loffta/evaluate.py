@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from loffta import machine
 from loffta.batches import Feed
-from loffta.config import TrainConfig
-from loffta.features import Feature, choose_features, usable_rows
+from loffta.config import TrainConfig, parse
+from loffta.errors import LofftaError
+from loffta.features import Feature, check_labels, choose_features, n_bad, usable_rows
 from loffta.heads import Head, build_head, find_head
 from loffta.heads.recipe import Recipe
 from loffta.relevance import raw_scores, scores
@@ -41,10 +42,11 @@ def evaluate(run: Path, split: str, *, cache_root: Path | None = None, device: s
     cache = Cache.open(cache_root or config.cache)
     kind = find_head(config.head).head.needs
     features = choose_features(cache, config.features, kind, default_taps="all")
-    recipe = find_head(config.head).recipe(**config.recipe)
+    recipe = parse(find_head(config.head).recipe, config.recipe, where=f"{paths.config}: recipe")
     heads = load_heads(paths, config, features, recipe, len(cache.table.classes))
     target = machine.resolve_device(device)
     rows = usable_rows(cache, features, split, partial=config.partial)
+    check_labels(cache, rows, split)
     probabilities = predict(heads, features, rows, batch_size=recipe.batch_size, device=target)
     results = _measure(config, cache, features, rows, probabilities, split)
     if getattr(recipe, "relevance_weight", 0.0) > 0:
@@ -59,11 +61,22 @@ def evaluate(run: Path, split: str, *, cache_root: Path | None = None, device: s
 def load_heads(
     paths: RunPaths, config: TrainConfig, features: Sequence[Feature], recipe: Recipe, n_classes: int
 ) -> list[Head]:
-    """The trained heads of a run, one per seed, in evaluation mode."""
+    """The trained heads of a run, one per seed, in evaluation mode.
+
+    Raises:
+        LofftaError: a head is missing, damaged, or does not fit the cache.
+    """
     heads = []
     for seed in range(config.seeds):
         head = build_head(config.head, [feature.spec for feature in features], n_classes, recipe, seed)
-        head.load_state_dict(load_head(paths.head(seed)))
+        try:
+            head.load_state_dict(load_head(paths.head(seed)))
+        except RuntimeError as error:
+            raise LofftaError(
+                f"the trained head does not fit a cache with {n_classes} classes",
+                where=paths.head(seed),
+                remedy="was the cache changed? train again, or name the cache of the training with --cache",
+            ) from error
         heads.append(head.eval())
     return heads
 
@@ -146,7 +159,7 @@ def _measure(
             }
             for feature in features
         ],
-        "images": {"used": len(rows), "bad": len(cache.table.rows_of(split)) - len(rows)},
+        "images": {"used": len(rows), "bad": n_bad(cache, features, split)},
         "recipe": config.recipe,
     }
 

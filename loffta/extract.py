@@ -7,10 +7,9 @@ continues, and does nothing (loads no model) when all is there.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,35 +17,19 @@ import torch
 
 from loffta import machine
 from loffta.backbones import Backbone, TapTokens
-from loffta.taps import resolve_taps
-from loffta.backbones.weights import locate
 from loffta.config import BackboneConfig, ExtractConfig
-from loffta.errors import LofftaError, TooManyBadImages
-from loffta.images.batches import PixelBatch, UnitImages
+from loffta.errors import TooManyBadImages
+from loffta.images.batches import PixelBatch, UnitImages, decoding_threads
 from loffta.images.decode import PixelGeometry
 from loffta.images.sources import ImageSource, open_source
+from loffta.jobs import Job, Load, prepare
 from loffta.pooling import pool_mean
 from loffta.progress import Progress
-from loffta.store.cache import MAX_THUMB_PX, Cache, CachedArray, Store
+from loffta.store.cache import MAX_THUMB_PX, Cache, CachedArray
 from loffta.store.files import sweep_parts
-from loffta.store.recipe import StoreInfo, differing_fields
+from loffta.store.paths import THUMB
 from loffta.store.units import Share, count_units
 from loffta.store.writer import Stored, UnitWriter, to_storage
-
-Load = Callable[[BackboneConfig], Backbone]
-
-
-@dataclass
-class Job:
-    """One backbone's part of an extraction."""
-
-    store: Store
-    arrays: list[CachedArray]  # that the asked taps and kinds need
-    backbone: Backbone | None  # None while nothing has to be computed
-
-    def missing(self, unit: int, rows: range) -> list[CachedArray]:
-        """Arrays whose done file does not settle `rows`."""
-        return [array for array in self.arrays if not array.has_unit(unit, rows)]
 
 
 @dataclass
@@ -86,28 +69,36 @@ def extract(config: ExtractConfig, source: ImageSource, load: Load, stop: machin
     start = time.monotonic()
     thumb_px = min(MAX_THUMB_PX, max(b.image_px or MAX_THUMB_PX for b in config.backbones))
     cache = Cache.create(config.cache, source.listing(), unit_images=config.unit_images, thumb_px=thumb_px)
-    thumbs = cache.extend(cache.thumbs(create=True))
+    _sweep(cache)
+    fresh = not cache.paths.target(THUMB).metadata.exists()  # a finished cache is not even touched
+    thumbs = cache.extend(cache.thumbs(create=fresh))
     share = Share(*config.share)
     n_rows = min(config.limit or len(cache.table), len(cache.table))
     units = [u for u in range(count_units(n_rows, cache.unit_images)) if share.owns(u)]
-    jobs = [_prepare(cache, backbone, config, load, units) for backbone in config.backbones]
+    jobs = [prepare(cache, backbone, config, load, units) for backbone in config.backbones]
     todo = [u for u in units if _lacking(cache, thumbs, jobs, u, config.limit)]
     report = Report()
-    for array in [thumbs, *(a for job in jobs for a in job.arrays)]:
-        sweep_parts(array.paths.folder)
-    with Progress("extract", len(todo), "units") as progress, ThreadPoolExecutor(machine.available_cpus()) as pool:
+    with Progress("extract", len(todo), "units") as progress, decoding_threads(machine.available_cpus()) as pool:
         for unit in todo:
-            rows = cache.rows_of_unit(unit, config.limit)
-            images = UnitImages(source, cache.table.keys, rows, _sizes(cache, jobs), pool)
-            _extract_unit(cache, thumbs, jobs, unit, images, config, stop)
-            report.units += 1
-            report.images += len(rows)
+            stop.check(f"extracting unit {unit}; finished units are kept")
+            if _lacking(cache, thumbs, jobs, unit, config.limit):  # else another process has written it meanwhile
+                rows = cache.rows_of_unit(unit, config.limit)
+                images = UnitImages(source, cache.table.keys, rows, _sizes(cache, jobs), pool)
+                _extract_unit(cache, thumbs, jobs, unit, images, config, stop)
+                report.units += 1
+                report.images += len(rows)
             progress.advance(1)
     bad = cache.thumbs().ledger.bad
     report.bad, report.seconds = len(bad), time.monotonic() - start
     report.stores = [_describe(job) for job in jobs]
-    _judge_bad(cache, bad, n_rows, config.max_bad_frac)
+    _judge_bad(cache, {row: reason for row, reason in bad.items() if row < n_rows}, n_rows, config.max_bad_frac)
     return report
+
+
+def _sweep(cache: Cache) -> None:
+    """Deletes what killed processes left half-written, wherever in the cache a file is made."""
+    for folder in {part.parent for part in cache.paths.root.rglob(".*.part")}:
+        sweep_parts(folder)
 
 
 def _extract_unit(
@@ -142,80 +133,9 @@ def _extract_unit(
                     for array, writer in writers:
                         writer.append(batch.rows, to_storage(_gather(array, tokens), array.layout.dtype.name), names)
         made = {"batch_size": config.batch_size, "device": config.device, "versions": machine.versions()}
-        for writer in [thumb_writer, *(writer for _, writers in work for _, writer in writers)]:
-            if writer is not None:
-                writer.commit(images.statuses, made)
-
-
-def _prepare(cache: Cache, wanted: BackboneConfig, config: ExtractConfig, load: Load, units: Sequence[int]) -> Job:
-    """Finds or makes the store and arrays; loads the backbone only if a unit is missing."""
-    request = _request(wanted, config)
-    known = next((s for s in cache.stores() if s.info.request == request), None)
-    backbone = None
-    if known is None or not _weights_unchanged(known.info, wanted):
-        backbone = load(wanted)
-        info = _info(backbone, request, config)
-        if known is not None:
-            _refuse_other_recipe(known, info)
-        known = cache.create_store(info)
-    taps = resolve_taps(wanted.taps, [spec.tap for spec in known.info.taps], where=f"--taps {wanted.taps}")
-    specs = [spec for spec in known.info.taps if spec.tap in taps]
-    for kind in config.kinds:
-        cache.add_arrays(known, kind, specs, config.dtype)
-    store = cache.store(known.name)
-    extended = [cache.extend(array) for array in store.arrays]
-    job = Job(store, [a for a in extended if a.kind in config.kinds and set(a.taps) & set(taps)], backbone)
-    if backbone is None and any(job.missing(unit, cache.rows_of_unit(unit, config.limit)) for unit in units):
-        job.backbone = load(wanted)
-        _refuse_other_recipe(store, _info(job.backbone, request, config))
-    return job
-
-
-def _request(wanted: BackboneConfig, config: ExtractConfig) -> dict[str, Any]:
-    """The options that decide a recipe, as asked; taps and kinds are listed beside it."""
-    return {
-        "backbone": wanted.name,
-        "weights": wanted.weights,
-        "image_px": wanted.image_px,
-        "resize": "squash",
-        "interpolation": "model",
-        "pool": None,
-        "view": None,
-        "precision": "fp32",
-        "dtype": config.dtype,
-    }
-
-
-def _info(backbone: Backbone, request: dict[str, Any], config: ExtractConfig) -> StoreInfo:
-    """The store's description; its recipe holds all that decides the features' bytes, and no more."""
-    geometry = asdict(backbone.geometry)
-    recipe = {
-        "backbone": backbone.name,
-        "weights": backbone.weights.digest,
-        "input": {**geometry, "mean": list(backbone.mean), "std": list(backbone.std)},
-        "pool": None,
-        "view": None,
-        "precision": "fp32",
-        "dtype": config.dtype,
-    }
-    weights = {name: value for name, value in asdict(backbone.weights).items() if name != "digest"}
-    return StoreInfo(recipe, request, weights, backbone.specs, machine.versions())
-
-
-def _weights_unchanged(info: StoreInfo, wanted: BackboneConfig) -> bool:
-    """Whether the file that the weights came from looks as it did, so that it need not be loaded to compare."""
-    path, size, mtime_ns = locate(wanted.weights, wanted.name)
-    return (path, size, mtime_ns) == (info.weights["path"], info.weights["size"], info.weights["mtime_ns"])
-
-
-def _refuse_other_recipe(store: Store, info: StoreInfo) -> None:
-    lines = differing_fields(store.info.recipe, info.recipe)
-    if lines:
-        raise LofftaError(
-            f"store {store.name} was made with another recipe under the same options:\n    " + "\n    ".join(lines),
-            where=store.name,
-            remedy="bring the old weights back to continue it, or extract into a new cache (--cache OTHER)",
-        )
+        thumb_writers = [thumb_writer] if thumb_writer is not None else []
+        for writer in [*thumb_writers, *(writer for _, writers in work for _, writer in writers)]:
+            writer.commit(images.statuses, made)
 
 
 def _lacking(cache: Cache, thumbs: CachedArray, jobs: Sequence[Job], unit: int, limit: int | None) -> bool:

@@ -5,8 +5,10 @@ In: an open cache and what the user asked for.   Out: Features for `batches`, Fe
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ from loffta.errors import LofftaError, UsageError, unknown_name
 from loffta.pooling import pool_mean
 from loffta.store.cache import Cache, CachedArray, Store
 from loffta.taps import resolve_taps
-from loffta.tokens import FeatureSpec, Kind
+from loffta.tokens import KINDS, FeatureSpec, Kind
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,12 @@ def usable_rows(cache: Cache, features: Sequence[Feature], split: str, *, partia
         here, settled = _settled(feature, len(cache.table))
         missing = int((~settled[rows]).sum())
         if missing and not partial:
+            command = extract_command(cache, feature.store, _taps_of(features, feature.store))
             raise LofftaError(
                 f"store {feature.store.name} is not finished: {missing} of the {len(rows)} images of split "
                 f"'{split}' have no features yet",
                 where=cache.paths.root,
-                remedy=f"finish it with\n      {extract_command(cache, feature.store, _taps_of(features, feature.store))}\n"
-                "    or train on what is there with --partial",
+                remedy=f"finish it with\n      {command}\n    or train on what is there with --partial",
             )
         ready &= here
     if not ready[rows].any():
@@ -102,14 +104,37 @@ def usable_rows(cache: Cache, features: Sequence[Feature], split: str, *, partia
     return rows[ready[rows]]
 
 
-def extract_command(cache: Cache, store: Store, taps: Sequence[str]) -> str:
-    """The command that adds taps to a store or finishes it."""
+def check_labels(cache: Cache, rows: NDArray[np.int64], split: str) -> None:
+    """Refuses images without a class.
+
+    Raises:
+        LofftaError: with how many there are, and the first.
+    """
+    without = rows[cache.table.labels[rows] < 0]
+    if len(without):
+        raise LofftaError(
+            f"{len(without)} of the {len(rows)} images of split '{split}' have no label",
+            where=f"{cache.paths.images}, first {cache.table.keys[without[0]]}",
+            remedy="choose a split whose images all have one",
+        )
+
+
+def n_bad(cache: Cache, features: Sequence[Feature], split: str) -> int:
+    """Images of a split that are quarantined in any of the features."""
+    bad = {row for feature in features for row in feature.array.ledger.bad}
+    return len(bad.intersection(cache.table.rows_of(split).tolist()))
+
+
+def extract_command(cache: Cache, store: Store, taps: Sequence[str], kind: Kind | None = None) -> str:
+    """The command that adds taps to a store, also as another kind, or finishes it."""
     request = store.info.request
-    size = f" --image-px {request['image_px']}" if request["image_px"] else ""
-    return (
-        f"loffta extract {cache.table.source} --cache {cache.paths.root} --backbone {request['backbone']} "
-        f"--weights {request['weights']} --taps {','.join(taps)}{size} --dtype {request['dtype']}"
-    )
+    size = ["--image-px", str(request["image_px"])] if request["image_px"] else []
+    given = [k for k in KINDS if store.stored_taps(k)]  # no more than the store has and what is needed
+    missing = [kind] if kind and kind not in given and not (kind == "mean" and "grid" in given) else []
+    kinds = ",".join([*given, *missing])
+    words = ["loffta", "extract", cache.table.source, "--cache", str(cache.paths.root)]
+    words += ["--backbone", request["backbone"], "--weights", request["weights"], "--taps", ",".join(taps), *size]
+    return shlex.join([*words, "--kinds", kinds, "--dtype", request["dtype"]])
 
 
 def _taps_of(features: Sequence[Feature], store: Store) -> list[str]:
@@ -141,7 +166,10 @@ def _find_store(stores: Sequence[Store], name: str, cache: Cache) -> Store:
 
 
 def _features_of(cache: Cache, store: Store, request: str, kind: Kind) -> list[Feature]:
-    """One Feature per array that holds some of the taps, in depth order of each array's first tap."""
+    """One Feature per run of taps that lie in one array; all in depth order, whatever arrays are added later.
+
+    A head's columns are in this order: a mean stored after the training must not move them.
+    """
     stored = tuple(dict.fromkeys([*store.stored_taps(kind), *(store.stored_taps("grid") if kind == "mean" else ())]))
     stored = tuple(spec.tap for spec in store.info.taps if spec.tap in stored)
     available = [spec.tap for spec in store.info.taps]
@@ -150,14 +178,15 @@ def _features_of(cache: Cache, store: Store, request: str, kind: Kind) -> list[F
             raise LofftaError(
                 f"tap {name} of {store.name} is not in the cache as '{kind}'",
                 where=f"--features {store.name}:{request}",
-                remedy=f"add it with\n      {extract_command(cache, store, [name])}",
+                remedy=f"add it with\n      {extract_command(cache, store, [name], kind)}",
             )
-    groups: dict[str, tuple[CachedArray, list[str]]] = {}
+    placed = []
     for tap in resolve_taps(request, stored, where=f"--features {store.name}:{request}"):
         array = store.find(kind, tap) or store.find("grid", tap)
         assert array is not None, "resolve_taps only gives stored taps"
-        groups.setdefault(array.paths.name, (array, []))[1].append(tap)
-    return [_feature(store, array, taps, kind) for array, taps in groups.values()]
+        placed.append((array, tap))
+    runs = [list(run) for _, run in groupby(placed, key=lambda place: place[0].paths.name)]
+    return [_feature(store, run[0][0], [tap for _, tap in run], kind) for run in runs]
 
 
 def _with_unique_labels(features: Sequence[Feature]) -> list[Feature]:

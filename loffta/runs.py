@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,23 +64,42 @@ def start_run(root: Path, config: TrainConfig) -> RunPaths:
     """Makes the run's directory, or opens one that the same configuration began.
 
     Raises:
+        LofftaError: as `check_out`.
+    """
+    check_out(root, config)
+    paths = RunPaths(root)
+    if _saved_config(paths) != config:
+        replace_file(paths.config, to_yaml(config))
+    return paths
+
+
+def check_out(root: Path, config: TrainConfig, *, ignore: Collection[str] = ()) -> None:
+    """Refuses a directory that cannot take the run. A run that failed before it had a head may be begun anew.
+
+    Args:
+        ignore: fields of the configuration that are not known yet.
+    Raises:
         LofftaError: the directory holds a run of another configuration (the fields are named), or something else.
     """
     paths = RunPaths(root)
-    if paths.config.exists():
-        old = parse(TrainConfig, read_yaml(paths.config), where=paths.config)
-        lines = differing_fields(old.model_dump(mode="json"), config.model_dump(mode="json"))
-        if lines:
-            raise LofftaError(
-                "this run was made with another configuration:\n    " + "\n    ".join(lines),
-                where=paths.config,
-                remedy="choose another --out, or give the old options to continue it",
-            )
-        return paths
-    if root.exists() and (not root.is_dir() or any(p != paths.scoring for p in root.iterdir())):
-        raise LofftaError("this folder holds something else", where=root, remedy="choose an empty or new --out")
-    replace_file(paths.config, to_yaml(config))
-    return paths
+    old = _saved_config(paths)
+    if old is None:
+        if root.exists() and (not root.is_dir() or any(p != paths.scoring for p in root.iterdir())):
+            raise LofftaError("this folder holds something else", where=root, remedy="choose an empty or new --out")
+        return
+    lines = differing_fields(
+        old.model_dump(mode="json", exclude=set(ignore)), config.model_dump(mode="json", exclude=set(ignore))
+    )
+    if lines and any(path not in (paths.config, paths.scoring) for path in root.iterdir()):
+        raise LofftaError(
+            "this run was made with another configuration:\n    " + "\n    ".join(lines),
+            where=paths.config,
+            remedy="choose another --out, or give the old options to continue it",
+        )
+
+
+def _saved_config(paths: RunPaths) -> TrainConfig | None:
+    return parse(TrainConfig, read_yaml(paths.config), where=paths.config) if paths.config.exists() else None
 
 
 def open_run(root: Path) -> tuple[RunPaths, TrainConfig]:
@@ -131,9 +150,7 @@ def read_results(path: Path) -> dict[str, Any]:
     try:
         results: dict[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise LofftaError(
-            "there are no results here yet", where=path, remedy="run `loffta evaluate RUN`"
-        ) from error
+        raise LofftaError("there are no results here yet", where=path, remedy="run `loffta evaluate RUN`") from error
     return results
 
 

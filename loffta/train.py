@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from loffta import machine
@@ -21,16 +23,19 @@ from loffta.batches import Feed
 from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError, UsageError, unknown_name
 from loffta.evaluate import evaluate
-from loffta.features import Feature, choose_features, usable_rows
+from loffta.features import Feature, check_labels, choose_features, usable_rows
 from loffta.heads import Head, build_head, find_head
 from loffta.heads.recipe import Recipe
 from loffta.optim import lr_at, n_steps, parameter_groups
 from loffta.progress import Progress
 from loffta.relevance import penalty
-from loffta.runs import RunPaths, read_results, save_head, start_run, write_lines, write_results
+from loffta.runs import RunPaths, check_out, read_results, save_head, start_run, write_lines, write_results
 from loffta.store.cache import Cache
 from loffta.tasks import TASKS
 
+# Parameters times images a step below which torch gets one thread on the CPU. A linear probe of K = 512 (330,000) makes
+# 1,400 steps/s of 3 seeds with one thread as with two; with two, 15 to 220 when other processes want the same CPUs.
+SMALL_STEP = 4_000_000
 SCORING_WEIGHT = 0.01  # lambda of the scoring run where none is given (second-hand from the ComBo paper)
 
 
@@ -58,16 +63,20 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
     if config.task not in TASKS:
         raise unknown_name("task", config.task, TASKS, where="--task")
     if config.select is not None:
+        check_out(out, _absolute(config), ignore=("features", "recipe"))  # before the scoring run, not after it
         config = _select(config, cache, out, stop)
     features, recipe = _resolve(config, cache)
-    config = config.model_copy(
+    config = _absolute(config).model_copy(
         update={"features": tuple(str(f) for f in features), "recipe": recipe.model_dump(mode="json")}
     )
-    paths = start_run(out, config)
-    if paths.results(config.test_on).exists():
-        return read_results(paths.results(config.test_on))
+    check_out(out, config)
+    results_path = RunPaths(out).results(config.test_on)
+    if results_path.exists():
+        return read_results(results_path)
+    rows = _check_splits(config, cache, features)
     start = time.monotonic()
-    members = _fit(config, cache, features, recipe, stop)
+    paths = start_run(out, config)
+    members = _fit(config, cache, features, rows, recipe, stop)
     for member in members:
         write_lines(paths.metrics(member.seed), member.log)
         save_head(paths.head(member.seed), member.head.state_dict())
@@ -110,11 +119,29 @@ def _resolve(config: TrainConfig, cache: Cache) -> tuple[list[Feature], Recipe]:
     return features, recipe.resolve([feature.spec for feature in features])
 
 
+def _absolute(config: TrainConfig) -> TrainConfig:
+    """With the cache's whole path: `evaluate` may be called from another folder."""
+    return config.model_copy(update={"cache": config.cache.absolute()})
+
+
+def _check_splits(config: TrainConfig, cache: Cache, features: Sequence[Feature]) -> NDArray[np.int64]:
+    """Rows to train on; the test split is looked at too: what is wrong with it shows before the training."""
+    machine.resolve_device(config.device)
+    for split in (config.test_on, config.train_on):
+        rows = usable_rows(cache, features, split, partial=config.partial)
+        check_labels(cache, rows, split)
+    return rows
+
+
 def _fit(
-    config: TrainConfig, cache: Cache, features: Sequence[Feature], recipe: Recipe, stop: machine.StopFlag
+    config: TrainConfig,
+    cache: Cache,
+    features: Sequence[Feature],
+    rows: NDArray[np.int64],
+    recipe: Recipe,
+    stop: machine.StopFlag,
 ) -> list[Member]:
     device = machine.resolve_device(config.device)
-    rows = usable_rows(cache, features, config.train_on, partial=config.partial)
     labels = torch.tensor(cache.table.labels, device=device)
     specs = [feature.spec for feature in features]
     members = []
@@ -123,9 +150,9 @@ def _fit(
         groups = parameter_groups(head, recipe.weight_decay)
         members.append(Member(seed, head, torch.optim.AdamW(groups, lr=recipe.lr, fused=device.type != "mps")))
     total = n_steps(len(rows), recipe.batch_size, recipe.epochs)
-    feed = Feed(
-        features, rows, batch_size=recipe.batch_size, device=device, mode=config.feed, seed=config.data_seed
-    )
+    feed = Feed(features, rows, batch_size=recipe.batch_size, device=device, mode=config.feed, seed=config.data_seed)
+    if sum(p.numel() for p in members[0].head.parameters()) * recipe.batch_size < SMALL_STEP:
+        torch.set_num_threads(1)
     step = 0
     with feed, Progress(f"train {config.head}", total, "steps") as progress:
         for epoch in range(recipe.epochs):
@@ -133,13 +160,15 @@ def _fit(
                 stop.check(f"training step {step} of {total}; nothing is kept of an unfinished training")
                 lr = lr_at(step, total, recipe)
                 prepared = members[0].head.prepare(batch.features)
-                for member in members:
-                    loss = _step(member, prepared, labels[batch.rows], config, recipe, lr)
+                targets = labels[batch.rows]
+                found = [_step(member, prepared, targets, config, recipe, lr) for member in members]
+                losses: list[float] = torch.stack(found).tolist()  # the one wait for the device in a step
+                for member, loss in zip(members, losses, strict=True):
                     member.losses.append(loss)
                     if not math.isfinite(loss):
                         raise _diverged(step, member.seed, [cache.table.keys[row] for row in batch.rows.tolist()])
                 step += 1
-                progress.advance(1, f"loss {loss:.3f}")
+                progress.advance(1, f"loss {losses[0]:.3f}")
             for member in members:
                 mean = sum(member.losses) / len(member.losses)
                 member.log.append({"epoch": epoch, "step": step, "loss": mean, "lr": lr})
@@ -147,10 +176,8 @@ def _fit(
     return members
 
 
-def _step(
-    member: Member, prepared: Tensor, labels: Tensor, config: TrainConfig, recipe: Recipe, lr: float
-) -> float:
-    """One optimiser step; returns the loss, penalty included."""
+def _step(member: Member, prepared: Tensor, labels: Tensor, config: TrainConfig, recipe: Recipe, lr: float) -> Tensor:
+    """One optimiser step; returns the loss, penalty included, without waiting for the device."""
     for group in member.optimizer.param_groups:
         group["lr"] = lr
     device = prepared.device.type
@@ -164,7 +191,7 @@ def _step(
     member.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     member.optimizer.step()
-    return float(loss.detach())
+    return loss.detach()
 
 
 def _diverged(step: int, seed: int, keys: Sequence[str]) -> LofftaError:

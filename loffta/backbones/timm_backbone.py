@@ -46,7 +46,7 @@ def load_timm(
     check_name(name)
     model, source = _build(name, weights)
     if not hasattr(model, "forward_intermediates"):
-        remedy = "choose a ViT, EfficientNet, ConvNeXt or Swin; `loffta models` lists what works"
+        remedy = "choose a ViT, EfficientNet, ConvNeXt or Swin; timm.list_models() lists names"
         raise UsageError("timm gives no intermediate outputs of this model", where=f"backbone {name}", remedy=remedy)
     config: Any = model.pretrained_cfg
     height, width = config["input_size"][-2:]

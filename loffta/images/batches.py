@@ -6,8 +6,10 @@ Out: batches of good images, in row order, at every size that is asked for; each
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +32,22 @@ class PixelBatch:
 class _Decoded:
     status: ImageStatus
     pixels: dict[PixelGeometry, NDArray[np.uint8]]  # empty for a quarantined image
+
+
+@contextmanager
+def decoding_threads(n_threads: int) -> Iterator[Executor]:
+    """Threads for `UnitImages`, with PIL's warnings off: odd metadata is common, and what matters is raised.
+
+    The filters are set here, in one thread: they belong to the process, and threads that set and restore them for each
+    image leave one another's behind.
+    """
+    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="decode")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\b")
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)  # a stop waits for the images in hand, not for two batches
 
 
 class UnitImages:

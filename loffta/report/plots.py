@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loffta.report.text import escape, shorten
+from loffta.report.text import escape, printable, shorten
 
 WIDTH = 420.0
 _ABOVE_X, _ABOVE_END = 1.0, 358.0  # plot area of charts whose labels stand above the bars
@@ -29,7 +29,7 @@ class Bar:
     """One bar and what stands beside it."""
 
     label: str
-    value: float
+    value: float | int
     text: str  # the value as printed
     detail: str = ""  # a second, quieter line
     dots: tuple[float, ...] = ()  # one per seed
@@ -53,24 +53,29 @@ class Scale:
 
 
 def bar_chart(
-    bars: Sequence[Bar], *, title: str, low: float = 0.0, high: float | None = None, ticks: Sequence[tuple[float, str]]
+    bars: Sequence[Bar],
+    *,
+    title: str,
+    low: float = 0.0,
+    high: float | None = None,
+    ticks: Sequence[tuple[float, str]] = (),
 ) -> str:
     """A chart with each label above its bar.
 
     Args:
         low: left end of the axis. Above 0 no bars are drawn, for their lengths would lie, but points.
         high: right end; None: the largest value.
-        ticks: values and their texts.
+        ticks: values and their texts; none: no axis.
     """
     scale = Scale(low, high or max(bar.value for bar in bars) or 1.0, _ABOVE_X, _ABOVE_END)
-    pitch = 58.0 if any(bar.detail for bar in bars) else 42.0
-    height = pitch * len(bars) + 22
-    parts = [_axis(scale, ticks, height - 22, pattern := _pattern_id(title))]
+    pitch = 60.0 if any(bar.detail for bar in bars) else 42.0
+    height = pitch * len(bars) + (22 if ticks else 0)
+    parts = [_axis(scale, ticks, pitch * len(bars), pattern := _pattern_id(title))]
     for i, bar in enumerate(bars):
         middle = pitch * (i + 1) - 16
         parts.append(_text(bar.label, 0, pitch * i + 15, limit=50, weight=600))
         if bar.detail:
-            parts.append(_text(bar.detail, 0, pitch * i + 30, limit=66, size=11.5, colour=_QUIET))
+            parts.append(_text(bar.detail, 0, pitch * i + 31, limit=58, size=12.5, colour=_QUIET))
         parts.append(_marks(bar, scale, middle, 12, pattern, hollow=low > 0))
         parts.append(_text(bar.text, WIDTH, middle + 5, anchor="end", weight=600))
     return _svg(title, height, parts)
@@ -93,7 +98,7 @@ def grouped_chart(groups: Sequence[tuple[str, Sequence[Bar]]], *, title: str) ->
     return _svg(title, y, parts)
 
 
-def percent_ticks(low: float, high: float) -> list[tuple[float, str]]:
+def percent_ticks(low: float | int, high: float | int) -> list[tuple[float, str]]:
     """Three to six round fractions between `low` and `high`, as percent."""
     for step in (1, 2, 5, 10, 20, 25):
         first = -(-round(100 * low, 6) // step) * step
@@ -103,7 +108,7 @@ def percent_ticks(low: float, high: float) -> list[tuple[float, str]]:
     return [(tick / 100, f"{tick:.0f} %") for tick in found]
 
 
-def _marks(bar: Bar, scale: Scale, middle: float, thickness: float, pattern: str, *, hollow: bool = False) -> str:
+def _marks(bar: Bar, scale: Scale, middle: float, thickness: float | int, pattern: str, *, hollow: bool = False) -> str:
     """The bar or point, the whisker across it and the dots of the seeds."""
     fill = f"url(#{pattern})" if bar.control else _BAR
     x = scale(bar.value)
@@ -136,7 +141,7 @@ def _axis(scale: Scale, ticks: Sequence[tuple[float, str]], bottom: float, patte
         x = scale(value)
         anchor = "start" if x < 12 else "middle"
         parts.append(f'<path d="M{x:.2f} 0V{bottom:.2f}" style="stroke:{_LINE};stroke-width:1"/>')
-        parts.append(_text(text, x, bottom + 15, size=11.5, anchor=anchor, colour=_QUIET))
+        parts.append(_text(text, x, bottom + 15, size=12.5, anchor=anchor, colour=_QUIET))
     return "".join(parts)
 
 
@@ -153,7 +158,7 @@ def _text(
 ) -> str:
     """Text cut to `limit` characters; a hover shows all of it."""
     short = shorten(text, limit)
-    hover = f"<title>{escape(text)}</title>" if short != text else ""
+    hover = f"<title>{escape(text)}</title>" if short != printable(text) else ""
     style = f"{_FONT};font-size:{size}px;font-weight:{weight};fill:{colour}"
     # a halo in the page's colour keeps text readable where a grid line crosses it
     halo = "paint-order:stroke;stroke:var(--page,#fff);stroke-width:3px"

@@ -31,7 +31,7 @@ class StageCost:
     name: str
     command: str
     seconds: float | int
-    bytes: int | None = None  # written to disk; None: not known
+    bytes: int | None = None  # that it added to the cache; None: not known
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Measure:
     """One metric over the seeds of a run, fractions 0-1."""
 
     mean: float
-    std: float | None  # over seeds; None for one seed
+    std: float | int | None  # over seeds; None for one seed
     per_seed: tuple[float, ...]
     ci95: tuple[float, float]  # over images
 
@@ -65,7 +65,7 @@ class RunRow:
     n_images: int  # tested on
     epochs: int | None
     grid: int | None
-    train_seconds: float | None
+    train_seconds: float | int | None
     image_bytes: dict[str, int] | None  # read from the cache per image, by backbone label; None: the cache is gone
     stored_bytes: int | None  # of the taps it used, over all images that have them
 
@@ -118,7 +118,12 @@ def read_runs(roots: Sequence[Path]) -> list[LoadedRun]:
     return [_load(folder, folder.relative_to(parent).as_posix(), caches) for folder in folders]
 
 
-def text_table(rows: Sequence[RunRow], width: int = 100) -> str:
+def read_rows(roots: Sequence[Path]) -> list[RunRow]:
+    """The rows of finished runs; raises what `read_runs` raises."""
+    return [run.row for run in read_runs(roots)]
+
+
+def format_table(rows: Sequence[RunRow], width: int = 100) -> str:
     """A table for the terminal, no line wider than `width`: a line of figures per run, its features below it."""
     heads = ("run", "head", "taps", "top-1 %", "95 % CI", "seeds", "epochs", "grid", "train", "read/image")
     cells = [
@@ -164,9 +169,7 @@ def _load(folder: Path, name: str, caches: dict[Path, Cache | None]) -> LoadedRu
     return LoadedRun(paths, config, results, cache, row)
 
 
-def _row(
-    name: str, results: Mapping[str, Any], image_bytes: dict[str, int] | None, stored_bytes: int | None
-) -> RunRow:
+def _row(name: str, results: Mapping[str, Any], image_bytes: dict[str, int] | None, stored_bytes: int | None) -> RunRow:
     top1, recipe = results["metrics"]["top1"], results.get("recipe", {})
     low, high = top1["ci95"]
     taps: dict[str, tuple[str, ...]] = {}

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import html
 
+_NBSP = "\N{NO-BREAK SPACE}"
 NONE = "\N{EN DASH}"  # stands where there is no value
 
 
 def printable(text: object) -> str:
     """`text` with every control, bidirectional and lone surrogate character made visible as U+FFFD."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+    return "".join(c if c.isprintable() or c == _NBSP else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
 def escape(text: object) -> str:
@@ -44,7 +45,7 @@ def human_bytes(n_bytes: int | None) -> str:
     size, units = float(n_bytes), ("B", "kB", "MB", "GB", "TB")
     for unit in units:
         if size < 999.95 or unit == units[-1]:
-            return f"{size:.0f}\N{NO-BREAK SPACE}B" if unit == "B" else f"{size:.1f}\N{NO-BREAK SPACE}{unit}"
+            return f"{size:.0f}{_NBSP}B" if unit == "B" else f"{size:.1f}{_NBSP}{unit}"
         size /= 1000
     raise AssertionError("the last unit takes every size")
 
@@ -54,9 +55,9 @@ def human_seconds(seconds: float | int | None) -> str:
     if seconds is None:
         return NONE
     if seconds < 59.95:
-        return f"{seconds:.1f}\N{NO-BREAK SPACE}s"
+        return f"{seconds:.1f}{_NBSP}s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}\N{NO-BREAK SPACE}min {rest}\N{NO-BREAK SPACE}s"
+    return f"{minutes}{_NBSP}min{_NBSP}{rest}{_NBSP}s"
 
 
 def count(n: int, noun: str, plural: str = "") -> str:

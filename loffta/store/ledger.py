@@ -85,7 +85,10 @@ def read_done(path: Path) -> pa.Table:
     data = path.read_bytes()
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-            return file.read(use_threads=False).select(_SCHEMA.names).cast(_SCHEMA)
+            table = file.read(use_threads=False).select(_SCHEMA.names)
+        if not table.schema.equals(_SCHEMA):
+            raise ValueError("its columns have other types")
+        return table
     except _UNREADABLE as error:
         raise DamageFound(
             f"done file cannot be read ({error})",
@@ -127,7 +130,7 @@ def read_ledger(paths: ArrayPaths, n_rows: int) -> Ledger:
     files = sorted(paths.done_folder.glob("u*.parquet"))
     for path in files:
         table = read_done(path)
-        table = table.filter(pc.less(table["row"], n_rows))  # another process may have grown the array meanwhile
+        table = table.filter(pc.field("row") < n_rows)  # another process may have grown the array meanwhile
         rows = table["row"].to_numpy()
         good = np.asarray(table["status"].to_numpy(zero_copy_only=False) == OK)
         ready[rows[good]] = True

@@ -11,7 +11,8 @@ import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, wait
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakSet
@@ -21,7 +22,7 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from loffta.errors import DamageFound, LofftaError
-from loffta.store.metadata import CRC_BYTES, ArrayLayout, read_layout
+from loffta.store.metadata import ArrayLayout, read_layout
 from loffta.store.paths import ArrayPaths
 from loffta.store.shard import MAX_IOV, MISSING, read_index, read_into
 from loffta.store.units import rows_of
@@ -47,7 +48,7 @@ class _Shard:
 class ArrayReader:
     """Random access to one array of format 1, or of any writer that keeps its inner chunks uncompressed.
 
-    Safe to call from several threads. The descriptors of all readers together stay near a quarter of the process's limit.
+    Safe to call from several threads. All readers together keep to about a quarter of the process's descriptors.
     """
 
     def __init__(self, paths: ArrayPaths, *, check: Check = "first") -> None:
@@ -62,14 +63,15 @@ class ArrayReader:
             raise LofftaError(
                 "this array's chunks are compressed or shaped in a way the direct reader does not take",
                 where=paths.metadata,
-                remedy="open it with store.reader.open_array, which falls back to zarr-python",
+                remedy="open it with store.zarr_reader.open_array, which falls back to zarr-python",
             )
         self.paths = paths
         self.layout: ArrayLayout = layout
         self._check = check == "first" and layout.crc
-        self._checked = np.zeros((layout.shape[0], layout.chunks_per_image), dtype=bool)
+        n_chunks = layout.shape[0] * layout.chunks_per_image
+        self._checked = np.zeros(n_chunks, dtype=bool)
         # 8 bytes a chunk: 10 MB for 100,000 images of 12 taps; a unit's part is valid once `_known` has its shard
-        self._offsets = np.empty((layout.shape[0], layout.chunks_per_image), dtype=np.uint64)
+        self._offsets = np.empty(n_chunks, dtype=np.uint64)
         self._known: dict[int, tuple[int, ...]] = {}
         self._shards: OrderedDict[int, _Shard] = OrderedDict()
         self._lock = threading.Lock()
@@ -90,7 +92,7 @@ class ArrayReader:
             rows: [B] row numbers in any order, repeats allowed.
             taps: positions along axis 1; None reads whole images.
             out: [B, len(taps), ...], C-contiguous buffer of the array's dtype. A fresh one halves the rate: reuse it.
-            pool: with n_parts > 1, threads that share the work.
+            pool: with n_parts > 1, threads that share the work with the calling one.
         Returns:
             `out`.
         Raises:
@@ -108,8 +110,14 @@ class ArrayReader:
             self._read_part(rows, positions, out)
         else:
             bounds = np.linspace(0, len(rows), n_parts + 1).astype(int)
-            parts = [(rows[a:b], out[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
-            list(pool.map(lambda part: self._read_part(part[0], positions, part[1]), parts))
+            *others, own = [(rows[a:b], positions, out[a:b]) for a, b in pairwise(bounds)]
+            futures = [pool.submit(self._read_part, *part) for part in others]
+            try:
+                self._read_part(*own)  # this thread would only wait
+            finally:
+                wait(futures)  # whatever happened: nobody may write to `out` after the return
+            for future in futures:
+                future.result()
         return out
 
     def empty(self, n_rows: int, taps: Sequence[int] | None = None) -> NDArray[Any]:
@@ -138,27 +146,29 @@ class ArrayReader:
     def _read_part(self, rows: NDArray[np.int64], positions: NDArray[np.int64], out: NDArray[Any]) -> None:
         if not len(rows):
             return
-        size, n_taps = self.layout.chunk_bytes, len(positions)
-        target = out.reshape(-1).view(np.uint8).data
-        crcs = memoryview(bytearray(len(rows) * n_taps * CRC_BYTES))
         units = rows // self.layout.unit_images
-        present = np.unique(units).tolist()
-        for unit in present:
-            if unit not in self._known:
-                self._open(unit)
-        offsets = self._offsets[rows[:, None], positions].reshape(-1)
+        present = sorted(set(units.tolist()))
+        known = {unit: self._known.get(unit) or self._open(unit).identity for unit in present}
+        chunks = (rows[:, None] * self.layout.chunks_per_image + positions).reshape(-1)
+        offsets = self._offsets[chunks]
         if offsets.max() >= WRONG_LENGTH:
-            self._refuse_hole(int(rows[int(offsets.argmax()) // n_taps]), offsets.max() == MISSING)
-        owners = np.repeat(units, n_taps)
+            worst = int(offsets.argmax())
+            self._refuse_hole(int(chunks[worst]), missing=bool(offsets[worst] == MISSING))
+        unseen: dict[int, int] = {}
+        if self._check and not (seen := self._checked[chunks]).all():
+            unseen = dict(zip(np.flatnonzero(~seen).tolist(), chunks[~seen].tolist(), strict=True))
+        target = out.reshape(-1).view(np.uint8).data
+        owners = np.repeat(units, len(positions))
         order = np.lexsort((offsets, owners))  # by shard, then in file order
-        bounds = np.searchsorted(owners[order], [*present, present[-1] + 1]).tolist()
-        for unit, first, last in zip(present, bounds, bounds[1:]):  # noqa: B905  bounds is longer by one
-            places = order[first:last]
-            self._read_runs(self._open(unit), offsets[places].tolist(), places.tolist(), target, crcs, size)
-        if self._check:
-            self._verify(rows, positions, target, crcs, size)
+        bounds = [0, *(np.flatnonzero(np.diff(owners[order])) + 1).tolist(), len(chunks)]
+        for unit, (first, last) in zip(present, pairwise(bounds), strict=True):
+            places, shard = order[first:last], self._open(unit)
+            if shard.identity != known[unit]:  # replaced since its offsets were looked up
+                return self._read_part(rows, positions, out)
+            self._read_runs(shard, offsets[places].tolist(), places.tolist(), target, unseen)
 
-    def _refuse_hole(self, row: int, missing: bool) -> None:
+    def _refuse_hole(self, chunk: int, *, missing: bool) -> None:
+        row = chunk // self.layout.chunks_per_image
         raise DamageFound(
             f"row {row} is missing from its shard"
             if missing
@@ -168,40 +178,48 @@ class ArrayReader:
         )
 
     def _read_runs(
-        self, shard: _Shard, offsets: list[int], places: list[int], target: memoryview, crcs: memoryview, size: int
+        self, shard: _Shard, offsets: list[int], places: list[int], target: memoryview, unseen: dict[int, int]
     ) -> None:
-        """Reads chunks in file order, adjacent ones in one call; the 4 crc bytes between them go to `crcs`."""
-        stored, with_crc = self.layout.stored_chunk_bytes, self.layout.crc
+        """Reads chunks in file order, adjacent ones in one call; `unseen` maps places to the chunks to be checked."""
+        size, gap = self.layout.chunk_bytes, self.layout.stored_chunk_bytes - self.layout.chunk_bytes
+        crcs = memoryview(bytearray(len(places) * gap))
         buffers: list[memoryview] = []
-        start = end = -1
-        for offset, place in zip(offsets, places, strict=True):
-            if offset != end or len(buffers) >= MAX_IOV - 1:
-                if buffers:
-                    read_into(shard.fd, buffers, start, path=shard.path)
-                buffers, start, end = [], offset, offset
+        start = end = first = 0
+        for i, (offset, place) in enumerate(zip(offsets, places, strict=True)):
+            if buffers and (offset != end or len(buffers) >= MAX_IOV - 1):
+                self._read_run(shard, buffers, start, places[first:i], unseen)
+                buffers = []
+            if not buffers:
+                start, end, first = offset, offset, i
             buffers.append(target[place * size : (place + 1) * size])
-            if with_crc:
-                buffers.append(crcs[place * CRC_BYTES : (place + 1) * CRC_BYTES])
-            end += stored
-        read_into(shard.fd, buffers, start, path=shard.path)
+            if gap:
+                buffers.append(crcs[i * gap : (i + 1) * gap])
+            end += size + gap
+        self._read_run(shard, buffers, start, places[first:], unseen)
 
-    def _verify(
-        self, rows: NDArray[np.int64], positions: NDArray[np.int64], target: memoryview, crcs: memoryview, size: int
+    def _read_run(
+        self, shard: _Shard, buffers: list[memoryview], start: int, places: list[int], unseen: dict[int, int]
     ) -> None:
-        seen = self._checked[rows[:, None], positions].reshape(-1)
-        if seen.all():
+        """One call for adjacent chunks; what is not yet checked is checked while it is in the processor's cache."""
+        read_into(shard.fd, buffers, start, path=shard.path)
+        if not unseen:
             return
-        stored = np.frombuffer(crcs, "<u4")
-        for place in np.flatnonzero(~seen).tolist():
-            if crc32c(target[place * size : (place + 1) * size]) != stored[place]:
-                row, position = int(rows[place // len(positions)]), int(positions[place % len(positions)])
-                tap = self.layout.taps[position] if self.layout.chunks_per_image > 1 else "all taps"
-                raise DamageFound(
-                    f"row {row}, {tap}: the bytes do not match their crc32c",
-                    where=self._path(row // self.layout.unit_images),
-                    remedy="run `loffta verify CACHE --deep` to list all damage",
-                )
-        self._checked[rows[:, None], positions] = True
+        for place, data, stored in zip(places, buffers[::2], buffers[1::2], strict=True):
+            chunk = unseen.get(place)
+            if chunk is None:
+                continue
+            if crc32c(data) != int.from_bytes(stored, "little"):
+                self._refuse_damage(chunk)
+            self._checked[chunk] = True
+
+    def _refuse_damage(self, chunk: int) -> None:
+        row, position = divmod(chunk, self.layout.chunks_per_image)
+        tap = self.layout.taps[position] if self.layout.chunks_per_image == len(self.layout.taps) else "all taps"
+        raise DamageFound(
+            f"row {row}, {tap}: the bytes do not match their crc32c",
+            where=self._path(row // self.layout.unit_images),
+            remedy="run `loffta verify CACHE --deep` to list all damage",
+        )
 
     def _path(self, unit: int) -> Path:
         return self.paths.shard(unit, self.layout.ndim)
@@ -233,8 +251,9 @@ class ArrayReader:
         offsets = np.where(index[:, 1] == self.layout.stored_chunk_bytes, index[:, 0], WRONG_LENGTH)
         offsets[index[:, 0] == MISSING] = MISSING
         rows = rows_of(unit, self.layout.shape[0], self.layout.unit_images)
-        here = slice(rows.start, rows.stop)
-        self._offsets[here] = offsets.reshape(self.layout.unit_images, -1)[: len(rows)]
+        per_image = self.layout.chunks_per_image
+        here = slice(rows.start * per_image, rows.stop * per_image)
+        self._offsets[here] = offsets[: len(rows) * per_image]
         self._checked[here] = False
         self._known[unit] = shard.identity
 

@@ -109,13 +109,13 @@ def read_index(fd: int, n_chunks: int, *, at_end: bool, path: Path) -> NDArray[n
 
 
 def read_into(fd: int, buffers: list[memoryview], offset: int, *, path: Path) -> None:
-    """Fills `buffers` from consecutive bytes of the file; network file systems may give fewer bytes a call.
+    """Fills `buffers`, at most MAX_IOV, from consecutive bytes; network file systems may give fewer bytes a call.
 
     Raises:
         DamageFound: the file ends before the buffers are full.
     """
     while buffers:
-        done = os.preadv(fd, buffers[:MAX_IOV], offset)
+        done = os.preadv(fd, buffers, offset)
         if done == 0:
             raise DamageFound(f"shard ends at byte {offset}, before its data does", where=path, remedy=_REPAIR)
         offset += done

@@ -52,6 +52,13 @@ def _check_unit(cache: Cache, array: CachedArray, unit: int, done: Path, path: P
     """Raises DamageFound for the first fault of a unit."""
     table = read_done(done)
     layout = array.layout
+    rows, statuses, crc_lists = (table[name].to_pylist() for name in ("row", "status", "crc32c"))
+    first = unit * layout.unit_images
+    if rows != list(range(first, first + len(rows))) or len(rows) > layout.unit_images:
+        raise DamageFound("done file lists rows of another unit", where=done, remedy="")
+    # While a part-filled unit is written anew its shard is in place before its done file: then the shard must agree with
+    # itself alone, for another batch size may have changed the last bits of its rows.
+    vouched = len(rows) >= len(cache.rows_of_unit(unit))
     n_chunks = layout.unit_images * layout.chunks_per_image
     try:
         fd = os.open(path, os.O_RDONLY)
@@ -59,22 +66,20 @@ def _check_unit(cache: Cache, array: CachedArray, unit: int, done: Path, path: P
         raise DamageFound("the shard of a finished unit is gone", where=path, remedy="") from None
     try:
         index = read_index(fd, n_chunks, at_end=layout.index_at_end, path=path)
-        if table.num_rows < len(cache.rows_of_unit(unit)):
-            return  # part-filled, and the set has grown: its shard may be the new one already
-        first = unit * layout.unit_images
-        for row, status, crcs in zip(*(table[name].to_pylist() for name in ("row", "status", "crc32c")), strict=True):
+        for row, status, crcs in zip(rows, statuses, crc_lists, strict=True):
             entries = index[(row - first) * layout.chunks_per_image :][: layout.chunks_per_image]
             if status == OK:
-                _check_image(fd, array, row, entries, crcs, path, deep=deep)
-            elif (entries[:, 0] != MISSING).any():
+                _check_image(fd, array, row, entries, crcs if vouched else None, path, deep=deep)
+            elif vouched and (entries[:, 0] != MISSING).any():
                 raise DamageFound(f"row {row} is quarantined and yet has data", where=path, remedy="")
     finally:
         os.close(fd)
 
 
 def _check_image(
-    fd: int, array: CachedArray, row: int, entries: np.ndarray, crcs: list[int], path: Path, *, deep: bool
+    fd: int, array: CachedArray, row: int, entries: np.ndarray, crcs: list[int] | None, path: Path, *, deep: bool
 ) -> None:
+    """Compares one image's chunks with their stored crc32c, and that with `crcs` of the done file where it vouches."""
     size = array.layout.chunk_bytes
     for i, (offset, length) in enumerate(entries.tolist()):
         what = f"row {row}, {array.taps[i]}" if len(entries) > 1 else f"row {row}"
@@ -82,10 +87,11 @@ def _check_image(
             raise DamageFound(f"{what}: a chunk is missing or has another length", where=path, remedy="")
         stored = bytearray(CRC_BYTES)
         read_into(fd, [memoryview(stored)], offset + size, path=path)
-        if int.from_bytes(stored, "little") != crcs[i]:
+        crc = int.from_bytes(stored, "little")
+        if crcs is not None and crcs[i : i + 1] != [crc]:
             raise DamageFound(f"{what}: another chunk than the one that was written", where=path, remedy="")
         if deep:
             data = bytearray(size)
             read_into(fd, [memoryview(data)], offset, path=path)
-            if crc32c(data) != crcs[i]:
+            if crc32c(data) != crc:
                 raise DamageFound(f"{what}: the bytes do not match their crc32c", where=path, remedy="")

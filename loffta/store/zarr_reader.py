@@ -36,6 +36,8 @@ class ZarrReader:
     ) -> NDArray[Any]:
         """Reads images by row into `out` [B, len(taps), ...]; see ArrayReader.read."""
         out = self.empty(len(rows), taps) if out is None else out
+        if taps is not None and not all(0 <= tap < self.shape[1] for tap in taps):
+            raise IndexError(f"taps {list(taps)} outside 0..{self.shape[1] - 1} of {self.paths.name}")
         for i, row in enumerate(rows.tolist()):
             if not 0 <= row < self.shape[0]:
                 raise IndexError(f"row {row} outside 0..{self.shape[0] - 1} of {self.paths.name}")

@@ -234,7 +234,10 @@ def hub_cache(tmp_path, monkeypatch):
     return tmp_path / "hub"
 
 
-HUB_REMEDY = f"run `loffta fetch {VIT}` on a node with network, or pass --weights PATH | package:MODULE | random:0"
+HUB_REMEDY = (
+    f"fetch them where there is a network: python -c \"import timm; timm.create_model('{VIT}', pretrained=True)\", "
+    "or pass --weights PATH | package:MODULE | random:0"
+)
 
 
 def test_hub_offline_says_what_to_do(hub_cache):

@@ -1,0 +1,112 @@
+"""One backbone's part of an extraction: its store, its arrays, and the backbone where something is to be computed.
+
+In: what the user asked for, and an open cache.   Out: a Job whose store and arrays exist. Called by `extract` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from loffta import machine
+from loffta.backbones import Backbone
+from loffta.backbones.weights import locate
+from loffta.config import BackboneConfig, ExtractConfig
+from loffta.errors import LofftaError
+from loffta.store.cache import Cache, CachedArray, Store
+from loffta.store.recipe import StoreInfo, differing_fields
+from loffta.taps import resolve_taps
+
+Load = Callable[[BackboneConfig], Backbone]
+
+
+@dataclass
+class Job:
+    """One backbone's part of an extraction."""
+
+    store: Store
+    arrays: list[CachedArray]  # that the asked taps and kinds need
+    backbone: Backbone | None  # None while nothing has to be computed
+
+    def missing(self, unit: int, rows: range) -> list[CachedArray]:
+        """Arrays whose done file does not settle `rows`."""
+        return [array for array in self.arrays if not array.has_unit(unit, rows)]
+
+
+def prepare(cache: Cache, wanted: BackboneConfig, config: ExtractConfig, load: Load, units: Sequence[int]) -> Job:
+    """Finds or makes the store and its arrays; loads the backbone only if one of `units` is missing.
+
+    Raises:
+        UsageError: a tap that the backbone does not have.
+        LofftaError: the store was made with another recipe under the same options.
+    """
+    request = _request(wanted, config)
+    known = next((s for s in cache.stores() if s.info.request == request), None)
+    backbone = None
+    if known is not None and _weights_unchanged(known.info, wanted):
+        info = known.info
+    else:
+        backbone = load(wanted)
+        info = _info(backbone, request, config)
+        if known is not None:
+            _refuse_other_recipe(known, info)
+    taps = resolve_taps(wanted.taps, [spec.tap for spec in info.taps], where=f"--taps {wanted.taps}")
+    known = known or cache.create_store(info)  # after the taps: a misspelt one leaves no store behind
+    specs = [spec for spec in known.info.taps if spec.tap in taps]
+    for kind in config.kinds:
+        cache.add_arrays(known, kind, specs, config.dtype)
+    store = cache.store(known.name)
+    extended = [cache.extend(array) for array in store.arrays]
+    job = Job(store, [a for a in extended if a.kind in config.kinds and set(a.taps) & set(taps)], backbone)
+    if backbone is None and any(job.missing(unit, cache.rows_of_unit(unit, config.limit)) for unit in units):
+        job.backbone = load(wanted)
+        _refuse_other_recipe(store, _info(job.backbone, request, config))
+    return job
+
+
+def _request(wanted: BackboneConfig, config: ExtractConfig) -> dict[str, Any]:
+    """The options that decide a recipe, as asked; taps and kinds are listed beside it."""
+    return {
+        "backbone": wanted.name,
+        "weights": wanted.weights,
+        "image_px": wanted.image_px,
+        "resize": "squash",
+        "interpolation": "model",
+        "pool": None,
+        "view": None,
+        "precision": "fp32",
+        "dtype": config.dtype,
+    }
+
+
+def _info(backbone: Backbone, request: dict[str, Any], config: ExtractConfig) -> StoreInfo:
+    """The store's description; its recipe holds all that decides the features' bytes, and no more."""
+    geometry = asdict(backbone.geometry)
+    recipe = {
+        "backbone": backbone.name,
+        "weights": backbone.weights.digest,
+        "input": {**geometry, "mean": list(backbone.mean), "std": list(backbone.std)},
+        "pool": None,
+        "view": None,
+        "precision": "fp32",
+        "dtype": config.dtype,
+    }
+    weights = {name: value for name, value in asdict(backbone.weights).items() if name != "digest"}
+    return StoreInfo(recipe, request, weights, backbone.specs, machine.versions())
+
+
+def _weights_unchanged(info: StoreInfo, wanted: BackboneConfig) -> bool:
+    """Whether the file that the weights came from looks as it did, so that it need not be loaded to compare."""
+    path, size, mtime_ns = locate(wanted.weights, wanted.name)
+    return (path, size, mtime_ns) == (info.weights["path"], info.weights["size"], info.weights["mtime_ns"])
+
+
+def _refuse_other_recipe(store: Store, info: StoreInfo) -> None:
+    lines = differing_fields(store.info.recipe, info.recipe)
+    if lines:
+        raise LofftaError(
+            f"store {store.name} was made with another recipe under the same options:\n    " + "\n    ".join(lines),
+            where=store.name,
+            remedy="bring the old weights back to continue it, or extract into a new cache (--cache OTHER)",
+        )

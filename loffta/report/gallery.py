@@ -1,0 +1,109 @@
+"""Some test images with what a run made of them, as data for `page`.
+
+In: a run's predictions and the thumbnails of its cache.   Out: PNG pictures as data URIs, labels and confidences.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from PIL import Image
+
+from loffta.errors import LofftaError
+from loffta.report.tables import LoadedRun
+from loffta.runs import read_predictions
+from loffta.store.reader import ArrayReader
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One test image and its prediction."""
+
+    key: str
+    truth: str
+    predicted: str
+    confidence: float  # 0-1, the softmax output
+    uri: str  # data:image/png;base64,...
+
+    @property
+    def right(self) -> bool:
+        """Whether the prediction is the truth."""
+        return self.truth == self.predicted
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The pictures chosen, and out of how many."""
+
+    pictures: tuple[Picture, ...]
+    n_wrong: int
+    n_images: int
+
+
+def read_gallery(run: LoadedRun, n_pictures: int = 16) -> Gallery:
+    """Pictures by the run's first seed: up to half of them the most confident mistakes, the rest evenly spaced hits.
+
+    Raises:
+        LofftaError: the cache, its thumbnails or the predictions of the reported split are gone.
+    """
+    if run.cache is None:
+        raise LofftaError("the cache is gone", where=run.config.cache, remedy="bring it back to where it was")
+    columns = _first_seed(run)
+    thumbs = run.cache.thumbs()
+    shown = thumbs.ledger.ready[columns["row"]] & (columns["label"] >= 0)
+    columns = {name: values[shown] for name, values in columns.items()}
+    chosen = choose(columns["label"] == columns["predicted"], columns["confidence"], n_pictures)
+    pixels = ArrayReader(thumbs.paths).read(columns["row"][chosen])
+    classes = run.cache.table.classes
+    pictures = tuple(
+        Picture(
+            str(columns["key"][i]),
+            classes[columns["label"][i]],
+            classes[columns["predicted"][i]],
+            float(columns["confidence"][i]),
+            png_uri(image),
+        )
+        for i, image in zip(chosen.tolist(), pixels, strict=True)
+    )
+    return Gallery(pictures, int((columns["label"] != columns["predicted"]).sum()), len(columns["row"]))
+
+
+def choose(right: NDArray[np.bool_], confidence: NDArray[np.float32], n_pictures: int) -> NDArray[np.int64]:
+    """Places of the images to show: confident mistakes first, then hits; where one kind is short, more of the other."""
+    wrong, hits = np.flatnonzero(~right), np.flatnonzero(right)
+    n_wrong = min(len(wrong), max(n_pictures // 2, n_pictures - len(hits)))
+    n_hits = min(len(hits), n_pictures - n_wrong)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:n_wrong]
+    spaced = hits[np.linspace(0, len(hits) - 1, n_hits).round().astype(np.int64)]
+    return np.concatenate([worst, spaced])
+
+
+def png_uri(image: UInt8[np.ndarray, "H W 3"]) -> str:
+    """An image as a PNG in a data URI."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _first_seed(run: LoadedRun) -> dict[str, NDArray[Any]]:
+    path = run.paths.predictions
+    if not path.exists():
+        raise LofftaError("this run has no predictions", where=path, remedy="run `loffta evaluate RUN`")
+    columns = read_predictions(path)
+    first = columns["seed"] == columns["seed"].min()
+    columns = {name: values[first] for name, values in columns.items()}
+    assert run.cache is not None
+    wanted = run.cache.table.rows_of(run.row.split)
+    if len(columns["row"]) != run.row.n_images or not np.isin(columns["row"], wanted).all():
+        raise LofftaError(
+            "the predictions are those of another split",
+            where=path,
+            remedy=f"run `loffta evaluate RUN --split {run.row.split}`",
+        )
+    return columns

@@ -1,0 +1,190 @@
+"""One self-contained HTML file about finished runs: no request leaves it, so it can be mailed, archived and printed.
+
+In: run directories, and what the stages cost if somebody measured it.   Out: the file. Called by `loffta report` and
+`loffta demo`. The same runs give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from loffta import __version__
+from loffta.errors import LofftaError
+from loffta.report.facts import best_run, comparable, headline_facts, is_random
+from loffta.report.gallery import Picture, read_gallery
+from loffta.report.markup import figure, table
+from loffta.report.plots import Bar, bar_chart, percent_ticks
+from loffta.report.provenance import provenance_section
+from loffta.report.relevance import relevance_section
+from loffta.report.style import CSS
+from loffta.report.tables import LoadedRun, RunRow, StageCost, read_runs
+from loffta.report.text import NONE, count, escape, human_bytes, human_seconds, interval, percent
+from loffta.store.files import replace_file
+
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # a second lock: nothing is fetched or run
+_ZOOM_BELOW = 0.5  # a second chart without the zero is drawn where all intervals together span less than this
+
+
+def write_report(runs: Sequence[Path], out: Path, *, stages: Sequence[StageCost] = ()) -> None:
+    """Writes the report of one or more finished runs.
+
+    Args:
+        runs: run directories; the scoring run of a --select comes with its run.
+        out: the HTML file; replaced where it is there.
+        stages: what each stage of the work took, in order.
+    Raises:
+        LofftaError: a directory is no run, or its run has no results yet.
+    """
+    replace_file(out, render(read_runs(runs), stages).encode())
+
+
+def render(runs: Sequence[LoadedRun], stages: Sequence[StageCost] = ()) -> str:
+    """The page as text."""
+    ranked = sorted(runs, key=lambda run: -run.row.top1.mean)
+    title = "Frozen features, small heads"
+    body = [
+        _introduction(title, runs),
+        _accuracy(ranked),
+        *[relevance_section(run) for run in runs if "relevance" in run.results],
+        _costs(stages),
+        _images(best_run(runs)),
+        provenance_section(runs),
+        f"<footer>Made by loffta {escape(__version__)}. This file is complete in itself.</footer>",
+    ]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)} - loffta report</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _introduction(title: str, runs: Sequence[LoadedRun]) -> str:
+    sources = dict.fromkeys(run.cache.table.source if run.cache else str(run.config.cache) for run in runs)
+    facts = "".join(
+        f"<li><b>{escape(fact.figure)}</b><strong>{escape(fact.title)}</strong><span>{_unbroken(fact.text)}</span></li>"
+        for fact in headline_facts(runs)
+    )
+    return (
+        f'<header><h1>{title}</h1><p class="sub">{escape(", ".join(sources))} · {count(len(runs), "run")}</p></header>'
+        "<p>Each backbone ran once over the images, frozen, and its features were cached layer by layer (a layer that "
+        "is kept is called a tap). Every run below trained a small head on that cache. "
+        f'{_test_note(runs)}</p><ul class="facts">{facts}</ul>'
+    )
+
+
+def _unbroken(text: str) -> str:
+    """Escaped text whose numbers keep their percent signs."""
+    return escape(text.replace(" %", "\N{NO-BREAK SPACE}%"))
+
+
+def _test_note(runs: Sequence[LoadedRun]) -> str:
+    """Whether the accuracies are of images that the heads had not seen."""
+    seen = [run.row.name for run in runs if {*run.config.train_on.split("+")} & {*run.row.split.split("+")}]
+    if seen:
+        return f"<strong>Tested on images that were trained on, too: {escape(', '.join(seen))}.</strong>"
+    return "Accuracies are those on test images that no head was trained on."
+
+
+def _accuracy(ranked: Sequence[LoadedRun]) -> str:
+    bars = [
+        Bar(
+            label=run.row.name,
+            value=run.row.top1.mean,
+            text=f"{percent(run.row.top1.mean)} %",
+            detail=_what_it_read(run.row),
+            dots=run.row.top1.per_seed,
+            whisker=run.row.top1.ci95,
+        )
+        for run in ranked
+    ]
+    figures = [figure("From zero", bar_chart(bars, title="Top-1", high=1.0, ticks=percent_ticks(0, 1)))]
+    low, high = min(run.row.top1.ci95[0] for run in ranked), max(run.row.top1.ci95[1] for run in ranked)
+    low, high = int(low * 50) / 50, min(1.0, -(-high * 50 // 1) / 50)  # to the next 2 %
+    if 0 < low < high < low + _ZOOM_BELOW:
+        zoomed = bar_chart(bars, title="Top-1, zoomed", low=low, high=high, ticks=percent_ticks(low, high))
+        figures.append(figure("Closer: the axis does not start at zero", zoomed))
+    return (
+        "<h2>Accuracy</h2><p>Top-1 accuracy in percent. Bars and upright strokes: mean over seeds. Circles: single "
+        "seeds. Whiskers: 95 % bootstrap intervals over the test images.</p>"
+        f'<div class="charts">{"".join(figures)}</div>{_runs_table(ranked)}'
+        '<p class="note">The best of several runs, chosen by its test accuracy, looks a little better than it is. '
+        "Top-1: mean and standard deviation over seeds, below it the 95 % interval. Read per image: what an epoch "
+        "reads of the cache for each image, without checksums; stored: the same taps of all images.</p>"
+    )
+
+
+def _what_it_read(row: RunRow) -> str:
+    """A line that fits below a bar; all features stand in the table."""
+    if len(row.taps) == 1:
+        return f"{row.head} on {row.features}"
+    n_random = sum(map(is_random, row.taps))
+    note = f", {n_random} with random weights" if n_random else ""
+    return f"{row.head} on {row.n_taps} taps of {len(row.taps)} backbones{note}"
+
+
+def _runs_table(ranked: Sequence[LoadedRun]) -> str:
+    columns = [("Run", False), ("Head", False)]
+    columns += [(name, True) for name in ("Taps", "Top-1 %", "Seeds", "Epochs", "Grid", "Training", "Read per image")]
+    lines = []
+    for row in (run.row for run in ranked):
+        stored = "" if row.stored_bytes is None else f"<small>of {human_bytes(row.stored_bytes)} stored</small>"
+        lines.append(
+            [
+                f"<b>{escape(row.name)}</b><small>{escape(row.features)}</small>",
+                escape(row.head),
+                f"{row.n_taps}",
+                f"{escape(row.top1)}<small>{interval(row.top1.ci95)}</small>",
+                f"{row.n_seeds}",
+                escape(NONE if row.epochs is None else row.epochs),
+                escape(NONE if row.grid is None else row.grid),
+                human_seconds(row.train_seconds),
+                human_bytes(row.bytes_per_image) + stored,
+            ]
+        )
+    return table(columns, lines, best=comparable(ranked) and len(ranked) > 1)
+
+
+def _costs(stages: Sequence[StageCost]) -> str:
+    if not stages:
+        return ""
+    lines = [
+        [
+            escape(stage.name),
+            f"<code>{escape(stage.command)}</code>",
+            human_seconds(stage.seconds),
+            human_bytes(stage.bytes),
+        ]
+        for stage in stages
+    ]
+    total = human_seconds(sum(stage.seconds for stage in stages))
+    columns = [("Stage", False), ("Command", False), ("Time", True), ("Added to the cache", True)]
+    return f"<h2>Time and space</h2><p>{total} in all.</p>{table(columns, lines)}"
+
+
+def _images(run: LoadedRun) -> str:
+    heading = f"<h2>Test images: {escape(run.row.name)}</h2>"
+    try:
+        gallery = read_gallery(run)
+    except LofftaError as error:  # the report stands without pictures
+        return f'{heading}<p class="note">No pictures: {escape(error.what)} ({escape(error.where)}).</p>'
+    tiles = "".join(_tile(picture) for picture in gallery.pictures)
+    return (
+        f"{heading}<p>The run with the highest mean accuracy, first seed: {count(gallery.n_wrong, 'mistake')} on "
+        f"{count(gallery.n_images, 'image')}. Chosen to show both kinds, not at random: the most confident mistakes "
+        "first (dashed frames), then right ones at even distances. Percentages are the head's confidence.</p>"
+        f'<ul class="tiles">{tiles}</ul>'
+    )
+
+
+def _tile(picture: Picture) -> str:
+    truth = "" if picture.right else f"truth {escape(picture.truth)}<br>"
+    state = "right" if picture.right else "wrong"
+    return (
+        f'<li class="tile {state}"><img src="{picture.uri}" alt="{state}: {escape(picture.key)}">'
+        f"<b>{escape(picture.predicted)}</b> · {percent(picture.confidence, 0)}&nbsp;%"
+        f"<small>{truth}{escape(picture.key)}</small></li>"
+    )

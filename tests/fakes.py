@@ -1,0 +1,163 @@
+"""A backbone of a few small matrices and an image set of generated PNGs: extraction without timm or weights.
+
+As a script (`python tests/fakes.py CACHE --images 40`) it extracts into CACHE, in a process that a test can kill.
+All arithmetic is exact in float32 (whole numbers below 2**24, then a shift), so bytes cannot depend on batch sizes.
+"""
+
+import argparse
+import io
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from loffta.backbones import TapTokens, WeightsSource
+from loffta.config import BackboneConfig, ExtractConfig
+from loffta.errors import LofftaError
+from loffta.extract import extract
+from loffta.images.decode import PixelGeometry
+from loffta.machine import StopFlag
+from loffta.store.table import ImageTable
+from loffta.tokens import TokenSpec
+
+UNIT = 8
+DONE_COLUMNS = ("row", "status", "reason", "width", "height", "blake2b", "finite", "abs_max", "crc32c")
+
+
+class FakeBackbone:
+    """Two taps [4, 4, 6] with two prefix tokens, and a coarser one [2, 2, 10] without."""
+
+    def __init__(self, name="fake", *, seed=0, image_px=16, delay_s=0.0, before=None):
+        rng = np.random.default_rng(seed)
+        self.name = name
+        self.weights = WeightsSource("random:0", f"{seed:032x}")
+        self.geometry = PixelGeometry(image_px)
+        self.mean, self.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        self.specs = (
+            TokenSpec("blocks.0", 4, 4, 2, 6),
+            TokenSpec("blocks.1", 4, 4, 2, 6),
+            TokenSpec("stages.2", 2, 2, 0, 10),
+        )
+        self.matrices = {s.tap: self._matrix(rng, s) for s in self.specs}
+        self.batches = []  # how many images each call was given
+        self._delay_s, self._before = delay_s, before
+
+    def __call__(self, pixels, taps):
+        self.batches.append(len(pixels))
+        if self._before is not None:
+            self._before(self)
+        time.sleep(self._delay_s)
+        return {spec.tap: self._tokens(pixels.float(), spec) for spec in self.specs if spec.tap in taps}
+
+    def _matrix(self, rng, spec):
+        side = self.geometry.image_px // spec.height
+        return torch.from_numpy(rng.integers(-3, 4, size=(3 * side * side, spec.dim))).float()
+
+    def _tokens(self, pixels, spec):
+        b, side = len(pixels), self.geometry.image_px // spec.height
+        patches = pixels.reshape(b, 3, spec.height, side, spec.width, side).permute(0, 2, 4, 1, 3, 5)
+        grid = patches.reshape(b, spec.height, spec.width, -1) @ self.matrices[spec.tap] / 256
+        return TapTokens(grid, grid.flatten(1, 2)[:, : spec.n_prefix] * 2)
+
+
+class PngSource:
+    """Generated images of many sizes; `broken` replaces the bytes of some, and more images are a grown set."""
+
+    def __init__(self, n_images, broken=None):
+        self._broken = broken or {}
+        self._keys = [f"{i:04d}.png" for i in range(n_images)]
+        self.reads = Counter()
+        self._lock = threading.Lock()
+
+    def listing(self):
+        n = len(self._keys)
+        return ImageTable(
+            source="fake:png",
+            keys=list(self._keys),
+            sizes=np.array([_size(self.encoded(i)) for i in range(n)], dtype=np.int64),
+            splits=["train" if i % 4 else "test" for i in range(n)],
+            labels=np.arange(n, dtype=np.int64) % 3,
+            classes=("a", "b", "c"),
+        )
+
+    def read(self, key):
+        with self._lock:
+            self.reads[key] += 1
+        data = self.encoded(int(key.removesuffix(".png")))
+        if isinstance(data, Exception):
+            raise data
+        return data
+
+    def encoded(self, i):
+        return self._broken[i] if i in self._broken else png(picture(i))
+
+
+def _size(data):
+    return len(data) if isinstance(data, bytes) else 1
+
+
+def picture(i):
+    """The pixels of image `i`, [H, W, 3] uint8."""
+    rng = np.random.default_rng(i)
+    height, width = rng.integers(10, 40, size=2)
+    return rng.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
+
+
+def png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def fake_config(cache, **options):
+    """An ExtractConfig for the backbones `fake`, or as many as `names` says."""
+    taps = options.pop("taps", "all")
+    backbones = [
+        BackboneConfig(name=name, weights="random:0", taps=taps, image_px=16) for name in options.pop("names", ["fake"])
+    ]
+    defaults = {"source": "fake:png", "kinds": ("grid", "prefix", "mean"), "batch_size": 3, "unit_images": UNIT}
+    return ExtractConfig(cache=cache, backbones=tuple(backbones), **(defaults | options))
+
+
+def cache_files(root, *patterns):
+    """Bytes of every file of a cache by relative name; done files by their columns, for their footer says when."""
+    names = sorted(p for pattern in (patterns or ("**/*",)) for p in root.glob(pattern) if p.is_file())
+    return {str(p.relative_to(root)): done_columns(p) if "done" in p.parts else p.read_bytes() for p in names}
+
+
+def done_columns(path):
+    return pq.read_table(path).select(DONE_COLUMNS).to_pydict()
+
+
+def main():
+    """Prints `begin`, then `batch` ahead of every forward pass, then `end`."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--delay-s", type=float, default=0.002)
+    parser.add_argument("--batch-size", type=int, default=4)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    stop = StopFlag().listen()
+    backbone = FakeBackbone(delay_s=options.delay_s, before=lambda _: print("batch", flush=True))
+    config = fake_config(options.cache, batch_size=options.batch_size)
+    source = PngSource(options.images)
+    source.listing()
+    print("begin", flush=True)
+    try:
+        report = extract(config, source, lambda _: backbone, stop)
+    except LofftaError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(f"end {report.units}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""The page as a parser reads it: its numbers, its escaping, and that nothing leaves it."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from loffta.errors import LofftaError
+from loffta.report.page import write_report
+from loffta.report.tables import StageCost
+
+ALL = {"net": ["stages.0", "stages.1", "stages.2"]}
+BOTH = ALL | {"wild": ["stages.0", "stages.1", "stages.2"]}
+HOSTILE = "<script>alert(1)</script>"
+VOID = {"meta", "img", "br", "path", "rect", "circle"}
+
+
+class Page(HTMLParser):
+    """Tags with attributes, table rows, text by tag; fails on tags that do not match."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.rows, self.text, self.open = [], [], [], []
+        self.feed(text)
+        assert not self.open, "every tag is closed"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += data if "small" not in self.open else f"|{data}"
+
+    def row(self, start):
+        return next(row for row in self.rows if row and row[0].split("|")[0] == start)
+
+
+@pytest.fixture
+def report(tmp_path):
+    def make(*roots, **options):
+        out = tmp_path / "out" / "report.html"
+        write_report(roots, out, **options)
+        return out.read_text(encoding="utf-8")
+
+    return make
+
+
+def test_the_table_and_the_figure_show_what_results_json_says(make_run, report):
+    make = {"ci95": (0.7, 0.95), "recipe": {"epochs": 7, "grid": 4}}
+    root = make_run("combo", [0.8, 0.9], BOTH, head="combo", **make)
+    other = make_run("lin", [0.6], ALL)
+    text = report(other, root)
+    page = Page(text)
+    top1 = json.loads((root / "results.json").read_text())["metrics"]["top1"]
+    shown = f"{100 * top1['mean']:.2f} ± {100 * top1['std']:.2f}|70.0\u201395.0"
+    cells = page.row("combo")
+    assert cells[1:] == ["combo", "6", shown, "2", "7", "4", "1\xa0min\xa02\xa0s", "192\xa0B|of 4.4\xa0kB stored"]
+    widths = [float(a["width"]) for tag, a in page.tags if tag == "rect" and a.get("class") == "bar"]
+    assert widths[1] / widths[0] == pytest.approx(0.6 / 0.85, abs=1e-3), "best first, lengths in proportion"
+    assert "85.0 %" in page.text
+    assert "60.0 %" in page.text
+    assert "combo on 6 taps of 2 backbones, 1 with random weights" in page.text
+    assert "linear on net stages.0\u20132" in page.text
+
+
+def test_nothing_leaves_the_page(make_run, report, scores):
+    root = make_run("combo", [0.8], BOTH, head="combo", relevance=scores())
+    text = report(root, stages=[StageCost("extract", "loffta extract x", 3, 4)])
+    page = Page(text)
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form", "a"} & {tag for tag, _ in page.tags}
+    links = [
+        value for _, a in page.tags for name, value in a.items() if name in ("src", "href", "xlink:href", "srcset")
+    ]
+    assert links
+    assert all(link.startswith("data:image/png;base64,") for link in links)
+    assert not re.search(r"https?://|@import", text)
+    assert set(re.findall(r"url\(([^)]*)\)", text)) <= {f"#{a['id']}" for tag, a in page.tags if tag == "pattern"}
+    policy = next(a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'")
+
+
+def test_ids_are_unique(make_run, report, scores):
+    roots = [make_run(name, [0.8], BOTH, head="combo", relevance=scores()) for name in ("one", "two")]
+    ids = [a["id"] for _, a in Page(report(*roots)).tags if "id" in a]
+    assert len(ids) == len(set(ids)) == 6
+
+
+def test_hostile_keys_classes_names_and_commands_are_text(make_run, report, scores):
+    root = make_run("<img src=x onerror=alert(1)>", [0.8], BOTH, head="combo", relevance=scores())
+    text = report(root, stages=[StageCost(HOSTILE, f'"{HOSTILE}', 1.0)])
+    page = Page(text)
+    assert "<script" not in text
+    assert "<img src=x" not in text
+    assert not [a for _, a in page.tags for name in a if name.startswith("on")]
+    images = [a for tag, a in page.tags if tag == "img"]
+    assert all(HOSTILE in a["alt"] and "\n" not in a["alt"] for a in images)
+    assert page.row(HOSTILE)[1] == f'"{HOSTILE}'
+    assert any(f"folder:{HOSTILE}" in part for part in page.text)
+
+
+def test_pictures_are_the_cached_thumbnails_of_right_and_wrong_images(make_run, report):
+    page = Page(report(make_run("lin", [0.8, 0.7], ALL)))
+    tiles = [(tag, a) for tag, a in page.tags if tag == "img" or a.get("class", "").startswith("tile ")]
+    states = [a["class"] for tag, a in tiles if tag == "li"]
+    assert states == ["tile wrong"] * 3 + ["tile right"] * 12, "rows 10, 15 and 20 of 8 to 22 are wrong"
+    rows = [int(re.search(r"(\d+)\.png", a["alt"])[1]) for tag, a in tiles if tag == "img"]
+    assert rows[:3] == [20, 15, 10], "the most confident mistake first"
+    for row, (_, a) in zip(rows, [t for t in tiles if t[0] == "img"], strict=True):
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(a["src"].split(",")[1]))))
+        assert pixels.shape == (4, 4, 3)
+        assert (pixels == 10 * row).all()
+    assert "3 mistakes on 15 images" in "".join(page.text)
+
+
+def test_predictions_of_another_split_are_not_shown(make_run, report):
+    root = make_run("lin", [0.8], ALL)
+    results = json.loads((root / "results.json").read_text()) | {"n": 14}
+    (root / "results.json").write_text(json.dumps(results))
+    text = report(root)
+    assert "No pictures: the predictions are those of another split" in text
+    assert "<img" not in text
+
+
+@pytest.mark.parametrize(("sizes", "expected"), [((12, 12), ["6.00", "3.00"]), ((12, 24), ["3.00", "1.50"])])
+def test_relevance_shows_the_raw_score_for_equal_groups_else_the_size_aware_one(
+    make_run, report, scores, sizes, expected
+):
+    page = Page(report(make_run("combo", [0.8], BOTH, head="combo", relevance=scores(*sizes))))
+    text = "".join(page.text)
+    assert ("the paper's raw score is shown" in text) == (sizes == (12, 12))
+    assert ("size-aware score is shown" in text) == (sizes != (12, 12))
+    charts = text[text.index("Per backbone") : text.index("Size-aware")]
+    assert [charts.index(score) for score in expected] == sorted(charts.index(score) for score in expected)
+    assert page.row("net")[1:4] == ["3.00", "6.00", str(sizes[0])]
+    bars = [a for tag, a in page.tags if tag == "rect" and a.get("class") == "bar"][1:]  # after the accuracy
+    widths = [float(a["width"]) for a in bars]
+    assert widths[1] / widths[0] == pytest.approx(0.5, abs=1e-3)
+    assert [widths[i] / widths[2] for i in range(2, 8)] == pytest.approx(
+        [1, 1 / 2, 1 / 3, 1 / 2, 1 / 4, 1 / 6], abs=1e-3
+    )
+    assert ["url(#" in a["style"] for a in bars] == [False, True] + [False] * 3 + [True] * 3
+    assert "random control" in text
+
+
+def test_stage_costs_are_listed_and_summed(make_run, report):
+    stages = [StageCost("extract", "loffta extract x", 100.0, 2_500_000), StageCost("train", "loffta train x", 30)]
+    page = Page(report(make_run("lin", [0.8], ALL), stages=stages))
+    assert page.row("extract") == ["extract", "loffta extract x", "1\xa0min\xa040\xa0s", "2.5\xa0MB"]
+    assert page.row("train")[2:] == ["30.0\xa0s", "\u2013"]
+    assert "2\xa0min\xa010\xa0s in all." in page.text
+
+
+def test_provenance_names_versions_hashes_counts_and_configuration(make_run, report, cache):
+    page = Page(report(make_run("lin", [0.8], ALL)))
+    text = "".join(page.text)
+    store = next(store for store in cache.stores() if store.info.recipe["backbone"] == "net")
+    assert page.row("net")[1:] == [store.hash, "00ff", "8 px, bicubic", "float16"]
+    for part in (
+        "torch 9.9.9",
+        "15 tested, 1 bad",
+        "un-augmented",
+        cache.table.digest,
+        "train 8, test 16",
+        "seeds: 1\n",
+    ):
+        assert part in text
+
+
+def test_testing_on_trained_images_is_said(make_run, report):
+    assert "no head was trained on" in report(make_run("lin", [0.8], ALL))
+    assert "trained on, too: both." in report(make_run("both", [0.8], ALL, train_on="train+test"))
+
+
+def test_the_same_runs_give_the_same_bytes(make_run, report):
+    root = make_run("lin", [0.8], ALL)
+    assert report(root) == report(root)
+
+
+def test_no_results_no_page(make_run, tmp_path):
+    root = make_run("lin", [0.8], ALL)
+    (root / "results.json").unlink()
+    with pytest.raises(LofftaError, match="remedy: run `loffta evaluate RUN`"):
+        write_report([root], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()

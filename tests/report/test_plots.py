@@ -1,0 +1,87 @@
+"""Charts as XML: lengths in proportion, text escaped."""
+
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from loffta.report.plots import WIDTH, Bar, bar_chart, grouped_chart, percent_ticks
+
+HOSTILE = "<script>alert('1')</script>&\"\x00"
+
+
+def marks(svg, name):
+    return [element for element in ET.fromstring(svg).iter() if element.get("class") == name]
+
+
+def texts(svg):
+    return ["".join(e.itertext()) for e in ET.fromstring(svg).iter("text")]
+
+
+@pytest.mark.parametrize(
+    "chart",
+    [
+        lambda bars: bar_chart(bars, title="t", high=1.0, ticks=percent_ticks(0, 1)),
+        lambda bars: grouped_chart([("g", bars)], title="t"),
+    ],
+)
+def test_bar_lengths_are_proportional_to_values(chart):
+    values = [0.9, 0.45, 0.3, 0.0]
+    widths = [float(bar.get("width")) for bar in marks(chart([Bar("x", v, str(v)) for v in values]), "bar")]
+    assert [width / widths[0] for width in widths] == pytest.approx([v / 0.9 for v in values], abs=1e-3)
+
+
+def test_whisker_ends_and_dots_stand_on_the_bars_scale():
+    svg = bar_chart([Bar("x", 0.5, "50", dots=(0.25, 0.75), whisker=(0.2, 0.8))], title="t", high=1.0)
+    (bar,), seeds, (whisker,) = marks(svg, "bar"), marks(svg, "seed"), marks(svg, "whisker")
+    start, half = float(bar.get("x")), float(bar.get("width"))
+    assert [float(seed.get("cx")) for seed in seeds] == pytest.approx(
+        [start + half * 0.5, start + half * 1.5], abs=0.02
+    )
+    left, right = whisker.get("d").split("M")[1].split()[0], whisker.get("d").split("H")[1].split("M")[0]
+    assert [float(left), float(right)] == pytest.approx([start + half * 0.4, start + half * 1.6], abs=0.02)
+
+
+def test_without_a_zero_there_are_points_and_no_bars():
+    svg = bar_chart([Bar("x", 0.95, "95")], title="t", low=0.9, high=1.0)
+    assert not marks(svg, "bar")
+    (mean,) = marks(svg, "mean")
+    full = marks(bar_chart([Bar("x", 1.0, "100")], title="t", high=1.0), "bar")[0]
+    middle = float(full.get("x")) + float(full.get("width")) / 2
+    assert float(mean.get("d")[1:].split()[0]) == pytest.approx(middle, abs=0.02)
+
+
+def test_nothing_lies_outside_the_view():
+    svg = bar_chart([Bar("a" * 500, 2.0, "2.00", dots=(2.0, 9.0), whisker=(-3.0, 9.0))], title="t", high=2.0)
+    assert all(0 <= float(seed.get("cx")) <= WIDTH for seed in marks(svg, "seed"))
+    assert max(map(len, texts(svg))) > 400, "the whole label is kept for a hover"
+    label = next(ET.fromstring(svg).iter("text"))
+    assert label[0].tag == "title"
+    assert len(label[0].tail) <= 50
+
+
+def test_hostile_text_is_text():
+    svg = bar_chart([Bar(HOSTILE, 1.0, HOSTILE, detail=HOSTILE)], title=HOSTILE)
+    svg += grouped_chart([(HOSTILE, [Bar(HOSTILE, 1.0, HOSTILE)])], title=HOSTILE)
+    assert "<script" not in svg
+    root = ET.fromstring(f"<both>{svg}</both>")
+    assert {e.tag for e in root.iter()} <= {"both", "svg", "title", "text", "rect", "path", "defs", "pattern"}
+    clean = HOSTILE.replace("\x00", "\ufffd")
+    assert root[0].get("aria-label") == root[0][0].text == clean
+    assert clean in ["".join(e.itertext()) for e in root.iter("text")]
+
+
+def test_a_control_is_hatched_and_others_are_not():
+    svg = grouped_chart([("g", [Bar("x", 1.0, "1"), Bar("y", 1.0, "1", control=True)])], title="Per layer")
+    pattern = next(ET.fromstring(svg).iter("pattern")).get("id")
+    assert [f"url(#{pattern})" in bar.get("style") for bar in marks(svg, "bar")] == [False, True]
+
+
+def test_all_zero_values_draw_empty_bars():
+    assert float(marks(bar_chart([Bar("x", 0.0, "0")], title="t"), "bar")[0].get("width")) == 0
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.76, 1.0), (0.9, 0.94), (0.62, 0.98)])
+def test_ticks_are_round_and_inside(low, high):
+    ticks = percent_ticks(low, high)
+    assert 2 <= len(ticks) <= 6
+    assert all(low - 1e-9 <= value <= high + 1e-9 and text == f"{round(100 * value)} %" for value, text in ticks)

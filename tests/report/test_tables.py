@@ -1,0 +1,91 @@
+"""Rows and the text table against the numbers that were written."""
+
+import json
+import shutil
+import statistics
+from dataclasses import replace
+
+import pytest
+
+from loffta.errors import LofftaError, UsageError
+from loffta.report.tables import format_table, read_rows, read_runs
+from loffta.runs import RunPaths
+
+ALL = {"net": ["stages.0", "stages.1", "stages.2"]}
+LAST = {"net": ["stages.2"]}
+TAP_BYTES = 2 * 2 * 4 * 2  # of one tap of the tiny cache: H W D, float16
+
+
+def test_a_row_holds_what_results_json_says(make_run):
+    root = make_run("lin", [0.8, 0.7, 0.9], ALL, recipe={"epochs": 7, "grid": 4})
+    written = json.loads((root / "results.json").read_text())
+    row = read_runs([root])[0].row
+    assert (row.name, row.head, row.n_taps, row.split, row.n_images) == ("lin", "linear", 3, "test", 15)
+    assert (row.epochs, row.grid, row.n_seeds, row.train_seconds) == (7, 4, 3, 61.7)
+    assert row.top1.mean == written["metrics"]["top1"]["mean"] == pytest.approx(0.8)
+    assert row.top1.std == pytest.approx(statistics.stdev([0.8, 0.7, 0.9]))
+    assert row.top1.per_seed == (0.8, 0.7, 0.9)
+    assert row.top1.ci95 == (0.5, 0.9)
+    assert str(row.top1) == "80.00 ± 10.00"
+
+
+def test_bytes_are_those_of_the_taps_used_and_of_the_images_that_have_them(make_run):
+    one, both = (
+        run.row
+        for run in read_runs([make_run("one", [0.5], LAST), make_run("both", [0.5], ALL | {"wild": ["stages.1"]})])
+    )
+    assert one.image_bytes == {"net": TAP_BYTES}
+    assert one.stored_bytes == TAP_BYTES * 23, "24 images, one of them bad"
+    assert both.image_bytes == {"net": 3 * TAP_BYTES, "wild [random:0 weights]": TAP_BYTES}
+    assert both.bytes_per_image == 4 * TAP_BYTES
+
+
+def test_features_in_words_name_random_weights(make_run):
+    row = read_runs([make_run("both", [0.5], ALL | {"wild": ["stages.0", "stages.2"]})])[0].row
+    assert row.features == "net stages.0\u20132 + wild [random:0 weights] stages.0, stages.2"
+
+
+def test_a_scoring_run_follows_its_run_once(make_run):
+    other, run, scoring = (make_run(name, [0.5], ALL) for name in ("other", "deep/sel/scoring", "deep/sel"))
+    assert [r.row.name for r in read_runs([scoring, other])] == ["deep/sel", "deep/sel/scoring", "other"]
+    assert [r.row.name for r in read_runs([scoring, run, scoring])] == ["sel", "sel/scoring"]
+
+
+def test_a_run_without_its_cache_is_still_reported(make_run, cache):
+    root = make_run("lin", [0.5], ALL)
+    shutil.rmtree(cache.paths.root)
+    row = read_runs([root])[0].row
+    assert row.bytes_per_image is None
+    assert row.stored_bytes is None
+    assert row.top1.mean == 0.5
+
+
+def test_missing_runs_and_results_say_what_to_do(make_run, tmp_path):
+    root = make_run("lin", [0.5], ALL)
+    RunPaths(root).results("test").unlink()
+    with pytest.raises(LofftaError, match=r"(?s)no results here yet.*remedy: run `loffta evaluate RUN`"):
+        read_runs([root])
+    with pytest.raises(LofftaError, match=r"(?s)no run here.*loffta train"):
+        read_runs([tmp_path / "nowhere"])
+    with pytest.raises(UsageError, match="name one or more runs"):
+        read_runs([])
+
+
+def test_results_of_another_make_are_one_error_not_a_traceback(make_run):
+    root = make_run("lin", [0.5], ALL)
+    RunPaths(root).results("test").write_text('{"head": "linear", "metrics": {}, "split": "test"}')
+    with pytest.raises(LofftaError, match=r"(?s)KeyError: 'top1'.*loffta evaluate RUN"):
+        read_runs([root])
+
+
+def test_the_text_table_is_aligned_plain_and_fits(make_run):
+    roots = [make_run("lin", [0.8, 0.7, 0.9], ALL | {"wild": ["stages.0"]}), make_run("combo" * 20, [0.875], LAST)]
+    rows = read_rows(roots)
+    text = format_table([replace(rows[0], name="bad\x1b[31m"), rows[1]], width=100)
+    lines = text.splitlines()
+    assert "\x1b" not in text
+    assert max(map(len, lines)) <= 100
+    assert " ".join(lines[0].split()) == "run head taps top-1 % 95 % CI seeds epochs grid train read/image"
+    assert lines[2].index("80.00 ± 10.00") + 13 == lines[4].index("87.50") + 5 == lines[0].index("top-1 %") + 7
+    assert " ".join(lines[2].split()[1:]) == "linear 4 80.00 ± 10.00 50.0\u201390.0 3 12 \u2013 1 min 2 s 128 B"
+    assert lines[3] == "    net stages.0\u20132 + wild [random:0 weights] stages.0"

@@ -1,0 +1,42 @@
+"""Numbers and foreign text as reports write them."""
+
+import pytest
+
+from loffta.report.text import count, escape, human_bytes, human_seconds, interval, percent, printable, shorten
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text"),
+    [
+        (None, "\u2013"),
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (999_949, "999.9 kB"),
+        (999_950, "1.0 MB"),
+        (10**16, "10000.0 TB"),
+    ],
+)
+def test_bytes(n_bytes, text):
+    assert human_bytes(n_bytes).replace("\xa0", " ") == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "\u2013"), (0.04, "0.0 s"), (59.94, "59.9 s"), (59.96, "1 min 0 s"), (3725, "62 min 5 s")],
+)
+def test_seconds(seconds, text):
+    assert human_seconds(seconds).replace("\xa0", " ") == text
+
+
+def test_fractions_and_counts():
+    assert percent(0.97494) == "97.5"
+    assert interval((0.91, 1.0)) == "91.0\u2013100.0"
+    assert [count(1, "seed"), count(1200, "image")] == ["1 seed", "1,200 images"]
+
+
+def test_control_bidirectional_and_surrogate_characters_become_visible():
+    assert printable("a\n\x1b[31m\u202e\udcff é\xa0b") == "a\ufffd\ufffd[31m\ufffd\ufffd é\xa0b"
+    assert escape("<a href='\"&") == "&lt;a href=&#x27;&quot;&amp;"
+    assert shorten("a" * 9, 5) == "aaaa…"
+    assert shorten("aaaaa", 5) == "aaaaa"

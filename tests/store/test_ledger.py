@@ -1,0 +1,119 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from loffta.errors import DamageFound
+from loffta.store.ledger import BAD, OK, Audit, ImageStatus, count_done, read_done, read_ledger, write_done
+from loffta.store.paths import ArrayPaths, CachePaths
+
+
+@pytest.fixture(params=["cache", "split=a b"])  # the second must not be taken for a partitioned data set
+def paths(tmp_path: Path, request: pytest.FixtureRequest) -> ArrayPaths:
+    return CachePaths(tmp_path / request.param).array("store-0", "grid-0")
+
+
+def write_unit(paths: ArrayPaths, unit: int, n: int = 3) -> None:
+    first = unit * 8
+    images = [ImageStatus(first + i, OK, "", 64 + i, 48, "ab" * 16) for i in range(n)]
+    images[1] = ImageStatus(first + 1, BAD, "truncated file")
+    audits = [Audit([True, True], [1.5, 2.0 + i], [7, 2**32 - 1]) for i in range(n)]
+    audits[1] = Audit()
+    write_done(paths, unit, images, audits, {"batch_size": 4, "device": "cpu"})
+
+
+def test_a_done_file_column_by_column(paths: ArrayPaths) -> None:
+    write_unit(paths, 2)
+    with pq.ParquetFile(paths.done_folder / "u000002.parquet") as file:
+        table = file.read()
+    assert table.to_pydict() == {
+        "row": [16, 17, 18],
+        "status": ["ok", "bad", "ok"],
+        "reason": ["", "truncated file", ""],
+        "width": [64, 0, 66],
+        "height": [48, 0, 48],
+        "blake2b": ["ab" * 16, "", "ab" * 16],
+        "finite": [[True, True], [], [True, True]],
+        "abs_max": [[1.5, 2.0], [], [1.5, 4.0]],
+        "crc32c": [[7, 2**32 - 1], [], [7, 2**32 - 1]],
+    }
+    assert table.schema.metadata == {b"loffta": b'{"batch_size": 4, "device": "cpu"}'}
+    read = read_done(paths.done(2))
+    assert read.equals(table)
+    assert read.schema.metadata == table.schema.metadata
+
+
+def test_the_merged_ledger(paths: ArrayPaths) -> None:
+    write_unit(paths, 0)
+    write_unit(paths, 2)
+    ledger = read_ledger(paths, 20)
+    assert np.flatnonzero(ledger.ready).tolist() == [0, 2, 16, 18]
+    assert ledger.bad == {1: "truncated file", 17: "truncated file"}
+    assert (ledger.units, ledger.listed, len(ledger.ready)) == (2, 6, 20)
+
+
+def test_rows_that_the_array_does_not_have_yet(paths: ArrayPaths) -> None:
+    """Another process may grow the array between our look at its metadata and at its done files."""
+    write_unit(paths, 0)
+    write_unit(paths, 2)
+    ledger = read_ledger(paths, 17)
+    assert np.flatnonzero(ledger.ready).tolist() == [0, 2, 16]
+    assert ledger.bad == {1: "truncated file"}
+
+
+def test_no_done_files(paths: ArrayPaths) -> None:
+    assert not read_ledger(paths, 5).ready.any()
+    assert count_done(paths, 0) == 0
+    with pytest.raises(FileNotFoundError):
+        read_done(paths.done(0))
+
+
+def test_count_done(paths: ArrayPaths) -> None:
+    write_unit(paths, 1, n=5)
+    assert [count_done(paths, unit) for unit in range(3)] == [0, 5, 0]
+
+
+def damaged(data: bytes) -> dict[str, bytes]:
+    footer = bytearray(data)
+    footer[-200] ^= 0x55
+    page = bytearray(data)
+    page[data.index(b"truncated file")] ^= 1
+    return {"empty": b"", "cut": data[: len(data) // 2], "text": b"done", "footer": bytes(footer), "page": bytes(page)}
+
+
+@pytest.mark.parametrize("kind", ["empty", "cut", "text", "footer", "page"])
+def test_damage_is_named_and_extraction_goes_on(paths: ArrayPaths, kind: str) -> None:
+    write_unit(paths, 0)
+    paths.done(0).write_bytes(damaged(paths.done(0).read_bytes())[kind])
+    message = r"done file cannot be read .*\n  where:  .*u000000.parquet\n  remedy: delete this file and run the same"
+    with pytest.raises(DamageFound, match=message):
+        read_done(paths.done(0))
+    with pytest.raises(DamageFound, match=message):
+        read_ledger(paths, 8)
+    assert count_done(paths, 0) == (3 if kind == "page" else 0)  # it reads the footer alone
+
+
+def test_random_damage_never_escapes_as_another_error(paths: ArrayPaths) -> None:
+    write_unit(paths, 0)
+    data, rng = paths.done(0).read_bytes(), np.random.default_rng(0)
+    for _ in range(300):
+        broken = bytearray(data)
+        for place in rng.integers(0, len(data), 3).tolist():
+            broken[place] ^= 1 << int(rng.integers(8))
+        paths.done(0).write_bytes(broken)
+        count_done(paths, 0)
+        try:
+            read_done(paths.done(0))
+        except DamageFound:
+            continue
+
+
+def test_a_parquet_of_another_kind(paths: ArrayPaths) -> None:
+    write_unit(paths, 0)
+    with pq.ParquetFile(paths.done(0)) as file:
+        table: Any = file.read()
+    pq.write_table(table.drop_columns(["crc32c"]), paths.done(0))
+    with pytest.raises(DamageFound, match="crc32c"):
+        read_done(paths.done(0))

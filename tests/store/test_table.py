@@ -1,0 +1,146 @@
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from loffta.errors import LofftaError
+from loffta.store.table import ImageTable
+
+WHERE = Path("images.parquet")
+
+
+def make_table(**changes: Any) -> ImageTable:
+    table = ImageTable(
+        "folder:pets",
+        ["a.png", "b.png", "c.png", "d.png"],
+        np.array([10, 20, 30, 40]),
+        ["train", "train", "val", "test"],
+        np.array([0, 1, 1, -1]),
+        ("cat", "dog"),
+    )
+    return dataclasses.replace(table, **changes)
+
+
+def test_the_digest_is_over_all_columns() -> None:
+    text = '[["a.png", "b.png", "c.png", "d.png"], [10, 20, 30, 40], ["train", "train", "val", "test"], [0, 1, 1, -1], ["cat", "dog"]]'
+    assert make_table().digest == hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    others = [
+        make_table(keys=["a.png", "b.png", "c.png", "e.png"]),
+        make_table(sizes=np.array([10, 20, 30, 41])),
+        make_table(splits=["train", "train", "val", "val"]),
+        make_table(labels=np.array([0, 1, 1, 0])),
+        make_table(classes=("dog", "cat")),
+    ]
+    assert len({table.digest for table in [make_table(), *others]}) == 6
+    assert make_table(source="elsewhere").digest == make_table().digest
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    (tmp_path / "images.parquet").write_bytes(make_table().to_parquet())
+    read = ImageTable.read(tmp_path / "images.parquet")
+    assert read.digest == make_table().digest
+    assert (read.source, read.classes, len(read)) == ("folder:pets", ("cat", "dog"), 4)
+    plain = pq.read_table(tmp_path / "images.parquet").to_pydict()
+    assert plain["row"] == [0, 1, 2, 3]
+    assert plain["key"] == ["a.png", "b.png", "c.png", "d.png"]
+    assert plain["size"] == [10, 20, 30, 40]
+    assert plain["split"] == ["train", "train", "val", "test"]
+    assert plain["label"] == [0, 1, 1, -1]
+
+
+def test_splits_and_classes() -> None:
+    table = make_table()
+    assert table.rows_of("train").tolist() == [0, 1]
+    assert table.rows_of("train+test").tolist() == [0, 1, 3]
+    assert table.rows_of("none").tolist() == []
+    assert table.split_sizes() == {"train": 2, "val": 1, "test": 1}
+    assert [table.class_name(row) for row in range(4)] == ["cat", "dog", "dog", None]
+
+
+def test_no_news_is_the_same_table() -> None:
+    table, listing = make_table(), make_table()
+    assert table.grown_to(listing, where=WHERE) is table
+
+
+def test_growth_appends_and_maps_the_classes() -> None:
+    """The listing sorts "bird" before "cat" and a new file between old ones; old rows and labels stay."""
+    listing = ImageTable(
+        "folder:pets",
+        ["a.png", "aa.png", "b.png", "c.png", "d.png", "e.png", "f.png"],
+        np.array([10, 11, 20, 30, 40, 50, 60]),
+        ["train", "val", "train", "val", "test", "train", "test"],
+        np.array([1, 0, 2, 2, -1, 1, -1]),
+        ("bird", "cat", "dog"),
+    )
+    grown = make_table().grown_to(listing, where=WHERE)
+    assert grown.keys == ["a.png", "b.png", "c.png", "d.png", "aa.png", "e.png", "f.png"]
+    assert grown.sizes.tolist() == [10, 20, 30, 40, 11, 50, 60]
+    assert grown.splits == ["train", "train", "val", "test", "val", "train", "test"]
+    assert grown.classes == ("cat", "dog", "bird")
+    assert grown.labels.tolist() == [0, 1, 1, -1, 2, 0, -1]
+    assert grown.grown_to(listing, where=WHERE) is grown
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sizes": np.array([10, 20, 30, 41])}, "d.png: 40 bytes before, 41 now"),
+        ({"keys": ["a.png", "b.png", "c.png", "e.png"]}, "d.png: gone"),
+        ({"splits": ["train", "val", "val", "test"]}, "b.png: split train before, val now"),
+        ({"labels": np.array([0, 0, 1, -1])}, "b.png: class dog before, cat now"),
+        ({"classes": ("cat", "wolf")}, "b.png: class dog before, wolf now; c.png: class dog before, wolf now"),
+    ],
+)
+def test_old_rows_must_not_change(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(LofftaError) as caught:
+        make_table().grown_to(make_table(**changes), where=WHERE)
+    assert str(caught.value) == (
+        f"the image set changed: {message}\n  where:  images.parquet\n"
+        "  remedy: bring the old images back (new ones may be added), or extract into a new cache"
+    )
+
+
+def test_only_some_faults_are_shown() -> None:
+    n = 12
+    table = ImageTable("x", [str(i) for i in range(n)], np.ones(n, np.int64), [""] * n, np.full(n, -1), ())
+    empty = ImageTable("x", [], np.empty(0, np.int64), [], np.empty(0, np.int64), ())
+    with pytest.raises(LofftaError, match="0: gone; 1: gone; 2: gone; 3: gone; 4: gone and 7 more"):
+        table.grown_to(empty, where=WHERE)
+
+
+def test_damaged_and_foreign_files(tmp_path: Path) -> None:
+    path, data = tmp_path / "images.parquet", make_table().to_parquet()
+    foreign = pq.read_table(_write(path, data)).replace_schema_metadata(None)
+    pq.write_table(foreign, tmp_path / "foreign")
+    newer = pq.read_table(path)
+    meta = {**json.loads(newer.schema.metadata[b"loffta"]), "format": 2}
+    pq.write_table(newer.replace_schema_metadata({b"loffta": json.dumps(meta).encode()}), tmp_path / "newer")
+    flipped = bytearray(data)
+    flipped[data.index(b"a.png")] ^= 4
+    cases = {
+        "foreign": None,
+        "newer": None,
+        "empty": b"",
+        "text": b"row,key",
+        "short": data[:-3],
+        "flipped": bytes(flipped),
+    }
+    for name, content in cases.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(
+            LofftaError, match=r"cannot read the table of images .*\n  where:  .*\n  remedy: restore it"
+        ):
+            ImageTable.read(tmp_path / name)
+    with pytest.raises(LofftaError, match=r"format 2 is newer than this loffta knows \(1\)"):
+        ImageTable.read(tmp_path / "newer")
+
+
+def _write(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
