@@ -22,7 +22,7 @@ class StrictModel(BaseModel, frozen=True, extra="forbid"):
     """Base of every configuration: immutable, and no key passes unknown."""
 
 
-class BackboneConfig(StrictModel):
+class BackboneConfig(StrictModel, frozen=True):
     """One backbone of an extraction."""
 
     name: str  # timm id
@@ -31,7 +31,7 @@ class BackboneConfig(StrictModel):
     image_px: int | None = Field(None, gt=0)  # side of the square input; None: the model's own
 
 
-class ExtractConfig(StrictModel):
+class ExtractConfig(StrictModel, frozen=True):
     """All that stage one needs."""
 
     source: str
@@ -47,7 +47,7 @@ class ExtractConfig(StrictModel):
     max_bad_frac: float = Field(0.01, ge=0, le=1)
 
 
-class TrainConfig(StrictModel):
+class TrainConfig(StrictModel, frozen=True):
     """All that stage two needs; `recipe` is checked against the head's own recipe."""
 
     cache: Path

@@ -22,7 +22,7 @@ from loffta.errors import LofftaError, UsageError
 from loffta.store.files import replace_file
 
 
-class PipelineConfig(StrictModel):
+class PipelineConfig(StrictModel, frozen=True):
     """A pipeline file; its paths are relative to the output folder."""
 
     cache: str = "cache"
