@@ -74,7 +74,8 @@ def parse(model: type[Model], values: Mapping[str, Any], *, where: str | Path) -
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        problem = error.errors()[0]
+        problems = error.errors()  # a misspelt key explains the missing one
+        problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
         path = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             owner = _model_at(model, problem["loc"][:-1])

@@ -23,16 +23,24 @@ from loffta.features import Feature, check_labels, choose_features, n_bad, usabl
 from loffta.heads import Head, build_head, find_head
 from loffta.heads.recipe import Recipe
 from loffta.relevance import raw_scores, scores
-from loffta.runs import RunPaths, load_head, open_run, write_predictions, write_results
+from loffta.runs import RunPaths, load_head, open_run, read_results, write_predictions, write_results
 from loffta.store.cache import Cache
 from loffta.tasks import TASKS
 
 
-def evaluate(run: Path, split: str, *, cache_root: Path | None = None, device: str = "auto") -> dict[str, Any]:
+def evaluate(
+    run: Path,
+    split: str,
+    *,
+    cache_root: Path | None = None,
+    device: str = "auto",
+    train_seconds: float | None = None,
+) -> dict[str, Any]:
     """Evaluates every seed of a finished training.
 
     Args:
         cache_root: where the cache is now; None: where it was in training.
+        train_seconds: what the training took; None: what the results of this split said before, if anything.
     Raises:
         LofftaError: no run, no trained head, or a cache that lacks its features.
     """
@@ -53,6 +61,10 @@ def evaluate(run: Path, split: str, *, cache_root: Path | None = None, device: s
         results["relevance"] = relevance(heads)
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
     results["versions"] = machine.versions()
+    if train_seconds is None and paths.results(split).exists():
+        train_seconds = read_results(paths.results(split)).get("train_seconds")
+    if train_seconds is not None:
+        results["train_seconds"] = train_seconds
     _write_predictions(paths, cache, rows, probabilities)
     write_results(paths.results(split), results)
     return results

@@ -47,6 +47,7 @@ def run(config: ExtractConfig, stop: machine.StopFlag) -> Report:
     """Extracts all that `config` asks for and the cache lacks, with timm's backbones."""
     machine.cap_threads()
     device = machine.resolve_device(config.device)
+    config = config.model_copy(update={"device": str(device)})  # done files say which it was, not `auto`
 
     def load(backbone: BackboneConfig) -> Backbone:
         from loffta.backbones.timm_backbone import load_timm

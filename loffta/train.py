@@ -29,7 +29,7 @@ from loffta.heads.recipe import Recipe
 from loffta.optim import lr_at, n_steps, parameter_groups
 from loffta.progress import Progress
 from loffta.relevance import penalty
-from loffta.runs import RunPaths, check_out, read_results, save_head, start_run, write_lines, write_results
+from loffta.runs import RunPaths, check_out, read_results, save_head, start_run, write_lines
 from loffta.store.cache import Cache
 from loffta.tasks import TASKS
 
@@ -80,10 +80,7 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
     for member in members:
         write_lines(paths.metrics(member.seed), member.log)
         save_head(paths.head(member.seed), member.head.state_dict())
-    seconds = time.monotonic() - start
-    results = evaluate(out, config.test_on, device=config.device) | {"train_seconds": seconds}
-    write_results(paths.results(config.test_on), results)
-    return results
+    return evaluate(out, config.test_on, device=config.device, train_seconds=time.monotonic() - start)
 
 
 def _select(config: TrainConfig, cache: Cache, out: Path, stop: machine.StopFlag) -> TrainConfig:

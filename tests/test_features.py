@@ -112,9 +112,9 @@ def test_tap_that_is_known_but_not_stored(tmp_path):
 def test_kind_that_is_not_stored_is_in_the_command(tmp_path):
     cache = make(tmp_path, net(kinds=("mean",)))
     assert taps_of(choose_features(cache, ["net:all"], "mean", default_taps="all")) == [("s.0",), ("s.1", "s.2")]
-    with pytest.raises(LofftaError, match="--taps s.1 --image-px 32 --kinds mean,grid --dtype float16"):
+    with pytest.raises(LofftaError, match=r"--taps s\.1 --image-px 32 --kinds mean,grid --dtype float16"):
         choose_features(cache, ["net:s.1"], "grid", default_taps="all")
-    with pytest.raises(LofftaError, match="--taps s.3 --image-px 32 --kinds mean --dtype float16"):
+    with pytest.raises(LofftaError, match=r"--taps s\.3 --image-px 32 --kinds mean --dtype float16"):
         choose_features(cache, ["net:s.3"], "mean", default_taps="all")
 
 
@@ -125,7 +125,9 @@ def test_empty_cache(tmp_path):
 
 def test_mean_is_the_stored_one_or_the_grids(tmp_path):
     means = {tap: np.full((N, dim), 7.0, np.float32) for tap, dim in (("s.0", 3), ("s.1", 5), ("s.2", 5))}
-    (stored, _) = choose_features(make(tmp_path, net(kinds=("grid", "mean"), means=means)), [], "mean", default_taps="all")
+    (stored, _) = choose_features(
+        make(tmp_path, net(kinds=("grid", "mean"), means=means)), [], "mean", default_taps="all"
+    )
     assert stored.array.kind == "mean"
     assert torch.equal(stored.finish(torch.full((2, 1, 3), 7.0)), torch.full((2, 1, 3), 7.0))
     (pooled, _) = choose_features(make(tmp_path / "b", net()), [], "mean", default_taps="all")

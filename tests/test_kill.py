@@ -1,4 +1,4 @@
-"""kill -9 at seeded moments of a real extraction, and the signals of a scheduler: the same command then ends it the same.
+"""kill -9 at seeded moments of a real extraction, and a scheduler's signals: the same command then ends it the same.
 
 `pytest -s` prints the moments and where they landed.
 """
@@ -108,5 +108,5 @@ def test_signals_end_with_75_and_the_same_command_continues(tmp_path):
         assert out.count("batch") <= 2
         assert list((tmp_path / "stopped").rglob("*.part")) == []
     assert len(list((tmp_path / "stopped").rglob("thumb/u*.parquet"))) >= 4
-    finish(start(tmp_path / "stopped", n_images))
+    extract(fake_config(tmp_path / "stopped", batch_size=4), PngSource(n_images), lambda _: FakeBackbone(), StopFlag())
     assert_same_cache(tmp_path / "stopped", tmp_path / "whole")

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 Interpolation = Literal["bilinear", "bicubic"]
 MAX_PIXELS = 178_000_000  # a bomb above this; PIL itself refuses 178,956,970, real photographs end near 150 million
@@ -49,6 +49,8 @@ def decode(data: bytes) -> NDArray[np.uint8]:
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
     except BadImage:
         raise
+    except UnidentifiedImageError as error:  # whose text holds an address in memory: reasons must not differ by run
+        raise BadImage("not an image of a known format") from error
     except Exception as error:  # decoders of damaged files raise nearly anything
         raise BadImage(f"{type(error).__name__}: {error}") from error
 

@@ -164,7 +164,8 @@ class ArrayReader:
         for unit, (first, last) in zip(present, pairwise(bounds), strict=True):
             places, shard = order[first:last], self._open(unit)
             if shard.identity != known[unit]:  # replaced since its offsets were looked up
-                return self._read_part(rows, positions, out)
+                self._read_part(rows, positions, out)
+                return
             self._read_runs(shard, offsets[places].tolist(), places.tolist(), target, unseen)
 
     def _refuse_hole(self, chunk: int, *, missing: bool) -> None:

@@ -56,8 +56,8 @@ def _check_unit(cache: Cache, array: CachedArray, unit: int, done: Path, path: P
     first = unit * layout.unit_images
     if rows != list(range(first, first + len(rows))) or len(rows) > layout.unit_images:
         raise DamageFound("done file lists rows of another unit", where=done, remedy="")
-    # While a part-filled unit is written anew its shard is in place before its done file: then the shard must agree with
-    # itself alone, for another batch size may have changed the last bits of its rows.
+    # While a part-filled unit is written anew, its shard is in place before its done file. Until then the shard must
+    # agree with itself alone: another batch size may have changed the last bits of its rows.
     vouched = len(rows) >= len(cache.rows_of_unit(unit))
     n_chunks = layout.unit_images * layout.chunks_per_image
     try:

@@ -70,6 +70,7 @@ class UnitWriter:
         self._refuse_non_finite(stored, keys)
         per_image = layout.chunks_per_image
         first = self._unit * layout.unit_images
+        assert all(0 <= row - first < layout.unit_images for row in rows), f"rows outside unit {self._unit}"
         positions = [(row - first) * per_image + c for row in rows for c in range(per_image)]
         crcs = self._shard.append(positions, stored.values)
         for i, row in enumerate(rows):

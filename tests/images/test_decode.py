@@ -144,19 +144,24 @@ def test_first_frame_of_an_animation():
     assert_pixels(data, np.zeros((2, 2, 3), np.uint8))
 
 
+UNKNOWN = "^not an image of a known format$"
+NOISE = Image.fromarray(RNG.integers(0, 256, size=(64, 64, 3), dtype=np.uint8))
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as `decoding_threads` does
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "^empty file$"),
-        (b"<html>404</html>", "^UnidentifiedImageError: cannot identify image file"),
-        (bytes(1000), "^UnidentifiedImageError"),
-        (encode(Image.fromarray(RGB))[:-40], "^(OSError|SyntaxError): .*(truncated|broken)"),
-        (encode(Image.effect_noise((64, 64), 50), "JPEG")[:400], "^OSError: .*truncated"),
-        (encode(Image.fromarray(RGB))[:20], "^(OSError|UnidentifiedImageError|SyntaxError)"),
-        (png_header(60000, 60000), "^DecompressionBombError: Image size .* exceeds limit"),
-        (png_header(13400, 13300), rf"^13400 x 13300 pixels, over the limit of {MAX_PIXELS}$"),
-        (png_header(0, 10), "Error"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "Error"),
+        pytest.param(b"", "^empty file$", id="empty"),
+        pytest.param(b"<html>404</html>", UNKNOWN, id="html"),
+        pytest.param(bytes(1000), UNKNOWN, id="zeros"),
+        pytest.param(encode(Image.fromarray(RGB))[:-40], "^(OSError|SyntaxError): .*(truncated|broken)", id="cut-png"),
+        pytest.param(encode(NOISE, "JPEG")[:900], "^OSError: .*truncated", id="cut-jpeg"),
+        pytest.param(encode(Image.fromarray(RGB))[:20], "^OSError: Truncated", id="cut-header"),
+        pytest.param(png_header(60000, 60000), "^DecompressionBombError: Image size .* exceeds limit", id="bomb"),
+        pytest.param(png_header(13400, 13300), f"^13400 x 13300 pixels, over the limit of {MAX_PIXELS}$", id="large"),
+        pytest.param(png_header(0, 10), UNKNOWN, id="no-width"),
+        pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "Error: ", id="postscript"),
     ],
 )
 def test_what_cannot_be_used_gives_its_reason(data, reason):
@@ -185,11 +190,10 @@ def test_damaged_bytes_are_decoded_or_refused(seed):
         data[place] = rng.integers(0, 256)
     try:
         pixels = decode(bytes(data))
-    except BadImage as bad:
-        assert str(bad)
-    else:
-        assert pixels.dtype == np.uint8
-        assert pixels.shape[2:] == (3,)
+    except BadImage:
+        return
+    assert pixels.dtype == np.uint8
+    assert pixels.shape[2:] == (3,)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

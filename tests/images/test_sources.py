@@ -26,7 +26,11 @@ def test_demo_digits():
         ("demmo:digits", "unknown kind of image set 'demmo'", "did you mean demo?"),
         ("demo:digit", "unknown demo image set 'digit'", "did you mean digits?"),
         ("zzz:x", "unknown kind of image set 'zzz'", "known: demo"),
-        ("photos", "'photos' does not say what kind of image set it is", "write <kind>:<what>, for example demo:digits"),
+        (
+            "photos",
+            "'photos' does not say what kind of image set it is",
+            "write <kind>:<what>, for example demo:digits",
+        ),
         ("", "'' does not say what kind of image set it is", "write <kind>:<what>, for example demo:digits"),
     ],
 )

@@ -27,7 +27,10 @@ def make_table(**changes: Any) -> ImageTable:
 
 
 def test_the_digest_is_over_all_columns() -> None:
-    text = '[["a.png", "b.png", "c.png", "d.png"], [10, 20, 30, 40], ["train", "train", "val", "test"], [0, 1, 1, -1], ["cat", "dog"]]'
+    text = (
+        '[["a.png", "b.png", "c.png", "d.png"], [10, 20, 30, 40], ["train", "train", "val", "test"], '
+        '[0, 1, 1, -1], ["cat", "dog"]]'
+    )
     assert make_table().digest == hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
     others = [
         make_table(keys=["a.png", "b.png", "c.png", "e.png"]),

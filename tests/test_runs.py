@@ -1,0 +1,128 @@
+"""The folder of a run: what may be written into it, and what comes back out."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from loffta.config import TrainConfig
+from loffta.errors import LofftaError, UsageError
+from loffta.runs import (
+    RunPaths,
+    check_out,
+    load_head,
+    open_run,
+    read_predictions,
+    read_results,
+    save_head,
+    start_run,
+    write_lines,
+    write_predictions,
+    write_results,
+)
+
+CONFIG = TrainConfig(cache="cache", head="linear", features=("a:b",), recipe={"lr": 1e-5, "epochs": 3})
+
+
+def test_every_name():
+    paths = RunPaths(Path("r"))
+    names = [paths.config, paths.predictions, paths.scoring, paths.head(2), paths.metrics(2)]
+    names += [paths.results("test"), paths.results("val")]
+    assert [p.as_posix() for p in names] == [
+        "r/config.yaml",
+        "r/predictions.parquet",
+        "r/scoring",
+        "r/seed-2/head.safetensors",
+        "r/seed-2/metrics.jsonl",
+        "r/results.json",
+        "r/results-val.json",
+    ]
+
+
+def test_config_comes_back(tmp_path):
+    paths = start_run(tmp_path / "deep" / "run", CONFIG)
+    assert open_run(paths.root) == (paths, CONFIG)
+    before = paths.config.stat().st_mtime_ns
+    assert start_run(paths.root, CONFIG) == paths
+    assert paths.config.stat().st_mtime_ns == before
+
+
+def test_another_configuration_is_refused_once_there_is_a_head(tmp_path):
+    other = CONFIG.model_copy(update={"seeds": 3, "recipe": {"lr": 1e-4, "epochs": 3}})
+    paths = start_run(tmp_path / "run", CONFIG)
+    start_run(paths.root, other)  # nothing was there to lose
+    assert open_run(paths.root)[1] == other
+    save_head(paths.head(0), {"w": torch.zeros(1)})
+    with pytest.raises(LofftaError) as caught:
+        start_run(paths.root, CONFIG)
+    assert str(caught.value) == (
+        "this run was made with another configuration:\n    recipe.lr: 0.0001 -> 1e-05\n    seeds: 3 -> 1\n"
+        f"  where:  {paths.config}\n  remedy: choose another --out, or give the old options to continue it"
+    )
+    assert open_run(paths.root)[1] == other
+    check_out(paths.root, CONFIG, ignore=("recipe", "seeds"))
+
+
+def test_folders_of_others(tmp_path):
+    (tmp_path / "run" / "scoring").mkdir(parents=True)
+    start_run(tmp_path / "run", CONFIG)  # what --select leaves while it scores
+    (tmp_path / "empty").mkdir()
+    check_out(tmp_path / "empty", CONFIG)
+    with pytest.raises(LofftaError, match="holds something else"):
+        check_out(tmp_path, CONFIG)
+    (tmp_path / "file").touch()
+    with pytest.raises(LofftaError, match="holds something else"):
+        start_run(tmp_path / "file", CONFIG)
+
+
+def test_config_that_cannot_be_read(tmp_path):
+    with pytest.raises(LofftaError, match=r"there is no run here(.|\n)*loffta train CACHE"):
+        open_run(tmp_path)
+    paths = RunPaths(tmp_path)
+    paths.config.write_text("head: [")
+    with pytest.raises(LofftaError, match="cannot read the configuration"):
+        open_run(tmp_path)
+    paths.config.write_text("cache: c\nhead: linear\nsed: 3\n")
+    with pytest.raises(UsageError, match=r"unknown key 'sed'(.|\n)*did you mean seeds"):
+        start_run(tmp_path, CONFIG)
+
+
+def test_heads(tmp_path):
+    state = {"a.weight": torch.randn(3, 4).t(), "n": torch.tensor(5), "half": torch.randn(2).half()}
+    path = RunPaths(tmp_path).head(0)
+    save_head(path, state)
+    back = load_head(path)
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], state[name]) and back[name].dtype == state[name].dtype for name in state)
+
+
+def test_results_and_lines(tmp_path):
+    paths = RunPaths(tmp_path)
+    with pytest.raises(LofftaError, match=r"no results here yet(.|\n)*loffta evaluate RUN"):
+        read_results(paths.results("test"))
+    write_results(paths.results("test"), {"n": 3, "metrics": {"top1": {"std": None}}})
+    assert read_results(paths.results("test")) == {"n": 3, "metrics": {"top1": {"std": None}}}
+    paths.results("test").write_text("{")
+    with pytest.raises(LofftaError, match="no results here yet"):
+        read_results(paths.results("test"))
+    write_lines(paths.metrics(0), [{"epoch": 0}, {"epoch": 1}])
+    assert paths.metrics(0).read_text() == '{"epoch": 0}\n{"epoch": 1}\n'
+
+
+def test_predictions(tmp_path):
+    columns = {"row": np.array([4, 2]), "key": ["ä", "b"], "confidence": np.array([0.5, 1.0], np.float32)}
+    path = RunPaths(tmp_path).predictions
+    write_predictions(path, columns)
+    back = read_predictions(path)
+    assert list(back) == list(columns)
+    assert all(back[name].tolist() == list(columns[name]) for name in columns)
+    assert back["confidence"].dtype == np.float32
+
+
+def test_config_file_is_plain_yaml(tmp_path):
+    paths = start_run(tmp_path / "run", CONFIG)
+    saved = yaml.safe_load(paths.config.read_text())
+    assert saved["recipe"] == {"lr": 1e-5, "epochs": 3}
+    assert saved["features"] == ["a:b"]
