@@ -157,19 +157,24 @@ def main():
     return max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF for pid in children)  # a signal's is negative
 
 
+def say(line):
+    """One write for a line and its end: several processes share the pipe."""
+    os.write(sys.stdout.fileno(), f"{line}\n".encode())
+
+
 def run_child(options):
     stop = StopFlag().listen()
-    backbone = FakeBackbone(delay_s=options.delay_s, before=lambda _: print("batch", flush=True))
+    backbone = FakeBackbone(delay_s=options.delay_s, before=lambda _: say("batch"))
     config = fake_config(options.cache, batch_size=options.batch_size)
     source = PngSource(options.images)
     source.listing()
-    print("begin", flush=True)
+    say("begin")
     try:
         report = extract(config, source, lambda _: backbone, stop)
     except LofftaError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    print(f"end {report.units}", flush=True)
+    say(f"end {report.units}")
     return 0
 
 

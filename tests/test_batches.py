@@ -1,6 +1,7 @@
 """Every batch against numpy indexing of the arrays that went in; threads and modes must not show."""
 
 import threading
+import time
 import tracemalloc
 
 import numpy as np
@@ -147,6 +148,16 @@ def test_closing_ends_the_epoch_and_the_threads(made):
         assert threading.active_count() > before
     assert threading.active_count() == before
     assert next(batches, None) is None
+
+
+@pytest.mark.parametrize("mode", ["host", "stream"])
+def test_a_batch_stays_until_the_next_is_asked_for(made, mode):
+    """However slow the consumer is; the reads that run ahead go to other buffers."""
+    _, features, expected = made
+    with Feed(features, np.tile(ROWS, 3), batch_size=3, mode=mode, n_threads=1) as feed:
+        for batch in feed.in_order():
+            time.sleep(0.005)
+            assert all(np.array_equal(t.numpy(), a[batch.rows]) for t, a in zip(batch.features, expected, strict=True))
 
 
 def test_buffers_are_reused(made):

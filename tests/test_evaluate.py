@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 from loffta.config import TrainConfig
@@ -18,6 +19,7 @@ from loffta.heads.combo import ComboRecipe
 from loffta.machine import StopFlag
 from loffta.runs import RunPaths
 from loffta.store.cache import Cache
+from loffta.store.reader import ArrayReader
 from loffta.tokens import FeatureSpec
 from loffta.train import train
 
@@ -94,6 +96,23 @@ def test_metrics_equal_scikit_learns_on_the_predictions(finished):
     assert columns["seed"] == [seed for seed in range(3) for _ in expected]
     assert all(1 / 3 < confidence <= 1 for confidence in columns["confidence"])
     assert len({rows["confidence"][here].sum() for here in of_seed}) == 3
+
+
+def test_predictions_are_the_trained_heads(finished):
+    """In numpy: standardised by the running statistics of the training, then the affine map and the softmax."""
+    columns = pq.read_table(RunPaths(finished / "run").predictions).to_pydict()
+    (array,) = Cache.open(finished / "cache").stores()[0].arrays
+    rows = np.array(columns["row"][:39])
+    pooled = ArrayReader(array.paths).read(rows).astype(np.float64).mean(axis=(2, 3))[:, 0]
+    for seed in range(3):
+        state = {name: t.numpy() for name, t in load_file(RunPaths(finished / "run").head(seed)).items()}
+        scale = np.sqrt(state["standardise.running_var"] + 1e-5)
+        inputs = (pooled - state["standardise.running_mean"]) / scale
+        exponentials = np.exp(inputs @ state["classify.weight"].T + state["classify.bias"])
+        probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+        here = slice(39 * seed, 39 * (seed + 1))
+        np.testing.assert_allclose(columns["confidence"][here], probabilities.max(axis=1), atol=2e-3)
+        assert columns["predicted"][here] == probabilities.argmax(axis=1).tolist()
 
 
 def test_one_seed_has_no_spread(finished, tmp_path):

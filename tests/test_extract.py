@@ -471,7 +471,7 @@ def test_overlapping_owners(tmp_path, n_processes):
     assert (owners.returncode, owners.stderr) == (0, "")
     written = [int(units) for units in re.findall(r"^end (\d+)$", owners.stdout, re.MULTILINE)]
     assert len(written) == n_processes
-    assert sum(written) > 8  # of 8 units: they did get in one another's way
+    assert sum(written) >= 8  # units; more where two wrote the same one
     assert_settled(tmp_path / "a", 60)
     fill(tmp_path / "b", PngSource(60), batch_size=4)
     assert cache_files(tmp_path / "a") == cache_files(tmp_path / "b")
