@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from loffta.errors import LofftaError, UsageError, unknown_name
 from loffta.tokens import Kind
@@ -20,6 +20,12 @@ Model = TypeVar("Model", bound=BaseModel)
 
 class StrictModel(BaseModel, frozen=True, extra="forbid"):
     """Base of every configuration: immutable, and no key passes unknown."""
+
+
+def _power_of_two(value: int) -> int:
+    if value < 1 or value & (value - 1):
+        raise ValueError("it must be a power of two")
+    return value
 
 
 class BackboneConfig(StrictModel, frozen=True):
@@ -41,7 +47,7 @@ class ExtractConfig(StrictModel, frozen=True):
     dtype: Literal["float16", "float32"] = "float16"
     batch_size: int = Field(32, gt=0)
     device: str = "auto"
-    unit_images: int | None = Field(None, gt=0)  # None: the cache's own, 256 for a new one
+    unit_images: Annotated[int, AfterValidator(_power_of_two)] | None = None  # None: the cache's own, 256 for a new one
     share: tuple[int, int] = (0, 1)  # (i, n): this process owns the units u with u % n == i
     limit: int | None = Field(None, gt=0)  # first rows only
     max_bad_frac: float = Field(0.01, ge=0, le=1)

@@ -6,6 +6,7 @@ A group is a set of columns of the head's affine map. `train` adds recipe.releva
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -68,18 +69,21 @@ def penalty(weight: Float[Tensor, "M K"], groups: Sequence[ColumnGroup]) -> Floa
 
     With groups of equal size every size weight is 1 and this is the paper's; other sizes are ours.
     """
-    return (_size_weights(weight, groups) * raw_scores(weight, groups)).sum()
+    return torch.stack([w * s for w, s in zip(_size_weights(groups), raw_scores(weight, groups), strict=True)]).sum()
 
 
 def scores(weight: Float[Tensor, "M K"], groups: Sequence[ColumnGroup]) -> Float[Tensor, " G"]:
     """Raw scores over their size weights: comparable between groups of different size."""
-    return raw_scores(weight, groups) / _size_weights(weight, groups)
+    return torch.stack([s / w for w, s in zip(_size_weights(groups), raw_scores(weight, groups), strict=True)])
 
 
-def _size_weights(weight: Tensor, groups: Sequence[ColumnGroup]) -> Float[Tensor, " G"]:
-    """sqrt(p / mean p) for groups of p inputs: the group lasso's (Yuan and Lin 2006), scaled to 1 for equal sizes."""
-    sizes = torch.tensor([group.n_columns for group in groups], dtype=torch.float32, device=weight.device)
-    return torch.sqrt(sizes / sizes.mean())
+def _size_weights(groups: Sequence[ColumnGroup]) -> list[float]:
+    """sqrt(p / mean p) for groups of p inputs: the group lasso's (Yuan and Lin 2006), scaled to 1 for equal sizes.
+
+    Plain numbers, not a tensor: made anew each step, a tensor would make CUDA wait for its copy.
+    """
+    mean = sum(group.n_columns for group in groups) / len(groups)
+    return [math.sqrt(group.n_columns / mean) for group in groups]
 
 
 def _walk_columns(specs: Sequence[FeatureSpec]) -> Iterator[tuple[str, str, tuple[int, int]]]:
