@@ -6,6 +6,7 @@ continues, and does nothing (loads no model) when all is there.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -22,12 +23,12 @@ from loffta.errors import TooManyBadImages
 from loffta.images.batches import PixelBatch, UnitImages, decoding_threads
 from loffta.images.decode import PixelGeometry
 from loffta.images.sources import ImageSource, open_source
-from loffta.jobs import Job, Load, prepare
+from loffta.jobs import Job, Load, choose_specs, prepare
 from loffta.pooling import pool_mean
 from loffta.progress import Progress
 from loffta.store.cache import MAX_THUMB_PX, Cache, CachedArray
 from loffta.store.files import sweep_parts
-from loffta.store.paths import THUMB
+from loffta.store.paths import THUMB, CachePaths
 from loffta.store.units import Share, count_units
 from loffta.store.writer import Stored, UnitWriter, to_storage
 
@@ -47,6 +48,7 @@ def run(config: ExtractConfig, stop: machine.StopFlag) -> Report:
     """Extracts all that `config` asks for and the cache lacks, with timm's backbones."""
     machine.cap_threads()
     device = machine.resolve_device(config.device)
+    torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions; the recipe says fp32 on every device
     config = config.model_copy(update={"device": str(device)})  # done files say which it was, not `auto`
 
     def load(backbone: BackboneConfig) -> Backbone:
@@ -68,6 +70,10 @@ def extract(config: ExtractConfig, source: ImageSource, load: Load, stop: machin
         LofftaError: another recipe under the same name, a changed image set, no space.
     """
     start = time.monotonic()
+    load = functools.cache(load)
+    if not CachePaths(config.cache).config.exists():  # what cannot be had or is misspelt leaves no empty cache behind
+        for wanted in config.backbones:
+            choose_specs(wanted, load(wanted).specs, config.kinds)
     thumb_px = min(MAX_THUMB_PX, max(b.image_px or MAX_THUMB_PX for b in config.backbones))
     cache = Cache.create(config.cache, source.listing(), unit_images=config.unit_images, thumb_px=thumb_px)
     _sweep(cache)

@@ -13,10 +13,11 @@ from loffta import machine
 from loffta.backbones import Backbone
 from loffta.backbones.weights import locate
 from loffta.config import BackboneConfig, ExtractConfig
-from loffta.errors import LofftaError
+from loffta.errors import LofftaError, UsageError
 from loffta.store.cache import Cache, CachedArray, Store
 from loffta.store.recipe import StoreInfo, differing_fields
 from loffta.taps import resolve_taps
+from loffta.tokens import Kind, TokenSpec
 
 Load = Callable[[BackboneConfig], Backbone]
 
@@ -51,18 +52,32 @@ def prepare(cache: Cache, wanted: BackboneConfig, config: ExtractConfig, load: L
         info = _info(backbone, request, config)
         if known is not None:
             _refuse_other_recipe(known, info)
-    taps = resolve_taps(wanted.taps, [spec.tap for spec in info.taps], where=f"--taps {wanted.taps}")
+    specs = choose_specs(wanted, info.taps, config.kinds)
     known = known or cache.create_store(info)  # after the taps: a misspelt one leaves no store behind
-    specs = [spec for spec in known.info.taps if spec.tap in taps]
     for kind in config.kinds:
         cache.add_arrays(known, kind, specs, config.dtype)
     store = cache.store(known.name)
     extended = [cache.extend(array) for array in store.arrays]
-    job = Job(store, [a for a in extended if a.kind in config.kinds and set(a.taps) & set(taps)], backbone)
+    taps = {spec.tap for spec in specs}
+    job = Job(store, [a for a in extended if a.kind in config.kinds and taps & set(a.taps)], backbone)
     if backbone is None and any(job.missing(unit, cache.rows_of_unit(unit, config.limit)) for unit in units):
         job.backbone = load(wanted)
         _refuse_other_recipe(store, _info(job.backbone, request, config))
     return job
+
+
+def choose_specs(wanted: BackboneConfig, specs: Sequence[TokenSpec], kinds: Sequence[Kind]) -> list[TokenSpec]:
+    """The taps asked for, of all that the backbone has.
+
+    Raises:
+        UsageError: an unknown tap, or none of the kinds exists for this backbone (a CNN has no prefix tokens).
+    """
+    where = f"--taps {wanted.taps}, backbone {wanted.name}"
+    names = resolve_taps(wanted.taps, [spec.tap for spec in specs], where=where)
+    chosen = [spec for spec in specs if spec.tap in names]
+    if not any(0 not in spec.shape(kind) for spec in chosen for kind in kinds):
+        raise UsageError(f"{wanted.name} has no {' or '.join(kinds)} tokens", where="--kinds", remedy="use --kinds grid")
+    return chosen
 
 
 def _request(wanted: BackboneConfig, config: ExtractConfig) -> dict[str, Any]:

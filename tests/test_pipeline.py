@@ -115,13 +115,13 @@ def test_demo_loads():
     with as_file(files("loffta_pipelines") / "demo.yaml") as path:
         stages, runs, report = load_pipeline(path, Path("out"))
         full, _, _ = load_pipeline(path, Path("out"), recipe={"epochs": 100})
-    names = ["linear-last-tap", "linear-all-taps", "combo-one-backbone", "combo-best-two"]
+    names = ["linear-last-tap", "linear-all-taps", "combo-one-backbone", "combo-top2"]
     assert [stage.name for stage in stages] == ["extract", *names]
     assert runs == [Path("out/runs") / name for name in names]
     assert report == Path("out/report.html")
     last = stages[-1].command
     assert last == (
-        "loffta train out/cache --head combo --out out/runs/combo-best-two --set epochs=12 --set grid=4 "
+        "loffta train out/cache --head combo --out out/runs/combo-top2 --set epochs=12 --set grid=4 "
         "--seeds 3 --select 2"
     )
     assert full[-1].command == last.replace("epochs=12", "epochs=100")

@@ -192,6 +192,7 @@ class Cache:
 
     def extend(self, array: CachedArray) -> CachedArray:
         """The array with as many rows as the image set has now; its old shards stay as they are."""
+        array = self._array(array.paths)  # as it is now: another process may have grown it further
         if array.layout.shape[0] >= len(self.table):
             return array
         layout = array.layout.resized(len(self.table))
@@ -216,12 +217,14 @@ class Cache:
         number = 0
         while True:  # the next free number; another process may take it first, with these taps or with others
             paths = self.paths.array(store, f"{kind}-{number}")
+            number += 1
+            if not paths.metadata.exists() and any(paths.done_folder.glob("u*.parquet")):
+                continue  # its zarr.json was lost: these done files vouch for taps that nobody knows any more
             if create_file(paths.metadata, layout.to_json()):
                 return CachedArray(paths, layout)
             there = self._array(paths)
             if there.taps == tuple(taps):
                 return there
-            number += 1
 
     def _grown_to(self, listing: ImageTable) -> Cache:
         table = self.table.grown_to(listing, where=self.paths.images)
