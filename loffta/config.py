@@ -54,7 +54,10 @@ class ExtractConfig(StrictModel, frozen=True):
     batch_size: int = Field(32, gt=0)
     device: str = "auto"
     unit_images: Annotated[int, AfterValidator(_power_of_two)] | None = None  # None: the cache's own, 256 for a new one
-    share: Annotated[tuple[int, int], AfterValidator(_share)] = (0, 1)  # (i, n): this process owns the units u with u % n == i
+    share: Annotated[tuple[int, int], AfterValidator(_share)] = (
+        0,
+        1,
+    )  # (i, n): this process owns the units u with u % n == i
     limit: int | None = Field(None, gt=0)  # first rows only
     max_bad_frac: float = Field(0.01, ge=0, le=1)
 

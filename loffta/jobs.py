@@ -76,7 +76,9 @@ def choose_specs(wanted: BackboneConfig, specs: Sequence[TokenSpec], kinds: Sequ
     names = resolve_taps(wanted.taps, [spec.tap for spec in specs], where=where)
     chosen = [spec for spec in specs if spec.tap in names]
     if not any(0 not in spec.shape(kind) for spec in chosen for kind in kinds):
-        raise UsageError(f"{wanted.name} has no {' or '.join(kinds)} tokens", where="--kinds", remedy="use --kinds grid")
+        raise UsageError(
+            f"{wanted.name} has no {' or '.join(kinds)} tokens", where="--kinds", remedy="use --kinds grid"
+        )
     return chosen
 
 

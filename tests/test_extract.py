@@ -444,9 +444,30 @@ def test_a_stop_is_seen_where_no_batch_is(tmp_path):
 
 
 def test_a_misspelt_tap_leaves_no_store(tmp_path):
-    with pytest.raises(UsageError, match=r"unknown tap 'block\.0'[^?]*did you mean blocks\.0"):
-        fill(tmp_path, taps="block.0")
-    assert list(tmp_path.glob("stores/*")) == []
+    wrong = pytest.raises(UsageError, match=r"unknown tap 'block\.0'[^?]*did you mean blocks\.0")
+    with wrong:
+        fill(tmp_path / "new", taps="block.0")
+    assert not (tmp_path / "new").exists()
+    fill(tmp_path / "old", names=["one"])
+    stores = list((tmp_path / "old").glob("stores/*"))
+    with wrong:
+        fill(tmp_path / "old", names=["two"], taps="block.0")
+    assert list((tmp_path / "old").glob("stores/*")) == stores
+
+
+def test_weights_that_cannot_be_had_leave_no_cache(tmp_path):
+    def fail(wanted):
+        raise LofftaError("no network", where=wanted.name, remedy="fetch them first")
+
+    with pytest.raises(LofftaError, match="no network"):
+        extract(fake_config(tmp_path / "new"), PngSource(N), fail, StopFlag())
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_kind_that_the_backbone_does_not_have(tmp_path):
+    with pytest.raises(UsageError, match=r"fake has no prefix tokens[^?]*use --kinds grid"):
+        fill(tmp_path / "new", taps="stages.2", kinds=("prefix",))
+    assert not (tmp_path / "new").exists()
 
 
 def test_parts_of_dead_processes_are_swept_everywhere(tmp_path):

@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from loffta.taps import resolve_taps
 from loffta.errors import UsageError
+from loffta.taps import resolve_taps
 
 BLOCKS = tuple(f"blocks.{i}" for i in range(12))
 STAGES = tuple(f"stages.{i}" for i in range(5))

@@ -192,7 +192,8 @@ class Cache:
 
     def extend(self, array: CachedArray) -> CachedArray:
         """The array with as many rows as the image set has now; its old shards stay as they are."""
-        array = self._array(array.paths)  # as it is now: another process may have grown it further
+        if array.layout.shape[0] < len(self.table):
+            array = self._array(array.paths)  # as it is now: another process may have grown it further
         if array.layout.shape[0] >= len(self.table):
             return array
         layout = array.layout.resized(len(self.table))

@@ -10,11 +10,11 @@ import os
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, wait
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from weakref import WeakSet
 
 import numpy as np
@@ -22,12 +22,13 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from loffta.errors import DamageFound, LofftaError
-from loffta.store.metadata import ArrayLayout, read_layout
+from loffta.store.metadata import CRC_BYTES, ArrayLayout, read_layout
 from loffta.store.paths import ArrayPaths
 from loffta.store.shard import MAX_IOV, MISSING, read_index, read_into
 from loffta.store.units import rows_of
 
 Check = Literal["first", "never"]
+MAX_RUN_BYTES = 8 << 20  # longer runs of adjacent images are cut, so that threads can share them
 WRONG_LENGTH = MISSING - np.uint64(1)  # stands for the offset of a chunk that cannot be read
 
 
@@ -43,6 +44,15 @@ class _Shard:
     def __del__(self) -> None:
         if hasattr(self, "fd"):
             os.close(self.fd)
+
+
+class _Run(NamedTuple):
+    """One system call: adjacent chunks of one shard, each followed by its crc32c where there is one."""
+
+    shard: _Shard
+    offset: int
+    buffers: list[memoryview]
+    unseen: list[tuple[int, memoryview, memoryview]]  # chunk, data and crc of those not checked yet
 
 
 class ArrayReader:
@@ -106,18 +116,8 @@ class ArrayReader:
             raise IndexError(f"row outside 0..{self.layout.shape[0] - 1} of {self.paths.name}")
         assert out.shape == expected and out.dtype == self.layout.dtype, f"out must be {expected} {self.layout.dtype}"
         assert out.flags.c_contiguous, "out must be C-contiguous"
-        if pool is None or n_parts == 1 or len(rows) < n_parts:
-            self._read_part(rows, positions, out)
-        else:
-            bounds = np.linspace(0, len(rows), n_parts + 1).astype(int)
-            *others, own = [(rows[a:b], positions, out[a:b]) for a, b in pairwise(bounds)]
-            futures = [pool.submit(self._read_part, *part) for part in others]
-            try:
-                self._read_part(*own)  # this thread would only wait
-            finally:
-                wait(futures)  # whatever happened: nobody may write to `out` after the return
-            for future in futures:
-                future.result()
+        for runs in self._plans(rows, positions, out):
+            self._execute(runs, pool, n_parts)
         return out
 
     def empty(self, n_rows: int, taps: Sequence[int] | None = None) -> NDArray[Any]:
@@ -143,7 +143,12 @@ class ArrayReader:
             raise IndexError(f"taps {list(taps)} outside 0..{per_image - 1} of {self.paths.name}")
         return chosen
 
-    def _read_part(self, rows: NDArray[np.int64], positions: NDArray[np.int64], out: NDArray[Any]) -> None:
+    def _plans(self, rows: NDArray[np.int64], positions: NDArray[np.int64], out: NDArray[Any]) -> Iterator[list[_Run]]:
+        """All system calls of a read, in file order; in several lists where it spans more shards than may be open.
+
+        Planned whole before the first call: with Python work between the calls, two threads wait for each other's
+        interpreter lock, and a batch of single chunks takes half as long again.
+        """
         if not len(rows):
             return
         units = rows // self.layout.unit_images
@@ -154,19 +159,65 @@ class ArrayReader:
         if offsets.max() >= WRONG_LENGTH:
             worst = int(offsets.argmax())
             self._refuse_hole(int(chunks[worst]), missing=bool(offsets[worst] == MISSING))
-        unseen: dict[int, int] = {}
-        if self._check and not (seen := self._checked[chunks]).all():
-            unseen = dict(zip(np.flatnonzero(~seen).tolist(), chunks[~seen].tolist(), strict=True))
-        target = out.reshape(-1).view(np.uint8).data
         owners = np.repeat(units, len(positions))
-        order = np.lexsort((offsets, owners))  # by shard, then in file order
-        bounds = [0, *(np.flatnonzero(np.diff(owners[order])) + 1).tolist(), len(chunks)]
-        for unit, (first, last) in zip(present, pairwise(bounds), strict=True):
-            places, shard = order[first:last], self._open(unit)
-            if shard.identity != known[unit]:  # replaced since its offsets were looked up
-                self._read_part(rows, positions, out)
-                return
-            self._read_runs(shard, offsets[places].tolist(), places.tolist(), target, unseen)
+        places = np.lexsort((offsets, owners))  # by shard, then in file order
+        bounds = [0, *(np.flatnonzero(np.diff(owners[places])) + 1).tolist(), len(chunks)]
+        target = out.reshape(-1).view(np.uint8).data
+        n_open = self._max_open()
+        for first in range(0, len(present), n_open):
+            runs: list[_Run] = []
+            for i in range(first, min(first + n_open, len(present))):
+                shard, here = self._open(present[i]), places[bounds[i] : bounds[i + 1]]
+                if shard.identity != known[present[i]]:  # replaced since its offsets were looked up
+                    yield from self._plans(rows, positions, out)
+                    return
+                runs += self._runs(shard, offsets[here].tolist(), here.tolist(), chunks[here], target)
+            yield runs
+
+    def _runs(
+        self, shard: _Shard, offsets: list[int], places: list[int], chunks: NDArray[np.int64], target: memoryview
+    ) -> list[_Run]:
+        """The calls for chunks of one shard, adjacent ones in one; the crc between them goes to a scratch buffer."""
+        size, stored = self.layout.chunk_bytes, self.layout.stored_chunk_bytes
+        fresh = (~self._checked[chunks]).tolist() if self._check else [False] * len(chunks)
+        crcs = memoryview(bytearray(len(places) * CRC_BYTES))
+        limit = max(1, min(MAX_IOV // 2, MAX_RUN_BYTES // stored))
+        runs: list[_Run] = []
+        end, run = -1, _Run(shard, 0, [], [])
+        for i, (offset, place) in enumerate(zip(offsets, places, strict=True)):
+            if offset != end or len(run.buffers) >= 2 * limit:
+                runs.append(run := _Run(shard, offset, [], []))
+            data = target[place * size : (place + 1) * size]
+            run.buffers.append(data)
+            if stored > size:
+                run.buffers.append(crc := crcs[i * CRC_BYTES : (i + 1) * CRC_BYTES])
+                if fresh[i]:
+                    run.unseen.append((int(chunks[i]), data, crc))
+            end = offset + stored
+        return runs
+
+    def _execute(self, runs: list[_Run], pool: Executor | None, n_parts: int) -> None:
+        """Makes the calls, shared with `pool`."""
+        if pool is None or n_parts == 1 or len(runs) < n_parts:
+            self._read_runs(runs)
+            return
+        bounds = [len(runs) * i // n_parts for i in range(n_parts + 1)]
+        futures = [pool.submit(self._read_runs, runs[a:b]) for a, b in pairwise(bounds[:-1])]
+        try:
+            self._read_runs(runs[bounds[-2] :])  # this thread would only wait
+        finally:
+            wait(futures)  # whatever happened: nobody may write to `out` after the return
+        for future in futures:
+            future.result()
+
+    def _read_runs(self, runs: list[_Run]) -> None:
+        """What is not yet checked is checked while it is in the processor's cache."""
+        for run in runs:
+            read_into(run.shard.fd, run.buffers, run.offset, path=run.shard.path)
+            for chunk, data, crc in run.unseen:
+                if crc32c(data) != int.from_bytes(crc, "little"):
+                    self._refuse_damage(chunk)
+                self._checked[chunk] = True
 
     def _refuse_hole(self, chunk: int, *, missing: bool) -> None:
         row = chunk // self.layout.chunks_per_image
@@ -177,41 +228,6 @@ class ArrayReader:
             where=self._path(row // self.layout.unit_images),
             remedy="run `loffta verify CACHE` to list all damage",
         )
-
-    def _read_runs(
-        self, shard: _Shard, offsets: list[int], places: list[int], target: memoryview, unseen: dict[int, int]
-    ) -> None:
-        """Reads chunks in file order, adjacent ones in one call; `unseen` maps places to the chunks to be checked."""
-        size, gap = self.layout.chunk_bytes, self.layout.stored_chunk_bytes - self.layout.chunk_bytes
-        crcs = memoryview(bytearray(len(places) * gap))
-        buffers: list[memoryview] = []
-        start = end = first = 0
-        for i, (offset, place) in enumerate(zip(offsets, places, strict=True)):
-            if buffers and (offset != end or len(buffers) >= MAX_IOV - 1):
-                self._read_run(shard, buffers, start, places[first:i], unseen)
-                buffers = []
-            if not buffers:
-                start, end, first = offset, offset, i
-            buffers.append(target[place * size : (place + 1) * size])
-            if gap:
-                buffers.append(crcs[i * gap : (i + 1) * gap])
-            end += size + gap
-        self._read_run(shard, buffers, start, places[first:], unseen)
-
-    def _read_run(
-        self, shard: _Shard, buffers: list[memoryview], start: int, places: list[int], unseen: dict[int, int]
-    ) -> None:
-        """One call for adjacent chunks; what is not yet checked is checked while it is in the processor's cache."""
-        read_into(shard.fd, buffers, start, path=shard.path)
-        if not unseen:
-            return
-        for place, data, stored in zip(places, buffers[::2], buffers[1::2], strict=True):
-            chunk = unseen.get(place)
-            if chunk is None:
-                continue
-            if crc32c(data) != int.from_bytes(stored, "little"):
-                self._refuse_damage(chunk)
-            self._checked[chunk] = True
 
     def _refuse_damage(self, chunk: int) -> None:
         row, position = divmod(chunk, self.layout.chunks_per_image)
@@ -240,11 +256,13 @@ class ArrayReader:
                 if self._known.get(unit) != shard.identity:
                     self._learn(unit, shard)
                 self._shards[unit] = shard
-                quota = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4 // len(_READERS)
-                while len(self._shards) > max(2, quota):
+                while len(self._shards) > self._max_open():
                     self._shards.popitem(last=False)
             self._shards.move_to_end(unit)
             return shard
+
+    def _max_open(self) -> int:
+        return max(2, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4 // len(_READERS))
 
     def _learn(self, unit: int, shard: _Shard) -> None:
         """Keeps where each chunk of the unit is; nothing of it has been checked yet."""

@@ -234,6 +234,16 @@ def test_a_number_that_another_process_took(cache: Cache) -> None:
     assert (mine.paths.name[-6:], shared.paths.name[-6:]) == ("grid-1", "grid-0")
 
 
+def test_lost_metadata_never_gives_old_done_files_to_other_taps(cache: Cache) -> None:
+    store = cache.create_store(make_info())
+    (array,) = cache.add_arrays(store, "mean", SPECS[1:2], "float16")
+    write_unit(array.paths, array.layout, 0, make_values((11, *array.layout.item_shape), "float16"))
+    array.paths.metadata.unlink()
+    (other,) = cache.add_arrays(cache.store(store.name), "mean", SPECS[2:3], "float16")
+    assert other.paths.name.endswith("mean-1")
+    assert not other.has_unit(0, cache.rows_of_unit(0))
+
+
 def test_arrays_are_listed_by_number_not_by_text(cache: Cache) -> None:
     store = cache.create_store(make_info())
     for number in (10, 2, 0):
