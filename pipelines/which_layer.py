@@ -2,7 +2,7 @@
 
     python pipelines/which_layer.py CACHE [--backbone tf_efficientnet_lite0] [--seeds 3] [--out docs/which-layer.svg]
 
-CACHE is one that `loffta extract` made with --taps all, for example the demo's. Seen on the demo's digits: the last stage
+CACHE is one that `loffta extract` made with --taps all, for example the demo's. Seen on digits: the last stage
 is not the best (stages.3 is), and all five together are better still. Under a minute on 2 cores.
 """
 
