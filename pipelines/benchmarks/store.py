@@ -2,10 +2,10 @@
 
 Run:     python pipelines/benchmarks/store.py [--images 640] [--dir DIR] [--pairs 7]
 Needs:   the extra `test` (tensorstore); disk for the store and one shard, page cache for both: 3.6 MB an image, 2.3 GB.
-Expect:  lines with a goal say whether it was reached; two minutes with --images 256, about twice that by default.
-         Seen with --images 256 on a SHARED 2-core EPYC (load 4, so a guide only), 1 / 4 taps: 0.81 / 0.92 of raw after
-         first touch, 0.60 / 0.61 at first touch, 5.5 / 9.5 x tensorstore, 22 / 9 x zarr-python's best form, whose
-         stepped slice fetches 4 taps at once; writing 0.81 of raw. Raw was 14 / 15 GB/s, the cache's own speed.
+Expect:  lines with a goal say whether it was reached; three minutes with --pairs 15.
+         Seen on a virtual machine with 2 EPYC cores, idle, --pairs 15, 1 / 4 taps: 0.97 / 0.86 of raw after first touch,
+         0.75 / 0.69 at first touch, 4.3 / 7.8 x tensorstore, 28 / 16 x zarr-python's best form (one stepped slice fetches
+         all 4 evenly spaced taps, which misses the goal of 20; tap by tap it is 37 x); writing 0.86 of raw.
 Store:   images x 12 taps x 14 x 14 x 768 float16, 256 images a shard, crc32c with every chunk (format 1).
 Method:  the limit is os.preadv of the same bytes into one reused buffer by two threads, or write + fsync of the same
          bytes. It and ours take turns in alternating order; a ratio is the median of the pairs' ratios. Each image and
@@ -45,6 +45,8 @@ N_TAPS, SIDE, DIM, UNIT = 12, 14, 768, 256
 BATCH = 64
 THREADS = 2  # as many as the feed uses for a warm store
 WRITE_BATCH = 32  # images per append, as an extraction would
+TURNS = ("raw", "ours", "raw again", "first")
+SHORT_PAIRS = 8  # times --pairs, for the reads that take milliseconds: one pair alone says little
 SLOW_REPEATS = 3  # of rivals that take a second a batch
 TAP_SETS: dict[str, tuple[int, ...]] = {"1 tap": (11,), "4 taps": (2, 5, 8, 11)}
 
@@ -172,28 +174,25 @@ def measure_reads(array: ArrayPaths, name: str, taps: tuple[int, ...], n_pairs: 
     reader = ArrayReader(array)
     n_images = reader.layout.shape[0]
     everything = np.arange(n_images)
-    out, limit_out, first_out = (reader.empty(BATCH, taps) for _ in range(3))
+    out = reader.empty(BATCH, taps)  # one for all: the buffer used most would stay in the processor's cache
     for part in np.array_split(everything, max(1, n_images // BATCH)):
         reader.read(part, taps)  # the first touch: the page cache is warm and every crc has been checked
     with ThreadPoolExecutor(THREADS) as pool:
         raw = RawReader(array, pool)
         warm, first, stores = [], [], []
         rivals = (tensorstore_reader(array), *zarr_readers(array))
-        for repeat in range(n_pairs + 1):  # the first pair warms up
-            turns = [rng.permutation(n_images)[:BATCH] for _ in range(4)]
-            plans = [raw.plan(rows, taps, limit_out) for rows in turns[:2]]
+        for repeat in range(n_pairs * SHORT_PAIRS + 1):  # the first pair warms up
+            turns = dict(zip(TURNS, (rng.permutation(n_images)[:BATCH] for _ in TURNS), strict=True))
+            plans = {turn: raw.plan(turns[turn], taps, out) for turn in ("raw", "raw again")}
             fresh = ArrayReader(array)
             fresh.read(everything[::UNIT], [0])  # opens the shards: first touch is about the chunks
             jobs: dict[str, Callable[[], Any]] = {
-                "raw": partial(raw.run, plans[0]),
-                "ours": partial(reader.read, turns[2], taps, out, pool=pool, n_parts=THREADS),
-                "raw again": partial(raw.run, plans[1]),
-                "first": partial(fresh.read, turns[3], taps, first_out, pool=pool, n_parts=THREADS),
+                "raw": partial(raw.run, plans["raw"]),
+                "ours": partial(reader.read, turns["ours"], taps, out, pool=pool, n_parts=THREADS),
+                "raw again": partial(raw.run, plans["raw again"]),
+                "first": partial(fresh.read, turns["first"], taps, out, pool=pool, n_parts=THREADS),
             }
-            seconds = alternate(jobs, repeat)
-            check_stamps(limit_out, turns[1] if repeat % 2 else turns[0], taps)  # the one that ran last
-            check_stamps(out, turns[2], taps)
-            check_stamps(first_out, turns[3], taps)
+            seconds = alternate(jobs, repeat, after=lambda turn, turns=turns: check_stamps(out, turns[turn], taps))
             if repeat:
                 warm.append((seconds["raw"], seconds["ours"]))
                 first.append((seconds["raw again"], seconds["first"]))
@@ -411,14 +410,19 @@ def check_written(target: Path, name: str, layout: ArrayLayout, batches: list[np
 
 
 def alternate(
-    jobs: dict[str, Callable[[], Any]], repeat: int, before: Callable[[], None] = lambda: None
+    jobs: dict[str, Callable[[], Any]],
+    repeat: int,
+    *,
+    before: Callable[[], None] = lambda: None,
+    after: Callable[[str], None] = lambda _: None,
 ) -> dict[str, float]:
-    """Seconds of each job, run one after the other, backwards in every second repeat."""
+    """Seconds of each job, run one after the other, backwards in every second repeat; `after` is not timed."""
     names = list(jobs) if repeat % 2 else list(jobs)[::-1]
     seconds = {}
     for name in names:
         before()
         seconds[name] = timed(jobs[name])
+        after(name)
     return seconds
 
 
