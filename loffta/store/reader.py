@@ -1,7 +1,8 @@
 """Reads chosen taps of chosen images straight into ready buffers: index parsed once, preadv, no copies.
 
 Four times the rate of tensorstore and sixteen times or more that of zarr-python on the same files
-(pipelines/benchmarks/store.py, docs/benchmarks.md). Arrays whose chunks are not plain bytes go through zarr-python: right, but slow.
+(pipelines/benchmarks/store.py, docs/benchmarks.md). Arrays whose chunks are not plain bytes go through zarr-python:
+right, but slow.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 Run:     python pipelines/benchmarks/store.py [--images 640] [--dir DIR] [--pairs 7]
 Needs:   the extra `test` (tensorstore); disk for the store and one shard, page cache for both: 3.6 MB an image, 2.3 GB.
 Expect:  lines with a goal say whether it was reached; three minutes with --pairs 15.
-         Seen on a virtual machine with 2 EPYC cores, idle, --pairs 15, 1 / 4 taps: 0.97 / 0.86 of raw after first touch,
-         0.75 / 0.69 at first touch, 4.3 / 7.8 x tensorstore, 28 / 16 x zarr-python's best form (one stepped slice fetches
-         all 4 evenly spaced taps, which misses the goal of 20; tap by tap it is 37 x); writing 0.86 of raw.
+         Seen on a virtual machine with 2 EPYC cores, idle, --pairs 15, 1 / 4 taps: 0.97 / 0.86 of raw after first
+         touch, 0.75 / 0.69 at first touch, 4.3 / 7.8 x tensorstore, 28 / 16 x zarr-python's best form (one stepped
+         slice fetches all 4 evenly spaced taps, which misses the goal of 20; tap by tap it is 37 x); writing 0.86.
 Store:   images x 12 taps x 14 x 14 x 768 float16, 256 images a shard, crc32c with every chunk (format 1).
 Method:  the limit is os.preadv of the same bytes into one reused buffer by two threads, or write + fsync of the same
          bytes. It and ours take turns in alternating order; a ratio is the median of the pairs' ratios. Each image and
