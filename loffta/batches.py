@@ -6,6 +6,7 @@ carries every batch across a process boundary and reaches a tenth of this rate (
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -173,5 +174,10 @@ class Feed:
 
 def choose_mode(features: Sequence[Feature], n_rows: int) -> Mode:
     """host where the features of all rows fit half of the free memory, else stream."""
-    per_image = sum(len(f.spec.taps) * int(np.prod(f.spec.shape)) * f.array.layout.dtype.itemsize for f in features)
-    return "host" if per_image * n_rows <= HOST_SHARE * psutil.virtual_memory().available else "stream"
+    free = psutil.virtual_memory().available
+    return "host" if bytes_per_image(features) * n_rows <= HOST_SHARE * free else "stream"
+
+
+def bytes_per_image(features: Sequence[Feature]) -> int:
+    """Bytes of one image's features as a head gets them, in the storage dtype."""
+    return sum(len(f.spec.taps) * math.prod(f.spec.shape) * f.array.layout.dtype.itemsize for f in features)

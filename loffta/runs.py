@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,11 @@ class RunPaths:
         """The run that scored the backbones for --select."""
         return self.root / "scoring"
 
+    @property
+    def log(self) -> Path:
+        """What happened, with times; only ever appended to."""
+        return self.root / "log.txt"
+
     def results(self, split: str) -> Path:
         """What `evaluate` measured on one split."""
         return self.root / ("results.json" if split == "test" else f"results-{split}.json")
@@ -58,6 +65,20 @@ class RunPaths:
     def metrics(self, seed: int) -> Path:
         """One line per epoch of one seed's training."""
         return self.root / f"seed-{seed}" / "metrics.jsonl"
+
+
+class RunLog:
+    """Appends lines to a run's log.txt; those that a user should see go to stderr too."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, line: str, *, show: bool = False) -> None:
+        """One line with the local time before it."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n")
+        if show:
+            print(line, file=sys.stderr, flush=True)
 
 
 def start_run(root: Path, config: TrainConfig) -> RunPaths:
@@ -90,7 +111,7 @@ def check_out(root: Path, config: TrainConfig, *, ignore: Collection[str] = ()) 
     lines = differing_fields(
         old.model_dump(mode="json", exclude=set(ignore)), config.model_dump(mode="json", exclude=set(ignore))
     )
-    if lines and any(path not in (paths.config, paths.scoring) for path in root.iterdir()):
+    if lines and any(path not in (paths.config, paths.log, paths.scoring) for path in root.iterdir()):
         raise LofftaError(
             "this run was made with another configuration:\n    " + "\n    ".join(lines),
             where=paths.config,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loffta import machine
-from loffta.batches import Feed
+from loffta.batches import Feed, bytes_per_image
 from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError, UsageError, unknown_name
 from loffta.evaluate import evaluate
@@ -29,7 +29,7 @@ from loffta.heads.recipe import Recipe
 from loffta.optim import lr_at, n_steps, parameter_groups
 from loffta.progress import Progress
 from loffta.relevance import penalty
-from loffta.runs import RunPaths, check_out, read_results, save_head, start_run, write_lines
+from loffta.runs import RunLog, RunPaths, check_out, read_results, save_head, start_run, write_lines
 from loffta.store.cache import Cache
 from loffta.tasks import TASKS
 
@@ -76,11 +76,18 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
     rows = _check_splits(config, cache, features)
     start = time.monotonic()
     paths = start_run(out, config)
-    members = _fit(config, cache, features, rows, recipe, stop)
+    log = RunLog(paths.log)
+    try:
+        members = _fit(config, cache, features, rows, recipe, stop, log)
+    except LofftaError as error:
+        log.write(f"ended: {error.what}")
+        raise
     for member in members:
         write_lines(paths.metrics(member.seed), member.log)
         save_head(paths.head(member.seed), member.head.state_dict())
-    return evaluate(out, config.test_on, device=config.device, train_seconds=time.monotonic() - start)
+    seconds = time.monotonic() - start
+    log.write(f"trained in {seconds:.1f} s")
+    return evaluate(out, config.test_on, device=config.device, train_seconds=seconds)
 
 
 def _select(config: TrainConfig, cache: Cache, out: Path, stop: machine.StopFlag) -> TrainConfig:
@@ -137,6 +144,7 @@ def _fit(
     rows: NDArray[np.int64],
     recipe: Recipe,
     stop: machine.StopFlag,
+    log: RunLog,
 ) -> list[Member]:
     device = machine.resolve_device(config.device)
     labels = torch.tensor(cache.table.labels, device=device)
@@ -150,6 +158,9 @@ def _fit(
     feed = Feed(features, rows, batch_size=recipe.batch_size, device=device, mode=config.feed, seed=config.data_seed)
     if sum(p.numel() for p in members[0].head.parameters()) * recipe.batch_size < SMALL_STEP:
         torch.set_num_threads(1)
+    log.write(f"versions {machine.versions()}, device {device}, {torch.get_num_threads()} threads")
+    size = bytes_per_image(features) * len(rows) / 1e6
+    log.write(f"{config.head}: {len(rows)} images, {size:.1f} MB of features, {feed.mode} mode", show=True)
     step = 0
     with feed, Progress(f"train {config.head}", total, "steps") as progress:
         for epoch in range(recipe.epochs):
@@ -166,10 +177,11 @@ def _fit(
                         raise _diverged(step, member.seed, [cache.table.keys[row] for row in batch.rows.tolist()])
                 step += 1
                 progress.advance(1, f"loss {losses[0]:.3f}")
-            for member in members:
-                mean = sum(member.losses) / len(member.losses)
+            means = [sum(member.losses) / len(member.losses) for member in members]
+            for member, mean in zip(members, means, strict=True):
                 member.log.append({"epoch": epoch, "step": step, "loss": mean, "lr": lr})
                 member.losses.clear()
+            log.write(f"epoch {epoch}: loss {' '.join(f'{mean:.4f}' for mean in means)}, lr {lr:.2e}")
     return members
 
 

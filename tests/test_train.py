@@ -213,6 +213,20 @@ def test_real_divergence_is_found(cache, tmp_path):
         go(cache, tmp_path / "run", recipe={"epochs": 9, "batch_size": 16, "lr": 1e38, "weight_decay": 0.0})
 
 
+def test_the_log_says_what_is_fed_and_how_it_went(cache, tmp_path, capsys):
+    go(cache, tmp_path / "run", feed="stream")
+    n_train = cache.table.split_sizes()["train"]
+    lines = RunPaths(tmp_path / "run").log.read_text().splitlines()
+    texts = [line.partition(" ")[2] for line in lines]
+    assert texts[1].startswith(f"linear: {n_train} images, ")
+    assert texts[1].endswith("MB of features, stream mode")
+    assert texts[1] in capsys.readouterr().err
+    losses = [row["loss"] for row in log_of(tmp_path / "run")]
+    assert [text.rpartition(",")[0] for text in texts[2:4]] == [
+        f"epoch {epoch}: loss {loss:.4f}" for epoch, loss in enumerate(losses)
+    ]
+
+
 def test_stop(cache, tmp_path, monkeypatch):
     stop = StopFlag()
     step = module._step
@@ -227,7 +241,8 @@ def test_stop(cache, tmp_path, monkeypatch):
     ) as caught:
         train(make_config(cache), tmp_path / "run", stop)
     assert caught.value.exit_code == 75
-    assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.yaml"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.yaml", "log.txt"]
+    assert "ended: stopped by SIGTERM" in RunPaths(tmp_path / "run").log.read_text()
     monkeypatch.undo()
     go(cache, tmp_path / "run")
     go(cache, tmp_path / "straight")
