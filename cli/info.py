@@ -40,4 +40,5 @@ def _line(array: dict[str, Any]) -> str:
     grown = "  old rows only: the image set has grown" if array["old_rows_only"] else ""
     name = array["array"].rpartition("/")[2]
     size = human_bytes(array["bytes"])
-    return f"{name:10} {span:24} {shape:20} {array['units_done']}/{array['units']} units  {size:>9}{grown}"
+    done = f"{array['units_done']}/{array['units']} units, {array['images_done']} images"
+    return f"{name:10} {span:24} {shape:20} {done:24} {size:>9}{grown}"

@@ -42,6 +42,7 @@ def _weigh(cache: Cache, array: CachedArray) -> dict[str, Any]:
         "dtype": array.layout.dtype.name,
         "units_done": sum(units),
         "units": cache.n_units,
+        "images_done": array.ledger.listed,
         "old_rows_only": array.layout.shape[0] < len(cache.table),  # the set has grown since
         "files": len(shards),
         "bytes": sum(shards),
