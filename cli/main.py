@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": (".train:command", "Train a head on cached tokens."),
     "evaluate": (".evaluate:command", "Measure a trained head on a split."),
     "info": (".info:command", "Show what a cache holds and what it weighs."),
+    "drop": (".drop:command", "Give the space of a store or an array back."),
     "verify": (".verify:command", "Check a cache for damage, and repair it."),
     "report": (".report:command", "Write one HTML page about one or more runs."),
     "demo": (".demo:command", "Cache, train and report on images that come with the packages."),

@@ -63,7 +63,11 @@ class CachePaths:
 
     def array(self, store: str, array: str) -> ArrayPaths:
         """One array of a store, named <kind>-<k>."""
-        return ArrayPaths(f"{store}/{array}", self.store(store) / array, self.root / "done" / store / array)
+        return ArrayPaths(f"{store}/{array}", self.store(store) / array, self.done_store(store) / array)
+
+    def done_store(self, store: str) -> Path:
+        """The folder of a store's done files."""
+        return self.root / "done" / store
 
     def target(self, name: str) -> ArrayPaths:
         """An array that belongs to the images, not to a backbone."""
