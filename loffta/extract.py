@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,8 +44,12 @@ class Report:
     stores: list[dict[str, Any]] = field(default_factory=list)
 
 
-def run(config: ExtractConfig, stop: machine.StopFlag) -> Report:
-    """Extracts all that `config` asks for and the cache lacks, with timm's backbones."""
+def run(config: ExtractConfig, stop: machine.StopFlag, *, only: Collection[int] | None = None) -> Report:
+    """Extracts all that `config` asks for and the cache lacks, with timm's backbones.
+
+    Args:
+        only: units to look at; None: all of this process's share.
+    """
     machine.cap_threads()
     device = machine.resolve_device(config.device)
     torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions; the recipe says fp32 on every device
@@ -56,14 +60,22 @@ def run(config: ExtractConfig, stop: machine.StopFlag) -> Report:
 
         return load_timm(backbone.name, weights=backbone.weights, image_px=backbone.image_px, device=str(device))
 
-    return extract(config, open_source(config.source), load, stop)
+    return extract(config, open_source(config.source), load, stop, only=only)
 
 
-def extract(config: ExtractConfig, source: ImageSource, load: Load, stop: machine.StopFlag) -> Report:
+def extract(
+    config: ExtractConfig,
+    source: ImageSource,
+    load: Load,
+    stop: machine.StopFlag,
+    *,
+    only: Collection[int] | None = None,
+) -> Report:
     """The driver: prepare a job per backbone, then unit by unit decode once and feed every job.
 
     Args:
         load: makes a backbone; called only when something of it has to be computed.
+        only: units to look at; None: all of this process's share.
     Raises:
         Stopped: a signal came; finished units are kept.
         TooManyBadImages: over `max_bad_frac`; all good images are in the cache.
@@ -81,7 +93,7 @@ def extract(config: ExtractConfig, source: ImageSource, load: Load, stop: machin
     thumbs = cache.extend(cache.thumbs(create=fresh))
     share = Share(*config.share)
     n_rows = min(config.limit or len(cache.table), len(cache.table))
-    units = [u for u in range(count_units(n_rows, cache.unit_images)) if share.owns(u)]
+    units = [u for u in range(count_units(n_rows, cache.unit_images)) if share.owns(u) and (only is None or u in only)]
     jobs = [prepare(cache, backbone, config, load, units) for backbone in config.backbones]
     todo = [u for u in units if _lacking(cache, thumbs, jobs, u, config.limit)]
     report = Report()

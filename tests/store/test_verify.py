@@ -210,7 +210,7 @@ def test_the_remedy_of_the_command_brings_the_bytes_back(cache, sound, tmp_path,
     out, err = capsys.readouterr()
     assert err.startswith("error: ")
     assert "Traceback" not in err
-    remedy = re.search(r"remedy: (rm .*)\n    and run the same `loffta extract` again", err).group(1)
+    remedy = re.search(r"same `loffta extract` later,\n    (rm .*)", err).group(1)
     n_damaged = 2 if damage == "gone" else 1
     assert len(shlex.split(remedy)) == 1 + n_damaged
     assert out.count(", unit ") == n_damaged

