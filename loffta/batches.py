@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from loffta import machine
 from loffta.features import Feature
 from loffta.store.zarr_reader import open_array
 
@@ -174,8 +174,8 @@ class Feed:
 
 def choose_mode(features: Sequence[Feature], n_rows: int) -> Mode:
     """host where the features of all rows fit half of the free memory, else stream."""
-    free = psutil.virtual_memory().available
-    return "host" if bytes_per_image(features) * n_rows <= HOST_SHARE * free else "stream"
+    room = HOST_SHARE * machine.free_memory_bytes()
+    return "host" if bytes_per_image(features) * n_rows <= room else "stream"
 
 
 def bytes_per_image(features: Sequence[Feature]) -> int:

@@ -7,8 +7,10 @@ import resource
 import signal
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import FrameType
 
+import psutil
 import torch
 
 from loffta.errors import Stopped, UsageError
@@ -49,6 +51,37 @@ def cap_threads() -> int:
     n_cpus = available_cpus()
     torch.set_num_threads(n_cpus)
     return n_cpus
+
+
+def free_memory_bytes(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Memory that this process may still take: what the machine has free, and no more than its job's limit leaves.
+
+    A SLURM job is killed at its cgroup's limit, whatever the node has free; limits of parent groups count too. The page
+    cache is charged to a group but given back when needed, so it counts as free.
+    """
+    free = int(psutil.virtual_memory().available)
+    try:
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:  # no Linux
+        return free
+    for _, controllers, group in lines:
+        if controllers == "":
+            root, limit, used = cgroups, "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):  # cgroup v1
+            root, limit, used = cgroups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        folder = root / group.strip("/")
+        for level in [p for p in (folder, *folder.parents) if p.is_relative_to(root)]:
+            try:
+                most, taken = (level / limit).read_text().strip(), int((level / used).read_text())
+                stat = dict(line.split() for line in (level / "memory.stat").read_text().splitlines())
+            except OSError:  # the root group has no limit, and a container does not see its own path
+                continue
+            cached = int(stat.get("active_file", 0)) + int(stat.get("inactive_file", 0))
+            if most != "max":
+                free = min(free, max(0, int(most) - taken + cached))
+    return free
 
 
 def peak_rss_mib() -> float:
