@@ -189,6 +189,22 @@ def test_norms_after_the_sum_are_not_taken_for_norms_before_the_mlp():
     assert [spec.tap for spec in describe_taps(model, 32)] == ["blocks.0", "blocks.1", "norm"]
 
 
+def test_another_order_inside_a_block_is_seen():
+    """Same shapes, and block outputs in the grid's order; but inside, the tokens lie the other way round."""
+
+    class Reversed(timm.models.vision_transformer.Block):
+        def forward(self, x, **options):
+            return super().forward(x.flip(1), **options).flip(1)
+
+    options = {"img_size": 32, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    plain, turned = (timm.models.VisionTransformer(**options, block_fn=b) for b in (Reversed.__base__, Reversed))
+    assert [spec.tap for spec in describe_taps(plain.eval(), 32)] == [
+        *(f"blocks.{i}{part}" for i in range(2) for part in (*(f".{p}" for p in PARTS), "")),
+        "norm",
+    ]
+    assert [spec.tap for spec in describe_taps(turned.eval(), 32)] == ["blocks.0", "blocks.1", "norm"]
+
+
 @pytest.mark.parametrize("window_size", [0, 4])
 def test_sam_blocks_are_blocks(pixels, window_size):
     """No prefix; one window that covers the whole 4 x 4 map is in the map's order."""
