@@ -114,7 +114,7 @@ class TimmBackbone:
                 raise unknown_tap(tap, tuple(self._specs), where=f"backbone {self.name}")
         inner = [tap for tap in taps if is_inner(tap)]
         plain = {tap: self._depth(tap) for tap in taps if not is_inner(tap)}
-        indices = sorted({*plain.values(), *(max(map(self._depth, inner)) for _ in inner[:1])})
+        indices = sorted({*plain.values(), max(map(self._depth, taps))})  # the last: how deep hooks need it
         with torch.no_grad():  # inference_mode would forbid the tensors to later autograd
             with watch({tap: hooked_module(self.model, tap) for tap in inner}) as calls:
                 outputs = run_intermediates(self.model, self._normalise(pixels), indices, grid=self._grid)
