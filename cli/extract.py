@@ -16,7 +16,7 @@ from .common import emit, human_bytes, json_option, merge_config
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder of the cache; made when it is not there.")
 @click.option("--backbone", "backbones", multiple=True, metavar="NAME", help="timm model; repeat for several.")
 @click.option("--weights", multiple=True, metavar="SPEC", help="hub, random:SEED, package:MODULE or a file.  [hub]")
-@click.option("--taps", multiple=True, metavar="SET", help="last, last4, four-even, all, or names with commas.  [last]")
+@click.option("--taps", multiple=True, metavar="SET", help="last, last4, four-even, all, norm2, alf; or names.  [last]")
 @click.option("--image-px", multiple=True, type=int, help="Side of the square input.  [the model's own]")
 @click.option("--kinds", default="grid,prefix", show_default=True, help="Of grid, prefix, mean; with commas.")
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from loffta.errors import LofftaError, UsageError, unknown_name
 from loffta.pooling import pool_mean
 from loffta.store.cache import Cache, CachedArray, Store
-from loffta.taps import resolve_taps
+from loffta.taps import final_tap, resolve_taps
 from loffta.tokens import KINDS, FeatureSpec, Kind
 
 
@@ -173,7 +173,8 @@ def _features_of(cache: Cache, store: Store, request: str, kind: Kind) -> list[F
     stored = tuple(dict.fromkeys([*store.stored_taps(kind), *(store.stored_taps("grid") if kind == "mean" else ())]))
     stored = tuple(spec.tap for spec in store.info.taps if spec.tap in stored)
     available = [spec.tap for spec in store.info.taps]
-    for name in (part.strip() for part in request.split(",")):
+    for part in (part.strip() for part in request.split(",")):
+        name = final_tap(available) if part == "alf" else part  # without its last layer it would not be ALF
         if name in available and name not in stored:
             raise LofftaError(
                 f"tap {name} of {store.name} is not in the cache as '{kind}'",

@@ -109,6 +109,41 @@ def test_tap_that_is_known_but_not_stored(tmp_path):
     )
 
 
+def inner_net(*taps, known=()):
+    return FakeStore("vit", {tap: grid(2, 5, i) for i, tap in enumerate(taps)}, known=known)
+
+
+def test_inner_taps_by_name_and_set(tmp_path):
+    stored = ("blocks.0.norm2", "blocks.0", "blocks.1.norm2", "blocks.1", "norm")
+    cache = make(tmp_path, inner_net(*stored))
+    expected = {
+        "all": ("blocks.0", "blocks.1"),
+        "last": ("blocks.1",),
+        "norm2": ("blocks.0.norm2", "blocks.1.norm2"),
+        "alf": ("blocks.1.norm2", "norm"),
+        "norm,blocks.0.norm2": ("blocks.0.norm2", "norm"),
+    }
+    for request, taps in expected.items():
+        assert taps_of(choose_features(cache, [f"vit:{request}"], "mean", default_taps="all")) == [taps]
+
+
+def test_store_of_inner_taps_alone(tmp_path):
+    """What `all` and `last` mean does not change with what is stored; the message names what can be used."""
+    cache = make(tmp_path, inner_net("blocks.0.norm2", "blocks.1.norm2", known=("norm",)))
+    for request, taps in {"norm2": ("blocks.0.norm2", "blocks.1.norm2"), "blocks.1.norm2": ("blocks.1.norm2",)}.items():
+        assert taps_of(choose_features(cache, [f"vit:{request}"], "grid", default_taps="all")) == [taps]
+    for request in ("last", "all"):
+        with pytest.raises(UsageError, match=f"the set '{request}' is empty here") as caught:
+            choose_features(cache, ["vit"], "grid", default_taps=request)
+        assert caught.value.remedy == "use norm2 or names such as blocks.1.norm2"
+
+
+def test_alf_needs_its_last_layer(tmp_path):
+    cache = make(tmp_path, inner_net("blocks.0.norm2", "blocks.1.norm2", "norm", known=("head",)))
+    with pytest.raises(LofftaError, match=r"tap head of vit-\w+ is not in the cache(.|\n)*--taps head "):
+        choose_features(cache, ["vit:alf"], "grid", default_taps="all")
+
+
 def test_kind_that_is_not_stored_is_in_the_command(tmp_path):
     cache = make(tmp_path, net(kinds=("mean",)))
     assert taps_of(choose_features(cache, ["net:all"], "mean", default_taps="all")) == [("s.0",), ("s.1", "s.2")]

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from loffta.errors import UsageError
-from loffta.taps import resolve_taps
+from loffta.taps import is_inner, resolve_taps
 
 BLOCKS = tuple(f"blocks.{i}" for i in range(12))
 STAGES = tuple(f"stages.{i}" for i in range(5))
@@ -51,8 +51,8 @@ def test_sets_of_a_shallow_net():
         ("blocks.12", "blocks.12", "did you mean blocks.2 or blocks.1 or blocks.11?"),
         ("last,fuor-even", "fuor-even", "did you mean four-even?"),
         ("lats4", "lats4", "did you mean last4 or last?"),
-        ("", "", f"known: last, last4, four-even, all, {', '.join(BLOCKS)}"),
-        ("last,,all", "", f"known: last, last4, four-even, all, {', '.join(BLOCKS)}"),
+        ("", "", f"known: last, last4, four-even, all, norm2, alf, {', '.join(BLOCKS)}"),
+        ("last,,all", "", f"known: last, last4, four-even, all, norm2, alf, {', '.join(BLOCKS)}"),
     ],
 )
 def test_unknown_name_lists_the_near_ones(request_, name, remedy):
@@ -60,6 +60,73 @@ def test_unknown_name_lists_the_near_ones(request_, name, remedy):
         resolve_taps(request_, BLOCKS, where="--taps of vit_tiny_patch16_224")
     assert str(caught.value) == (f"unknown tap '{name}'\n  where:  --taps of vit_tiny_patch16_224\n  remedy: {remedy}")
     assert caught.value.exit_code == 2
+
+
+PARTS = (".attn", ".norm2", ".mlp.hidden", ".mlp", "")
+EVERY = (*(f"blocks.{i}{part}" for i in range(12) for part in PARTS), "norm")
+NORM2 = tuple(f"blocks.{i}.norm2" for i in range(12))
+
+
+@pytest.mark.parametrize("request_", ["last", "last4", "four-even", "all", "all,blocks.3"])
+def test_sets_of_outputs_leave_inner_taps_out(request_):
+    assert resolve_taps(request_, EVERY, where="--taps") == resolve_taps(request_, BLOCKS, where="--taps")
+
+
+@pytest.mark.parametrize(
+    ("request_", "available", "expected"),
+    [
+        ("norm2", EVERY, NORM2),
+        ("alf", EVERY, (*NORM2[1:], "norm")),
+        ("alf", (*EVERY, "head"), (*NORM2[1:], "head")),
+        ("alf,norm", (*EVERY, "head"), (*NORM2[1:], "norm", "head")),
+        ("norm,last,blocks.11.norm2", EVERY, ("blocks.11.norm2", "blocks.11", "norm")),
+        ("blocks.2.mlp,blocks.2.attn,blocks.2.mlp.hidden", EVERY, [f"blocks.2{p}" for p in (".attn", *PARTS[2:4])]),
+        ("norm2", NORM2, NORM2),  # a store that holds nothing else
+        ("norm2", ("blocks.3.norm2", "blocks.3", "norm"), ("blocks.3.norm2",)),
+        ("alf", ("blocks.0.norm2", "blocks.3.norm2", "blocks.3", "norm"), ("blocks.3.norm2", "norm")),
+    ],
+)
+def test_inner_taps_and_their_sets(request_, available, expected):
+    assert resolve_taps(request_, available, where="--taps") == tuple(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "inner"),
+    [(tap, tap not in BLOCKS) for tap in EVERY] + [("head", True), ("stages.0", False), ("blocks.0.norm2.x", False)],
+)
+def test_what_is_inner(name, inner):
+    assert is_inner(name) == inner
+
+
+@pytest.mark.parametrize(
+    ("request_", "available", "what", "remedy"),
+    [
+        ("last", NORM2, "there are no outputs of blocks or stages", "use norm2 or names such as blocks.11.norm2"),
+        ("all", (*NORM2, "norm"), "there are no outputs of blocks or stages", "use norm2 or alf or names such as norm"),
+        ("norm2", ("blocks.0",), "no norm2 of any block", None),
+        ("alf", NORM2, "there is neither a final `norm` nor a projection `head` over all tokens", None),
+    ],
+)
+def test_empty_set_says_why(request_, available, what, remedy):
+    with pytest.raises(UsageError) as caught:
+        resolve_taps(request_, available, where="--features x")
+    assert caught.value.what == f"the set '{request_}' is empty here: {what}"
+    assert caught.value.where == "--features x"
+    assert remedy is None or caught.value.remedy == remedy
+
+
+def test_unknown_name_lists_the_near_ones_of_inner_taps():
+    with pytest.raises(UsageError, match=r"unknown tap 'blocks.3.norm'(?s:.)*did you mean blocks.3.norm2 or"):
+        resolve_taps("blocks.3.norm", EVERY, where="--taps")
+    with pytest.raises(UsageError, match=r"unknown tap 'nrom2'(?s:.)*did you mean norm2"):
+        resolve_taps("nrom2", EVERY, where="--taps")
+
+
+@pytest.mark.parametrize("request_", ["norm2", "alf", "norm", "head", "blocks.0.mlp.hidden"])
+def test_nets_with_stages_have_no_inner_taps(request_):
+    with pytest.raises(UsageError, match=rf"^'{request_}' does not exist here: .*\(windows, units") as caught:
+        resolve_taps(request_, STAGES, where="--taps")
+    assert caught.value.remedy == "use the outputs of its stages: last, last4, four-even, all or stages.N"
 
 
 def test_module_imports_no_timm():

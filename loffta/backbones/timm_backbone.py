@@ -16,6 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from loffta.backbones import TapTokens, WeightsSource
+from loffta.backbones.inner_taps import PARTS, BlockProof, final_widths, hooked_module, read_tap, watch
 from loffta.backbones.weights import (
     check_name,
     digest_state_dict,
@@ -25,8 +26,9 @@ from loffta.backbones.weights import (
     read_state_dict,
     stamp,
 )
-from loffta.errors import UsageError, unknown_name
+from loffta.errors import UsageError
 from loffta.images.decode import Interpolation, PixelGeometry
+from loffta.taps import is_inner, unknown_tap
 from loffta.tokens import Grid, Prefix, TokenSpec
 
 
@@ -92,7 +94,8 @@ class TimmBackbone:
         self._device = next(model.parameters()).device
         self._mean = torch.tensor(mean, device=self._device).view(3, 1, 1)
         self._std = torch.tensor(std, device=self._device).view(3, 1, 1)
-        self._index = {spec.tap: i for i, spec in enumerate(specs)}
+        self._specs = {spec.tap: spec for spec in specs}
+        self._n_outputs = sum(not is_inner(tap) for tap in self._specs)
         self._grid = (specs[0].height, specs[0].width) if specs[0].tap.startswith("blocks.") else None
 
     def __call__(self, pixels: UInt8[Tensor, "B 3 S S"], taps: Sequence[str]) -> Mapping[str, TapTokens]:
@@ -107,13 +110,24 @@ class TimmBackbone:
         """
         assert pixels.shape[-1] == self.geometry.image_px, "the caller resizes to this backbone's geometry"
         for tap in taps:
-            if tap not in self._index:
-                raise unknown_name("tap", tap, self._index, where=f"backbone {self.name}")
-        indices = sorted({self._index[tap] for tap in taps})
+            if tap not in self._specs:
+                raise unknown_tap(tap, tuple(self._specs), where=f"backbone {self.name}")
+        inner = [tap for tap in taps if is_inner(tap)]
+        plain = {tap: self._depth(tap) for tap in taps if not is_inner(tap)}
+        indices = sorted({*plain.values(), max(map(self._depth, taps))})  # the last: how deep hooks need it
         with torch.no_grad():  # inference_mode would forbid the tensors to later autograd
-            outputs = run_intermediates(self.model, self._normalise(pixels), indices, grid=self._grid)
-        tokens = dict(zip(indices, outputs, strict=True))
-        return {tap: tokens[self._index[tap]] for tap in taps}
+            with watch({tap: hooked_module(self.model, tap) for tap in inner}) as calls:
+                outputs = run_intermediates(self.model, self._normalise(pixels), indices, grid=self._grid)
+            at = dict(zip(indices, outputs, strict=True))
+            return {tap: at[plain[tap]] if tap in plain else self._read(tap, calls[tap].gave) for tap in taps}
+
+    def _depth(self, tap: str) -> int:
+        """Index of the intermediate up to which the model must run."""
+        return self._n_outputs - 1 if tap in ("norm", "head") else int(tap.split(".")[1])
+
+    def _read(self, tap: str, output: Tensor) -> TapTokens:
+        spec = self._specs[tap]
+        return read_tap(self.model, tap, output, spec.n_prefix, (spec.height, spec.width))
 
     def _normalise(self, pixels: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
         """To float32 on the device, after the copy: bytes are a quarter of the traffic."""
@@ -156,30 +170,29 @@ def _tap_tokens(features: Tensor, prefix: Prefix | None, size: tuple[int, int] |
 
 
 def describe_taps(model: nn.Module, px: int) -> tuple[TokenSpec, ...]:
-    """Every tap of a model on the CPU, in depth order, from one forward pass of a black image of the real size.
+    """Every tap of a model on the CPU, in depth order, from one image of noise of the real size.
 
     `blocks.N` where the net is isotropic, which is seen, not guessed: there is one intermediate per module of
-    `model.blocks`, and each block gives exactly the prefix and grid tokens of its intermediate. Else `stages.N`.
+    `model.blocks`, and each block gives exactly the prefix and grid tokens of its intermediate; then each block's inner
+    taps come before it, `norm` and `head` last. Else `stages.N`, and no inner taps.
     """
-    block_shapes: list[torch.Size | None] = []
+    image = torch.randn(1, 3, px, px, generator=torch.Generator().manual_seed(0))  # no two patches alike
+    proof = BlockProof()
+    with torch.no_grad():
+        with proof.watch(model):
+            outputs = run_intermediates(model, image)
+        isotropic = proof.in_grid_order(outputs)
+        final = final_widths(model, image, proof.outputs[-1]) if isotropic else {}
 
-    def note_shape(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        block_shapes.append(output.shape if isinstance(output, Tensor) else None)
+    def spec(tap: str, like: TapTokens, width: int) -> TokenSpec:
+        return TokenSpec(tap, like.grid.shape[1], like.grid.shape[2], like.prefix.shape[1], width)
 
-    blocks: Any = getattr(model, "blocks", ())
-    hooks = [block.register_forward_hook(note_shape) for block in blocks]
-    try:
-        with torch.no_grad():
-            outputs = run_intermediates(model, torch.zeros(1, 3, px, px))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    token_shapes = [(1, out.prefix.shape[1] + out.grid[0, ..., 0].numel(), out.grid.shape[-1]) for out in outputs]
-    kind = "blocks" if [tuple(shape or ()) for shape in block_shapes] == token_shapes else "stages"
-    return tuple(
-        TokenSpec(f"{kind}.{i}", out.grid.shape[1], out.grid.shape[2], out.prefix.shape[1], out.grid.shape[3])
-        for i, out in enumerate(outputs)
-    )
+    specs = []
+    for i, out in enumerate(outputs):
+        inner = proof.widths[i] if isotropic else {}
+        specs += [spec(f"blocks.{i}.{part}", out, inner[part]) for part in PARTS if part in inner]
+        specs.append(spec(f"{'blocks' if isotropic else 'stages'}.{i}", out, out.grid.shape[3]))
+    return (*specs, *(spec(tap, outputs[-1], width) for tap, width in final.items()))
 
 
 def _build(name: str, spec: str) -> tuple[nn.Module, WeightsSource]:
