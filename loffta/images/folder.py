@@ -46,27 +46,26 @@ class ImageFolder:
             ) from error
         layout, splits, classes = _understand(sorted(sizes), skipped)
         for reason, keys in skipped.items():
-            say(
-                f"{self._source}: skipped {len(keys)} ({reason}): {first_of([repr(key) for key in sorted(keys)], ', ')}"
-            )
+            shown = first_of([repr(key) for key in sorted(keys)], ", ")
+            say(f"{self._source}: skipped {len(keys)} ({reason}): {shown}")
         if not splits:
             raise UsageError(
                 "no images in this folder",
                 where=f"SOURCE {self._source}",
                 remedy=f"known endings are {' '.join(sorted(SUFFIXES))}; for other names write a table: table:FILE.csv",
             )
-        names = sorted({name for name in classes.values() if name is not None})
-        place = {name: i for i, name in enumerate(names)}
+        named = sorted({name for name in classes.values() if name is not None})
+        place = {name: i for i, name in enumerate(named)}
         table = ImageTable(
             source=self._source,
             keys=list(splits),
             sizes=np.array([sizes[key] for key in splits], dtype=np.int64),
             splits=list(splits.values()),
             labels=np.array([-1 if (c := classes[key]) is None else place[c] for key in splits], dtype=np.int64),
-            classes=tuple(names),
+            classes=tuple(named),
         )
         counts = ", ".join(f"{split} {n}" for split, n in table.split_sizes().items())
-        say(f"{self._source}: read as {layout}; images: {counts}; classes: {len(names) or 'none'}")
+        say(f"{self._source}: read as {layout}; images: {counts}; classes: {len(named) or 'none'}")
         return table
 
     def read(self, key: str) -> bytes:
