@@ -122,6 +122,11 @@ def user_path(text: str) -> Path:
     return Path(os.path.expanduser(text))  # noqa: PTH111  Path.expanduser raises for a user that is not there
 
 
+def is_there(path: Path, *, folder: bool) -> bool:
+    """Whether there is such a folder or file; a name too long for the file system is not there (pathlib raises)."""
+    return os.path.isdir(path) if folder else os.path.isfile(path)  # noqa: PTH112, PTH113
+
+
 def existing(text: str, *, source: str, folder: bool) -> Path:
     """The path of a folder or file that a user named.
 
@@ -130,7 +135,7 @@ def existing(text: str, *, source: str, folder: bool) -> Path:
     """
     kind = "folder" if folder else "file"
     path = user_path(text)
-    if not text or not (path.is_dir() if folder else path.is_file()):
+    if not text or not is_there(path, folder=folder):
         raise UsageError(
             f"there is no {kind} '{text}'" if text else f"the path of the {kind} is missing",
             where=f"SOURCE {source}",

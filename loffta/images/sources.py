@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from loffta.errors import UsageError, unknown_name
 from loffta.images import demo, folder, table_file, vtab
-from loffta.images.files import user_path
+from loffta.images.files import is_there, user_path
 from loffta.store.table import ImageTable
 
 
@@ -42,9 +42,9 @@ def open_source(spec: str) -> ImageSource:
     if colon and kind in SOURCES:
         return SOURCES[kind](rest)
     path = user_path(spec)
-    if spec and path.is_dir():
+    if spec and is_there(path, folder=True):
         return folder.open_folder(spec)
-    if path.suffix.lower() in table_file.SUFFIXES and (path.is_file() or not colon):
+    if path.suffix.lower() in table_file.SUFFIXES and (is_there(path, folder=False) or not colon):
         return table_file.open_table(spec)
     if colon:
         raise unknown_name("kind of image set", kind, SOURCES, where=f"SOURCE {spec}")

@@ -55,7 +55,7 @@ class TableFile:
             UsageError: the file cannot be read, a column is missing, or rows cannot be used: all of them at once.
         """
         columns = _read_csv(self._path) if self._path.suffix.lower() == ".csv" else _read_parquet(self._path)
-        extra = [name for name in columns if name not in USED]
+        extra = [repr(name) for name in columns if name not in USED]
         if extra:
             say(f"{self._source}: ignored columns: {first_of(extra, ', ')}")
         faults: list[str] = []

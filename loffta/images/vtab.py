@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from loffta.errors import UsageError, unknown_name
-from loffta.images.files import FileRoot, existing, file_fault, key_fault, refuse, say, to_key, user_path
+from loffta.images.files import FileRoot, existing, file_fault, is_there, key_fault, refuse, say, to_key, user_path
 from loffta.store.table import ImageTable
 
 LISTS = {"train800": "train", "val200": "val", "test": "test"}
@@ -109,7 +109,7 @@ def open_vtab(text: str) -> VtabDump:
         UsageError: no such folder; near names in ROOT are given.
     """
     path = user_path(text)
-    if text and path.parent.is_dir() and not path.is_dir():
+    if text and is_there(path.parent, folder=True) and not is_there(path, folder=True):
         names = sorted(p.parent.name for p in path.parent.glob("*/test.txt"))
         if names:
             raise unknown_name("VTAB task", path.name, names, where=f"SOURCE vtab:{text}")

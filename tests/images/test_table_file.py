@@ -108,8 +108,8 @@ def test_other_columns_are_ignored_aloud(folder, capsys):
     csv_of(folder, "image,label,mask,boxes\na.png,x,m.png,b.json\n").listing()
     parquet_of(folder, image=["a.png"], label=["x"], mask=[{"bytes": b"m"}]).listing()
     assert capsys.readouterr().err.splitlines() == [
-        f"table:{folder}/t.csv: ignored columns: mask, boxes",
-        f"table:{folder}/t.parquet: ignored columns: mask",
+        f"table:{folder}/t.csv: ignored columns: 'mask', 'boxes'",
+        f"table:{folder}/t.parquet: ignored columns: 'mask'",
     ]
 
 
