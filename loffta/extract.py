@@ -82,12 +82,13 @@ def extract(
         LofftaError: another recipe under the same name, a changed image set, no space.
     """
     start = time.monotonic()
+    listing = source.listing()  # before any model is loaded: a faulty table should not cost that wait
     load = functools.cache(load)
     if not CachePaths(config.cache).config.exists():  # what cannot be had or is misspelt leaves no empty cache behind
         for wanted in config.backbones:
             choose_specs(wanted, load(wanted).specs, config.kinds)
     thumb_px = min(MAX_THUMB_PX, max(b.image_px or MAX_THUMB_PX for b in config.backbones))
-    cache = Cache.create(config.cache, source.listing(), unit_images=config.unit_images, thumb_px=thumb_px)
+    cache = Cache.create(config.cache, listing, unit_images=config.unit_images, thumb_px=thumb_px)
     _sweep(cache)
     fresh = not cache.paths.target(THUMB).metadata.exists()  # a finished cache is not even touched
     thumbs = cache.extend(cache.thumbs(create=fresh))

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from loffta.errors import UsageError, unknown_name
-from loffta.images import demo
+from loffta.images import demo, folder, table_file, vtab
+from loffta.images.files import is_there, user_path
 from loffta.store.table import ImageTable
 
 
@@ -23,22 +24,33 @@ class ImageSource(Protocol):
         ...
 
 
-SOURCES: dict[str, Callable[[str], ImageSource]] = {"demo": demo.open_demo}
+SOURCES: dict[str, Callable[[str], ImageSource]] = {
+    "demo": demo.open_demo,
+    "folder": folder.open_folder,
+    "table": table_file.open_table,
+    "vtab": vtab.open_vtab,
+}
 
 
 def open_source(spec: str) -> ImageSource:
-    """Opens an image set by its name, `<kind>:<what>`.
+    """Opens an image set by its name, `<kind>:<what>`, or by the bare path of a folder or table.
 
     Raises:
-        UsageError: no such kind of source; the near names are given.
+        UsageError: no such kind of source, with the near names; or there is nothing of this name.
     """
     kind, colon, rest = spec.partition(":")
-    if not colon:
-        raise UsageError(
-            f"'{spec}' does not say what kind of image set it is",
-            where="SOURCE",
-            remedy=f"write <kind>:<what>, for example demo:digits; kinds: {', '.join(SOURCES)}",
-        )
-    if kind not in SOURCES:
+    if colon and kind in SOURCES:
+        return SOURCES[kind](rest)
+    path = user_path(spec)
+    if spec and is_there(path, folder=True):
+        return folder.open_folder(spec)
+    if path.suffix.lower() in table_file.SUFFIXES and (is_there(path, folder=False) or not colon):
+        return table_file.open_table(spec)
+    if colon:
         raise unknown_name("kind of image set", kind, SOURCES, where=f"SOURCE {spec}")
-    return SOURCES[kind](rest)
+    raise UsageError(
+        f"'{spec}' does not say what kind of image set it is, and is no folder and no .csv or .parquet file",
+        where="SOURCE",
+        remedy=f"write <kind>:<what>, for example demo:digits, or the path of a folder or table that is there; "
+        f"kinds: {', '.join(SOURCES)}",
+    )

@@ -8,13 +8,17 @@ import subprocess
 import sys
 
 import huggingface_hub.constants
+import numpy as np
 import pytest
 import yaml
 from loffta_cli.extract import pair_backbones, parse_share
 from loffta_cli.main import main
+from PIL import Image
 
 from loffta.errors import UsageError
+from loffta.runs import RunPaths
 from loffta.store.cache import Cache
+from loffta.store.zarr_reader import open_array
 
 # timm's own test models: seconds become milliseconds
 VIT = ["--backbone", "test_vit", "--weights", "random:0", "--image-px", "32"]
@@ -334,3 +338,94 @@ def test_extract_and_verify_from_end_to_end(tmp_path):
 
     assert loffta("extract", "demo:digits", "--cache", "c", *VIT, *SMALL, "--json")["images"] == 6
     assert loffta("verify", "c", "--deep", "--json") == {"damaged": [], "deep": True}
+
+
+def paint(folder, split, name, numbers):
+    """PNGs of one class: `dark`, `light` or, half and half, `both`."""
+    (folder / split / name).mkdir(parents=True, exist_ok=True)
+    for i in numbers:
+        pixels = np.random.default_rng(i).integers(0, 40, size=(14, 18, 3), dtype=np.uint8)
+        pixels[:, {"dark": 18, "light": 0, "both": 9}[name] :] += 200
+        Image.fromarray(pixels).save(folder / split / name / f"{i:03d}.png")
+
+
+def features(root):
+    """Tokens of the last tap by key, [n, N, D]."""
+    cache = Cache.open(root)
+    array = cache.stores()[0].find("grid", "blocks.5")
+    return dict(zip(cache.table.keys, open_array(array.paths).read(np.arange(len(cache.table))), strict=True))
+
+
+def test_a_folder_that_grows_is_extracted_trained_on_and_evaluated(command, tmp_path):
+    folder, root, run = tmp_path / "images", tmp_path / "cache", tmp_path / "run"
+    for name in ("dark", "light"):
+        paint(folder, "training", name, range(9))
+        paint(folder, "test", name, range(20, 22))
+    call = ["extract", folder, "--cache", root, *VIT, "--kinds", "grid", "--unit-images", "4", "--device", "cpu"]
+    code, out, err = command(*call, "--json")
+    assert (code, json.loads(out.splitlines()[-1])["images"]) == (0, 22)
+    assert "read as <split>/<class>/... (training is train); images: test 4, train 18; classes: 2\n" in err
+    code, out, _ = command("extract", f"folder:{folder}", *call[2:])
+    assert (code, "nothing to do; 0 bad images" in out) == (0, True)
+    before = {p: p.stat().st_mtime_ns for p in root.glob("stores/*/*/c.*")}
+    first, old = features(root), Cache.open(root).table
+    assert len(before) == 6
+
+    paint(folder, "training", "both", range(9))  # sorts before the old classes, and still comes behind
+    paint(folder, "test", "both", range(20, 22))
+    paint(folder, "training", "dark", range(9, 11))
+    code, out, _ = command(*call, "--json")
+    report = json.loads(out.splitlines()[-1])
+    assert (code, report["units"], report["images"]) == (0, 4, 15)  # the part-filled unit whole, and three new ones
+    table = Cache.open(root).table
+    assert table.keys[:22] == old.keys
+    assert table.labels[:22].tolist() == old.labels.tolist()
+    assert table.keys[22:] == sorted(set(table.keys) - set(old.keys))
+    assert table.classes == ("dark", "light", "both")
+    assert [table.class_name(i) for i in range(35)] == [key.split("/")[1] for key in table.keys]
+    assert [p.stat().st_mtime_ns == t for p, t in sorted(before.items())] == [True] * 5 + [False]
+    grown = features(root)
+    assert all(np.array_equal(grown[key], value) for key, value in first.items())
+    assert len(grown) == 35
+
+    training = ["--head", "linear", "--out", run, "--device", "cpu", "--set", "epochs=30"]
+    assert command("train", root, *training)[0] == 0
+    assert command("evaluate", run, "--split", "test")[0] == 0
+    results = json.loads(RunPaths(run).results("test").read_text())
+    assert (results["n"], results["metrics"]["top1"]["mean"]) == (6, 1.0)  # dark, light and half of each: an easy set
+
+    (folder / "training" / "dark" / "000.png").unlink()
+    code, _, err = command(*call)
+    assert code == 1
+    assert "error: the image set changed: training/dark/000.png: gone\n" in err
+    assert "remedy: bring the old images back (new ones may be added)" in err
+
+
+def test_an_image_of_a_folder_that_is_no_image(command, tmp_path):
+    folder = tmp_path / "images"
+    paint(folder, "a", "dark", range(3))
+    (folder / "a" / "dark" / "empty.png").touch()
+    call = ["extract", folder, "--cache", tmp_path / "cache", *VIT, "--device", "cpu"]
+    result = command(*call)
+    assert result[0] == 3
+    assert "empty file" in result[2]
+    assert command(*call, "--max-bad-frac", "0.5")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "parts"),
+    [
+        (
+            "nowhere",
+            ["'nowhere' does not say what kind of image set it is, and is no folder", "SOURCE", "demo, folder"],
+        ),
+        ("folder:nowhere", ["there is no folder 'nowhere'", "SOURCE folder:nowhere", "give the path of a folder"]),
+        ("nowhere.csv", ["there is no file 'nowhere.csv'", "SOURCE table:nowhere.csv", "give the path of a file"]),
+        ("vtab:nowhere", ["there is no folder 'nowhere'", "SOURCE vtab:nowhere", "give the path of a folder"]),
+        (".", ["no images in this folder", "SOURCE folder:", "write a table"]),
+    ],
+)
+def test_no_such_image_set(command, tmp_path, monkeypatch, source, parts):
+    monkeypatch.chdir(tmp_path)
+    assert_error(command("extract", source, "--cache", "c", *VIT), 2, *parts)
+    assert not (tmp_path / "c").exists()

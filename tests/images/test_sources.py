@@ -25,13 +25,22 @@ def test_demo_digits():
     [
         ("demmo:digits", "unknown kind of image set 'demmo'", "did you mean demo?"),
         ("demo:digit", "unknown demo image set 'digit'", "did you mean digits?"),
-        ("zzz:x", "unknown kind of image set 'zzz'", "known: demo"),
+        ("zzz:x", "unknown kind of image set 'zzz'", "known: demo, folder, table, vtab"),
         (
             "photos",
-            "'photos' does not say what kind of image set it is",
+            "'photos' does not say what kind of image set it is, and is no folder and no .csv or .parquet file",
             "write <kind>:<what>, for example demo:digits",
         ),
-        ("", "'' does not say what kind of image set it is", "write <kind>:<what>, for example demo:digits"),
+        (
+            "",
+            "'' does not say what kind of image set it is, and is no folder and no .csv or .parquet file",
+            "write <kind>:<what>, for example demo:digits, or the path of a folder or table that is there",
+        ),
+        *((f"{kind}:{'x' * 300}", f"there is no folder '{'x' * 300}'", "give the path") for kind in ("folder", "vtab")),
+        (f"{'x' * 300}.csv", f"there is no file '{'x' * 300}.csv'", "give the path of a file"),
+        (f"zzz:{'x' * 5000}", "unknown kind of image set 'zzz'", "known: demo, folder, table, vtab"),
+        ("nowhere/t.CSV", "there is no file 'nowhere/t.CSV'", "give the path of a file; relative ones start at "),
+        ("zzz:t.csv", "unknown kind of image set 'zzz'", "known: demo, folder, table, vtab"),
     ],
 )
 def test_unknown_sources_name_their_neighbours(spec, what, remedy):
@@ -41,3 +50,19 @@ def test_unknown_sources_name_their_neighbours(spec, what, remedy):
     assert caught.value.remedy.startswith(remedy)
     assert caught.value.where.startswith("SOURCE")
     assert caught.value.exit_code == 2
+
+
+def test_a_bare_path_is_a_folder_or_a_table(tmp_path, monkeypatch):
+    (tmp_path / "a:b").mkdir()  # a colon in a path is no kind
+    (tmp_path / "a:b" / "1.png").write_bytes(b"x")
+    for name in ("t.csv", "t:u.csv"):
+        (tmp_path / name).write_text("image,label\na:b/1.png,x\n")
+    monkeypatch.chdir(tmp_path)
+    for spec in ("a:b", "./a:b/", str(tmp_path / "a:b"), "folder:a:b"):
+        table = open_source(spec).listing()
+        assert (table.source, table.keys) == (f"folder:{tmp_path}/a:b", ["1.png"])  # however it was named
+    for spec, name in (("t.csv", "t.csv"), ("t:u.csv", "t:u.csv"), ("table:t.csv", "t.csv")):
+        table = open_source(spec).listing()
+        assert (table.source, table.keys) == (f"table:{tmp_path}/{name}", ["a:b/1.png"])
+    (tmp_path / "demo").mkdir()
+    assert isinstance(open_source("demo:digits"), Digits)  # a known kind is a kind, whatever lies there

@@ -1,0 +1,149 @@
+"""Image files below one root, by keys that cannot lead out of it; and what the readers of files share.
+
+A key is a path relative to the root, with slashes. Called by the readers of folders, tables and VTAB dumps.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from loffta.errors import UsageError
+
+_SYNONYMS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+_SPLITS = {synonym: split for split, synonyms in _SYNONYMS.items() for synonym in synonyms}
+# Control characters and line ends would forge lines of logs and reports; lone surrogates are bytes that are not UTF-8,
+# which parquet cannot hold.
+_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_SHOWN = 5
+
+
+class OutsideRoot(OSError):
+    """A file that is reached from the root, but does not lie in it."""
+
+
+class FileRoot:
+    """A folder that bytes are read from, and never from elsewhere."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+
+    def locate(self, key: str) -> Path:
+        """The file behind a key, all symbolic links followed.
+
+        Raises:
+            OSError: it leaves the root, is not there, or is no regular file (to open a pipe would wait for ever).
+        """
+        fault = key_fault(key)
+        if fault:
+            raise OutsideRoot(fault)
+        real = Path(os.path.realpath(self.path / key, strict=True))
+        if not real.is_relative_to(self.path):
+            raise OutsideRoot("it leaves the image set's folder")
+        return real
+
+    def size(self, key: str) -> int:
+        """Bytes of a file, without opening it; raises as `locate`."""
+        status = self.locate(key).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is no regular file")
+        return status.st_size
+
+    def read(self, key: str) -> bytes:
+        """The bytes of a file; raises as `locate`, for it may have been exchanged since the listing."""
+        path = self.locate(key)
+        if not path.is_file():
+            raise OSError("it is no regular file")
+        return path.read_bytes()
+
+
+def key_fault(key: str) -> str | None:
+    """Why a path is no key, None for a good one."""
+    if not key:
+        return "the path is empty"
+    if _UNFIT.search(key):
+        return "the path holds a control character or is not UTF-8"
+    if key.startswith("/"):
+        return "the path is absolute"
+    if ".." in key.split("/"):
+        return "the path holds '..'"
+    return None
+
+
+def to_key(path: str) -> str:
+    """One spelling for paths that mean the same: `./a//b.png` is `a/b.png`. For paths without a fault."""
+    return posixpath.normpath(path)
+
+
+def file_fault(root: FileRoot, key: str) -> tuple[int, str | None]:
+    """(bytes, None) of a file that can be used, or (0, why it cannot)."""
+    try:
+        return root.size(key), None
+    except FileNotFoundError:
+        return 0, "there is no such file"
+    except OSError as error:
+        return 0, error.strerror or str(error)
+
+
+def split_name(name: str) -> str | None:
+    """train, val or test for one of its names in any case, else None."""
+    return _SPLITS.get(name.lower())
+
+
+def text_fault(text: str) -> str | None:
+    """Why a class or split cannot have this name."""
+    return "it holds a control character or is not UTF-8" if _UNFIT.search(text) else None
+
+
+def first_of(items: Sequence[str], separator: str = "; ") -> str:
+    """The first five, and how many more."""
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return separator.join(items[:_SHOWN]) + more
+
+
+def refuse(faults: Sequence[str], *, where: str | Path, remedy: str) -> None:
+    """Raises one UsageError for all faults, if there are any."""
+    if faults:
+        problems = "1 problem" if len(faults) == 1 else f"{len(faults)} problems"
+        raise UsageError(f"{problems} in the image set: {first_of(faults)}", where=where, remedy=remedy)
+
+
+def user_path(text: str) -> Path:
+    """The path that a user named; `~` is the home folder, which no shell expands behind a colon."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111  Path.expanduser raises for a user that is not there
+
+
+def is_there(path: Path, *, folder: bool) -> bool:
+    """Whether there is such a folder or file; a name too long for the file system is not there (pathlib raises)."""
+    return os.path.isdir(path) if folder else os.path.isfile(path)  # noqa: PTH112, PTH113
+
+
+def existing(text: str, *, source: str, folder: bool) -> Path:
+    """The path of a folder or file that a user named.
+
+    Raises:
+        UsageError: there is none.
+    """
+    kind = "folder" if folder else "file"
+    path = user_path(text)
+    if not text or not is_there(path, folder=folder):
+        raise UsageError(
+            f"there is no {kind} '{text}'" if text else f"the path of the {kind} is missing",
+            where=f"SOURCE {source}",
+            remedy=f"give the path of a {kind}; relative ones start at {Path.cwd()}",
+        )
+    return path
+
+
+def say(line: str) -> None:
+    """One line to the user, beside the results."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,150 @@
+"""`folder:PATH`: images in folders named after splits and classes, or in no order at all.
+
+`<split>/<class>/...` when every folder that holds images is named as a split, else `<class>/...`, else flat: no labels.
+What was understood is said on stderr, for it is guessed from names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from loffta.errors import LofftaError, UsageError
+from loffta.images.files import FileRoot, existing, first_of, key_fault, say, split_name
+from loffta.store.table import ImageTable
+
+_JPEG = (".jfif", ".jpe", ".jpeg", ".jpg", ".jp2")
+_PLAIN = (".pbm", ".pgm", ".pnm", ".ppm")
+SUFFIXES = frozenset((*_JPEG, *_PLAIN, ".bmp", ".dib", ".gif", ".png", ".tga", ".tif", ".tiff", ".webp"))
+
+
+class ImageFolder:
+    """The images below one folder; keys are paths relative to it."""
+
+    def __init__(self, path: Path) -> None:
+        self._root = FileRoot(path)
+        self._source = f"folder:{self._root.path}"
+
+    def listing(self) -> ImageTable:
+        """Every image by name and size, none opened, sorted by key; hidden files and folders are passed over.
+
+        Raises:
+            UsageError: no images.
+            LofftaError: a folder cannot be listed.
+        """
+        skipped: dict[str, list[str]] = {}
+        try:
+            sizes = dict(sorted(self._scan(skipped)))
+        except OSError as error:
+            raise LofftaError(
+                f"cannot list the images ({error.strerror or error})",
+                where=error.filename or self._root.path,
+                remedy="make it readable, or move it out of the image set",
+            ) from error
+        layout, splits, classes = _understand(sorted(sizes), skipped)
+        for reason, keys in skipped.items():
+            shown = first_of([repr(key) for key in sorted(keys)], ", ")
+            say(f"{self._source}: skipped {len(keys)} ({reason}): {shown}")
+        if not splits:
+            raise UsageError(
+                "no images in this folder",
+                where=f"SOURCE {self._source}",
+                remedy=f"known endings are {' '.join(sorted(SUFFIXES))}; for other names write a table: table:FILE.csv",
+            )
+        named = sorted({name for name in classes.values() if name is not None})
+        place = {name: i for i, name in enumerate(named)}
+        table = ImageTable(
+            source=self._source,
+            keys=list(splits),
+            sizes=np.array([sizes[key] for key in splits], dtype=np.int64),
+            splits=list(splits.values()),
+            labels=np.array([-1 if (c := classes[key]) is None else place[c] for key in splits], dtype=np.int64),
+            classes=tuple(named),
+        )
+        counts = ", ".join(f"{split} {n}" for split, n in table.split_sizes().items())
+        say(f"{self._source}: read as {layout}; images: {counts}; classes: {len(named) or 'none'}")
+        return table
+
+    def read(self, key: str) -> bytes:
+        """The bytes of one image; OSError where it is gone or no longer lies in the folder."""
+        return self._root.read(key)
+
+    def _scan(self, skipped: dict[str, list[str]]) -> Iterator[tuple[str, int]]:
+        """(key, bytes) of every image in no order; `skipped` is filled by reason."""
+        folders = [""]
+        while folders:
+            prefix = folders.pop()
+            with os.scandir(self._root.path / prefix) as entries:
+                for entry in entries:
+                    key = prefix + entry.name
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(f"{key}/")
+                        continue
+                    reason = self._fault(key, entry)
+                    if reason:
+                        skipped.setdefault(reason, []).append(key)
+                    elif _is_image(entry.name):
+                        yield key, entry.stat().st_size
+
+    def _fault(self, key: str, entry: os.DirEntry[str]) -> str | None:
+        """Why something that looks like an image, or a linked folder, is not taken."""
+        if entry.is_symlink() and Path(entry.path).is_dir():  # entry.is_dir() raises for a link to itself
+            return "links to folders"  # followed, they could lead out or round in circles
+        if not _is_image(entry.name):
+            return None
+        if entry.is_symlink():
+            try:
+                self._root.locate(key)
+            except OSError:
+                return "links that are broken or leave the folder"
+        if not entry.is_file():
+            return "no regular files"
+        return "names with control characters or not UTF-8" if key_fault(key) else None
+
+
+def open_folder(text: str) -> ImageFolder:
+    """The image set of a folder that is there."""
+    return ImageFolder(existing(text, source=f"folder:{text}", folder=True))
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122  a Path for each of a million names is slow
+
+
+def _understand(keys: list[str], skipped: dict[str, list[str]]) -> tuple[str, dict[str, str], dict[str, str | None]]:
+    """The layout in words; split by key, class by key; images beside the folders that count go to `skipped`."""
+    tops = list(dict.fromkeys(key.split("/")[0] for key in keys if "/" in key))
+    named = {top: split for top in tops if (split := split_name(top))}
+    if not tops or len(named) < len(tops):
+        classes = _by_class(keys, 0, skipped)
+        layout = "<class>/..." if tops else "images without classes"
+        if named:
+            layout += f" ({', '.join(named)} taken for classes: {next(t for t in tops if t not in named)} is no split)"
+        return layout, dict.fromkeys(classes, "train"), classes
+    in_folder: dict[str, list[str]] = {top: [] for top in tops}
+    for key in keys:
+        top, slash, _ = key.partition("/")
+        if slash:
+            in_folder[top].append(key)
+        else:
+            skipped.setdefault("images beside the folders of splits", []).append(key)
+    classes = {key: name for part in in_folder.values() for key, name in _by_class(part, 1, skipped).items()}
+    renamed = ", ".join(f"{top} is {split}" for top, split in named.items() if top != split)
+    layout = "<split>/<class>/..." if any(classes.values()) else "<split>/... without classes"
+    return layout + (f" ({renamed})" if renamed else ""), {key: named[key.split("/")[0]] for key in classes}, classes
+
+
+def _by_class(keys: list[str], depth: int, skipped: dict[str, list[str]]) -> dict[str, str | None]:
+    """Class by key, from the folder at `depth`; where there are such folders, images beside them are skipped."""
+    classes = {key: parts[depth] if len(parts := key.split("/")) > depth + 1 else None for key in keys}
+    if any(name is not None for name in classes.values()):
+        strays = [key for key, name in classes.items() if name is None]
+        if strays:
+            skipped.setdefault("images beside the folders of classes", []).extend(strays)
+        return {key: name for key, name in classes.items() if name is not None}
+    return classes

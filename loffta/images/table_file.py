@@ -1,0 +1,228 @@
+"""`table:FILE`: images listed in a CSV or parquet file with the columns image, label and, if wanted, split.
+
+`image` is a path relative to the file's folder; `label` a class name or a whole number, empty for none; without `split`
+all rows are train. All that is wrong with a table is told at once.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from loffta.errors import UsageError
+from loffta.images.files import (
+    FileRoot,
+    existing,
+    file_fault,
+    first_of,
+    key_fault,
+    refuse,
+    say,
+    split_name,
+    text_fault,
+    to_key,
+)
+from loffta.store.table import ImageTable
+
+SUFFIXES = (".csv", ".parquet")
+NEEDED = ("image", "label")
+USED = (*NEEDED, "split")
+_WHOLE = re.compile(r"(0|[1-9]\d{0,17})(\.0*)?")  # pandas writes 3.0 where a column of numbers has gaps
+_NEGATIVE = re.compile(r"-\d+(\.0*)?")
+
+Columns = dict[str, list[Any]]
+
+
+class TableFile:
+    """The images of one table; keys are the paths in its column `image`."""
+
+    def __init__(self, path: Path) -> None:
+        self._root = FileRoot(path.parent)
+        self._path = self._root.path / path.name
+        self._source = f"table:{self._path}"
+
+    def listing(self) -> ImageTable:
+        """The rows in the table's order; sizes are asked of the file system, no image is opened.
+
+        Raises:
+            UsageError: the file cannot be read, a column is missing, or rows cannot be used: all of them at once.
+        """
+        columns = _read_csv(self._path) if self._path.suffix.lower() == ".csv" else _read_parquet(self._path)
+        extra = [repr(name) for name in columns if name not in USED]
+        if extra:
+            say(f"{self._source}: ignored columns: {first_of(extra, ', ')}")
+        faults: list[str] = []
+        keys, sizes = self._images(columns["image"], faults)
+        splits = self._splits(columns, faults)
+        names = [_label(value, row, faults) for row, value in enumerate(columns["label"], start=1)]
+        classes, labels = _number(names, faults)
+        refuse(
+            faults,
+            where=f"SOURCE {self._source}",
+            remedy="mend the table (row 1 is the first below the header) and run the same command again",
+        )
+        if not keys:
+            raise UsageError("the table has no rows", where=f"SOURCE {self._source}", remedy="list an image a row")
+        return ImageTable(
+            source=self._source,
+            keys=keys,
+            sizes=np.array(sizes, dtype=np.int64),
+            splits=splits,
+            labels=np.array(labels, dtype=np.int64),
+            classes=classes,
+        )
+
+    def read(self, key: str) -> bytes:
+        """The bytes of one image; OSError where it is gone or no longer lies in the table's folder."""
+        return self._root.read(key)
+
+    def _images(self, values: list[Any], faults: list[str]) -> tuple[list[str], list[int]]:
+        rows: dict[str, int] = {}
+        sizes = []
+        for row, value in enumerate(values, start=1):
+            path = "" if value is None else str(value)
+            fault = key_fault(path)
+            key, size = path if fault else to_key(path), 0
+            if not fault and key in rows:
+                fault = f"the image of row {rows[key]}"
+            if not fault:
+                size, fault = file_fault(self._root, key)
+            if fault:
+                faults.append(f"row {row}: {path!r}: {fault}")
+            rows.setdefault(key, row)
+            sizes.append(size)
+        return list(rows), sizes
+
+    def _splits(self, columns: Columns, faults: list[str]) -> list[str]:
+        if "split" not in columns:
+            return ["train"] * len(columns["image"])
+        given = ["" if value is None else str(value).strip() for value in columns["split"]]
+        for row, name in enumerate(given, start=1):
+            if not name or "+" in name or text_fault(name):
+                fault = "is empty" if not name else f"cannot be {name!r}"
+                faults.append(f"row {row}: the split {fault}")
+        renamed = {name: split for name in dict.fromkeys(given) if (split := split_name(name)) and split != name}
+        if renamed:
+            say(f"{self._source}: splits: {', '.join(f'{name} is {split}' for name, split in renamed.items())}")
+        return [renamed.get(name, name) for name in given]
+
+
+def open_table(text: str) -> TableFile:
+    """The image set of a table that is there.
+
+    Raises:
+        UsageError: there is no such file, or it is neither CSV nor parquet.
+    """
+    path = existing(text, source=f"table:{text}", folder=False)
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(
+            f"'{path.name}' is neither .csv nor .parquet",
+            where=f"SOURCE table:{text}",
+            remedy="save the table as CSV with commas or as parquet, with the columns image, label and split",
+        )
+    return TableFile(path)
+
+
+def _read_csv(path: Path) -> Columns:
+    """Every column as text; the columns and each row's cells are checked."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = list(csv.reader(file, skipinitialspace=True, strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise _unreadable(path, error) from error
+    header = [name.strip() for name in lines[0]] if lines else []
+    _check_columns(header, path)
+    rows = [line for line in lines[1:] if line]  # a blank line is no row
+    faults = [
+        f"row {i}: {len(row)} cells under {len(header)} columns"
+        for i, row in enumerate(rows, start=1)
+        if len(row) != len(header)
+    ]
+    refuse(faults, where=f"SOURCE table:{path}", remedy="quote cells that hold commas, and run the same command again")
+    return {name: [row[i] for row in rows] for i, name in enumerate(header)}
+
+
+def _read_parquet(path: Path) -> Columns:
+    """The columns that are used; the others by name alone, for they may hold the images themselves."""
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            _check_columns(schema.names, path)
+            kind = schema.field("image").type
+            if isinstance(kind, pa.DictionaryType):
+                kind = kind.value_type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise UsageError(
+                    f"the column image holds {kind}, not paths",
+                    where=f"SOURCE table:{path}",
+                    remedy="save the images as files and write their paths, relative to the table's folder",
+                )
+            table = file.read(columns=[name for name in schema.names if name in USED])
+            return {name: table[name].to_pylist() if name in USED else [] for name in schema.names}
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _check_columns(names: list[str], path: Path) -> None:
+    missing = [name for name in NEEDED if name not in names]
+    twice = [name for name in USED if names.count(name) > 1]
+    if missing or twice:
+        problem = f"no column {' and no column '.join(missing)}" if missing else f"two columns {' and '.join(twice)}"
+        raise UsageError(
+            f"the table has {problem}; it has: {first_of([repr(n) for n in names], ', ') or 'none'}",
+            where=f"SOURCE table:{path}",
+            remedy="name the columns image, label and, if wanted, split; a cell of label may be empty",
+        )
+
+
+def _unreadable(path: Path, error: Exception) -> UsageError:
+    return UsageError(
+        f"cannot read the table ({type(error).__name__}: {error})",
+        where=f"SOURCE table:{path}",
+        remedy="save it as CSV in UTF-8 with commas, or as parquet",
+    )
+
+
+def _label(value: Any, row: int, faults: list[str]) -> str | None:
+    """The text of one label, None where there is none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, list | dict) or (isinstance(value, str) and re.fullmatch(r"\s*\[.*\]\s*", value)):
+        faults.append(f"row {row}: several labels ({str(value)[:40]!r}): multi-label sets cannot be stored yet")
+        return None
+    text = str(value).strip()
+    if fault := text_fault(text):
+        faults.append(f"row {row}: the label {text!r}: {fault}")
+    if _NEGATIVE.fullmatch(text):
+        faults.append(f"row {row}: the label {text} is negative; an image without a label has an empty cell")
+    return text or None
+
+
+def _number(names: list[str | None], faults: list[str]) -> tuple[tuple[str, ...], list[int]]:
+    """Classes, and each row's place in them, -1 for none; whole numbers in their order, other names alphabetically."""
+    given = {name for name in names if name is not None}
+    if given and all(_WHOLE.fullmatch(name) for name in given):
+        names = [None if name is None else name.partition(".")[0] for name in names]
+        classes = sorted({name for name in names if name is not None}, key=int)
+    else:
+        fraction = next((name for name in sorted(given) if not _as_float(name).is_integer()), None)
+        if fraction is not None and not any(math.isnan(_as_float(name)) for name in given):
+            faults.append(f"labels are numbers like {fraction}: regression targets cannot be stored yet")
+        classes = sorted(given)
+    place = {name: i for i, name in enumerate(classes)}
+    return tuple(classes), [-1 if name is None else place[name] for name in names]
+
+
+def _as_float(text: str) -> float:
+    """NaN for what is no number."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -1,0 +1,116 @@
+"""`vtab:ROOT/NAME`: one task of the VTAB-1k dump that NOAH made, as SSF, RepAdapter and most loaders read it.
+
+ROOT/NAME/<list>.txt holds lines `relative_path label`, the images lie in ROOT/NAME/images/<list>/. The splits are
+train (train800), val (val200) and test. train800val200 holds copies of the same images: it is `train+val`, and not
+read again.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from loffta.errors import UsageError, unknown_name
+from loffta.images.files import FileRoot, existing, file_fault, is_there, key_fault, refuse, say, to_key, user_path
+from loffta.store.table import ImageTable
+
+LISTS = {"train800": "train", "val200": "val", "test": "test"}
+BOTH = "train800val200"
+_LINE = re.compile(r"(\S.*?)\s+(\d{1,9})")
+_MAX_CLASSES = 100_000  # VTAB's largest task has 397: a number above this is no class, and would make a list of names
+
+
+class VtabDump:
+    """One task; keys are the paths in its lists."""
+
+    def __init__(self, path: Path) -> None:
+        self._root = FileRoot(path)
+        self._source = f"vtab:{self._root.path}"
+
+    def listing(self) -> ImageTable:
+        """The images of all lists in the lists' order; classes are named by their numbers, 0 to the largest.
+
+        Raises:
+            UsageError: no list, or lines that cannot be used: all of them at once.
+        """
+        files = {name: split for name, split in LISTS.items() if self._list(name).is_file()}
+        if not {"train800", "val200"} & set(files) and self._list(BOTH).is_file():
+            files = {BOTH: "train", **files}
+            say(f"{self._source}: no train800.txt and val200.txt, so all of {BOTH}.txt is split train")
+        if not files:
+            raise UsageError(
+                "no lists of a VTAB-1k dump in this folder",
+                where=f"SOURCE {self._source}",
+                remedy=f"it needs {', '.join(f'{name}.txt' for name in LISTS)} with lines `relative_path label`",
+            )
+        missing = [f"{name}.txt" for name in LISTS if name not in files and (name == "test" or BOTH not in files)]
+        if missing:
+            say(f"{self._source}: no {' and no '.join(missing)}, so no such split")
+        seen: dict[str, str] = {}
+        faults: list[str] = []
+        rows = [(*row, split) for name, split in files.items() for row in self._rows(name, seen, faults)]
+        refuse(faults, where=f"SOURCE {self._source}", remedy="mend the lists or unpack the dump again")
+        if not rows:
+            raise UsageError("the lists are empty", where=f"SOURCE {self._source}", remedy="unpack the dump again")
+        keys, sizes, labels, splits = zip(*rows, strict=True)
+        return ImageTable(
+            source=self._source,
+            keys=list(keys),
+            sizes=np.array(sizes, dtype=np.int64),
+            splits=list(splits),
+            labels=np.array(labels, dtype=np.int64),
+            classes=tuple(str(i) for i in range(max(labels) + 1)),
+        )
+
+    def read(self, key: str) -> bytes:
+        """The bytes of one image; OSError where it is gone or no longer lies in the folder."""
+        return self._root.read(key)
+
+    def _list(self, name: str) -> Path:
+        return self._root.path / f"{name}.txt"
+
+    def _rows(self, name: str, seen: dict[str, str], faults: list[str]) -> list[tuple[str, int, int]]:
+        """(key, bytes, label) of one list; `seen` tells keys by their place, `faults` is filled."""
+        try:
+            text = self._list(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            faults.append(f"{name}.txt cannot be read ({error})")
+            return []
+        rows = []
+        for number, line in enumerate(text.split("\n"), start=1):
+            if not line.strip():
+                continue
+            place = f"{name}.txt line {number}"
+            parts = _LINE.fullmatch(line.strip())
+            if parts is None or int(parts[2]) >= _MAX_CLASSES:
+                faults.append(f"{place}: {line.strip()[:80]!r} is not `relative_path label`")
+                continue
+            path, label = parts[1], int(parts[2])
+            fault, size = key_fault(path), 0
+            key = path if fault else to_key(path)
+            if not fault and key in seen:
+                fault = f"listed before, in {seen[key]}"
+            if not fault:
+                size, fault = file_fault(self._root, key)
+            if fault:
+                faults.append(f"{place}: {path!r}: {fault}")
+                continue
+            seen[key] = place
+            rows.append((key, size, label))
+        return rows
+
+
+def open_vtab(text: str) -> VtabDump:
+    """The task in a folder that is there.
+
+    Raises:
+        UsageError: no such folder; near names in ROOT are given.
+    """
+    path = user_path(text)
+    if text and is_there(path.parent, folder=True) and not is_there(path, folder=True):
+        names = sorted(p.parent.name for p in path.parent.glob("*/test.txt"))
+        if names:
+            raise unknown_name("VTAB task", path.name, names, where=f"SOURCE vtab:{text}")
+    return VtabDump(existing(text, source=f"vtab:{text}", folder=True))

@@ -1,0 +1,254 @@
+"""`folder:PATH`: layouts, names, links; what was understood is said, and nothing is opened."""
+
+import builtins
+import io
+import os
+import socket
+
+import pytest
+from PIL import Image
+
+from loffta.errors import LofftaError, UsageError
+from loffta.images.files import FileRoot, OutsideRoot, key_fault, to_key
+from loffta.images.folder import SUFFIXES, open_folder
+from loffta.images.sources import open_source
+
+
+def write(root, *names):
+    """Files whose bytes are their own names."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode(errors="surrogateescape"))
+
+
+def rows(root):
+    """(key, split, class) per row."""
+    table = open_folder(str(root)).listing()
+    assert table.sizes.tolist() == [(root / key).stat().st_size for key in table.keys]
+    return [(key, table.splits[i], table.class_name(i)) for i, key in enumerate(table.keys)]
+
+
+def test_a_folder_per_class(tmp_path, capsys):
+    write(tmp_path, "dog/b.png", "cat/z.JPG", "dog/a.webp", "cat/more/y.tif", "cat/notes.txt", "cat/.x.png", ".h/a.png")
+    source = open_folder(str(tmp_path))
+    table = source.listing()
+    assert table.keys == ["cat/more/y.tif", "cat/z.JPG", "dog/a.webp", "dog/b.png"]
+    assert table.labels.tolist() == [0, 0, 1, 1]
+    assert table.classes == ("cat", "dog")
+    assert table.splits == ["train"] * 4
+    assert table.sizes.tolist() == [14, 9, 10, 9]
+    assert table.source == f"folder:{tmp_path}"
+    assert [source.read(key).decode() for key in table.keys] == table.keys
+    assert capsys.readouterr().err == f"folder:{tmp_path}: read as <class>/...; images: train 4; classes: 2\n"
+
+
+def test_split_folders_by_any_of_their_names(tmp_path, capsys):
+    write(tmp_path, "Training/cat/1.png", "training/dog/1.png", "valid/cat/2.png", "dev/cat/3.png", "TESTING/eel/4.png")
+    (tmp_path / "annotations").mkdir()
+    write(tmp_path, "annotations/all.json")  # no images in it: no class and no split
+    assert rows(tmp_path) == [
+        ("TESTING/eel/4.png", "test", "eel"),
+        ("Training/cat/1.png", "train", "cat"),
+        ("dev/cat/3.png", "val", "cat"),
+        ("training/dog/1.png", "train", "dog"),
+        ("valid/cat/2.png", "val", "cat"),
+    ]
+    assert capsys.readouterr().err.endswith(
+        "read as <split>/<class>/... (TESTING is test, Training is train, dev is val, training is train, valid is val)"
+        "; images: test 1, train 2, val 2; classes: 3\n"
+    )
+
+
+def test_a_split_without_classes_has_no_labels(tmp_path):
+    write(tmp_path, "train/cat/1.png", "train/dog/1.png", "test/1.png", "test/2.png")
+    assert rows(tmp_path) == [
+        ("test/1.png", "test", None),
+        ("test/2.png", "test", None),
+        ("train/cat/1.png", "train", "cat"),
+        ("train/dog/1.png", "train", "dog"),
+    ]
+
+
+def test_splits_alone(tmp_path, capsys):
+    write(tmp_path, "train/1.png", "test/2.png")
+    assert rows(tmp_path) == [("test/2.png", "test", None), ("train/1.png", "train", None)]
+    assert "read as <split>/... without classes; images: test 1, train 1; classes: none" in capsys.readouterr().err
+
+
+def test_a_flat_folder(tmp_path, capsys):
+    write(tmp_path, "b.png", "a.png")
+    table = open_folder(str(tmp_path)).listing()
+    assert (table.keys, table.labels.tolist(), table.classes) == (["a.png", "b.png"], [-1, -1], ())
+    assert table.splits == ["train", "train"]
+    assert "read as images without classes; images: train 2; classes: none" in capsys.readouterr().err
+
+
+def test_names_of_splits_beside_a_class_are_classes(tmp_path, capsys):
+    write(tmp_path, "test/1.png", "cat/1.png")
+    assert rows(tmp_path) == [("cat/1.png", "train", "cat"), ("test/1.png", "train", "test")]
+    assert "<class>/... (test taken for classes: cat is no split)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "kept", "note"),
+    [
+        (["cat/1.png", "logo.png"], ["cat/1.png"], "skipped 1 (images beside the folders of classes): 'logo.png'"),
+        (["train/1.png", "logo.png"], ["train/1.png"], "skipped 1 (images beside the folders of splits): 'logo.png'"),
+        (
+            ["train/c/1.png", *(f"train/{i}.png" for i in range(7))],
+            ["train/c/1.png"],
+            "skipped 7 (images beside the folders of classes): 'train/0.png', 'train/1.png', 'train/2.png', "
+            "'train/3.png', 'train/4.png' and 2 more",
+        ),
+    ],
+)
+def test_images_beside_the_folders_that_count_are_skipped(tmp_path, capsys, names, kept, note):
+    write(tmp_path, *names)
+    assert open_folder(str(tmp_path)).listing().keys == kept
+    assert note in capsys.readouterr().err
+
+
+def test_links(tmp_path, capsys):
+    outside, root = tmp_path / "outside", tmp_path / "root"
+    write(outside, "a.png", "sub/b.png")
+    write(root, "1.png")
+    (root / "2.png").symlink_to("1.png")
+    (root / "3.png").symlink_to(outside / "a.png")
+    (root / "4.png").symlink_to("nowhere.png")
+    (root / "5.png").symlink_to("5.png")
+    (root / "sub").symlink_to(outside / "sub")
+    (root / "round").symlink_to(root)
+    source = open_folder(str(root))
+    table = source.listing()
+    assert table.keys == ["1.png", "2.png"]
+    assert table.sizes.tolist() == [5, 5]
+    assert source.read("2.png") == b"1.png"
+    err = capsys.readouterr().err
+    assert "skipped 3 (links that are broken or leave the folder): '" in err
+    assert "skipped 2 (links to folders): '" in err
+    linked = tmp_path / "link"
+    linked.symlink_to(root)  # the root itself may be one
+    assert open_folder(str(linked)).listing().digest == table.digest
+
+
+def test_bytes_never_come_from_outside(tmp_path):
+    outside, root = tmp_path / "outside.png", tmp_path / "root"
+    write(tmp_path, "outside.png")
+    write(root, "1.png", "sub/2.png")
+    source = open_folder(str(root))
+    source.listing()
+    (root / "1.png").unlink()
+    (root / "1.png").symlink_to(outside)  # exchanged since the listing
+    with pytest.raises(OutsideRoot, match="it leaves the image set's folder"):
+        source.read("1.png")
+    with pytest.raises(OutsideRoot, match=r"the path holds '\.\.'"):
+        source.read("sub/../../outside.png")
+    with pytest.raises(OutsideRoot, match="the path is absolute"):
+        source.read(str(outside))
+    with pytest.raises(FileNotFoundError):
+        source.read("3.png")
+    with pytest.raises(OSError, match="it is no regular file"):
+        source.read("sub")
+
+
+def test_pipes_and_unfit_names_are_skipped(tmp_path, capsys):
+    write(tmp_path, "good\N{NO-BREAK SPACE}é.png", "line\nend.png", "not-utf8-\udcff.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s.png"))
+        assert open_folder(str(tmp_path)).listing().keys == ["good\N{NO-BREAK SPACE}é.png"]
+    err = capsys.readouterr().err
+    assert "skipped 2 (no regular files): '" in err
+    assert "skipped 2 (names with control characters or not UTF-8): '" in err
+    assert "'line\\nend.png'" in err
+
+
+@pytest.mark.parametrize(
+    ("key", "fault"),
+    [
+        ("a/b c.png", None),
+        ("..a/b..png", None),
+        ("", "the path is empty"),
+        ("/a.png", "the path is absolute"),
+        ("a/../../b.png", "the path holds '..'"),
+        ("..", "the path holds '..'"),
+        ("a\nb.png", "the path holds a control character or is not UTF-8"),
+        ("a\0.png", "the path holds a control character or is not UTF-8"),
+        ("a\udcff.png", "the path holds a control character or is not UTF-8"),
+    ],
+)
+def test_key_fault(key, fault, tmp_path):
+    assert key_fault(key) == fault
+    if fault:
+        with pytest.raises(OutsideRoot, match=fault):
+            FileRoot(tmp_path).locate(key)
+
+
+def test_one_spelling():
+    assert [to_key(p) for p in ("./a//b.png", "a/./b.png", "a/b.png")] == ["a/b.png"] * 3
+
+
+@pytest.mark.parametrize("names", [[], ["a.txt", "b/c.npy", ".hidden.png"]])
+def test_no_images(tmp_path, names):
+    write(tmp_path, *names)
+    with pytest.raises(UsageError, match=r"no images in this folder\n  where:  SOURCE folder:") as caught:
+        open_source(f"folder:{tmp_path}").listing()
+    assert caught.value.exit_code == 2
+    assert ".jpeg" in caught.value.remedy
+    assert ".png" in caught.value.remedy
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
+    write(tmp_path, "a/1.png", "b/1.png")
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(LofftaError, match=r"cannot list the images \(Permission denied\)\n  where:  .*b\n"):
+        open_folder(str(tmp_path)).listing()
+
+
+@pytest.mark.parametrize("text", ["", "nowhere", "~/no-such-folder", "~nobody-at-all/x"])
+def test_no_folder(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    what = f"there is no folder '{text}'" if text else "the path of the folder is missing"
+    with pytest.raises(UsageError) as caught:
+        open_source(f"folder:{text}")
+    assert (caught.value.what, caught.value.where) == (what, f"SOURCE folder:{text}")
+    assert caught.value.remedy == f"give the path of a folder; relative ones start at {tmp_path}"
+
+
+def test_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path, "set/1.png")
+    assert open_source("folder:~/set").listing().source == f"folder:{tmp_path}/set"
+
+
+def test_a_listing_opens_nothing(tmp_path, monkeypatch):
+    names = [f"{'train' if i % 4 else 'test'}/{i % 10}/{i:05d}.png" for i in range(20_000)]
+    for folder in {name.rpartition("/")[0] for name in names}:
+        (tmp_path / folder).mkdir(parents=True)
+    for name in names:
+        os.close(os.open(tmp_path / name, os.O_CREAT | os.O_WRONLY))
+
+    def refuse(*args, **kwargs):
+        pytest.fail(f"opened {args}")
+
+    with monkeypatch.context() as patch:
+        for module, name in ((builtins, "open"), (io, "open"), (os, "open"), (Image, "open")):
+            patch.setattr(module, name, refuse)
+        table = open_folder(str(tmp_path)).listing()
+    assert table.keys == sorted(names)
+    assert table.split_sizes() == {"test": 5_000, "train": 15_000}
+    assert table.classes == tuple("0123456789")
+    assert table.labels.tolist() == [int(key.split("/")[1]) for key in table.keys]
+
+
+def test_every_suffix_is_one_that_pillow_reads():
+    Image.init()
+    assert set(Image.registered_extensions()) >= SUFFIXES

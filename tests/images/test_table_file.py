@@ -1,0 +1,202 @@
+"""`table:FILE`: CSV and parquet say the same; what is wrong is told at once, and hostile paths lead nowhere."""
+
+import datetime
+import math
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from loffta.errors import UsageError
+from loffta.images.sources import open_source
+
+KEYS = ["a.png", "sub/b.png", "c d.png", "é,1.png"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four files whose bytes are their own names."""
+    (tmp_path / "sub").mkdir()
+    for key in KEYS:
+        (tmp_path / key).write_bytes(key.encode())
+    return tmp_path
+
+
+def csv_of(folder, text):
+    (folder / "t.csv").write_text(text, encoding="utf-8")
+    return open_source(f"table:{folder}/t.csv")
+
+
+def parquet_of(folder, **columns):
+    pq.write_table(pa.table(columns), folder / "t.parquet")
+    return open_source(f"table:{folder}/t.parquet")
+
+
+def listed(source):
+    table = source.listing()
+    return [(key, table.splits[i], table.class_name(i)) for i, key in enumerate(table.keys)]
+
+
+def problems(source, exit_code=2):
+    with pytest.raises(UsageError) as caught:
+        source.listing()
+    assert caught.value.exit_code == exit_code
+    assert caught.value.where == f"SOURCE {source._source}"
+    return caught.value.what
+
+
+def test_csv_and_parquet_say_the_same(folder, capsys):
+    text = (
+        '\ufeffimage, label,split\na.png,dog,train\n./sub//b.png,cat,Training\n\nc d.png,,dev\n"é,1.png",dog,fold-1\n'
+    )
+    source = csv_of(folder, text)
+    table = source.listing()
+    assert listed(source) == [
+        ("a.png", "train", "dog"),
+        ("sub/b.png", "train", "cat"),
+        ("c d.png", "val", None),
+        ("é,1.png", "fold-1", "dog"),
+    ]
+    assert table.classes == ("cat", "dog")
+    assert table.labels.tolist() == [1, 0, -1, 1]
+    assert table.sizes.tolist() == [5, 9, 7, 8]
+    assert table.source == f"table:{folder}/t.csv"
+    assert [source.read(key).decode() for key in table.keys] == table.keys
+    assert f"table:{folder}/t.csv: splits: Training is train, dev is val\n" in capsys.readouterr().err
+    labels = pa.array(["dog", "cat", None, "dog"]).dictionary_encode()
+    twin = parquet_of(folder, image=KEYS, label=labels, split=["train", "train", "val", "fold-1"])
+    assert twin.listing().digest == table.digest
+
+
+def test_without_splits_all_is_train(folder):
+    assert listed(csv_of(folder, "label,image\nx,a.png\n")) == [("a.png", "train", "x")]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "places"),
+    [
+        (["10", "9", "9", "100"], ("9", "10", "100"), [1, 0, 0, 2]),
+        (["1.0", "", "0.0", "1"], ("0", "1"), [1, -1, 0, 1]),
+        (["007", "7", "7", "x"], ("007", "7", "x"), [0, 1, 1, 2]),
+        (["a", "B", "10", "9"], ("10", "9", "B", "a"), [3, 2, 0, 1]),
+        (["", "", "", ""], (), [-1, -1, -1, -1]),
+        (["nan", "inf", "1.5", "x"], ("1.5", "inf", "nan", "x"), [2, 1, 0, 3]),
+    ],
+)
+def test_labels_of_a_csv(folder, labels, classes, places):
+    lines = [f'"{key}",{label}' for key, label in zip(KEYS, labels, strict=True)]
+    table = csv_of(folder, "\n".join(["image,label", *lines])).listing()
+    assert (table.classes, table.labels.tolist()) == (classes, places)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "places"),
+    [
+        ([10, 9, None, 100], ("9", "10", "100"), [1, 0, -1, 2]),
+        ([1.0, 0.0, math.nan, None], ("0", "1"), [1, 0, -1, -1]),
+        ([True, False, True, None], ("False", "True"), [1, 0, 1, -1]),
+        ([None, None, None, None], (), [-1, -1, -1, -1]),
+        ([datetime.date(2020, 1, 2)] * 4, ("2020-01-02",), [0, 0, 0, 0]),
+    ],
+)
+def test_labels_of_a_parquet(folder, labels, classes, places):
+    table = parquet_of(folder, image=pa.array(KEYS, pa.large_string()), label=labels).listing()
+    assert (table.classes, table.labels.tolist()) == (classes, places)
+
+
+def test_other_columns_are_ignored_aloud(folder, capsys):
+    csv_of(folder, "image,label,mask,boxes\na.png,x,m.png,b.json\n").listing()
+    parquet_of(folder, image=["a.png"], label=["x"], mask=[{"bytes": b"m"}]).listing()
+    assert capsys.readouterr().err.splitlines() == [
+        f"table:{folder}/t.csv: ignored columns: 'mask', 'boxes'",
+        f"table:{folder}/t.parquet: ignored columns: 'mask'",
+    ]
+
+
+def test_all_that_is_wrong_at_once(folder):
+    (folder.parent / "secret.png").write_bytes(b"s")
+    (folder / "link.png").symlink_to(folder.parent / "secret.png")
+    bad = ["../secret.png", "/etc/passwd", '"a\nb.png"', "link.png", "a.png", "./a.png", "", "none.png", "sub"]
+    lines = "".join(f"{path},x\n" for path in bad)
+    what = problems(csv_of(folder, "image,label\n" + lines))
+    assert what == (
+        "8 problems in the image set: row 1: '../secret.png': the path holds '..'; "
+        "row 2: '/etc/passwd': the path is absolute; "
+        "row 3: 'a\\nb.png': the path holds a control character or is not UTF-8; "
+        "row 4: 'link.png': it leaves the image set's folder; "
+        "row 6: './a.png': the image of row 5 and 3 more"
+    )
+    what = problems(parquet_of(folder, image=[None, "none.png", "sub"], label=["x"] * 3))
+    assert what == (
+        "3 problems in the image set: row 1: '': the path is empty; row 2: 'none.png': there is no such file; "
+        "row 3: 'sub': it is no regular file"
+    )
+
+
+def test_bytes_never_come_from_outside(folder):
+    source = csv_of(folder, "image,label\na.png,x\n")
+    source.listing()
+    (folder.parent / "secret.png").write_bytes(b"s")
+    (folder / "a.png").unlink()
+    (folder / "a.png").symlink_to(folder.parent / "secret.png")
+    with pytest.raises(OSError, match="it leaves the image set's folder"):
+        source.read("a.png")
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("", "the table has no column image and no column label; it has: none"),
+        ("path,label\n", "the table has no column image; it has: 'path', 'label'"),
+        ("image;label\n", "the table has no column image and no column label; it has: 'image;label'"),
+        ("image,label,label\n", "the table has two columns label; it has: 'image', 'label', 'label'"),
+        ("image,label\n", "the table has no rows"),
+        (
+            "image,label\na.png\na.png,x,y\n",
+            "2 problems in the image set: row 1: 1 cells under 2 columns; row 2: 3",
+        ),
+        ('image,label\n"a.png,x\n', "cannot read the table (Error: unexpected end of data)"),
+        ("image,label\na.png,\x1b[2J\n", "1 problem in the image set: row 1: the label '\\x1b[2J': it holds a control"),
+        ("image,label\na.png,-1\n", "1 problem in the image set: row 1: the label -1 is negative; an image without a"),
+        (
+            "image,label\na.png,0.5\n",
+            "1 problem in the image set: labels are numbers like 0.5: regression targets",
+        ),
+        (
+            'image,label\na.png,"[1, 2]"\n',
+            "1 problem in the image set: row 1: several labels ('[1, 2]'): multi-label sets",
+        ),
+        ("image,label,split\na.png,x,\n", "1 problem in the image set: row 1: the split is empty"),
+        ("image,label,split\na.png,x,a+b\n", "1 problem in the image set: row 1: the split cannot be 'a+b'"),
+    ],
+)
+def test_refused_csv(folder, text, what):
+    assert problems(csv_of(folder, text)).startswith(what)
+
+
+@pytest.mark.parametrize(
+    ("columns", "what"),
+    [
+        ({"image": ["a.png"], "labels": ["x"]}, "the table has no column label; it has: 'image', 'labels'"),
+        ({"image": [b"png"], "label": ["x"]}, "the column image holds binary, not paths"),
+        ({"image": [{"bytes": b"png"}], "label": ["x"]}, "the column image holds struct<bytes: binary>, not paths"),
+        ({"image": ["a.png"], "label": [[1, 2]]}, "1 problem in the image set: row 1: several labels ('[1, 2]')"),
+        ({"image": ["a.png"], "label": [0.25]}, "1 problem in the image set: labels are numbers like 0.25: regression"),
+    ],
+)
+def test_refused_parquet(folder, columns, what):
+    assert problems(parquet_of(folder, **columns)).startswith(what)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_a_damaged_file(folder, name):
+    (folder / name).write_bytes(b"\xff\xfe\x00\x01" * 10)
+    assert problems(open_source(f"table:{folder}/{name}")).startswith("cannot read the table (")
+
+
+def test_no_table(tmp_path):
+    with pytest.raises(UsageError, match=r"there is no file '.*t\.csv'\n  where:  SOURCE table:.*\n  remedy: give"):
+        open_source(f"table:{tmp_path}/t.csv")
+    (tmp_path / "t.xlsx").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"'t\.xlsx' is neither \.csv nor \.parquet\n.*\n  remedy: save the table"):
+        open_source(f"table:{tmp_path}/t.xlsx")
