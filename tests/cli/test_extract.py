@@ -337,7 +337,7 @@ def test_extract_and_verify_from_end_to_end(tmp_path):
         return json.loads(result.stdout.splitlines()[-1])
 
     assert loffta("extract", "demo:digits", "--cache", "c", *VIT, *SMALL, "--json")["images"] == 6
-    assert loffta("verify", "c", "--deep", "--json") == {"damaged": [], "deep": True}
+    assert loffta("verify", "c", "--deep", "--json") == {"damaged": [], "deep": True, "repaired": 0}
 
 
 def paint(folder, split, name, numbers):
