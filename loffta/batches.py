@@ -1,7 +1,7 @@
 """Feeds heads from a cache: shuffled batches of features, read ahead of the head by a few threads.
 
 In: Features and rows.   Out: tensors on the device, in reused buffers. Threads, not worker processes: a DataLoader
-carries every batch across a process boundary and reaches a tenth of this rate (pipelines/benchmarks/store.py).
+carries every batch across a process boundary.
 """
 
 from __future__ import annotations

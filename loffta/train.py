@@ -117,8 +117,7 @@ def _select(config: TrainConfig, cache: Cache, out: Path, stop: machine.StopFlag
 def _resolve(config: TrainConfig, cache: Cache) -> tuple[list[Feature], Recipe]:
     """The features and the whole recipe, with everything filled in that depends on the features."""
     entry = find_head(config.head)
-    default_taps = "last" if config.head == "linear" else "all"
-    features = choose_features(cache, config.features, entry.head.needs, default_taps=default_taps)
+    features = choose_features(cache, config.features, entry.head.needs, default_taps=entry.head.default_taps)
     recipe = parse(entry.recipe, config.recipe, where=f"recipe of head '{config.head}'")
     return features, recipe.resolve([feature.spec for feature in features])
 

@@ -20,9 +20,10 @@ from loffta.tokens import FeatureSpec, Kind
 
 @runtime_checkable
 class Head(Protocol):
-    """What `train` and `evaluate` use of a head: an nn.Module with three additions."""
+    """What `train` and `evaluate` use of a head: an nn.Module with a few additions."""
 
     needs: ClassVar[Kind]  # the kind of every FeatureSpec it is given
+    default_taps: ClassVar[str]  # the tap set of a store that is named without taps
 
     def __init__(self, specs: Sequence[FeatureSpec], n_classes: int, *, rng: torch.Generator, **arguments: Any) -> None:
         """Draws every initial weight from `rng`, a CPU generator: same seed, same weights."""

@@ -61,6 +61,7 @@ class ComboHead(nn.Module):
     """
 
     needs: ClassVar[Kind] = "grid"
+    default_taps: ClassVar[str] = "all"
 
     def __init__(
         self,

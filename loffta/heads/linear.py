@@ -42,6 +42,7 @@ class LinearHead(nn.Module):
     """
 
     needs: ClassVar[Kind] = "mean"
+    default_taps: ClassVar[str] = "last"
 
     def __init__(self, specs: Sequence[FeatureSpec], n_classes: int, *, rng: torch.Generator) -> None:
         super().__init__()

@@ -148,7 +148,7 @@ class ArrayReader:
         """All system calls of a read, in file order; in several lists where it spans more shards than may be open.
 
         Planned whole before the first call: with Python work between the calls, two threads wait for each other's
-        interpreter lock, and a batch of single chunks takes half as long again.
+        interpreter lock (docs/decisions.md has the figures).
         """
         if not len(rows):
             return
@@ -227,7 +227,7 @@ class ArrayReader:
             if missing
             else f"row {row} has a chunk of another length than its array says",
             where=self._path(row // self.layout.unit_images),
-            remedy="run `loffta verify CACHE` to list all damage",
+            remedy="run `loffta verify CACHE` to list all damage, with --repair to mend it",
         )
 
     def _refuse_damage(self, chunk: int) -> None:
@@ -236,7 +236,7 @@ class ArrayReader:
         raise DamageFound(
             f"row {row}, {tap}: the bytes do not match their crc32c",
             where=self._path(row // self.layout.unit_images),
-            remedy="run `loffta verify CACHE --deep` to list all damage",
+            remedy="run `loffta verify CACHE --deep` to list all damage, with --repair to mend it",
         )
 
     def _path(self, unit: int) -> Path:

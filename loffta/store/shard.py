@@ -21,7 +21,7 @@ from loffta.store.metadata import CRC_BYTES
 
 MISSING = np.uint64(2**64 - 1)  # both halves of an index entry whose chunk was never written
 MAX_IOV = 1000  # buffers per readv or writev; Linux allows 1,024
-_REPAIR = "run `loffta verify CACHE --deep` to list all damage, then delete the unit's done file and extract again"
+_REPAIR = "run `loffta verify CACHE --deep` to list all damage, with --repair to mend it"
 
 Buffer = memoryview | bytes
 

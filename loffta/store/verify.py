@@ -19,6 +19,8 @@ from loffta.store.ledger import OK, read_done
 from loffta.store.metadata import CRC_BYTES
 from loffta.store.shard import MISSING, read_index, read_into
 
+_REPAIR = "run `loffta verify CACHE --repair`"
+
 
 @dataclass(frozen=True)
 class Damage:
@@ -55,7 +57,7 @@ def _check_unit(cache: Cache, array: CachedArray, unit: int, done: Path, path: P
     rows, statuses, crc_lists = (table[name].to_pylist() for name in ("row", "status", "crc32c"))
     first = unit * layout.unit_images
     if rows != list(range(first, first + len(rows))) or len(rows) > layout.unit_images:
-        raise DamageFound("done file lists rows of another unit", where=done, remedy="")
+        raise DamageFound("done file lists rows of another unit", where=done, remedy=_REPAIR)
     # While a part-filled unit is written anew, its shard is in place before its done file. Until then the shard must
     # agree with itself alone: another batch size may have changed the last bits of its rows.
     vouched = len(rows) >= len(cache.rows_of_unit(unit))
@@ -63,7 +65,7 @@ def _check_unit(cache: Cache, array: CachedArray, unit: int, done: Path, path: P
     try:
         fd = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
-        raise DamageFound("the shard of a finished unit is gone", where=path, remedy="") from None
+        raise DamageFound("the shard of a finished unit is gone", where=path, remedy=_REPAIR) from None
     try:
         index = read_index(fd, n_chunks, at_end=layout.index_at_end, path=path)
         for row, status, crcs in zip(rows, statuses, crc_lists, strict=True):
@@ -71,7 +73,7 @@ def _check_unit(cache: Cache, array: CachedArray, unit: int, done: Path, path: P
             if status == OK:
                 _check_image(fd, array, row, entries, crcs if vouched else None, path, deep=deep)
             elif vouched and (entries[:, 0] != MISSING).any():
-                raise DamageFound(f"row {row} is quarantined and yet has data", where=path, remedy="")
+                raise DamageFound(f"row {row} is quarantined and yet has data", where=path, remedy=_REPAIR)
     finally:
         os.close(fd)
 
@@ -84,14 +86,14 @@ def _check_image(
     for i, (offset, length) in enumerate(entries.tolist()):
         what = f"row {row}, {array.taps[i]}" if len(entries) > 1 else f"row {row}"
         if length != size + CRC_BYTES:
-            raise DamageFound(f"{what}: a chunk is missing or has another length", where=path, remedy="")
+            raise DamageFound(f"{what}: a chunk is missing or has another length", where=path, remedy=_REPAIR)
         stored = bytearray(CRC_BYTES)
         read_into(fd, [memoryview(stored)], offset + size, path=path)
         crc = int.from_bytes(stored, "little")
         if crcs is not None and crcs[i : i + 1] != [crc]:
-            raise DamageFound(f"{what}: another chunk than the one that was written", where=path, remedy="")
+            raise DamageFound(f"{what}: another chunk than the one that was written", where=path, remedy=_REPAIR)
         if deep:
             data = bytearray(size)
             read_into(fd, [memoryview(data)], offset, path=path)
             if crc32c(data) != crc:
-                raise DamageFound(f"{what}: the bytes do not match their crc32c", where=path, remedy="")
+                raise DamageFound(f"{what}: the bytes do not match their crc32c", where=path, remedy=_REPAIR)
