@@ -17,10 +17,18 @@ from .common import emit, human_bytes, json_option, merge_config
 @click.option("--backbone", "backbones", multiple=True, metavar="NAME", help="timm model; repeat for several.")
 @click.option("--weights", multiple=True, metavar="SPEC", help="hub, random:SEED, package:MODULE or a file.  [hub]")
 @click.option("--taps", multiple=True, metavar="SET", help="last, last4, four-even, all, norm2, alf; or names.  [last]")
-@click.option("--image-px", multiple=True, type=int, help="Side of the square input.  [the model's own]")
+@click.option("--image-px", multiple=True, metavar="PX", help="Side of the square input, or native.  [native]")
 @click.option("--kinds", default="grid,prefix", show_default=True, help="Of grid, prefix, mean; with commas.")
+@click.option("--resize", type=click.Choice(["squash", "crop"]), default="squash", show_default=True)
+@click.option(
+    "--interpolation", type=click.Choice(["model", "bilinear", "bicubic"]), default="model", show_default=True
+)
+@click.option("--pool", metavar="RxC", help="Average windows of R x C tokens before storing, for example 2x2.")
+@click.option("--views", type=int, default=0, help="Random crops and flips of every image, a store each.  [0]")
+@click.option("--view-seed", type=int, default=0, help="What the views are drawn from.  [0]")
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
-@click.option("--batch-size", type=int, default=32, show_default=True, help="Images per forward pass.")
+@click.option("--batch-size", default="auto", show_default=True, help="Images per forward pass.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option("--unit-images", type=int, help="Rows per unit of a new cache, a power of two.  [256]")
 @click.option("--shard", "share", metavar="I/N", help="Only the units u with u % N == I; for N jobs at once.")
@@ -58,7 +66,7 @@ def command(ctx: click.Context, /, file: Path | None, as_json: bool, **options: 
 
 
 def pair_backbones(
-    names: tuple[str, ...], weights: tuple[str, ...], taps: tuple[str, ...], image_px: tuple[int, ...]
+    names: tuple[str, ...], weights: tuple[str, ...], taps: tuple[str, ...], image_px: tuple[str, ...]
 ) -> tuple[dict[str, Any], ...]:
     """Pairs each backbone with its weights, taps and size.
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PositiveInt, ValidationError
 
 from loffta.errors import LofftaError, UsageError, unknown_name
 from loffta.tokens import Kind
@@ -34,13 +34,31 @@ def _share(value: tuple[int, int]) -> tuple[int, int]:
     return value
 
 
+def _window(value: object) -> object:
+    """`2x2` as a pair."""
+    if isinstance(value, str):
+        rows, times, columns = value.partition("x")
+        if not (times and rows.isdecimal() and columns.isdecimal()):
+            raise ValueError("it must be ROWSxCOLUMNS, for example 2x2")
+        return int(rows), int(columns)
+    return value
+
+
+Window: TypeAlias = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_window)]  # (rows, columns), or 2x2
+
+
+def _word_for_none(word: str) -> BeforeValidator:
+    """None can be written as `word`."""
+    return BeforeValidator(lambda value: None if value == word else value)
+
+
 class BackboneConfig(StrictModel, frozen=True):
     """One backbone of an extraction."""
 
     name: str  # timm id
     weights: str = "hub"  # hub | random:SEED | package:MODULE | a .safetensors, .pth or .pt file
     taps: str = "last"  # sets and names, separated by commas
-    image_px: int | None = Field(None, gt=0)  # side of the square input; None: the model's own
+    image_px: Annotated[PositiveInt | None, _word_for_none("native")] = None  # side of the square input
 
 
 class ExtractConfig(StrictModel, frozen=True):
@@ -50,8 +68,16 @@ class ExtractConfig(StrictModel, frozen=True):
     cache: Path
     backbones: tuple[BackboneConfig, ...] = Field(min_length=1)
     kinds: tuple[Kind, ...] = Field(("grid", "prefix"), min_length=1)
-    dtype: Literal["float16", "float32"] = "float16"
-    batch_size: int = Field(32, gt=0)
+    resize: Literal["squash", "crop"] = (
+        "squash"  # the whole image to the square; or `crop`: timm's evaluation transform
+    )
+    interpolation: Literal["model", "bilinear", "bicubic"] = "model"
+    pool: Window | None = None  # tokens that are averaged into one before they are stored
+    views: int = Field(0, ge=0)  # random crops and flips of every image, a store each, beside the plain one
+    view_seed: int = Field(0, ge=0)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the forward pass; fp32 on every device unless asked
+    dtype: Literal["float16", "float32"] = "float16"  # of the stored tokens
+    batch_size: Annotated[PositiveInt | None, _word_for_none("auto")] = None
     device: str = "auto"
     unit_images: Annotated[int, AfterValidator(_power_of_two)] | None = None  # None: the cache's own, 256 for a new one
     share: Annotated[tuple[int, int], AfterValidator(_share)] = (

@@ -7,9 +7,9 @@ continues, and does nothing (loads no model) when all is there.
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,20 +17,23 @@ import numpy as np
 import torch
 
 from loffta import machine
-from loffta.backbones import Backbone, TapTokens
+from loffta.backbones import Backbone
+from loffta.batch_size import DEFAULT, choose_batch_size
 from loffta.config import BackboneConfig, ExtractConfig
 from loffta.errors import TooManyBadImages
-from loffta.images.batches import PixelBatch, UnitImages, decoding_threads
-from loffta.images.decode import PixelGeometry
+from loffta.forward import Job
+from loffta.images.batches import ImageStream, PixelBatch, UnitImages, decoding_threads
+from loffta.images.geometry import PixelGeometry, View
 from loffta.images.sources import ImageSource, open_source
-from loffta.jobs import Job, Load, choose_specs, prepare
-from loffta.pooling import pool_mean
+from loffta.jobs import Load, choose_specs, describe, make_request, prepare
 from loffta.progress import Progress
 from loffta.store.cache import MAX_THUMB_PX, Cache, CachedArray
 from loffta.store.files import sweep_parts
+from loffta.store.ledger import BAD
 from loffta.store.paths import THUMB, CachePaths
+from loffta.store.sink import UnitSink
 from loffta.store.units import Share, count_units
-from loffta.store.writer import Stored, UnitWriter, to_storage
+from loffta.store.writer import Stored
 
 
 @dataclass
@@ -44,11 +47,18 @@ class Report:
     stores: list[dict[str, Any]] = field(default_factory=list)
 
 
-def run(config: ExtractConfig, stop: machine.StopFlag, *, only: Collection[int] | None = None) -> Report:
+def run(
+    config: ExtractConfig,
+    stop: machine.StopFlag,
+    *,
+    only: Collection[int] | None = None,
+    views: Sequence[View | None] | None = None,
+) -> Report:
     """Extracts all that `config` asks for and the cache lacks, with timm's backbones.
 
     Args:
         only: units to look at; None: all of this process's share.
+        views: stores of each backbone to look at, None standing for the plain one; None: those `config` asks for.
     """
     machine.cap_threads()
     device = machine.resolve_device(config.device)
@@ -60,7 +70,7 @@ def run(config: ExtractConfig, stop: machine.StopFlag, *, only: Collection[int] 
 
         return load_timm(backbone.name, weights=backbone.weights, image_px=backbone.image_px, device=str(device))
 
-    return extract(config, open_source(config.source), load, stop, only=only)
+    return extract(config, open_source(config.source), load, stop, only=only, views=views)
 
 
 def extract(
@@ -70,12 +80,14 @@ def extract(
     stop: machine.StopFlag,
     *,
     only: Collection[int] | None = None,
+    views: Sequence[View | None] | None = None,
 ) -> Report:
-    """The driver: prepare a job per backbone, then unit by unit decode once and feed every job.
+    """The driver: prepare a job per backbone and view, then unit by unit decode once and feed every job.
 
     Args:
         load: makes a backbone; called only when something of it has to be computed.
         only: units to look at; None: all of this process's share.
+        views: stores of each backbone to look at, None standing for the plain one; None: those `config` asks for.
     Raises:
         Stopped: a signal came; finished units are kept.
         TooManyBadImages: over `max_bad_frac`; all good images are in the cache.
@@ -84,9 +96,13 @@ def extract(
     start = time.monotonic()
     listing = source.listing()  # before any model is loaded: a faulty table should not cost that wait
     load = functools.cache(load)
+    wanted = [
+        (backbone, view) for backbone in config.backbones for view in (_views(config) if views is None else views)
+    ]
     if not CachePaths(config.cache).config.exists():  # what cannot be had or is misspelt leaves no empty cache behind
-        for wanted in config.backbones:
-            choose_specs(wanted, load(wanted).specs, config.kinds)
+        for backbone, view in wanted:
+            info = describe(load(backbone), make_request(backbone, view, config))
+            choose_specs(backbone, info.taps, config.kinds)
     thumb_px = min(MAX_THUMB_PX, max(b.image_px or MAX_THUMB_PX for b in config.backbones))
     cache = Cache.create(config.cache, listing, unit_images=config.unit_images, thumb_px=thumb_px)
     _sweep(cache)
@@ -95,24 +111,42 @@ def extract(
     share = Share(*config.share)
     n_rows = min(config.limit or len(cache.table), len(cache.table))
     units = [u for u in range(count_units(n_rows, cache.unit_images)) if share.owns(u) and (only is None or u in only)]
-    jobs = [prepare(cache, backbone, config, load, units) for backbone in config.backbones]
+    jobs = [prepare(cache, backbone, view, config, load, units) for backbone, view in wanted]
     todo = [u for u in units if _lacking(cache, thumbs, jobs, u, config.limit)]
+    n_images = sum(len(cache.rows_of_unit(u, config.limit)) for u in todo)
+    for job in jobs:
+        if job.backbone is not None:
+            job.batch_size = _batch_size(job, config, n_images)
+    batch_size = max((job.batch_size for job in jobs), default=0) or DEFAULT
+    if todo:
+        print(machine.describe(jobs[0].device), file=sys.stderr)
     report = Report()
-    with Progress("extract", len(todo), "units") as progress, decoding_threads(machine.available_cpus()) as pool:
-        for unit in todo:
-            stop.check(f"extracting unit {unit}; finished units are kept")
-            if _lacking(cache, thumbs, jobs, unit, config.limit):  # else another process has written it meanwhile
-                rows = cache.rows_of_unit(unit, config.limit)
-                images = UnitImages(source, cache.table.keys, rows, _sizes(cache, jobs), pool)
-                _extract_unit(cache, thumbs, jobs, unit, images, config, stop)
-                report.units += 1
-                report.images += len(rows)
-            progress.advance(1)
+    with (
+        Progress("extract", n_images, "images") as progress,
+        decoding_threads(machine.available_cpus()) as pool,
+        UnitSink() as sink,
+    ):
+        due = ((u, cache.rows_of_unit(u, config.limit)) for u in todo if _lacking(cache, thumbs, jobs, u, config.limit))
+        stream = ImageStream(source, cache.table.keys, _sizes(cache, jobs), pool, due, n_ahead=2 * batch_size)
+        for images in stream:  # units that another process has written meanwhile are left out
+            stop.check(f"extracting unit {images.unit}; finished units are kept")
+            _extract_unit(cache, thumbs, jobs, images, batch_size, sink, stop, progress)
+            report.units += 1
+            report.images += len(images.rows)
     bad = cache.thumbs().ledger.bad
     report.bad, report.seconds = len(bad), time.monotonic() - start
     report.stores = [_describe(job) for job in jobs]
     _judge_bad(cache, {row: reason for row, reason in bad.items() if row < n_rows}, n_rows, config.max_bad_frac)
     return report
+
+
+def _views(config: ExtractConfig) -> list[View | None]:
+    """The stores of every backbone: the plain one, and one per view."""
+    return [None, *(View(config.view_seed, index) for index in range(config.views))]
+
+
+def _batch_size(job: Job, config: ExtractConfig, n_images: int) -> int:
+    return choose_batch_size(job, n_images) if config.batch_size is None else config.batch_size
 
 
 def _sweep(cache: Cache) -> None:
@@ -125,37 +159,34 @@ def _extract_unit(
     cache: Cache,
     thumbs: CachedArray,
     jobs: Sequence[Job],
-    unit: int,
     images: UnitImages,
-    config: ExtractConfig,
+    batch_size: int,
+    sink: UnitSink,
     stop: machine.StopFlag,
+    progress: Progress,
 ) -> None:
-    """Decodes one unit once and writes what each job lacks of it; on any error nothing of the unit stays."""
-    rows = cache.rows_of_unit(unit, config.limit)
-    keys = cache.table.keys
-    with ExitStack() as undo:
-
-        def open_writer(array: CachedArray) -> UnitWriter:
-            writer = UnitWriter(array.paths, array.layout, unit)
-            undo.callback(writer.abort)
-            return writer
-
-        thumb_writer = None if thumbs.has_unit(unit, rows) else open_writer(thumbs)
-        work = [(job, [(array, open_writer(array)) for array in job.missing(unit, rows)]) for job in jobs]
-        for batch in images.batches(config.batch_size):
-            stop.check(f"extracting unit {unit}; finished units are kept")
-            names = [keys[row] for row in batch.rows]
-            if thumb_writer is not None:
-                thumb_writer.append(batch.rows, _thumb_values(batch, cache.thumb_px), names)
-            for job, writers in work:
-                if writers:
-                    tokens = _forward(job, batch, [array for array, _ in writers])
-                    for array, writer in writers:
-                        writer.append(batch.rows, to_storage(_gather(array, tokens), array.layout.dtype.name), names)
-        made = {"batch_size": config.batch_size, "device": config.device, "versions": machine.versions()}
-        thumb_writers = [thumb_writer] if thumb_writer is not None else []
-        for writer in [*thumb_writers, *(writer for _, writers in work for _, writer in writers)]:
-            writer.commit(images.statuses, made)
+    """Decodes one unit once and hands the sink what each job lacks of it."""
+    unit, rows = images.unit, images.rows
+    thumb_writer = None if thumbs.has_unit(unit, rows) else sink.open(thumbs, unit)
+    work = [(job, [(array, sink.open(array, unit)) for array in job.missing(unit, rows)]) for job in jobs]
+    for batch in images.batches(batch_size):
+        stop.check(f"extracting unit {unit}; finished units are kept")
+        names = [cache.table.keys[row] for row in batch.rows]
+        if thumb_writer is not None:
+            sink.append(thumb_writer, batch.rows, _thumb_values(batch, cache.thumb_px), names)
+        for job, writers in work:
+            if writers:
+                for part, found in job.run(batch.pixels[job.geometry], [array for array, _ in writers], names):
+                    for (_, writer), stored in zip(writers, found, strict=True):
+                        sink.append(writer, batch.rows[part], stored, names[part])
+        progress.advance(len(batch.rows))
+    progress.advance(sum(status.status == BAD for status in images.statuses))
+    made = {"device": str(jobs[0].device), "versions": machine.versions()}
+    if thumb_writer is not None:
+        sink.commit(thumb_writer, images.statuses, {"batch_size": batch_size, **made})
+    for job, writers in work:
+        for _, writer in writers:
+            sink.commit(writer, images.statuses, {"batch_size": job.batch_size, **made})
 
 
 def _lacking(cache: Cache, thumbs: CachedArray, jobs: Sequence[Job], unit: int, limit: int | None) -> bool:
@@ -164,7 +195,7 @@ def _lacking(cache: Cache, thumbs: CachedArray, jobs: Sequence[Job], unit: int, 
 
 
 def _sizes(cache: Cache, jobs: Sequence[Job]) -> list[PixelGeometry]:
-    return [_thumb_geometry(cache.thumb_px), *(job.backbone.geometry for job in jobs if job.backbone is not None)]
+    return [_thumb_geometry(cache.thumb_px), *(job.geometry for job in jobs if job.backbone is not None)]
 
 
 def _thumb_geometry(thumb_px: int) -> PixelGeometry:
@@ -174,22 +205,6 @@ def _thumb_geometry(thumb_px: int) -> PixelGeometry:
 def _thumb_values(batch: PixelBatch, thumb_px: int) -> Stored:
     n = len(batch.rows)
     return Stored(batch.pixels[_thumb_geometry(thumb_px)], np.ones((n, 0), bool), np.zeros((n, 0), np.float32))
-
-
-def _forward(job: Job, batch: PixelBatch, arrays: Sequence[CachedArray]) -> dict[str, TapTokens]:
-    assert job.backbone is not None, "a job with missing units has its backbone"
-    pixels = torch.from_numpy(batch.pixels[job.backbone.geometry]).permute(0, 3, 1, 2)
-    taps = {tap for array in arrays for tap in array.taps}
-    in_depth_order = [spec.tap for spec in job.store.info.taps if spec.tap in taps]
-    return dict(job.backbone(pixels, in_depth_order))
-
-
-def _gather(array: CachedArray, tokens: dict[str, TapTokens]) -> torch.Tensor:
-    """[B, L, ...] of the array's kind, its taps in order."""
-    if array.kind == "prefix":
-        return torch.stack([tokens[tap].prefix for tap in array.taps], dim=1)
-    grids = torch.stack([tokens[tap].grid for tap in array.taps], dim=1)
-    return grids if array.kind == "grid" else pool_mean(grids)
 
 
 def _describe(job: Job) -> dict[str, Any]:

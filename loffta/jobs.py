@@ -1,12 +1,12 @@
-"""One backbone's part of an extraction: its store, its arrays, and the backbone where something is to be computed.
+"""From what the user asked for to Jobs: finds or makes each store and its arrays, by request and recipe.
 
-In: what the user asked for, and an open cache.   Out: a Job whose store and arrays exist. Called by `extract` alone.
+In: backbones, views and options, and an open cache.   Out: a Job whose store and arrays exist. Called by `extract`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from typing import Any
 
 from loffta import machine
@@ -14,7 +14,9 @@ from loffta.backbones import Backbone
 from loffta.backbones.weights import locate
 from loffta.config import BackboneConfig, ExtractConfig
 from loffta.errors import LofftaError, UsageError
-from loffta.store.cache import Cache, CachedArray, Store
+from loffta.forward import Job
+from loffta.images.geometry import VIEW_AREA, VIEW_ASPECT, VIEW_KIND, View
+from loffta.store.cache import Cache, Store
 from loffta.store.recipe import StoreInfo, differing_fields
 from loffta.taps import resolve_taps
 from loffta.tokens import Kind, TokenSpec
@@ -22,34 +24,23 @@ from loffta.tokens import Kind, TokenSpec
 Load = Callable[[BackboneConfig], Backbone]
 
 
-@dataclass
-class Job:
-    """One backbone's part of an extraction."""
-
-    store: Store
-    arrays: list[CachedArray]  # that the asked taps and kinds need
-    backbone: Backbone | None  # None while nothing has to be computed
-
-    def missing(self, unit: int, rows: range) -> list[CachedArray]:
-        """Arrays whose done file does not settle `rows`."""
-        return [array for array in self.arrays if not array.has_unit(unit, rows)]
-
-
-def prepare(cache: Cache, wanted: BackboneConfig, config: ExtractConfig, load: Load, units: Sequence[int]) -> Job:
+def prepare(
+    cache: Cache, wanted: BackboneConfig, view: View | None, config: ExtractConfig, load: Load, units: Sequence[int]
+) -> Job:
     """Finds or makes the store and its arrays; loads the backbone only if one of `units` is missing.
 
     Raises:
         UsageError: a tap that the backbone does not have.
         LofftaError: the store was made with another recipe under the same options.
     """
-    request = _request(wanted, config)
+    request = make_request(wanted, view, config)
     known = next((s for s in cache.stores() if s.info.request == request), None)
     backbone = None
     if known is not None and _weights_unchanged(known.info, wanted):
         info = known.info
     else:
         backbone = load(wanted)
-        info = _info(backbone, request, config)
+        info = describe(backbone, request)
         if known is not None:
             _refuse_other_recipe(known, info)
     specs = choose_specs(wanted, info.taps, config.kinds)
@@ -59,10 +50,11 @@ def prepare(cache: Cache, wanted: BackboneConfig, config: ExtractConfig, load: L
     store = cache.store(known.name)
     extended = [cache.extend(array) for array in store.arrays]
     taps = {spec.tap for spec in specs}
-    job = Job(store, [a for a in extended if a.kind in config.kinds and taps & set(a.taps)], backbone)
+    arrays = [a for a in extended if a.kind in config.kinds and taps & set(a.taps)]
+    job = Job(store, arrays, backbone, machine.resolve_device(config.device))
     if backbone is None and any(job.missing(unit, cache.rows_of_unit(unit, config.limit)) for unit in units):
         job.backbone = load(wanted)
-        _refuse_other_recipe(store, _info(job.backbone, request, config))
+        _refuse_other_recipe(store, describe(job.backbone, request))
     return job
 
 
@@ -82,35 +74,61 @@ def choose_specs(wanted: BackboneConfig, specs: Sequence[TokenSpec], kinds: Sequ
     return chosen
 
 
-def _request(wanted: BackboneConfig, config: ExtractConfig) -> dict[str, Any]:
+def make_request(wanted: BackboneConfig, view: View | None, config: ExtractConfig) -> dict[str, Any]:
     """The options that decide a recipe, as asked; taps and kinds are listed beside it."""
+    area_and_aspect = {"area": list(VIEW_AREA), "aspect": list(VIEW_ASPECT)}
     return {
         "backbone": wanted.name,
         "weights": wanted.weights,
         "image_px": wanted.image_px,
-        "resize": "squash",
-        "interpolation": "model",
-        "pool": None,
-        "view": None,
-        "precision": "fp32",
+        "resize": config.resize,
+        "interpolation": config.interpolation,
+        "pool": list(config.pool) if config.pool else None,
+        "view": {"kind": VIEW_KIND, **asdict(view), **area_and_aspect} if view else None,
+        "precision": config.precision,
         "dtype": config.dtype,
     }
 
 
-def _info(backbone: Backbone, request: dict[str, Any], config: ExtractConfig) -> StoreInfo:
-    """The store's description; its recipe holds all that decides the features' bytes, and no more."""
-    geometry = asdict(backbone.geometry)
+def describe(backbone: Backbone, request: dict[str, Any]) -> StoreInfo:
+    """The store's description; its recipe holds all that decides the features' bytes, and no more.
+
+    Raises:
+        UsageError: the request cannot be met by this backbone.
+    """
     recipe = {
         "backbone": backbone.name,
         "weights": backbone.weights.digest,
-        "input": {**geometry, "mean": list(backbone.mean), "std": list(backbone.std)},
-        "pool": None,
-        "view": None,
-        "precision": "fp32",
-        "dtype": config.dtype,
+        "input": {**_input(backbone, request), "mean": list(backbone.mean), "std": list(backbone.std)},
+        "pool": request["pool"],
+        "view": request["view"],
+        "precision": request["precision"],
+        "dtype": request["dtype"],
     }
     weights = {name: value for name, value in asdict(backbone.weights).items() if name != "digest"}
-    return StoreInfo(recipe, request, weights, backbone.specs, machine.versions())
+    rows, columns = request["pool"] or (1, 1)
+    specs = tuple(replace(s, height=-(-s.height // rows), width=-(-s.width // columns)) for s in backbone.specs)
+    return StoreInfo(recipe, request, weights, specs, machine.versions())
+
+
+def _input(backbone: Backbone, request: dict[str, Any]) -> dict[str, Any]:
+    """The geometry as recorded: with the crop's fields only where the image is cropped."""
+    geometry = backbone.geometry
+    asked = request["interpolation"]
+    found = {
+        "image_px": geometry.image_px,
+        "resize": "squash",
+        "interpolation": geometry.interpolation if asked == "model" else asked,
+    }
+    if request["resize"] == "squash" or request["view"]:  # a view makes its own crop
+        return found
+    if geometry.crop_mode == "border":
+        raise UsageError(
+            "timm's evaluation transform of this model pads images with a border, which --resize crop does not do",
+            where=f"backbone {backbone.name}",
+            remedy="use --resize squash",
+        )
+    return {**found, "resize": "crop", "crop_pct": geometry.crop_pct, "crop_mode": geometry.crop_mode}
 
 
 def _weights_unchanged(info: StoreInfo, wanted: BackboneConfig) -> bool:

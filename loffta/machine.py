@@ -101,6 +101,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+def describe(device: torch.device) -> str:
+    """One line for the log: versions, device, threads."""
+    named = ", ".join(f"{name} {number}" for name, number in versions().items())
+    return f"{named}; device {device}, {torch.get_num_threads()} threads"
+
+
 class StopFlag:
     """Set by USR1, USR2, TERM and INT; the work in flight looks at it and ends by itself.
 

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from loffta.config import ExtractConfig, StrictModel, TrainConfig, parse, read_yaml
-from loffta.errors import LofftaError, UsageError
+from loffta.errors import LofftaError
 from loffta.store.files import replace_file
 
 
@@ -103,23 +103,16 @@ def run_local(stages: list[Stage], out: Path, say: Callable[[str], None]) -> lis
 
 
 def extract_arguments(config: ExtractConfig) -> list[str]:
-    """The command line of an extraction, options at their default left out.
-
-    Raises:
-        UsageError: what options cannot say.
-    """
-    if len({backbone.image_px is None for backbone in config.backbones}) > 1:
-        raise UsageError(
-            "some backbones have an image_px and some have none",
-            where="backbones of the extraction",
-            remedy="give image_px for each backbone or for none: the options pair by position",
-        )
+    """The command line of an extraction, options at their default left out."""
     arguments = ["extract", config.source, "--cache", str(config.cache)]
     for backbone in config.backbones:  # every value for every backbone, so that they pair by position
         arguments += ["--backbone", backbone.name, "--weights", backbone.weights, "--taps", backbone.taps]
-        if backbone.image_px is not None:
-            arguments += ["--image-px", str(backbone.image_px)]
-    changed = _changed(config, ("batch_size", "dtype", "device", "unit_images", "limit", "max_bad_frac"))
+        if any(other.image_px is not None for other in config.backbones):
+            arguments += ["--image-px", str(backbone.image_px or "native")]
+    plain = ("resize", "interpolation", "views", "view_seed", "precision", "dtype", "batch_size", "device")
+    changed = _changed(config, (*plain, "unit_images", "limit", "max_bad_frac"))
+    if config.pool:
+        changed["pool"] = "{}x{}".format(*config.pool)
     if config.share != (0, 1):
         changed["shard"] = "/".join(map(str, config.share))
     if "kinds" in config.model_fields_set:

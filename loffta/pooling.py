@@ -26,6 +26,20 @@ def pool_mean(grid: Float[Tensor, "*B H W D"]) -> Float[Tensor, "*B D"]:
     return grid.mean(dim=(-3, -2), dtype=torch.float32).to(grid.dtype)
 
 
+def pool_grid(grid: Float[Tensor, "*B H W D"], rows: int, columns: int) -> Float[Tensor, "*B h w D"]:
+    """Averages windows of rows x columns tokens that do not overlap: LOFF-TA's pooling, 36x36 to 18x18 with 2x2.
+
+    Where the window does not divide the grid, those at its lower and right edge average the fewer tokens they have.
+
+    Returns:
+        [..., ceil(H / rows), ceil(W / columns), D] in the dtype of `grid`; sums are taken in float32.
+    """
+    cells = grid.float().reshape(-1, *grid.shape[-3:]).permute(0, 3, 1, 2)  # [B, D, H, W]
+    window = (rows, columns)
+    pooled = F.avg_pool2d(cells, window, stride=window, ceil_mode=True, count_include_pad=False).permute(0, 2, 3, 1)
+    return pooled.reshape(*grid.shape[:-3], *pooled.shape[1:]).to(grid.dtype)
+
+
 def resize_grid(grid: Float[Tensor, "B L H W D"], size: int) -> Float[Tensor, "B L {size} {size} D"]:
     """Resizes every tap's grid to size x size cells.
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from loffta.config import BackboneConfig, ExtractConfig
 from loffta.extract import run
+from loffta.images.geometry import View
 from loffta.machine import StopFlag
 from loffta.store.cache import Cache, Store
 from loffta.store.verify import Damage
@@ -33,7 +34,9 @@ def repair(cache: Cache, damages: Sequence[Damage], stop: StopFlag) -> int:
     written = 0
     for store in hurt or stores[:1]:  # thumbnails alone: any store's extraction writes them
         units = {d.unit for d in damages if d.array.partition("/")[0] in (store.name, "targets")}
-        written += run(_config(cache, store, damages), stop, only=units).units
+        view = store.info.request["view"]
+        views = [View(view["seed"], view["index"]) if view else None]
+        written += run(_config(cache, store, damages), stop, only=units, views=views).units
     return written
 
 
@@ -53,7 +56,7 @@ def _config(cache: Cache, store: Store, damages: Sequence[Damage]) -> ExtractCon
             "cache": cache.paths.root,
             "backbones": (backbone,),
             "kinds": kinds,
-            "dtype": request["dtype"],
+            **{name: request[name] for name in ("resize", "interpolation", "pool", "precision", "dtype")},
             "max_bad_frac": 1.0,  # what was accepted when the unit was written is no error now
         }
     )

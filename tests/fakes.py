@@ -22,7 +22,7 @@ from loffta.backbones import TapTokens, WeightsSource
 from loffta.config import BackboneConfig, ExtractConfig
 from loffta.errors import LofftaError
 from loffta.extract import extract
-from loffta.images.decode import PixelGeometry
+from loffta.images.geometry import PixelGeometry
 from loffta.machine import StopFlag
 from loffta.store.table import ImageTable
 from loffta.tokens import TokenSpec

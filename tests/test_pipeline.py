@@ -18,6 +18,7 @@ from loffta.pipeline import Stage, extract_arguments, load_pipeline, run_local, 
 
 EXTRACTIONS = [
     {"source": "demo:digits", "cache": "some cache", "backbones": [{"name": "a"}]},
+    {"source": "demo:digits", "cache": "c", "backbones": [{"name": "a", "image_px": 64}, {"name": "b"}]},
     {
         "source": "folder:my pictures",
         "cache": "c",
@@ -26,6 +27,12 @@ EXTRACTIONS = [
             {"name": "b", "weights": "w.safetensors", "taps": "s.1,last", "image_px": 32},
         ],
         "kinds": ["mean"],
+        "resize": "crop",
+        "interpolation": "bilinear",
+        "pool": [2, 3],
+        "views": 4,
+        "view_seed": 5,
+        "precision": "bf16",
         "dtype": "float32",
         "batch_size": 7,
         "device": "cpu",
@@ -96,19 +103,12 @@ def test_train_arguments_come_back(values, config_of):
     }
 
 
-@pytest.mark.parametrize(("model", "values"), [(ExtractConfig, EXTRACTIONS[1]), (TrainConfig, TRAININGS[1])])
+@pytest.mark.parametrize(("model", "values"), [(ExtractConfig, EXTRACTIONS[2]), (TrainConfig, TRAININGS[1])])
 def test_the_round_trips_leave_no_field_out(model, values):
     config = parse(model, values, where="test")
     same = {"cache", "task"}
     assert set(values) == set(model.model_fields)
     assert all(getattr(config, n) != f.default for n, f in model.model_fields.items() if n not in same)
-
-
-def test_what_options_cannot_say():
-    backbones = [{"name": "a", "image_px": 64}, {"name": "b"}]
-    config = parse(ExtractConfig, {**EXTRACTIONS[0], "backbones": backbones}, where="test")
-    with pytest.raises(UsageError, match="give image_px for each backbone or for none"):
-        extract_arguments(config)
 
 
 def test_demo_loads():

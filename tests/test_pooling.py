@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from loffta.pooling import normalise_layers, pool_mean, resize_grid
+from loffta.pooling import normalise_layers, pool_grid, pool_mean, resize_grid
 
 
 def draw(*shape, dtype=torch.float32):
@@ -94,3 +94,26 @@ def test_normalisation_equals_numpy_loop():
 def test_normalisation_takes_half_precision_and_constants():
     assert normalise_layers(draw(1, 2, 9, 4, dtype=torch.float16)).dtype == torch.float32
     assert torch.equal(normalise_layers(torch.full((1, 1, 9, 4), 3.0)), torch.zeros(1, 1, 9, 4))
+
+
+@pytest.mark.parametrize(("window", "shape"), [((2, 2), (4, 6)), ((2, 3), (5, 7)), ((1, 1), (3, 3)), ((9, 2), (4, 4))])
+def test_pool_grid_averages_windows(window, shape):
+    grid = torch.randn(2, 3, *shape, 5, generator=torch.Generator().manual_seed(0))
+    pooled = pool_grid(grid, *window)
+    rows, columns = window
+    assert pooled.shape == (2, 3, -(-shape[0] // rows), -(-shape[1] // columns), 5)
+    for r in range(pooled.shape[2]):
+        for c in range(pooled.shape[3]):
+            part = grid[:, :, r * rows : (r + 1) * rows, c * columns : (c + 1) * columns].numpy()
+            np.testing.assert_allclose(pooled[:, :, r, c], part.mean((2, 3)), atol=1e-6)
+
+
+def test_pool_grid_sums_in_float32():
+    grid = torch.full((1, 8, 8, 1), 1001.0, dtype=torch.float16)
+    assert pool_grid(grid, 8, 8).item() == 1001.0
+    assert pool_grid(grid, 8, 8).dtype == torch.float16
+
+
+def test_loff_pool():
+    """LOFF-TA + Pool: 512 px on a patch of 14 gives 36x36 tokens, pooled to the 18x18 of 256 px."""
+    assert pool_grid(torch.zeros(1, 36, 36, 4), 2, 2).shape == (1, 18, 18, 4)

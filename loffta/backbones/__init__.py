@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import UInt8
 from torch import Tensor
 
-from loffta.images.decode import PixelGeometry
+from loffta.images.geometry import PixelGeometry
 from loffta.tokens import Grid, Prefix, TokenSpec
 
 

@@ -27,7 +27,7 @@ from loffta.backbones.weights import (
     stamp,
 )
 from loffta.errors import UsageError
-from loffta.images.decode import Interpolation, PixelGeometry
+from loffta.images.geometry import Interpolation, PixelGeometry
 from loffta.taps import is_inner, unknown_tap
 from loffta.tokens import Grid, Prefix, TokenSpec
 
@@ -64,7 +64,9 @@ def load_timm(
         model.requires_grad_(False).to(device),  # again: a resampled position embedding is a new parameter
         specs,
         weights=source,
-        geometry=PixelGeometry(px, interpolation=interpolation),
+        geometry=PixelGeometry(
+            px, interpolation=interpolation, crop_pct=config["crop_pct"], crop_mode=config["crop_mode"]
+        ),
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
     )

@@ -1,13 +1,15 @@
-"""Reads, decodes and resizes the images of one unit in threads, one batch ahead of the model.
+"""Reads, decodes and resizes images ahead of their use, unit after unit, each image once for all sizes asked for.
 
-Out: batches of good images, in row order, at every size that is asked for; each image is decoded once.
+In: an ImageSource and the units that are due.   Out: batches of pixels and the status of every image. `extract` calls
+it; threads do the work, and they start on the next unit before this one is used up.
 """
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loffta.images.decode import BadImage, PixelGeometry, decode, resize
+from loffta.images.decode import BadImage, decode
+from loffta.images.geometry import PixelGeometry, to_square
 from loffta.images.sources import ImageSource
 from loffta.store.ledger import BAD, OK, ImageStatus
 
@@ -36,7 +39,7 @@ class _Decoded:
 
 @contextmanager
 def decoding_threads(n_threads: int) -> Iterator[Executor]:
-    """Threads for `UnitImages`, with PIL's warnings off: odd metadata is common, and what matters is raised.
+    """Threads for an `ImageStream`, with PIL's warnings off: odd metadata is common, and what matters is raised.
 
     The filters are set here, in one thread: they belong to the process, and threads that set and restore them for each
     image leave one another's behind.
@@ -53,44 +56,94 @@ def decoding_threads(n_threads: int) -> Iterator[Executor]:
 class UnitImages:
     """The images of one unit; after iterating, `statuses` tells what became of each row."""
 
-    def __init__(
-        self, source: ImageSource, keys: Sequence[str], rows: range, sizes: Sequence[PixelGeometry], pool: Executor
-    ) -> None:
+    def __init__(self, unit: int, rows: range, stream: ImageStream) -> None:
+        self.unit = unit
+        self.rows = rows
         self.statuses: list[ImageStatus] = []
-        self._source, self._keys, self._rows = source, keys, rows
-        self._sizes, self._pool = list(dict.fromkeys(sizes)), pool
+        self.pending: deque[Future[_Decoded]] = deque()
+        self._stream = stream
 
     def batches(self, batch_size: int) -> Iterator[PixelBatch]:
         """Batches start at the unit's first row and skip bad images, so that they are the same after a resume."""
-        pending: list[Future[_Decoded]] = []
         good: list[_Decoded] = []
-        rows = iter(self._rows)
-        while True:
-            while len(pending) < 2 * batch_size and (row := next(rows, None)) is not None:
-                pending.append(self._pool.submit(self._decode, row))
-            if not pending:
-                break
-            image = pending.pop(0).result()
+        for _ in self.rows:
+            image = self._stream.take(self)
             self.statuses.append(image.status)
             if image.status.status == OK:
                 good.append(image)
             if len(good) == batch_size:
-                yield self._stack(good)
+                yield self._stream.stack(good)
                 good = []
         if good:
-            yield self._stack(good)
+            yield self._stream.stack(good)
+
+
+class ImageStream:
+    """Iterates over units; each must be used up before the next is taken."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        keys: Sequence[str],
+        sizes: Sequence[PixelGeometry],
+        pool: Executor,
+        units: Iterable[tuple[int, range]],
+        *,
+        n_ahead: int,
+    ) -> None:
+        """Opens nothing yet.
+
+        Args:
+            keys: of every row of the image set.
+            sizes: what every image is resized to; the same twice is done once.
+            units: unit numbers and their rows. Taken one by one, when their images are due to be read.
+            n_ahead: images that are read and decoded before they are asked for, across units.
+        """
+        self._source, self._keys, self._pool, self._n_ahead = source, keys, pool, n_ahead
+        self._sizes = list(dict.fromkeys(sizes))
+        self._units: deque[UnitImages] = deque()
+        self._schedule = self._submit_all(iter(units))
+        self._n_pending = 0
+
+    def __iter__(self) -> Iterator[UnitImages]:
+        self._look_ahead()
+        while self._units:
+            yield self._units.popleft()
+            self._look_ahead()
+
+    def take(self, unit: UnitImages) -> _Decoded:
+        """The next image of a unit."""
+        self._look_ahead()
+        image = unit.pending.popleft().result()
+        self._n_pending -= 1
+        return image
+
+    def stack(self, images: list[_Decoded]) -> PixelBatch:
+        """One batch of decoded images."""
+        pixels = {size: np.stack([image.pixels[size] for image in images]) for size in self._sizes}
+        return PixelBatch([image.status.row for image in images], pixels)
+
+    def _look_ahead(self) -> None:
+        while self._n_pending < self._n_ahead and next(self._schedule, None) is not None:
+            self._n_pending += 1
+
+    def _submit_all(self, units: Iterator[tuple[int, range]]) -> Iterator[int]:
+        """Submits one image whenever it is asked for the next."""
+        for unit, rows in units:
+            images = UnitImages(unit, rows, self)
+            self._units.append(images)
+            for row in rows:
+                images.pending.append(self._pool.submit(self._decode, row))
+                yield row
 
     def _decode(self, row: int) -> _Decoded:
+        key = self._keys[row]
         try:
-            data = self._source.read(self._keys[row])
+            data = self._source.read(key)
             pixels = decode(data)
         except (BadImage, OSError) as error:
             reason = str(error) if isinstance(error, BadImage) else f"cannot be read: {error}"
             return _Decoded(ImageStatus(row, BAD, reason), {})
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
         status = ImageStatus(row, OK, "", pixels.shape[1], pixels.shape[0], digest)
-        return _Decoded(status, {size: resize(pixels, size) for size in self._sizes})
-
-    def _stack(self, images: list[_Decoded]) -> PixelBatch:
-        pixels = {size: np.stack([image.pixels[size] for image in images]) for size in self._sizes}
-        return PixelBatch([image.status.row for image in images], pixels)
+        return _Decoded(status, {size: to_square(pixels, size, key) for size in self._sizes})

@@ -1,4 +1,4 @@
-"""Turns encoded image bytes into uint8 RGB pixels of the size a backbone wants.
+"""Turns encoded image bytes into uint8 RGB pixels, whatever the file holds.
 
 In: the bytes of one file.   Out: [H, W, 3] uint8, or BadImage with the reason. Called by `extract` from threads.
 """
@@ -6,29 +6,16 @@ In: the bytes of one file.   Out: [H, W, 3] uint8, or BadImage with the reason. 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-Interpolation = Literal["bilinear", "bicubic"]
 MAX_PIXELS = 178_000_000  # a bomb above this; PIL itself refuses 178,956,970, real photographs end near 150 million
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 class BadImage(Exception):
     """One image that cannot be used; the text is its reason, and the run goes on."""
-
-
-@dataclass(frozen=True)
-class PixelGeometry:
-    """How an image becomes a square of pixels; part of the recipe."""
-
-    image_px: int  # side of the square
-    resize: Literal["squash"] = "squash"  # the whole image straight to the square, aspect ignored (as VTAB does)
-    interpolation: Interpolation = "bicubic"
 
 
 def decode(data: bytes) -> NDArray[np.uint8]:
@@ -53,13 +40,6 @@ def decode(data: bytes) -> NDArray[np.uint8]:
         raise BadImage("not an image of a known format") from error
     except Exception as error:  # decoders of damaged files raise nearly anything
         raise BadImage(f"{type(error).__name__}: {error}") from error
-
-
-def resize(pixels: NDArray[np.uint8], geometry: PixelGeometry) -> NDArray[np.uint8]:
-    """Resizes [H, W, 3] to [S, S, 3] with PIL's antialiased filter, as the VTAB pipelines do."""
-    size = (geometry.image_px, geometry.image_px)
-    image = Image.fromarray(pixels).resize(size, _FILTERS[geometry.interpolation])
-    return np.asarray(image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -109,6 +109,15 @@ def count_done(paths: ArrayPaths, unit: int) -> int:
         return 0
 
 
+def read_made(paths: ArrayPaths) -> dict[str, Any] | None:
+    """How the first unit that is there was made, as given to `write_done`; None where there is none to read."""
+    path = min(paths.done_folder.glob("u*.parquet"), default=None)
+    try:
+        return None if path is None else dict(json.loads(pq.read_schema(path).metadata[_META]))
+    except _UNREADABLE:  # damaged: `verify` names it
+        return None
+
+
 @dataclass(frozen=True)
 class Ledger:
     """The merged done files of one array."""

@@ -15,7 +15,7 @@ from loffta.backbones.timm_backbone import TimmBackbone, describe_taps, load_tim
 from loffta.config import BackboneConfig, ExtractConfig
 from loffta.errors import UsageError
 from loffta.extract import run
-from loffta.images.decode import PixelGeometry
+from loffta.images.geometry import PixelGeometry
 from loffta.machine import StopFlag
 from loffta.taps import resolve_taps
 

@@ -10,12 +10,14 @@ import sys
 import huggingface_hub.constants
 import numpy as np
 import pytest
+import torch
 import yaml
 from loffta_cli.extract import pair_backbones, parse_share
 from loffta_cli.main import main
 from PIL import Image
 
 from loffta.errors import UsageError
+from loffta.machine import describe
 from loffta.runs import RunPaths
 from loffta.store.cache import Cache
 from loffta.store.zarr_reader import open_array
@@ -199,7 +201,7 @@ def test_what_is_missing_is_named(command, tmp_path, missing):
         (["demo:digits", *VIT, "--taps", "lst"], 2, ["unknown tap 'lst'", "did you mean last"]),
         (["demo:digits", *VIT, "--kinds", "grid,men"], 2, ["kinds.1", "(got 'men')"]),
         (["demo:digits", *VIT, "--device", "cuda:77"], 2, ["device 'cuda:77' cannot be used", "use auto, cpu"]),
-        (["demo:digits", *VIT, "--batch-size", "0"], 2, ["batch_size", "(got 0)"]),
+        (["demo:digits", *VIT, "--batch-size", "0"], 2, ["batch_size", "(got '0')"]),
         (
             ["demo:digits", "--backbone", "test_vit", "--weights", "package:no_such_weights"],
             1,
@@ -245,7 +247,8 @@ def test_a_folder_with_something_else(command, tmp_path):
 def test_summary_and_json(command, tmp_path):
     args = ["extract", "demo:digits", "--cache", tmp_path, *VIT, "--taps", "all", *SMALL, "--json"]
     code, out, err = command(*args)
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert err == f"{describe(torch.device('cpu'))}\n"
     *text, line = out.splitlines()
     report = json.loads(line, parse_constant=pytest.fail)
     assert report["images"] == 6
@@ -262,8 +265,8 @@ def test_summary_and_json(command, tmp_path):
     assert text[0].endswith(f" kB, store {held.name}")
     assert text[1].startswith("2 units, 6 images in ")
     assert text[1].endswith(" s; 0 bad images in the cache")
-    code, out, _ = command(*args)
-    assert code == 0
+    code, out, err = command(*args)
+    assert (code, err) == (0, "")
     assert out.splitlines()[1] == "nothing to do; 0 bad images in the cache"
     assert json.loads(out.splitlines()[-1])["units"] == 0
 
@@ -333,7 +336,7 @@ def test_extract_and_verify_from_end_to_end(tmp_path):
     def loffta(*args):
         words = [sys.executable, "-m", "loffta_cli", *map(str, args)]
         result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-        assert (result.returncode, result.stderr) == (0, "")
+        assert result.returncode == 0, result.stderr
         return json.loads(result.stdout.splitlines()[-1])
 
     assert loffta("extract", "demo:digits", "--cache", "c", *VIT, *SMALL, "--json")["images"] == 6

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from loffta.images.batches import UnitImages, decoding_threads
-from loffta.images.decode import PixelGeometry, decode, resize
+from loffta.images.batches import ImageStream, decoding_threads
+from loffta.images.decode import decode
+from loffta.images.geometry import PixelGeometry, to_square
 from loffta.store.ledger import BAD, OK
 from tests.fakes import PngSource, picture
 
@@ -16,8 +17,12 @@ SIZES = [PixelGeometry(8), PixelGeometry(12, interpolation="bilinear"), PixelGeo
 BROKEN = {4: b"", 11: OSError(5, "Input/output error")}
 
 
-def unit(source, rows, pool, sizes=SIZES):
-    return UnitImages(source, source.listing().keys, rows, sizes, pool)
+def stream(source, units, pool, n_ahead=10):
+    return ImageStream(source, source.listing().keys, SIZES, pool, units, n_ahead=n_ahead)
+
+
+def unit(source, rows, pool, n_ahead=10):
+    return next(iter(stream(source, [(0, rows)], pool, n_ahead)))
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
@@ -31,7 +36,7 @@ def test_batches_do_not_depend_on_threads(n_threads, batch_size):
     assert [b.rows for b in batches] == [good[i : i + batch_size] for i in range(0, len(good), batch_size)]
     for geometry in SIZES:
         pixels = np.concatenate([b.pixels[geometry] for b in batches])
-        assert np.array_equal(pixels, np.stack([resize(picture(row), geometry) for row in good]))
+        assert np.array_equal(pixels, np.stack([to_square(picture(row), geometry, "") for row in good]))
     assert set(source.reads.values()) == {1}
     assert [s.row for s in images.statuses] == list(rows)
 
@@ -64,12 +69,41 @@ def test_a_unit_of_bad_images_gives_no_batch():
     assert [s.status for s in images.statuses] == [BAD] * 4
 
 
-def test_at_most_two_batches_are_ahead():
+def test_no_more_is_read_ahead_than_allowed():
     source = PngSource(40)
     with ThreadPoolExecutor(2) as pool:
-        batches = unit(source, range(40), pool).batches(5)
+        batches = unit(source, range(40), pool, n_ahead=10).batches(5)
         next(batches)
-        assert sum(source.reads.values()) <= 5 + 2 * 5
+        assert sum(source.reads.values()) <= 5 + 10
+
+
+def test_the_next_unit_is_read_before_this_one_is_used_up():
+    """Else the model would wait at every unit's start for its first batch."""
+    source, asked = PngSource(24), []
+
+    def units():
+        for i in range(3):
+            asked.append(i)
+            yield i, range(8 * i, 8 * i + 8)
+
+    seen = []
+    with ThreadPoolExecutor(2) as pool:
+        for images in stream(source, units(), pool, n_ahead=10):
+            assert asked == list(range(min(images.unit + 2, 3)))  # and no unit is settled earlier than needed
+            for batch in images.batches(3):
+                seen.append((images.unit, batch.rows))
+    units_of_3 = [(i, [8 * i + r for r in rows]) for i in range(3) for rows in ([0, 1, 2], [3, 4, 5], [6, 7])]
+    assert seen == units_of_3
+    assert set(source.reads.values()) == {1}
+
+
+def test_a_look_ahead_shorter_than_a_unit_or_a_batch_changes_nothing():
+    source = PngSource(20)
+    with ThreadPoolExecutor(2) as pool:
+        found = [
+            b.rows for u in stream(source, [(0, range(7)), (1, range(7, 20))], pool, n_ahead=1) for b in u.batches(4)
+        ]
+    assert found == [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9, 10], [11, 12, 13, 14], [15, 16, 17, 18], [19]]
 
 
 def test_a_bug_in_the_source_is_no_bad_image():

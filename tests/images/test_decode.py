@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loffta.images.decode import MAX_PIXELS, BadImage, PixelGeometry, decode, resize
+from loffta.images.decode import MAX_PIXELS, BadImage, decode
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, size=(5, 7, 3), dtype=np.uint8)
@@ -194,18 +194,3 @@ def test_damaged_bytes_are_decoded_or_refused(seed):
         return
     assert pixels.dtype == np.uint8
     assert pixels.shape[2:] == (3,)
-
-
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("px", [3, 7, 16])
-def test_resize_equals_pil(px, interpolation):
-    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-    found = resize(RGB, PixelGeometry(px, interpolation=interpolation))
-    assert np.array_equal(found, np.asarray(Image.fromarray(RGB).resize((px, px), filters[interpolation])))
-    assert found.shape == (px, px, 3)
-
-
-def test_resize_down_is_antialiased():
-    stripes = np.zeros((64, 64, 3), np.uint8)
-    stripes[:, ::2] = 255
-    assert np.abs(resize(stripes, PixelGeometry(8)).astype(int) - 127).max() <= 8

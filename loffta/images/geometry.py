@@ -1,0 +1,106 @@
+"""How a decoded image becomes the square of pixels that a backbone wants: squashed, cropped, or seen as a random view.
+
+In: [H, W, 3] uint8 and a PixelGeometry, which is part of the recipe.   Out: [S, S, 3] uint8. Called from threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Interpolation = Literal["bilinear", "bicubic"]
+Resize = Literal["squash", "crop"]
+CropMode = Literal["center", "squash", "border"]  # timm's names
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+VIEW_KIND = "crop-flip"
+VIEW_AREA = (0.25, 1.0)  # share of the image; ours: torchvision's 0.08 is for networks that train on thousands of views
+VIEW_ASPECT = (3 / 4, 4 / 3)  # torchvision's RandomResizedCrop
+_TRIES = 10  # as there
+
+
+@dataclass(frozen=True)
+class View:
+    """One of several random looks at every image: a crop, mirrored or not, drawn from (seed, index, image key)."""
+
+    seed: int
+    index: int
+
+
+@dataclass(frozen=True)
+class PixelGeometry:
+    """How an image becomes a square of pixels."""
+
+    image_px: int  # side of the square
+    resize: Resize = "squash"  # the whole image straight to the square, aspect ignored (as VTAB does); or timm's own
+    interpolation: Interpolation = "bicubic"
+    crop_pct: float = 1.0  # for `crop`: side of the square over that of the resized image
+    crop_mode: CropMode = "center"  # for `crop`: the short side is resized, the centre cut out; or all of it squashed
+    view: View | None = None
+
+
+class ViewBox(NamedTuple):
+    """The part of an image that a view shows, in pixels, right and bottom excluded."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    mirrored: bool
+
+
+def to_square(pixels: NDArray[np.uint8], geometry: PixelGeometry, key: str) -> NDArray[np.uint8]:
+    """[H, W, 3] to [S, S, 3], with PIL's antialiased filter.
+
+    Args:
+        key: the image's name, from which a view is drawn.
+    """
+    image = Image.fromarray(pixels)
+    side, resample = geometry.image_px, _FILTERS[geometry.interpolation]
+    if geometry.view is not None:
+        box = view_box(geometry.view, key, image.width, image.height)
+        square = image.crop(box[:4]).resize((side, side), resample)
+        return np.asarray(square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if box.mirrored else square)
+    if geometry.resize == "squash":
+        return np.asarray(image.resize((side, side), resample))
+    return np.asarray(_cut_centre(image.resize(_crop_size(image, geometry), resample), side))
+
+
+def view_box(view: View, key: str, width: int, height: int) -> ViewBox:
+    """The crop and mirroring of a view: the same for ever, on any machine, so that it can be replayed on masks.
+
+    25-100 % of the area with an aspect ratio of 3/4 to 4/3, placed anywhere, as torchvision's RandomResizedCrop draws
+    it; the whole image where ten draws do not fit. Mirrored in half of the cases.
+    """
+    seed = hashlib.blake2b(f"{view.seed}/{view.index}/{key}".encode(), digest_size=16).digest()
+    rng = np.random.Generator(np.random.PCG64(int.from_bytes(seed, "big")))
+    mirrored = bool(rng.random() < 0.5)
+    for _ in range(_TRIES):
+        area = rng.uniform(*VIEW_AREA) * width * height
+        aspect = math.exp(rng.uniform(math.log(VIEW_ASPECT[0]), math.log(VIEW_ASPECT[1])))
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left = int(rng.integers(width - crop_width + 1))
+            top = int(rng.integers(height - crop_height + 1))
+            return ViewBox(left, top, left + crop_width, top + crop_height, mirrored)
+    return ViewBox(0, 0, width, height, mirrored)
+
+
+def _crop_size(image: Image.Image, geometry: PixelGeometry) -> tuple[int, int]:
+    """(width, height) to resize to before the centre is cut out: timm's evaluation transform."""
+    scale = math.floor(geometry.image_px / geometry.crop_pct)
+    if geometry.crop_mode == "squash":
+        return scale, scale
+    short = min(image.size)
+    return (scale * image.width // short, scale * image.height // short)
+
+
+def _cut_centre(image: Image.Image, side: int) -> Image.Image:
+    left, top = round((image.width - side) / 2), round((image.height - side) / 2)
+    return image.crop((left, top, left + side, top + side))

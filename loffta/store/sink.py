@@ -1,0 +1,82 @@
+"""Writes units behind the computation: one thread, a short queue, and everything undone that is not whole.
+
+In: storage-ready tokens from `extract`, unit by unit.   Out: committed units, in the order in which they were given.
+The crc32c, the writes and the fsyncs run while the next batch is computed; a full queue makes the caller wait.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+from loffta.store.cache import CachedArray
+from loffta.store.ledger import ImageStatus
+from loffta.store.writer import Stored, UnitWriter
+
+MAX_WAITING = 1  # batches: with the one being written and the one being computed, three are in memory
+
+
+class UnitSink:
+    """Open units of several arrays; leaving the context waits for what was given and deletes what was not committed.
+
+    An error of the thread is raised by the next call, or on leaving the context.
+    """
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[Callable[[], object] | None] = queue.Queue(MAX_WAITING)
+        self._thread = threading.Thread(target=self._run, name="loffta-sink")
+        self._error: BaseException | None = None
+        self._open: set[UnitWriter] = set()
+
+    def open(self, array: CachedArray, unit: int) -> UnitWriter:
+        """Starts a unit of one array."""
+        self._refuse()
+        writer = UnitWriter(array.paths, array.layout, unit)
+        self._open.add(writer)
+        return writer
+
+    def append(self, writer: UnitWriter, rows: Sequence[int], stored: Stored, keys: Sequence[str]) -> None:
+        """Hands images over, as `UnitWriter.append`; the caller must not change `stored` afterwards."""
+        self._put(lambda: writer.append(rows, stored, keys))
+
+    def commit(self, writer: UnitWriter, images: Sequence[ImageStatus], run: dict[str, Any]) -> None:
+        """Puts a unit in place behind all that was appended to it, as `UnitWriter.commit`."""
+
+        def finish() -> None:
+            writer.commit(images, run)
+            self._open.discard(writer)
+
+        self._put(finish)
+
+    def __enter__(self) -> UnitSink:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        for writer in self._open:
+            writer.abort()
+        if error is None:
+            self._refuse()
+
+    def _put(self, call: Callable[[], object]) -> None:
+        self._refuse()
+        self._queue.put(call)  # the thread empties the queue even after an error, so this cannot wait for ever
+
+    def _refuse(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        while (call := self._queue.get()) is not None:
+            if self._error is None:
+                try:
+                    call()
+                except BaseException as error:
+                    self._error = error
