@@ -103,7 +103,8 @@ def test_signals_end_with_75_and_the_same_command_continues(tmp_path):
         child.send_signal(number)
         out, err = child.communicate(timeout=60)
         assert child.returncode == 75
-        assert re.search(rf"^stopped by {number.name} while extracting unit \d+; finished units are kept$", err, re.MULTILINE)
+        stopped = rf"^stopped by {number.name} while extracting unit \d+; finished units are kept$"
+        assert re.search(stopped, err, re.MULTILINE)
         assert err.endswith("remedy: run the same command again\n")
         assert out.count("batch") <= 2
         assert list((tmp_path / "stopped").rglob("*.part")) == []
