@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--shard", "share", metavar="I/N", help="Only the units u with u % N == I; for N jobs at once.")
 @click.option("--limit", type=int, help="Only the first N images.")
 @click.option("--max-bad-frac", type=float, default=0.01, show_default=True, help="More bad images: exit code 3.")
+@click.option("--ignore-space", is_flag=True, help="Begin though there is no room for all of it.")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file with any of these options.")
 @json_option
 @click.pass_context

@@ -7,6 +7,7 @@ continues, and does nothing (loads no model) when all is there.
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
@@ -26,9 +27,11 @@ from loffta.images.sources import ImageSource, open_source
 from loffta.jobs import Job, Load, choose_specs, prepare
 from loffta.pooling import pool_mean
 from loffta.progress import Progress
+from loffta.space import check_room
 from loffta.store.cache import MAX_THUMB_PX, Cache, CachedArray
 from loffta.store.files import sweep_parts
 from loffta.store.paths import THUMB, CachePaths
+from loffta.store.purge import describe_missing, forget_missing
 from loffta.store.units import Share, count_units
 from loffta.store.writer import Stored, UnitWriter, to_storage
 
@@ -90,12 +93,15 @@ def extract(
     thumb_px = min(MAX_THUMB_PX, max(b.image_px or MAX_THUMB_PX for b in config.backbones))
     cache = Cache.create(config.cache, listing, unit_images=config.unit_images, thumb_px=thumb_px)
     _sweep(cache)
+    _say_missing(forget_missing(cache))
     fresh = not cache.paths.target(THUMB).metadata.exists()  # a finished cache is not even touched
     thumbs = cache.extend(cache.thumbs(create=fresh))
     share = Share(*config.share)
     n_rows = min(config.limit or len(cache.table), len(cache.table))
     units = [u for u in range(count_units(n_rows, cache.unit_images)) if share.owns(u) and (only is None or u in only)]
     jobs = [prepare(cache, backbone, config, load, units) for backbone in config.backbones]
+    if not config.ignore_space:
+        check_room(cache, [thumbs, *(array for job in jobs for array in job.arrays)], units, config.limit)
     todo = [u for u in units if _lacking(cache, thumbs, jobs, u, config.limit)]
     report = Report()
     with Progress("extract", len(todo), "units") as progress, decoding_threads(machine.available_cpus()) as pool:
@@ -119,6 +125,16 @@ def _sweep(cache: Cache) -> None:
     """Deletes what killed processes left half-written, wherever in the cache a file is made."""
     for folder in {part.parent for part in cache.paths.root.rglob(".*.part")}:
         sweep_parts(folder)
+
+
+def _say_missing(missing: dict[str, list[int]]) -> None:
+    if missing:
+        print(
+            f"{describe_missing(missing)}\n  was the file system purged? These units are not finished any more; "
+            "this command writes anew those of its own stores",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _extract_unit(

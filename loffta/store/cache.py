@@ -154,6 +154,11 @@ class Cache:
         found = sorted(p.parent.name for p in self.paths.stores.glob("*/zarr.json"))
         return [self.store(name) for name in found]
 
+    def arrays(self) -> list[CachedArray]:
+        """Every array that there is: the thumbnails, then those of all stores; read anew at each call."""
+        thumbs = [self.thumbs()] if self.paths.target(THUMB).metadata.exists() else []
+        return [*thumbs, *(array for store in self.stores() for array in store.arrays)]
+
     def store(self, name: str) -> Store:
         """One store by its full name."""
         path = self.paths.store_metadata(name)

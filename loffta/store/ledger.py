@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -137,8 +136,8 @@ class Ledger:
 
 def done_units(paths: ArrayPaths) -> list[int]:
     """Units that have a done file, in order; lists names, opens none."""
-    names = os.listdir(paths.done_folder) if paths.done_folder.is_dir() else []
-    return sorted(int(match[1]) for name in names if (match := _DONE.fullmatch(name)))
+    found = paths.done_folder.iterdir() if paths.done_folder.is_dir() else []
+    return sorted(int(match[1]) for path in found if (match := _DONE.fullmatch(path.name)))
 
 
 def read_ledger(paths: ArrayPaths, n_rows: int) -> Ledger:
