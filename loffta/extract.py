@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +32,7 @@ from loffta.store.cache import MAX_THUMB_PX, Cache, CachedArray
 from loffta.store.files import sweep_parts
 from loffta.store.paths import THUMB, CachePaths
 from loffta.store.purge import describe_missing, forget_missing
+from loffta.store.table import ImageTable
 from loffta.store.units import Share, count_units
 from loffta.store.writer import Stored, UnitWriter, to_storage
 
@@ -47,6 +48,22 @@ class Report:
     stores: list[dict[str, Any]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Begun:
+    """An extraction whose arrays exist, before its first unit."""
+
+    cache: Cache
+    thumbs: CachedArray
+    jobs: list[Job]
+    units: list[int]  # of this process's share
+    n_rows: int  # images asked for
+
+    @property
+    def arrays(self) -> list[CachedArray]:
+        """All that it writes to: thumbnails, then features."""
+        return [self.thumbs, *(array for job in self.jobs for array in job.arrays)]
+
+
 def run(config: ExtractConfig, stop: machine.StopFlag, *, only: Collection[int] | None = None) -> Report:
     """Extracts all that `config` asks for and the cache lacks, with timm's backbones.
 
@@ -57,13 +74,18 @@ def run(config: ExtractConfig, stop: machine.StopFlag, *, only: Collection[int] 
     device = machine.resolve_device(config.device)
     torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions; the recipe says fp32 on every device
     config = config.model_copy(update={"device": str(device)})  # done files say which it was, not `auto`
+    return extract(config, open_source(config.source), timm_loader(device), stop, only=only)
+
+
+def timm_loader(device: torch.device) -> Load:
+    """Makes timm's backbones on a device."""
 
     def load(backbone: BackboneConfig) -> Backbone:
         from loffta.backbones.timm_backbone import load_timm
 
         return load_timm(backbone.name, weights=backbone.weights, image_px=backbone.image_px, device=str(device))
 
-    return extract(config, open_source(config.source), load, stop, only=only)
+    return load
 
 
 def extract(
@@ -86,6 +108,39 @@ def extract(
     """
     start = time.monotonic()
     listing = source.listing()  # before any model is loaded: a faulty table should not cost that wait
+    begun = begin(config, listing, load, only=only)
+    cache, thumbs, jobs, units = begun.cache, begun.thumbs, begun.jobs, begun.units
+    if not config.ignore_space:
+        check_room(cache, begun.arrays, units, config.limit)
+    todo = [u for u in units if _lacking(cache, thumbs, jobs, u, config.limit)]
+    report = Report()
+    with Progress("extract", len(todo), "units") as progress, decoding_threads(machine.available_cpus()) as pool:
+        for unit in todo:
+            stop.check(f"extracting unit {unit}; finished units are kept")
+            if _lacking(cache, thumbs, jobs, unit, config.limit):  # else another process has written it meanwhile
+                rows = cache.rows_of_unit(unit, config.limit)
+                images = UnitImages(source, cache.table.keys, rows, pixel_sizes(cache, jobs), pool)
+                _extract_unit(cache, thumbs, jobs, unit, images, config, stop)
+                report.units += 1
+                report.images += len(rows)
+            progress.advance(1)
+    bad = cache.thumbs().ledger.bad
+    report.bad, report.seconds = len(bad), time.monotonic() - start
+    report.stores = [_describe(job) for job in jobs]
+    asked = {row: reason for row, reason in bad.items() if row < begun.n_rows}
+    _judge_bad(cache, asked, begun.n_rows, config.max_bad_frac)
+    return report
+
+
+def begin(config: ExtractConfig, listing: ImageTable, load: Load, *, only: Collection[int] | None = None) -> Begun:
+    """Opens or makes the cache, its stores and arrays, and loads what is needed to fill them; writes no features.
+
+    Args:
+        listing: the image set as it is now.
+        load: makes a backbone; called only when something of it has to be computed.
+    Raises:
+        LofftaError: another recipe under the same name, a changed image set.
+    """
     load = functools.cache(load)
     if not CachePaths(config.cache).config.exists():  # what cannot be had or is misspelt leaves no empty cache behind
         for wanted in config.backbones:
@@ -100,25 +155,7 @@ def extract(
     n_rows = min(config.limit or len(cache.table), len(cache.table))
     units = [u for u in range(count_units(n_rows, cache.unit_images)) if share.owns(u) and (only is None or u in only)]
     jobs = [prepare(cache, backbone, config, load, units) for backbone in config.backbones]
-    if not config.ignore_space:
-        check_room(cache, [thumbs, *(array for job in jobs for array in job.arrays)], units, config.limit)
-    todo = [u for u in units if _lacking(cache, thumbs, jobs, u, config.limit)]
-    report = Report()
-    with Progress("extract", len(todo), "units") as progress, decoding_threads(machine.available_cpus()) as pool:
-        for unit in todo:
-            stop.check(f"extracting unit {unit}; finished units are kept")
-            if _lacking(cache, thumbs, jobs, unit, config.limit):  # else another process has written it meanwhile
-                rows = cache.rows_of_unit(unit, config.limit)
-                images = UnitImages(source, cache.table.keys, rows, _sizes(cache, jobs), pool)
-                _extract_unit(cache, thumbs, jobs, unit, images, config, stop)
-                report.units += 1
-                report.images += len(rows)
-            progress.advance(1)
-    bad = cache.thumbs().ledger.bad
-    report.bad, report.seconds = len(bad), time.monotonic() - start
-    report.stores = [_describe(job) for job in jobs]
-    _judge_bad(cache, {row: reason for row, reason in bad.items() if row < n_rows}, n_rows, config.max_bad_frac)
-    return report
+    return Begun(cache, thumbs, jobs, units, n_rows)
 
 
 def _sweep(cache: Cache) -> None:
@@ -164,10 +201,9 @@ def _extract_unit(
             if thumb_writer is not None:
                 thumb_writer.append(batch.rows, _thumb_values(batch, cache.thumb_px), names)
             for job, writers in work:
-                if writers:
-                    tokens = _forward(job, batch, [array for array, _ in writers])
-                    for array, writer in writers:
-                        writer.append(batch.rows, to_storage(_gather(array, tokens), array.layout.dtype.name), names)
+                stored = compute(job, batch, [array for array, _ in writers])
+                for (_, writer), values in zip(writers, stored, strict=True):
+                    writer.append(batch.rows, values, names)
         made = {"batch_size": config.batch_size, "device": config.device, "versions": machine.versions()}
         thumb_writers = [thumb_writer] if thumb_writer is not None else []
         for writer in [*thumb_writers, *(writer for _, writers in work for _, writer in writers)]:
@@ -179,7 +215,8 @@ def _lacking(cache: Cache, thumbs: CachedArray, jobs: Sequence[Job], unit: int, 
     return not thumbs.has_unit(unit, rows) or any(job.missing(unit, rows) for job in jobs)
 
 
-def _sizes(cache: Cache, jobs: Sequence[Job]) -> list[PixelGeometry]:
+def pixel_sizes(cache: Cache, jobs: Sequence[Job]) -> list[PixelGeometry]:
+    """Every size that an image is wanted in: the thumbnail's, and those of the networks that will run."""
     return [_thumb_geometry(cache.thumb_px), *(job.backbone.geometry for job in jobs if job.backbone is not None)]
 
 
@@ -190,6 +227,13 @@ def _thumb_geometry(thumb_px: int) -> PixelGeometry:
 def _thumb_values(batch: PixelBatch, thumb_px: int) -> Stored:
     n = len(batch.rows)
     return Stored(batch.pixels[_thumb_geometry(thumb_px)], np.ones((n, 0), bool), np.zeros((n, 0), np.float32))
+
+
+def compute(job: Job, batch: PixelBatch, arrays: Sequence[CachedArray]) -> Iterator[Stored]:
+    """What each array stores of a batch, one after the other; the network runs once."""
+    tokens = _forward(job, batch, arrays) if arrays else {}
+    for array in arrays:
+        yield to_storage(_gather(array, tokens), array.layout.dtype.name)
 
 
 def _forward(job: Job, batch: PixelBatch, arrays: Sequence[CachedArray]) -> dict[str, TapTokens]:
