@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .common import emit, human_bytes, json_option, merge_config
+
+if TYPE_CHECKING:
+    from loffta.config import ExtractConfig
 
 
 @click.command("extract")
@@ -34,6 +37,7 @@ from .common import emit, human_bytes, json_option, merge_config
 @click.option("--shard", "share", metavar="I/N", help="Only the units u with u % N == I; for N jobs at once.")
 @click.option("--limit", type=int, help="Only the first N images.")
 @click.option("--max-bad-frac", type=float, default=0.01, show_default=True, help="More bad images: exit code 3.")
+@click.option("--ignore-space", is_flag=True, help="Begin though there is no room for all of it.")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file with any of these options.")
 @json_option
 @click.pass_context
@@ -43,16 +47,10 @@ def command(ctx: click.Context, /, file: Path | None, as_json: bool, **options: 
     A second run continues, and does nothing when all is there. --weights, --taps and --image-px are given once for all
     backbones or once for each, in order.
     """
-    from loffta.config import ExtractConfig, parse
     from loffta.extract import run
     from loffta.machine import StopFlag
 
-    options["backbones"] = pair_backbones(
-        options["backbones"], options.pop("weights"), options.pop("taps"), options.pop("image_px")
-    )
-    options["kinds"] = tuple(kind.strip() for kind in options["kinds"].split(","))
-    options["share"] = parse_share(options["share"]) if options["share"] else None
-    config = parse(ExtractConfig, merge_config(ctx, file, options), where=file or "loffta extract")
+    config = read_options(ctx, file, options)
     report = run(config, StopFlag().listen())
     for store in report.stores:
         click.echo(
@@ -63,6 +61,22 @@ def command(ctx: click.Context, /, file: Path | None, as_json: bool, **options: 
     )
     click.echo(f"{done}; {report.bad} bad images in the cache")
     emit(asdict(report), as_json)
+
+
+def read_options(ctx: click.Context, file: Path | None, options: dict[str, Any]) -> ExtractConfig:
+    """The configuration that options and file give; `loffta plan` takes the same.
+
+    Raises:
+        UsageError: an unknown key, a missing one, or a value of the wrong kind.
+    """
+    from loffta.config import ExtractConfig, parse
+
+    options["backbones"] = pair_backbones(
+        options["backbones"], options.pop("weights"), options.pop("taps"), options.pop("image_px")
+    )
+    options["kinds"] = tuple(kind.strip() for kind in options["kinds"].split(","))
+    options["share"] = parse_share(options["share"]) if options["share"] else None
+    return parse(ExtractConfig, merge_config(ctx, file, options), where=file or ctx.command_path)
 
 
 def pair_backbones(

@@ -19,6 +19,7 @@ from loffta.errors import LofftaError, unknown_name
 # name -> (where the click command is, its line in `loffta --help`); in the order of work
 COMMANDS: dict[str, tuple[str, str]] = {
     "extract": (".extract:command", "Run frozen backbones over images once and cache their tokens."),
+    "plan": (".plan:command", "Show what an extraction would take: bytes, files, hours."),
     "train": (".train:command", "Train a head on cached tokens."),
     "evaluate": (".evaluate:command", "Measure a trained head on a split."),
     "info": (".info:command", "Show what a cache holds and what it weighs."),

@@ -19,6 +19,21 @@ FIRST, LARGEST = 8, 1024
 WORTH = 1.05  # a doubled batch must be this much faster, or memory is better spent otherwise
 
 
+def set_batch_sizes(jobs: Sequence[Job], wanted: int | None, n_images: int) -> int:
+    """Gives every job that has to compute something its batch size.
+
+    Args:
+        wanted: the same for all; None: each finds its own.
+        n_images: still to be extracted.
+    Returns:
+        The largest: how many images are decoded into one batch.
+    """
+    for job in jobs:
+        if job.backbone is not None:
+            job.batch_size = choose_batch_size(job, n_images) if wanted is None else wanted
+    return max((job.batch_size for job in jobs), default=0) or DEFAULT
+
+
 def choose_batch_size(job: Job, n_images: int) -> int:
     """What the store's finished units were made with on such a device, else the fastest of 8, 16, 32, ...
 

@@ -86,6 +86,7 @@ class ExtractConfig(StrictModel, frozen=True):
     )  # (i, n): this process owns the units u with u % n == i
     limit: int | None = Field(None, gt=0)  # first rows only
     max_bad_frac: float = Field(0.01, ge=0, le=1)
+    ignore_space: bool = False  # begin though the file system or the quota has no room for all of it
 
 
 class TrainConfig(StrictModel, frozen=True):

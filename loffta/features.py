@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loffta.errors import LofftaError, UsageError, unknown_name
+from loffta.errors import DamageFound, LofftaError, UsageError, unknown_name
 from loffta.pooling import pool_mean
 from loffta.store.cache import Cache, CachedArray, Store
+from loffta.store.purge import all_missing_shards, describe_missing
 from loffta.taps import final_tap, resolve_taps
 from loffta.tokens import KINDS, FeatureSpec, Kind
 
@@ -79,10 +80,12 @@ def usable_rows(cache: Cache, features: Sequence[Feature], split: str, *, partia
     Raises:
         UsageError: no such split.
         LofftaError: units are missing; the counts and the command that adds them are given.
+        DamageFound: shards of finished units are gone; all of them are listed.
     """
     for part in split.split("+"):
         if part not in cache.table.split_sizes():
             raise unknown_name("split", part, cache.table.split_sizes(), where=cache.paths.images)
+    _refuse_missing_shards(cache, features)
     rows = cache.table.rows_of(split)
     ready = np.ones(len(cache.table), dtype=bool)
     for feature in features:
@@ -102,6 +105,18 @@ def usable_rows(cache: Cache, features: Sequence[Feature], split: str, *, partia
             f"no image of split '{split}' has features", where=cache.paths.root, remedy="run `loffta extract` first"
         )
     return rows[ready[rows]]
+
+
+def _refuse_missing_shards(cache: Cache, features: Sequence[Feature]) -> None:
+    arrays = {feature.array.paths.name: feature.array for feature in features}
+    missing = all_missing_shards(arrays.values())
+    if missing:
+        raise DamageFound(
+            describe_missing(missing),
+            where=cache.paths.root,
+            remedy="was the file system purged? Write exactly these units anew with\n      "
+            + shlex.join(["loffta", "verify", str(cache.paths.root), "--repair"]),
+        )
 
 
 def check_labels(cache: Cache, rows: NDArray[np.int64], split: str) -> None:

@@ -117,7 +117,7 @@ def extract_arguments(config: ExtractConfig) -> list[str]:
         changed["shard"] = "/".join(map(str, config.share))
     if "kinds" in config.model_fields_set:
         changed["kinds"] = ",".join(config.kinds)
-    return arguments + _options(changed)
+    return arguments + _options(changed) + (["--ignore-space"] if config.ignore_space else [])
 
 
 def train_arguments(config: TrainConfig, run: Path) -> list[str]:

@@ -40,6 +40,7 @@ EXTRACTIONS = [
         "share": [1, 4],
         "limit": 100,
         "max_bad_frac": 0.5,
+        "ignore_space": True,
     },
 ]
 TRAININGS = [

@@ -123,7 +123,7 @@ class Cache:
         """
         paths = CachePaths(root)
         if not paths.config.exists():
-            if _is_foreign(paths) and not paths.config.exists():  # asked again: another process may have just made it
+            if paths.is_foreign() and not paths.config.exists():  # asked again: another process may have just made it
                 raise LofftaError(
                     "this folder holds something else", where=root, remedy="choose an empty or new folder"
                 )
@@ -153,6 +153,11 @@ class Cache:
         """All stores, by name; read anew at each call."""
         found = sorted(p.parent.name for p in self.paths.stores.glob("*/zarr.json"))
         return [self.store(name) for name in found]
+
+    def arrays(self) -> list[CachedArray]:
+        """Every array that there is: the thumbnails, then those of all stores; read anew at each call."""
+        thumbs = [self.thumbs()] if self.paths.target(THUMB).metadata.exists() else []
+        return [*thumbs, *(array for store in self.stores() for array in store.arrays)]
 
     def store(self, name: str) -> Store:
         """One store by its full name."""
@@ -233,10 +238,3 @@ class Cache:
             return self
         replace_file(self.paths.images, table.to_parquet())
         return Cache(self.paths, self.unit_images, self.thumb_px, table)
-
-
-def _is_foreign(paths: CachePaths) -> bool:
-    """Whether the root is something else than a missing folder, or one that a cache was begun in."""
-    if not paths.root.is_dir():
-        return paths.root.exists()
-    return any(p.name != paths.images.name and p.suffix != ".part" for p in paths.root.iterdir())

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,9 @@ _TYPES: dict[str, pa.DataType] = {
 }
 _SCHEMA = pa.schema(_TYPES)
 _META = b"loffta"
+_DONE = re.compile(r"u(\d+)\.parquet")
+_MERGED = ("row", "status", "reason")  # what a ledger is made of; the lists of checksums are most of a done file
+_READ_THREADS = 8  # done files are small: over a network, waiting for them is all the work
 # what pyarrow raises over damaged bytes; real trouble of the file system is met before it sees them
 _UNREADABLE = (OSError, ValueError, KeyError, pa.ArrowException)
 
@@ -65,6 +71,11 @@ def write_done(
     paths: ArrayPaths, unit: int, images: Sequence[ImageStatus], audits: Sequence[Audit], run: dict[str, Any]
 ) -> None:
     """Says that a unit is there: `images` and `audits` row by row, `run` how it was made (batch size, device)."""
+    replace_file(paths.done(unit), encode_done(images, audits, run))
+
+
+def encode_done(images: Sequence[ImageStatus], audits: Sequence[Audit], run: dict[str, Any]) -> bytes:
+    """The bytes of a done file; see write_done."""
     columns: list[list[Any]] = [
         [getattr(image, name) for image in images] for name in ("row", "status", "reason", "width", "height", "blake2b")
     ]
@@ -73,11 +84,11 @@ def write_done(
     table = pa.Table.from_arrays(arrays, schema=_SCHEMA.with_metadata({_META: json.dumps(run).encode()}))
     buffer = io.BytesIO()
     pq.write_table(table, buffer, write_page_checksum=True)
-    replace_file(paths.done(unit), buffer.getvalue())
+    return buffer.getvalue()
 
 
-def read_done(path: Path) -> pa.Table:
-    """One done file as a table.
+def read_done(path: Path, columns: Sequence[str] = _SCHEMA.names) -> pa.Table:
+    """One done file, or some columns of it, as a table. Damage in other columns is not seen: `verify` reads all.
 
     Raises:
         DamageFound: the file cannot be read.
@@ -85,8 +96,8 @@ def read_done(path: Path) -> pa.Table:
     data = path.read_bytes()
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-            table = file.read(use_threads=False).select(_SCHEMA.names)
-        if not table.schema.equals(_SCHEMA):
+            table = file.read(columns=list(columns), use_threads=False).select(columns)
+        if not table.schema.equals(pa.schema([(name, _TYPES[name]) for name in columns])):
             raise ValueError("its columns have other types")
         return table
     except _UNREADABLE as error:
@@ -132,18 +143,28 @@ class Ledger:
         return int(self.ready.sum()) + len(self.bad)
 
 
+def done_units(paths: ArrayPaths) -> list[int]:
+    """Units that have a done file, in order; lists names, opens none."""
+    found = paths.done_folder.iterdir() if paths.done_folder.is_dir() else []
+    return sorted(int(match[1]) for path in found if (match := _DONE.fullmatch(path.name)))
+
+
 def read_ledger(paths: ArrayPaths, n_rows: int) -> Ledger:
-    """Merges the done files of an array of `n_rows` images."""
+    """Merges the done files of an array of `n_rows` images.
+
+    Raises:
+        DamageFound: a done file cannot be read.
+    """
     ready = np.zeros(n_rows, dtype=bool)
-    bad: dict[int, str] = {}
-    files = sorted(paths.done_folder.glob("u*.parquet"))
-    for path in files:
-        table = read_done(path)
-        table = table.filter(pc.field("row") < n_rows)  # another process may have grown the array meanwhile
-        rows = table["row"].to_numpy()
-        good = np.asarray(table["status"].to_numpy(zero_copy_only=False) == OK)
-        ready[rows[good]] = True
-        if not good.all():
-            reasons: list[Any] = table["reason"].to_pylist()
-            bad.update({int(rows[i]): reasons[i] for i in np.flatnonzero(~good)})
-    return Ledger(ready, bad, len(files))
+    files = [paths.done(unit) for unit in done_units(paths)]
+    if not files:
+        return Ledger(ready, {}, 0)
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        table = pa.concat_tables(pool.map(partial(read_done, columns=_MERGED), files))
+    rows = table["row"].to_numpy()
+    good = pc.equal(table["status"], pa.scalar(OK)).to_numpy()
+    known = rows < n_rows  # another process may have grown the array meanwhile
+    ready[rows[good & known]] = True
+    others = np.flatnonzero(~good & known)
+    reasons: list[Any] = table["reason"].take(others).to_pylist()
+    return Ledger(ready, dict(zip(rows[others].tolist(), reasons, strict=True)), len(files))

@@ -48,6 +48,12 @@ class CachePaths:
         """The table of images."""
         return self.root / "images.parquet"
 
+    def is_foreign(self) -> bool:
+        """Whether the root, not yet a cache, is more than a missing folder or one that a cache was begun in."""
+        if not self.root.is_dir():
+            return self.root.exists()
+        return any(p.name != self.images.name and p.suffix != ".part" for p in self.root.iterdir())
+
     @property
     def stores(self) -> Path:
         """The folder of all stores."""

@@ -10,8 +10,8 @@ import tensorstore
 import zarr
 
 from loffta.errors import LofftaError, UsageError
-from loffta.store import cache as cache_module
 from loffta.store.cache import Cache, Store
+from loffta.store.paths import CachePaths
 from loffta.store.reader import ArrayReader
 from loffta.store.recipe import StoreInfo
 from loffta.store.table import ImageTable
@@ -93,9 +93,9 @@ def test_what_a_killed_maker_left_is_taken_up(tmp_path: Path) -> None:
 def test_a_cache_that_appears_while_we_look_is_no_foreign_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = cache_module._is_foreign
+    real = CachePaths.is_foreign
 
-    def slow(paths: Any) -> bool:
+    def slow(paths: CachePaths) -> bool:
         make_other()
         return real(paths)
 
@@ -103,7 +103,7 @@ def test_a_cache_that_appears_while_we_look_is_no_foreign_folder(
         monkeypatch.undo()
         make_cache(tmp_path)
 
-    monkeypatch.setattr(cache_module, "_is_foreign", slow)
+    monkeypatch.setattr(CachePaths, "is_foreign", slow)
     assert make_cache(tmp_path).unit_images == 8
 
 

@@ -1,0 +1,98 @@
+"""`loffta plan`: the options of extract in, one call of loffta.plan.run, a table out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .common import emit, human_bytes
+from .extract import command as extract
+from .extract import read_options
+
+if TYPE_CHECKING:
+    from loffta.plan import ArrayPlan, BreakEven, Plan, Timing
+
+_sample = click.Option(
+    ["--sample"], type=click.IntRange(min=0), metavar="N", help="Time about N images; 0: none.  [3 batches]"
+)
+
+
+@click.command("plan", params=[*extract.params, _sample])
+@click.pass_context
+def command(ctx: click.Context, /, file: Path | None, as_json: bool, sample: int | None, **options: Any) -> None:
+    """Show what `loffta extract` with the same options would take: bytes, files, hours.
+
+    Nothing is written to the cache. Where the cache exists, only what is missing is counted.
+    """
+    from loffta.plan import run
+
+    plan = run(read_options(ctx, file, options), sample=sample)
+    for line in describe(plan):
+        click.echo(line)
+    emit(asdict(plan) | {"bytes": plan.bytes, "files": plan.files}, as_json)
+
+
+def describe(plan: Plan) -> list[str]:
+    """The lines of the table."""
+    state = f"{plan.images_missing:,} not yet in the cache" if plan.exists else "a new cache"
+    lines = [f"{plan.source}: {plan.images:,} images in {plan.units} units of {plan.unit_images}, {state}", ""]
+    lines += [_row(("store", "array", "taps", "an image", "units missing", "bytes", "files"))]
+    lines += [_row(_cells(array, plan.units)) for array in plan.arrays]
+    rest = human_bytes(plan.metadata_bytes)
+    lines += [_row(("", "metadata", "", "", "", rest, str(plan.metadata_files)))]
+    lines += [_row(("", "total", "", "", "", human_bytes(plan.bytes), f"{plan.files:,}")), ""]
+    free = f"{plan.room.files:,} files" if plan.room.files is not None else "files not counted"
+    lines.append(f"free     {human_bytes(plan.room.bytes)}, {free}")
+    if plan.quota is not None:
+        left = human_bytes(plan.quota.bytes) if plan.quota.bytes is not None else "no limit on bytes"
+        files = f"{plan.quota.files:,} files" if plan.quota.files is not None else "no limit on files"
+        lines.append(f"quota    {left}, {files} left ({plan.quota.tool})")
+    lines += [f"WARNING  it does not fit: {short}" for short in plan.shortages]
+    if plan.timing is not None and plan.extract_s is not None:
+        lines += _time_lines(plan, plan.timing, plan.extract_s)
+    if plan.break_even is not None:
+        lines.append(f"epochs   {_epochs(plan.break_even)}")
+    return lines + [f"less     {advice}" for advice in plan.advice]
+
+
+def _cells(array: ArrayPlan, units: int) -> tuple[str, ...]:
+    span = f"{array.taps[0]} .. {array.taps[-1]}" if len(array.taps) > 1 else "".join(array.taps)
+    shape = f"{'x'.join(map(str, array.shape))} {array.dtype}"
+    size = human_bytes(array.shard_bytes + array.done_bytes)
+    return (array.store, array.kind, span, shape, f"{array.units_missing}/{units}", size, f"{array.files:,}")
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    store, kind, taps, shape, units, size, files = cells
+    return f"{store:28} {kind:8} {taps:22} {shape:24} {units:>13} {size:>10} {files:>7}".rstrip()
+
+
+def _time_lines(plan: Plan, timing: Timing, extract_s: float) -> list[str]:
+    warm = "after a warm-up" if timing.warmed_up else "without a warm-up: too few images"
+    feature_bytes = sum(array.shard_bytes for array in plan.arrays)
+    needed = feature_bytes / extract_s if extract_s else 0.0
+    return [
+        f"time     {_hours(extract_s)} for {plan.images_missing:,} images at {1 / timing.image_s:,.1f}/s on "
+        f"{timing.device} (median of {timing.batches} batches of {timing.batch_size}, {timing.images} images, {warm})",
+        f"         writing was not measured: it must keep up with {human_bytes(needed)}/s",
+    ]
+
+
+def _epochs(even: BreakEven) -> str:
+    how = "measured on this cache's shards" if even.read_measured else "assumed: no shards to measure with"
+    compared = (
+        f"online {_hours(even.online_epoch_s)} (networks alone, measured), cached {_hours(even.cached_epoch_s)} "
+        f"(every byte once at {human_bytes(even.read_rate)}/s, {how})"
+    )
+    if even.epochs is None:
+        return f"{compared}: reading takes as long as computing, a cache does not pay"
+    return f"{compared}: the cache pays after at most {even.epochs:.1f} epochs"
+
+
+def _hours(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

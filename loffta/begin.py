@@ -1,0 +1,131 @@
+"""The beginning of an extraction: the cache, its stores and arrays are there, the networks that are needed are loaded.
+
+In: an ExtractConfig and the image set's listing.   Out: Begun, for `extract`, which fills the arrays, and for `plan`
+and `online`, which only look.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from loffta.backbones import Backbone
+from loffta.config import BackboneConfig, ExtractConfig
+from loffta.forward import Job
+from loffta.images.geometry import PixelGeometry, View
+from loffta.jobs import Load, choose_specs, describe, make_request, prepare
+from loffta.store.cache import MAX_THUMB_PX, Cache, CachedArray
+from loffta.store.files import sweep_parts
+from loffta.store.paths import THUMB, CachePaths
+from loffta.store.purge import describe_missing, forget_missing
+from loffta.store.table import ImageTable
+from loffta.store.units import Share, count_units
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An extraction whose arrays exist, before its first unit."""
+
+    cache: Cache
+    thumbs: CachedArray
+    jobs: list[Job]
+    units: list[int]  # of this process's share
+    n_rows: int  # images asked for
+
+    def rows(self, unit: int) -> range:
+        """Rows of one unit, of the images asked for."""
+        return self.cache.rows_of_unit(unit, self.n_rows)
+
+    def lacks(self, unit: int) -> bool:
+        """Whether anything of a unit is still to be written; looks at the disk."""
+        rows = self.rows(unit)
+        return not self.thumbs.has_unit(unit, rows) or any(job.missing(unit, rows) for job in self.jobs)
+
+    @property
+    def thumb_geometry(self) -> PixelGeometry:
+        """How images become thumbnails."""
+        return PixelGeometry(self.cache.thumb_px, interpolation="bilinear")
+
+    @property
+    def sizes(self) -> list[PixelGeometry]:
+        """Every size that an image is wanted in: the thumbnail's, and those of the networks that will run."""
+        return [self.thumb_geometry, *(job.geometry for job in self.jobs if job.backbone is not None)]
+
+    @property
+    def arrays(self) -> list[CachedArray]:
+        """All that it writes to: thumbnails, then features."""
+        return [self.thumbs, *(array for job in self.jobs for array in job.arrays)]
+
+
+def begin(
+    config: ExtractConfig,
+    listing: ImageTable,
+    load: Load,
+    *,
+    only: Collection[int] | None = None,
+    views: Sequence[View | None] | None = None,
+) -> Begun:
+    """Opens or makes the cache, its stores and arrays, and loads what is needed to fill them; writes no features.
+
+    Args:
+        listing: the image set as it is now.
+        load: makes a backbone; called only when something of it has to be computed.
+        only: units to look at; None: all of this process's share.
+        views: stores of each backbone to look at; None: those `config` asks for.
+    Raises:
+        LofftaError: another recipe under the same name, a changed image set.
+    """
+    load = functools.cache(load)
+    views = _views(config) if views is None else views
+    wanted = [(backbone, view) for backbone in config.backbones for view in views]
+    if not CachePaths(config.cache).config.exists():  # what cannot be had or is misspelt leaves no empty cache behind
+        for backbone, view in wanted:
+            info = describe(load(backbone), make_request(backbone, view, config))
+            choose_specs(backbone, info.taps, config.kinds)
+    thumb_px = min(MAX_THUMB_PX, max(b.image_px or MAX_THUMB_PX for b in config.backbones))
+    cache = Cache.create(config.cache, listing, unit_images=config.unit_images, thumb_px=thumb_px)
+    _sweep(cache)
+    _say_missing(forget_missing(cache))
+    fresh = not cache.paths.target(THUMB).metadata.exists()  # a finished cache is not even touched
+    thumbs = cache.extend(cache.thumbs(create=fresh))
+    share = Share(*config.share)
+    n_rows = min(config.limit or len(cache.table), len(cache.table))
+    units = [u for u in range(count_units(n_rows, cache.unit_images)) if share.owns(u) and (only is None or u in only)]
+    jobs = [prepare(cache, backbone, view, config, load, units) for backbone, view in wanted]
+    return Begun(cache, thumbs, jobs, units, n_rows)
+
+
+def _views(config: ExtractConfig) -> list[View | None]:
+    """The stores of every backbone: the plain one, and one per view."""
+    return [None, *(View(config.view_seed, index) for index in range(config.views))]
+
+
+def timm_loader(device: torch.device) -> Load:
+    """Makes timm's backbones on a device."""
+
+    def load(backbone: BackboneConfig) -> Backbone:
+        from loffta.backbones.timm_backbone import load_timm
+
+        return load_timm(backbone.name, weights=backbone.weights, image_px=backbone.image_px, device=str(device))
+
+    return load
+
+
+def _sweep(cache: Cache) -> None:
+    """Deletes what killed processes left half-written, wherever in the cache a file is made."""
+    for folder in {part.parent for part in cache.paths.root.rglob(".*.part")}:
+        sweep_parts(folder)
+
+
+def _say_missing(missing: dict[str, list[int]]) -> None:
+    if missing:
+        print(
+            f"{describe_missing(missing)}\n  was the file system purged? These units are not finished any more; "
+            "this command writes anew those of its own stores",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,0 +1,57 @@
+"""Shards that are gone though their done files are there: scratch file systems delete what nobody read for weeks.
+
+Noticed at the start of every command by listing names, a folder at a time: no file is opened, none is asked for its
+size. Called by `features` (training stops), `extract` (the units are written anew) and `inventory`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from loffta.store.cache import Cache, CachedArray
+from loffta.store.ledger import done_units
+
+
+def missing_shards(array: CachedArray) -> list[int]:
+    """Finished units whose shard is not there, in order."""
+    units = done_units(array.paths)  # first: a writer puts the shard in place before its done file
+    names = {path.name for path in array.paths.folder.iterdir()}
+    return [unit for unit in units if array.paths.shard(unit, array.layout.ndim).name not in names]
+
+
+def all_missing_shards(arrays: Iterable[CachedArray]) -> dict[str, list[int]]:
+    """Missing units by array; arrays that have all their shards are left out."""
+    return {array.paths.name: units for array in arrays if (units := missing_shards(array))}
+
+
+def describe_missing(missing: Mapping[str, Sequence[int]]) -> str:
+    """All that is gone, an array a line: `net-0a1b2c3d/grid-0: units 0-3, 7`."""
+    lines = [f"{name}: units {_spans(units)}" for name, units in missing.items()]
+    n_shards = sum(map(len, missing.values()))
+    return "\n    ".join([f"{n_shards} shards of finished units are gone:", *lines])
+
+
+def forget_missing(cache: Cache) -> dict[str, list[int]]:
+    """Deletes the done files of all units whose shard is gone, so that `extract` writes exactly these anew.
+
+    Returns:
+        What was missing, by array.
+    """
+    arrays = [*cache.arrays()]
+    missing = all_missing_shards(arrays)
+    for array in arrays:
+        for unit in missing.get(array.paths.name, []):
+            if not array.paths.shard(unit, array.layout.ndim).exists():  # else another process has just written it
+                array.paths.done(unit).unlink(missing_ok=True)
+    return missing
+
+
+def _spans(units: Sequence[int]) -> str:
+    """[0, 1, 2, 7] -> '0-2, 7'."""
+    spans: list[list[int]] = []
+    for unit in units:
+        if spans and unit == spans[-1][1] + 1:
+            spans[-1][1] = unit
+        else:
+            spans.append([unit, unit])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)

@@ -1,0 +1,136 @@
+"""Shards deleted behind the cache's back: noticed at once, all of them listed, and written anew by `extract` alone."""
+
+import os
+import shutil
+
+import pytest
+from loffta_cli.main import main
+
+from loffta.extract import extract
+from loffta.machine import StopFlag
+from loffta.store.cache import Cache
+from loffta.store.purge import all_missing_shards, describe_missing, forget_missing, missing_shards
+from tests.caches import toy_cache
+from tests.fakes import FakeBackbone, PngSource, cache_files, fake_config
+
+N = 36  # five units of 8
+
+
+@pytest.fixture(autouse=True)
+def no_fsync(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+def fill(root, backbone=None):
+    return extract(fake_config(root), PngSource(N), lambda _: backbone or FakeBackbone(), StopFlag())
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sound") / "cache"
+    fill(root)
+    return root
+
+
+@pytest.fixture
+def root(sound, tmp_path):
+    shutil.copytree(sound, tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def purge(root, array, *units):
+    for unit in units:
+        (path,) = root.glob(f"**/{array}/c.{unit}.*")
+        path.unlink()
+
+
+def test_nothing_is_missing(root):
+    cache = Cache.open(root)
+    assert len(cache.arrays()) == 6  # thumbnails; grid, prefix and mean, grid and mean of another shape
+    assert all_missing_shards(cache.arrays()) == {}
+    assert forget_missing(cache) == {}
+
+
+def test_what_was_never_extracted_is_not_missing(tmp_path):
+    cache = toy_cache(tmp_path)
+    array = cache.stores()[0].arrays[0]
+    array.paths.done(1).unlink()
+    array.paths.shard(1, array.layout.ndim).unlink()
+    array.paths.shard(3, array.layout.ndim).unlink()
+    assert missing_shards(array) == [3]
+
+
+def test_all_of_it_is_described(root):
+    purge(root, "thumb", 0, 1, 2, 4)
+    purge(root, "mean-0", 3)
+    cache = Cache.open(root)
+    name = cache.stores()[0].name
+    assert describe_missing(all_missing_shards(cache.arrays())) == (
+        f"5 shards of finished units are gone:\n    targets/thumb: units 0-2, 4\n    {name}/mean-0: units 3"
+    )
+
+
+def test_extract_lists_all_and_writes_exactly_these_anew(root, sound, capsys):
+    purge(root, "grid-0", 1, 2)
+    purge(root, "prefix-0", 2)
+    purge(root, "thumb", 4)
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("u*.parquet")}
+    backbone = FakeBackbone()
+    assert fill(root, backbone).units == 3
+    err = capsys.readouterr().err
+    assert "4 shards of finished units are gone" in err
+    assert all(
+        text in err for text in ("targets/thumb: units 4", "/grid-0: units 1-2", "/prefix-0: units 2", "purged?")
+    )
+    assert sum(backbone.batches) == 16  # the thumbnails of unit 4 need no network
+    assert cache_files(root) == cache_files(sound)
+    written = {path for path in root.rglob("u*.parquet") if path.stat().st_mtime_ns != before[path]}
+    assert len(written) == 4
+    assert fill(root).units == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_shard_that_another_process_has_just_written_keeps_its_done_file(root, monkeypatch):
+    purge(root, "grid-0", 1)
+    cache = Cache.open(root)
+    array = next(a for a in cache.arrays() if a.paths.name.endswith("grid-0"))
+    missing = {array.paths.name: [1]}
+
+    def list_then_write(arrays):
+        array.paths.shard(1, array.layout.ndim).write_bytes(b"theirs")
+        return missing
+
+    monkeypatch.setattr("loffta.store.purge.all_missing_shards", list_then_write)
+    assert forget_missing(cache) == missing
+    assert array.paths.done(1).exists()
+
+
+@pytest.mark.parametrize("partial", [[], ["--partial"]])
+def test_train_stops_before_it_starts(tmp_path, capsys, partial):
+    cache = toy_cache(tmp_path / "cache")
+    purge(cache.paths.root, "grid-0", 0, 7)
+    purge(cache.paths.root, "grid-1", 1)
+    command = [
+        "train",
+        str(cache.paths.root),
+        "--head",
+        "combo",
+        "--features",
+        "good:all",
+        "--out",
+        str(tmp_path / "r"),
+    ]
+    assert main([*command, *partial]) == 4
+    err = capsys.readouterr().err
+    assert "3 shards of finished units are gone" in err
+    assert "grid-0: units 0, 7" in err
+    assert "grid-1: units 1\n" in err
+    assert f"loffta verify {cache.paths.root} --repair" in err
+    assert not (tmp_path / "r").exists()
+
+
+def test_train_does_not_mind_what_it_does_not_read(tmp_path):
+    cache = toy_cache(tmp_path / "cache")
+    purge(cache.paths.root, "grid-1", 1)
+    command = ["train", str(cache.paths.root), "--head", "linear", "--features", "good:a.0", "--set", "epochs=1"]
+    assert main([*command, "--out", str(tmp_path / "run")]) == 0
