@@ -18,20 +18,18 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import shutil
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from clock import alternate, print_machine, ratio_text, timed
 
 from loffta.store.ledger import OK, ImageStatus
 from loffta.store.metadata import ArrayLayout, grid_layout
@@ -64,7 +62,9 @@ def main() -> None:
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="loffta-bench-", dir=options.dir))
     try:
-        print_machine(folder, options.images)
+        print_machine(("numpy", "zarr", "tensorstore", "crc32c"))
+        store_gb = options.images * N_TAPS * SIDE * SIDE * DIM * 2 / 1e9
+        print(f"{options.images} images, {store_gb:.2f} GB; {shutil.disk_usage(folder).free / 1e9:.0f} GB free")
         array = make_store(folder / "store", options.images)
         header("WARM random batches of 64 images, GB/s")
         for name, taps in TAP_SETS.items():
@@ -406,54 +406,7 @@ def check_written(target: Path, name: str, layout: ArrayLayout, batches: list[np
     check_stamps(values, np.arange(WRITE_BATCH), range(N_TAPS))
 
 
-# -- clock and table
-
-
-def alternate(
-    jobs: dict[str, Callable[[], Any]],
-    repeat: int,
-    *,
-    before: Callable[[], None] = lambda: None,
-    after: Callable[[str], None] = lambda _: None,
-) -> dict[str, float]:
-    """Seconds of each job, run one after the other, backwards in every second repeat; `after` is not timed."""
-    names = list(jobs) if repeat % 2 else list(jobs)[::-1]
-    seconds = {}
-    for name in names:
-        before()
-        seconds[name] = timed(jobs[name])
-        after(name)
-    return seconds
-
-
-def timed(action: Callable[[], Any]) -> float:
-    """Seconds that `action` takes."""
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
-
-
-def print_machine(folder: Path, n_images: int) -> None:
-    """What the figures depend on."""
-    memory_gb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
-    print(f"{platform.system()} {platform.release()}, {os.cpu_count()} CPUs ({cpu_name()}), {memory_gb:.0f} GB memory")
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("numpy", "zarr", "tensorstore", "crc32c"))
-    print(f"Python {platform.python_version()}, {libraries}")
-    store_gb = n_images * N_TAPS * SIDE * SIDE * DIM * 2 / 1e9
-    print(f"{n_images} images, {store_gb:.2f} GB, file system with {shutil.disk_usage(folder).free / 1e9:.0f} GB free")
-    load = os.getloadavg()[0]
-    print(f"load before the start: {load:.1f}{' - others are at work here: expect noise' if load > 0.5 else ''}")
-
-
-def cpu_name() -> str:
-    """The processor's model, where Linux tells it."""
-    info = Path("/proc/cpuinfo")
-    names = (
-        [s.partition(":")[2].strip() for s in info.read_text().splitlines() if s.startswith("model name")]
-        if info.exists()
-        else []
-    )
-    return names[0] if names else platform.machine()
+# -- table
 
 
 def header(title: str) -> None:
@@ -473,11 +426,7 @@ def line(
     rates = sorted(n_bytes / s / 1e9 for s in seconds)
     text = f"  {name:<50} {statistics.median(rates):8.3f} {f'{rates[0]:.3f}-{rates[-1]:.3f}':>15}"
     if pairs:
-        ratios = sorted(a / b for a, b in pairs)
-        ratio = statistics.median(ratios)
-        text += f"   {ratio:6.2f} {what} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
-        if goal is not None:
-            text += f", goal {goal:g}: {'reached' if ratio >= goal else 'MISSED'}"
+        text += f"   {ratio_text(pairs, what, goal)}"
     print(text, flush=True)
 
 

@@ -1,0 +1,160 @@
+"""Extraction end to end against the bare network: ViT-B/16 at 224 px, all 12 taps, photographs from JPEG files.
+
+Run:     python pipelines/benchmarks/extract.py [--images 32] [--pairs 7] [--dir DIR]
+Needs:   the extra `test` (scikit-image's and scikit-learn's sample photographs); 4 MB of disk an image.
+Expect:  0.95 of the bare forward pass on a CPU; about 25 s a pair on two cores.
+Method:  the limit is the same model's forward_features on ready, normalised tensors: no files, no decoding, no taps
+         kept. Ours is all of `loffta extract` but loading the model: listing, reading, decoding and resizing JPEGs of
+         500 x 375, the network, 12 taps of grid and prefix cast to float16, crc32c, writing, fsync, done files. Both
+         take turns in alternating order; the ratio is the median over the pairs.
+         Then: two backbones decode each image once (counted, not timed), and the largest resident memory of a process
+         that extracts few and many images (from the kernel's account of that process).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+import torch
+from clock import alternate, print_machine, ratio_text
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from loffta import machine
+from loffta.backbones.timm_backbone import TimmBackbone, load_timm
+from loffta.config import BackboneConfig, ExtractConfig
+from loffta.extract import extract
+from loffta.images import batches
+from loffta.images.sources import open_source
+from loffta.machine import StopFlag
+
+MODEL, BATCH, GOAL = "vit_base_patch16_224", 8, 0.95
+SIZE = (500, 375)
+MEMORY_MODEL = ["--backbone", "vit_tiny_patch16_224", "--weights", "random:0", "--image-px", "112", "--taps", "all"]
+
+
+def main() -> None:
+    """Makes the photographs, measures, prints and deletes."""
+    parser = argparse.ArgumentParser(description="extraction benchmark: loffta against the bare forward pass")
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--pairs", type=int, default=7, help="interleaved repeats")
+    parser.add_argument("--dir", type=Path, default=None, help="where the temporary folder goes")
+    options = parser.parse_args()
+    machine.cap_threads()
+    folder = Path(tempfile.mkdtemp(prefix="loffta-bench-", dir=options.dir))
+    try:
+        print_machine(("torch", "timm", "numpy", "Pillow"))
+        make_photographs(folder / "photographs", options.images)
+        measure_speed(folder, options.images, options.pairs)
+        count_decodes(folder)
+        measure_memory(folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def make_photographs(folder: Path, n_images: int) -> None:
+    """JPEG files of 500 x 375, each a random crop of a sample photograph."""
+    pictures = [skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea(), skimage.data.rocket()]
+    pictures += load_sample_images().images
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(n_images):
+        image = Image.fromarray(pictures[i % len(pictures)])
+        left, top = (int(rng.integers(side // 4)) for side in image.size)
+        image.crop((left, top, *image.size)).resize(SIZE, Image.Resampling.LANCZOS).save(
+            folder / f"{i:05d}.jpg", quality=90
+        )
+
+
+def measure_speed(folder: Path, n_images: int, n_pairs: int) -> None:
+    """The forward pass alone and the whole extraction, in turns."""
+    backbone = load_timm(MODEL, weights="random:0")
+    ready = torch.randn(BATCH, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    n_batches = n_images // BATCH
+    caches = iter(folder / f"cache-{i}" for i in range(1000))
+    made: list[Path] = []
+
+    def forward() -> None:
+        with torch.no_grad():
+            for _ in range(n_batches):
+                backbone.model.forward_features(ready)
+
+    def whole() -> None:
+        made.append(next(caches))
+        run_extraction(folder, made[-1], {MODEL: backbone})
+
+    def delete(name: str) -> None:
+        if name == "loffta":
+            shutil.rmtree(made[-1])
+
+    jobs: dict[str, Callable[[], None]] = {"forward": forward, "loffta": whole}
+    alternate(jobs, 0, after=delete)  # warms up
+    pairs = []
+    print(f"\n{MODEL}, {n_batches * BATCH} images, batches of {BATCH}", flush=True)
+    for repeat in range(n_pairs):
+        seconds = alternate(jobs, repeat, after=delete)
+        pairs.append((seconds["forward"], seconds["loffta"]))
+        rates = ", ".join(f"{name} {n_batches * BATCH / s:.2f} images/s" for name, s in seconds.items())
+        print(f"  pair {repeat + 1}: {rates}", flush=True)
+    print(f"  extraction end to end: {ratio_text(pairs, 'of the bare forward pass', GOAL)}", flush=True)
+
+
+def count_decodes(folder: Path) -> None:
+    """How often the images are decoded for two backbones."""
+    decoded: Counter[int] = Counter()
+    decode = batches.decode
+
+    def counted(data: bytes):  # type: ignore[no-untyped-def]
+        decoded[hash(data)] += 1
+        return decode(data)
+
+    batches.decode = counted
+    names = ("test_vit", "test_convnext")
+    models = {name: load_timm(name, weights="random:0") for name in names}
+    run_extraction(folder, folder / "two", models)
+    batches.decode = decode
+    print(f"\ntwo backbones: {len(decoded)} images, each decoded {max(decoded.values())} time", flush=True)
+    shutil.rmtree(folder / "two")
+
+
+def run_extraction(folder: Path, cache: Path, models: dict[str, TimmBackbone]) -> None:
+    """`loffta extract` without loading the models."""
+    config = ExtractConfig(
+        source=f"folder:{folder / 'photographs'}",
+        cache=cache,
+        backbones=tuple(BackboneConfig(name=name, weights="random:0", taps="all") for name in models),
+        batch_size=BATCH,
+        device="cpu",
+    )
+    extract(config, open_source(config.source), lambda wanted: models[wanted.name], StopFlag())
+
+
+def measure_memory(folder: Path) -> None:
+    """Largest resident memory of extractions of few and many images, as processes of their own."""
+    print("\nlargest resident memory of `loffta extract` (12 taps of a ViT-Ti/16 at 112 px)")
+    peaks = []
+    for n_images in (256, 2048):
+        make_photographs(pictures := folder / f"photographs-{n_images}", n_images)
+        command = [sys.executable, "-m", "loffta_cli", "extract", str(pictures), "--cache", str(folder / "memory")]
+        child = subprocess.Popen([*command, *MEMORY_MODEL, "--batch-size", "32"], stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(child.pid, 0)
+        assert status == 0, "the extraction failed"
+        peaks.append(usage.ru_maxrss / 1024)
+        print(f"  {n_images:6} images: {peaks[-1]:.0f} MiB", flush=True)
+        shutil.rmtree(folder / "memory")
+        shutil.rmtree(pictures)
+    print(f"  eight times the images: {peaks[1] / peaks[0]:.2f} times the memory", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
