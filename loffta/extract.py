@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,7 @@ class Report:
     bad: int = 0  # quarantined ones in the cache
     units: int = 0  # written by this call
     seconds: float = 0.0
+    waited_s: float = 0.0  # of these, for images that were not decoded in time
     stores: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -105,9 +106,12 @@ def extract(
         stream = ImageStream(source, begun.cache.table.keys, begun.sizes, pool, due, n_ahead=2 * batch_size)
         for images in stream:
             stop.check(f"extracting unit {images.unit}; finished units are kept")
-            _extract_unit(begun, images, batch_size, sink, stop, progress)
+            for n_done in _extract_unit(begun, images, batch_size, sink, stop):
+                waiting = f"{stream.waited_s / progress.seconds:.0%} waiting for images"
+                progress.advance(n_done, f"{waiting}, {sink.n_bytes / 1e9:.1f} GB")
             report.units += 1
             report.images += len(images.rows)
+        report.waited_s = stream.waited_s
     bad = begun.cache.thumbs().ledger.bad
     report.bad, report.seconds = len(bad), time.monotonic() - start
     report.stores = [_describe(job) for job in begun.jobs]
@@ -122,9 +126,8 @@ def _extract_unit(
     batch_size: int,
     sink: UnitSink,
     stop: machine.StopFlag,
-    progress: Progress,
-) -> None:
-    """Decodes one unit once and hands the sink what each job lacks of it."""
+) -> Iterator[int]:
+    """Decodes one unit once and hands the sink what each job lacks of it; yields how many images are behind it."""
     unit, rows = images.unit, images.rows
     thumb_writer = None if begun.thumbs.has_unit(unit, rows) else sink.open(begun.thumbs, unit)
     work = [(job, [(array, sink.open(array, unit)) for array in job.missing(unit, rows)]) for job in begun.jobs]
@@ -138,8 +141,8 @@ def _extract_unit(
                 for part, found in job.run(batch.pixels[job.geometry], [array for array, _ in writers], names):
                     for (_, writer), stored in zip(writers, found, strict=True):
                         sink.append(writer, batch.rows[part], stored, names[part])
-        progress.advance(len(batch.rows))
-    progress.advance(sum(status.status == BAD for status in images.statuses))
+        yield len(batch.rows)
+    yield sum(status.status == BAD for status in images.statuses)
     made = {"device": str(begun.jobs[0].device), "versions": machine.versions()}
     if thumb_writer is not None:
         sink.commit(thumb_writer, images.statuses, {"batch_size": batch_size, **made})

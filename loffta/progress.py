@@ -29,6 +29,11 @@ class Progress:
             line = f"{self._title}: {self._done}/{self._total} {self._unit}, {self._rate():.1f}/s, {left_s:.0f} s left"
             print(f"{line} {note}".rstrip(), file=sys.stderr, flush=True)
 
+    @property
+    def seconds(self) -> float:
+        """Since the start; never 0."""
+        return max(time.monotonic() - self._start, 1e-9)
+
     def __enter__(self) -> Progress:
         if self._bar is not None:
             self._bar.start()
@@ -41,7 +46,7 @@ class Progress:
             self._bar.stop()
 
     def _rate(self) -> float:
-        return self._done / max(time.monotonic() - self._start, 1e-9)
+        return self._done / self.seconds
 
 
 def _terminal_bar(title: str, total: int):  # type: ignore[no-untyped-def]  # noqa: ANN202  rich loads only on a terminal

@@ -7,6 +7,7 @@ it; threads do the work, and they start on the next unit before this one is used
 from __future__ import annotations
 
 import hashlib
+import time
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -104,6 +105,7 @@ class ImageStream:
         self._units: deque[UnitImages] = deque()
         self._schedule = self._submit_all(iter(units))
         self._n_pending = 0
+        self.waited_s = 0.0  # for images that were not decoded when they were asked for
 
     def __iter__(self) -> Iterator[UnitImages]:
         self._look_ahead()
@@ -114,7 +116,10 @@ class ImageStream:
     def take(self, unit: UnitImages) -> _Decoded:
         """The next image of a unit."""
         self._look_ahead()
-        image = unit.pending.popleft().result()
+        future = unit.pending.popleft()
+        start = time.perf_counter()
+        image = future.result()
+        self.waited_s += time.perf_counter() - start
         self._n_pending -= 1
         return image
 

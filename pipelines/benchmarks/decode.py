@@ -4,10 +4,10 @@ Run:     python pipelines/benchmarks/decode.py [--images 256] [--pairs 7] [--wor
 Needs:   the extra `test` (scikit-image's and scikit-learn's sample photographs).
 Expect:  threads at least as fast as processes; two minutes on two cores.
 Method:  each arm reads, decodes and resizes every image to 224 px and to a thumbnail of 112 px, as an extraction with
-         one backbone does, and hands uint8 arrays to the main thread. Processes are started with `forkserver` and warmed up
-         before the clock starts; they send batches of 8 images back, by pickle. Arms take turns in alternating order.
-         The share of a core that must hold the interpreter lock bounds how far threads can scale: it is measured as
-         the slow-down of a thread that only counts, while one other thread decodes.
+         one backbone does, and hands uint8 arrays to the main thread. Processes are started with `forkserver` and
+         warmed up before the clock starts; they send batches of 8 images back, by pickle. Arms take turns in
+         alternating order. The share of a core that must hold the interpreter lock bounds how far threads can scale:
+         it is measured as the slow-down of a thread that only counts, while one other thread decodes.
 """
 
 from __future__ import annotations
