@@ -19,7 +19,7 @@ from .common import emit, human_bytes, json_option, merge_config
 @click.option("--taps", multiple=True, metavar="SET", help="last, last4, four-even, all, norm2, alf; or names.  [last]")
 @click.option("--image-px", multiple=True, type=int, help="Side of the square input.  [the model's own]")
 @click.option("--kinds", default="grid,prefix", show_default=True, help="Of grid, prefix, mean; with commas.")
-@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
+@click.option("--dtype", type=click.Choice(["float16", "float32", "int8"]), default="float16", show_default=True)
 @click.option("--batch-size", type=int, default=32, show_default=True, help="Images per forward pass.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option("--unit-images", type=int, help="Rows per unit of a new cache, a power of two.  [256]")

@@ -50,7 +50,7 @@ class ExtractConfig(StrictModel, frozen=True):
     cache: Path
     backbones: tuple[BackboneConfig, ...] = Field(min_length=1)
     kinds: tuple[Kind, ...] = Field(("grid", "prefix"), min_length=1)
-    dtype: Literal["float16", "float32"] = "float16"
+    dtype: Literal["float16", "float32", "int8"] = "float16"
     batch_size: int = Field(32, gt=0)
     device: str = "auto"
     unit_images: Annotated[int, AfterValidator(_power_of_two)] | None = None  # None: the cache's own, 256 for a new one

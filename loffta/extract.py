@@ -18,6 +18,7 @@ import torch
 
 from loffta import machine
 from loffta.backbones import Backbone, TapTokens
+from loffta.calibrate import calibrate
 from loffta.config import BackboneConfig, ExtractConfig
 from loffta.errors import TooManyBadImages
 from loffta.images.batches import PixelBatch, UnitImages, decoding_threads
@@ -27,7 +28,7 @@ from loffta.jobs import Job, Load, choose_specs, prepare
 from loffta.pooling import pool_mean
 from loffta.progress import Progress
 from loffta.store.cache import MAX_THUMB_PX, Cache, CachedArray
-from loffta.store.files import sweep_parts
+from loffta.store.files import sweep_tree
 from loffta.store.paths import THUMB, CachePaths
 from loffta.store.units import Share, count_units
 from loffta.store.writer import Stored, UnitWriter, to_storage
@@ -89,7 +90,7 @@ def extract(
             choose_specs(wanted, load(wanted).specs, config.kinds)
     thumb_px = min(MAX_THUMB_PX, max(b.image_px or MAX_THUMB_PX for b in config.backbones))
     cache = Cache.create(config.cache, listing, unit_images=config.unit_images, thumb_px=thumb_px)
-    _sweep(cache)
+    sweep_tree(cache.paths.root)  # what killed processes left half-written
     fresh = not cache.paths.target(THUMB).metadata.exists()  # a finished cache is not even touched
     thumbs = cache.extend(cache.thumbs(create=fresh))
     share = Share(*config.share)
@@ -99,6 +100,11 @@ def extract(
     todo = [u for u in units if _lacking(cache, thumbs, jobs, u, config.limit)]
     report = Report()
     with Progress("extract", len(todo), "units") as progress, decoding_threads(machine.available_cpus()) as pool:
+        for job in jobs if todo else []:
+            if job.backbone is not None:
+                tokens_of = functools.partial(_tokens_of, job)
+                sizes = job.backbone.geometry
+                calibrate(cache, job.arrays, source, sizes, tokens_of, pool, batch_size=config.batch_size, stop=stop)
         for unit in todo:
             stop.check(f"extracting unit {unit}; finished units are kept")
             if _lacking(cache, thumbs, jobs, unit, config.limit):  # else another process has written it meanwhile
@@ -113,12 +119,6 @@ def extract(
     report.stores = [_describe(job) for job in jobs]
     _judge_bad(cache, {row: reason for row, reason in bad.items() if row < n_rows}, n_rows, config.max_bad_frac)
     return report
-
-
-def _sweep(cache: Cache) -> None:
-    """Deletes what killed processes left half-written, wherever in the cache a file is made."""
-    for folder in {part.parent for part in cache.paths.root.rglob(".*.part")}:
-        sweep_parts(folder)
 
 
 def _extract_unit(
@@ -151,7 +151,8 @@ def _extract_unit(
                 if writers:
                     tokens = _forward(job, batch, [array for array, _ in writers])
                     for array, writer in writers:
-                        writer.append(batch.rows, to_storage(_gather(array, tokens), array.layout.dtype.name), names)
+                        stored = to_storage(_gather(array, tokens), array.layout.dtype.name, writer.scales)
+                        writer.append(batch.rows, stored, names)
         made = {"batch_size": config.batch_size, "device": config.device, "versions": machine.versions()}
         thumb_writers = [thumb_writer] if thumb_writer is not None else []
         for writer in [*thumb_writers, *(writer for _, writers in work for _, writer in writers)]:
@@ -182,6 +183,11 @@ def _forward(job: Job, batch: PixelBatch, arrays: Sequence[CachedArray]) -> dict
     taps = {tap for array in arrays for tap in array.taps}
     in_depth_order = [spec.tap for spec in job.store.info.taps if spec.tap in taps]
     return dict(job.backbone(pixels, in_depth_order))
+
+
+def _tokens_of(job: Job, batch: PixelBatch, arrays: Sequence[CachedArray]) -> list[torch.Tensor]:
+    tokens = _forward(job, batch, arrays)
+    return [_gather(array, tokens) for array in arrays]
 
 
 def _gather(array: CachedArray, tokens: dict[str, TapTokens]) -> torch.Tensor:

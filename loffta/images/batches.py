@@ -54,7 +54,12 @@ class UnitImages:
     """The images of one unit; after iterating, `statuses` tells what became of each row."""
 
     def __init__(
-        self, source: ImageSource, keys: Sequence[str], rows: range, sizes: Sequence[PixelGeometry], pool: Executor
+        self,
+        source: ImageSource,
+        keys: Sequence[str],
+        rows: Sequence[int],
+        sizes: Sequence[PixelGeometry],
+        pool: Executor,
     ) -> None:
         self.statuses: list[ImageStatus] = []
         self._source, self._keys, self._rows = source, keys, rows

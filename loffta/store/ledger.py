@@ -35,6 +35,7 @@ _TYPES: dict[str, pa.DataType] = {
     "crc32c": pa.list_(pa.uint32()),
 }
 _SCHEMA = pa.schema(_TYPES)
+_SATURATED = pa.field("saturated", pa.list_(pa.uint32()))  # int8 arrays have it
 _META = b"loffta"
 # what pyarrow raises over damaged bytes; real trouble of the file system is met before it sees them
 _UNREADABLE = (OSError, ValueError, KeyError, pa.ArrowException)
@@ -59,6 +60,7 @@ class Audit:
     finite: Sequence[bool] = ()  # per tap
     abs_max: Sequence[float] = ()  # per tap
     crc32c: Sequence[int] = ()  # per inner chunk
+    saturated: Sequence[int] | None = None  # per tap: values beyond the range of an int8 array; None for others
 
 
 def write_done(
@@ -69,15 +71,19 @@ def write_done(
         [getattr(image, name) for image in images] for name in ("row", "status", "reason", "width", "height", "blake2b")
     ]
     columns += [[list(getattr(audit, name)) for audit in audits] for name in ("finite", "abs_max", "crc32c")]
-    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
-    table = pa.Table.from_arrays(arrays, schema=_SCHEMA.with_metadata({_META: json.dumps(run).encode()}))
+    schema = _SCHEMA
+    if any(audit.saturated is not None for audit in audits):
+        schema = _SCHEMA.append(_SATURATED)
+        columns.append([list(audit.saturated or ()) for audit in audits])
+    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
+    table = pa.Table.from_arrays(arrays, schema=schema.with_metadata({_META: json.dumps(run).encode()}))
     buffer = io.BytesIO()
     pq.write_table(table, buffer, write_page_checksum=True)
     replace_file(paths.done(unit), buffer.getvalue())
 
 
 def read_done(path: Path) -> pa.Table:
-    """One done file as a table.
+    """One done file as a table, with the column `saturated` where it has one; other columns are not ours.
 
     Raises:
         DamageFound: the file cannot be read.
@@ -85,8 +91,10 @@ def read_done(path: Path) -> pa.Table:
     data = path.read_bytes()
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-            table = file.read(use_threads=False).select(_SCHEMA.names)
-        if not table.schema.equals(_SCHEMA):
+            table = file.read(use_threads=False)
+        schema = _SCHEMA.append(_SATURATED) if _SATURATED.name in table.column_names else _SCHEMA
+        table = table.select(schema.names)
+        if not table.schema.equals(schema):
             raise ValueError("its columns have other types")
         return table
     except _UNREADABLE as error:
@@ -95,6 +103,15 @@ def read_done(path: Path) -> pa.Table:
             where=path,
             remedy="delete this file and run the same `loffta extract` again: its unit is written anew",
         ) from error
+
+
+def scales_of(table: pa.Table) -> str | None:
+    """The digest of the scales that an int8 array's unit was written with; None where its done file has none."""
+    try:
+        digest = json.loads((table.schema.metadata or {})[_META])["scales"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return str(digest)
 
 
 def count_done(paths: ArrayPaths, unit: int) -> int:
@@ -116,6 +133,8 @@ class Ledger:
     ready: NDArray[np.bool_]  # per row: its data is there
     bad: dict[int, str]  # quarantined rows and why
     units: int  # done files found
+    scales: frozenset[str | None] = frozenset()  # digests of the scales that units were written with; None: not said
+    saturated: int = 0  # values of int8 arrays that lay beyond their range
 
     @property
     def listed(self) -> int:
@@ -128,8 +147,11 @@ def read_ledger(paths: ArrayPaths, n_rows: int) -> Ledger:
     ready = np.zeros(n_rows, dtype=bool)
     bad: dict[int, str] = {}
     files = sorted(paths.done_folder.glob("u*.parquet"))
+    scales: set[str | None] = set()
+    saturated = 0
     for path in files:
         table = read_done(path)
+        scales.add(scales_of(table))
         table = table.filter(pc.field("row") < n_rows)  # another process may have grown the array meanwhile
         rows = table["row"].to_numpy()
         good = np.asarray(table["status"].to_numpy(zero_copy_only=False) == OK)
@@ -137,4 +159,6 @@ def read_ledger(paths: ArrayPaths, n_rows: int) -> Ledger:
         if not good.all():
             reasons: list[Any] = table["reason"].to_pylist()
             bad.update({int(rows[i]): reasons[i] for i in np.flatnonzero(~good)})
-    return Ledger(ready, bad, len(files))
+        if _SATURATED.name in table.column_names:
+            saturated += int(np.sum(pc.list_flatten(table[_SATURATED.name]).to_numpy(), dtype=np.int64))
+    return Ledger(ready, bad, len(files), frozenset(scales), saturated)
