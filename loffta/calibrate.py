@@ -63,7 +63,7 @@ def calibrate(
             )
     if not lacking:
         return
-    rows = sample_rows(len(cache.table))
+    rows = sample_rows(len(cache.table), SAMPLE_IMAGES, SEED)
 
     def passes() -> Iterator[tuple[list[str], Sequence[Tensor]]]:
         for batch in UnitImages(source, cache.table.keys, rows, [geometry], pool).batches(batch_size):
@@ -83,7 +83,7 @@ def calibrate(
         create_scales(array.paths, array.layout, fitted, {"seed": SEED, "rows": rows, **cost})
 
 
-def sample_rows(n_rows: int, n_sample: int = SAMPLE_IMAGES, seed: int = SEED) -> list[int]:
+def sample_rows(n_rows: int, n_sample: int, seed: int) -> list[int]:
     """One random row from each of `n_sample` equal stretches of the image set; all rows where it has no more."""
     if n_rows <= n_sample:
         return list(range(n_rows))
