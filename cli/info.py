@@ -25,7 +25,7 @@ def command(cache: Path, as_json: bool) -> None:
     )
     for store in held["stores"]:
         recipe = store["recipe"]
-        total = sum(array["bytes"] for array in store["arrays"])
+        total = sum(array["bytes"] + array.get("scale_bytes", 0) for array in store["arrays"])
         click.echo(f"\n{store['store']}  {store['label']}, {recipe['input']['image_px']} px, {human_bytes(total)}")
         for array in store["arrays"]:
             click.echo("  " + _line(array))
