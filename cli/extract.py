@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--views", type=int, default=0, help="Random crops and flips of every image, a store each.  [0]")
 @click.option("--view-seed", type=int, default=0, help="What the views are drawn from.  [0]")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
-@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
+@click.option("--dtype", type=click.Choice(["float16", "float32", "int8"]), default="float16", show_default=True)
 @click.option("--batch-size", default="auto", show_default=True, help="Images per forward pass.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option("--unit-images", type=int, help="Rows per unit of a new cache, a power of two.  [256]")

@@ -25,7 +25,7 @@ def command(cache: Path, as_json: bool) -> None:
     )
     for store in held["stores"]:
         recipe = store["recipe"]
-        total = sum(array["bytes"] for array in store["arrays"])
+        total = sum(array["bytes"] + array.get("scale_bytes", 0) for array in store["arrays"])
         click.echo(f"\n{store['store']}  {store['label']}, {recipe['input']['image_px']} px, {human_bytes(total)}")
         for array in store["arrays"]:
             click.echo("  " + _line(array))
@@ -41,4 +41,9 @@ def _line(array: dict[str, Any]) -> str:
     name = array["array"].rpartition("/")[2]
     size = human_bytes(array["bytes"])
     done = f"{array['units_done']}/{array['units']} units, {array['images_done']} images"
-    return f"{name:10} {span:24} {shape:20} {done:24} {size:>9}{grown}"
+    int8 = f"  int8: {_int8_note(array)}" if "int8_error" in array else ""
+    return f"{name:10} {span:24} {shape:20} {done:24} {size:>9}{int8}{grown}"
+
+
+def _int8_note(array: dict[str, Any]) -> str:
+    return f"error {max(array['int8_error'].values()):.2%}, out of range {array['saturated']:.4%}"

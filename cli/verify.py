@@ -37,10 +37,12 @@ def command(cache: Path, deep: bool, repair: bool, as_json: bool) -> None:
         click.echo("no damage found" if deep else "no damage found in the checksums; --deep reads every byte")
     emit({"damaged": [vars(damage) for damage in found], "deep": deep, "repaired": repaired}, as_json)
     if found:
-        done = " ".join(shlex.quote(str(damage.done)) for damage in found)
+        scales = dict.fromkeys(damage.scales for damage in found if damage.scales is not None)
+        useless = [path for path in (*(damage.done for damage in found), *scales) if path.exists()]
+        remove = shlex.join(["rm", *(["-r"] if scales else []), *map(str, useless)])
         raise DamageFound(
             f"{len(found)} units are damaged",
             where=cache,
             remedy="add --repair to write these units anew; or, to do it with the same `loffta extract` later,\n"
-            f"    rm {done}",
+            f"    {remove}",
         )

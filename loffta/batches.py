@@ -32,7 +32,7 @@ class Batch:
     """Images of one step. The tensors are views of reused buffers: valid until the next batch is asked for."""
 
     rows: Tensor  # [B] int64, rows of the image table
-    features: tuple[Tensor, ...]  # one [B, L, *shape] per Feature, in the storage dtype
+    features: tuple[Tensor, ...]  # one [B, L, *shape] per Feature, in the storage dtype; int8 as float32
 
 
 @dataclass
@@ -144,30 +144,29 @@ class Feed:
         if self._device.type == "cuda":
             slot.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             slot.copied.record()
-        done = raw if self._held is not None else [f.finish(t) for f, t in zip(self.features, raw, strict=True)]
+        done = [(f.finish if self._held is None else f.decode)(t) for f, t in zip(self.features, raw, strict=True)]
         return Batch(rows.to(self._device, non_blocking=True), tuple(done))
 
     def _make_slot(self) -> _Slot:
         """Buffers are reused for the whole run: fresh ones halve the rate by their page faults."""
         pinned = self._device.type == "cuda"
-        shapes = [(self.batch_size, *array.shape[1:]) for array in self._held] if self._held is not None else None
-        if shapes is None:
-            shapes = [
-                r.empty(self.batch_size, f.raw_taps).shape for f, r in zip(self.features, self._readers, strict=True)
-            ]
-        dtypes = [torch.from_numpy(np.empty(0, f.array.layout.dtype)).dtype for f in self.features]
-        return _Slot([torch.empty(s, dtype=d, pin_memory=pinned) for s, d in zip(shapes, dtypes, strict=True)])
+        if self._held is not None:
+            like = [np.empty((self.batch_size, *array.shape[1:]), array.dtype) for array in self._held]
+        else:
+            like = [r.empty(self.batch_size, f.raw_taps) for f, r in zip(self.features, self._readers, strict=True)]
+        buffers = [torch.from_numpy(array) for array in like]
+        return _Slot([buffer.pin_memory() for buffer in buffers] if pinned else buffers)
 
     def _load(self) -> list[NDArray[Any]]:
-        """Every feature of every row, finished (chosen taps, pooled), [n, L, *shape]."""
+        """Every feature of every row, reduced (chosen taps, pooled), [n, L, *shape]; int8 stays int8."""
         held = []
         for feature, reader in zip(self.features, self._readers, strict=True):
             spec = feature.spec
-            target = np.empty((len(self.rows), len(spec.taps), *spec.shape), feature.array.layout.dtype)
+            target = np.empty((len(self.rows), len(spec.taps), *spec.shape), feature.held_dtype)
             for first in range(0, len(self.rows), _LOAD_ROWS):
                 rows = self.rows[first : first + _LOAD_ROWS]
                 raw = reader.read(rows, feature.raw_taps, pool=self._pool, n_parts=2)
-                target[first : first + len(rows)] = feature.finish(torch.from_numpy(raw)).numpy()
+                target[first : first + len(rows)] = feature.reduce(torch.from_numpy(raw)).numpy()
             held.append(target)
         return held
 
@@ -179,5 +178,5 @@ def choose_mode(features: Sequence[Feature], n_rows: int) -> Mode:
 
 
 def bytes_per_image(features: Sequence[Feature]) -> int:
-    """Bytes of one image's features as a head gets them, in the storage dtype."""
-    return sum(len(f.spec.taps) * math.prod(f.spec.shape) * f.array.layout.dtype.itemsize for f in features)
+    """Bytes of one image's features as host mode keeps them."""
+    return sum(len(f.spec.taps) * math.prod(f.spec.shape) * f.held_dtype.itemsize for f in features)

@@ -19,7 +19,7 @@ from loffta.forward import Job
 from loffta.images.geometry import PixelGeometry, View
 from loffta.jobs import Load, choose_specs, describe, make_request, prepare
 from loffta.store.cache import MAX_THUMB_PX, Cache, CachedArray
-from loffta.store.files import sweep_parts
+from loffta.store.files import sweep_tree
 from loffta.store.paths import THUMB, CachePaths
 from loffta.store.purge import describe_missing, forget_missing
 from loffta.store.table import ImageTable
@@ -88,7 +88,7 @@ def begin(
             choose_specs(backbone, info.taps, config.kinds)
     thumb_px = min(MAX_THUMB_PX, max(b.image_px or MAX_THUMB_PX for b in config.backbones))
     cache = Cache.create(config.cache, listing, unit_images=config.unit_images, thumb_px=thumb_px)
-    _sweep(cache)
+    sweep_tree(cache.paths.root)  # what killed processes left half-written
     _say_missing(forget_missing(cache))
     fresh = not cache.paths.target(THUMB).metadata.exists()  # a finished cache is not even touched
     thumbs = cache.extend(cache.thumbs(create=fresh))
@@ -113,12 +113,6 @@ def timm_loader(device: torch.device) -> Load:
         return load_timm(backbone.name, weights=backbone.weights, image_px=backbone.image_px, device=str(device))
 
     return load
-
-
-def _sweep(cache: Cache) -> None:
-    """Deletes what killed processes left half-written, wherever in the cache a file is made."""
-    for folder in {part.parent for part in cache.paths.root.rglob(".*.part")}:
-        sweep_parts(folder)
 
 
 def _say_missing(missing: dict[str, list[int]]) -> None:

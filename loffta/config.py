@@ -76,7 +76,7 @@ class ExtractConfig(StrictModel, frozen=True):
     views: int = Field(0, ge=0)  # random crops and flips of every image, a store each, beside the plain one
     view_seed: int = Field(0, ge=0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the forward pass; fp32 on every device unless asked
-    dtype: Literal["float16", "float32"] = "float16"  # of the stored tokens
+    dtype: Literal["float16", "float32", "int8"] = "float16"  # of the stored tokens
     batch_size: Annotated[PositiveInt | None, _word_for_none("auto")] = None
     device: str = "auto"
     unit_images: Annotated[int, AfterValidator(_power_of_two)] | None = None  # None: the cache's own, 256 for a new one

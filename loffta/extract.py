@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from loffta import machine
 from loffta.batch_size import set_batch_sizes
 from loffta.begin import Begun, begin, timm_loader
+from loffta.calibrate import calibrate
 from loffta.config import ExtractConfig
 from loffta.errors import TooManyBadImages
 from loffta.forward import Job
@@ -102,6 +103,9 @@ def extract(
         decoding_threads(machine.available_cpus()) as pool,
         UnitSink() as sink,
     ):
+        for job in begun.jobs if todo else []:
+            if job.backbone is not None:
+                calibrate(begun.cache, job, source, pool, stop)
         due = ((unit, begun.rows(unit)) for unit in todo if begun.lacks(unit))  # another process may have written it
         stream = ImageStream(source, begun.cache.table.keys, begun.sizes, pool, due, n_ahead=2 * batch_size)
         for images in stream:

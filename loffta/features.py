@@ -8,9 +8,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,6 +21,7 @@ from loffta.errors import DamageFound, LofftaError, UsageError, unknown_name
 from loffta.pooling import pool_mean
 from loffta.store.cache import Cache, CachedArray, Store
 from loffta.store.purge import all_missing_shards, describe_missing
+from loffta.store.quantise import Scales, dequantise
 from loffta.taps import final_tap, resolve_taps
 from loffta.tokens import KINDS, FeatureSpec, Kind
 
@@ -40,11 +44,34 @@ class Feature:
         """What to ask the reader for; None, whole images, where the array keeps all taps in one chunk."""
         return self.positions if self.array.layout.chunks_per_image == len(self.array.taps) else None
 
-    def finish(self, raw: Tensor) -> Tensor:
-        """From what the reader gives, [B, L', ...], to [B, L, *spec.shape]; runs on the device of `raw`."""
+    @property
+    def is_pooled(self) -> bool:
+        """Whether it is the mean of a stored grid."""
+        return self.spec.kind == "mean" and self.array.kind == "grid"
+
+    @property
+    def held_dtype(self) -> np.dtype[Any]:
+        """What `reduce` gives: the stored dtype, but float32 for means of int8 grids."""
+        stored = self.array.layout.dtype
+        return np.dtype(np.float32) if self.is_pooled and stored == np.int8 else stored
+
+    def reduce(self, raw: Tensor) -> Tensor:
+        """From what the reader gives, [B, L', ...], to [B, L, *spec.shape] of `held_dtype`: what is worth keeping."""
         if self.raw_taps is None and len(self.spec.taps) != len(self.array.taps):
             raw = raw[:, self.positions]
-        return pool_mean(raw) if self.spec.kind == "mean" and self.array.kind == "grid" else raw
+        return pool_mean(self.decode(raw)) if self.is_pooled else raw
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """[B, L, ...] in the stored dtype, int8 as the float32 that it stands for; on the device of `tokens`."""
+        return tokens if self._scales is None or tokens.dtype != torch.int8 else dequantise(tokens, self._scales)
+
+    def finish(self, raw: Tensor) -> Tensor:
+        """From what the reader gives, [B, L', ...], to [B, L, *spec.shape] as a head gets it."""
+        return self.decode(self.reduce(raw))
+
+    @cached_property
+    def _scales(self) -> Scales | None:
+        return None if self.array.scales is None else self.array.scales.take(self.positions)
 
     def __str__(self) -> str:
         return f"{self.store.name}:{','.join(self.spec.taps)}"

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from loffta.pooling import pool_grid, pool_mean
 from loffta.store.cache import CachedArray, Store
 from loffta.store.writer import Stored, to_storage
 
+Result = TypeVar("Result")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -45,7 +46,7 @@ class Job:
         fields = {name: value for name, value in recipe["input"].items() if name not in ("mean", "std")}
         return PixelGeometry(**fields, view=View(view["seed"], view["index"]) if view else None)
 
-    def missing(self, unit: int, rows: range) -> list[CachedArray]:
+    def missing(self, unit: int, rows: Sequence[int]) -> list[CachedArray]:
         """Arrays whose done file does not settle `rows`."""
         return [array for array in self.arrays if not array.has_unit(unit, rows)]
 
@@ -73,13 +74,28 @@ class Job:
         Raises:
             LofftaError: not even one image fits.
         """
+        return self._in_parts(pixels, arrays, keys, lambda a, t: to_storage(t, a.layout.dtype.name, a.scales))
+
+    def tokens(
+        self, pixels: NDArray[np.uint8], arrays: Sequence[CachedArray], keys: Sequence[str]
+    ) -> Iterator[tuple[slice, list[Tensor]]]:
+        """As `run`, before anything is cast: per array [B, L, ...] float32 on the job's device."""
+        return self._in_parts(pixels, arrays, keys, lambda _, tokens: tokens)
+
+    def _in_parts(
+        self,
+        pixels: NDArray[np.uint8],
+        arrays: Sequence[CachedArray],
+        keys: Sequence[str],
+        finish: Callable[[CachedArray, Tensor], Result],
+    ) -> Iterator[tuple[slice, list[Result]]]:
         taps = self.taps_of(arrays)
         start = 0
         while start < len(pixels):
             part = slice(start, min(start + self.batch_size, len(pixels)))
             try:
                 tokens = self.forward(torch.from_numpy(pixels[part]).permute(0, 3, 1, 2), taps)
-                found = [to_storage(self._gather(array, tokens), array.layout.dtype.name) for array in arrays]
+                found = [finish(array, self._gather(array, tokens)) for array in arrays]
             except torch.OutOfMemoryError as error:
                 self._halve(part.stop - start, keys[start], error)
                 continue

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
+
 from loffta.store.cache import Cache, CachedArray
+from loffta.store.scales import has_scales, read_facts
 
 
 def take_inventory(cache: Cache) -> dict[str, Any]:
@@ -46,4 +50,21 @@ def _weigh(cache: Cache, array: CachedArray) -> dict[str, Any]:
         "old_rows_only": array.layout.shape[0] < len(cache.table),  # the set has grown since
         "files": len(shards),
         "bytes": sum(shards),
+        **_weigh_int8(array),
+    }
+
+
+def _weigh_int8(array: CachedArray) -> dict[str, Any]:
+    """Of int8 arrays alone: the error measured when the scales were made, and the values beyond their range so far."""
+    if array.layout.dtype != np.int8 or not has_scales(array.paths):
+        return {}
+    try:
+        facts = read_facts(array.paths)
+    except (OSError, ValueError, KeyError):  # `verify` names it
+        return {}
+    held = int(array.ledger.ready.sum()) * math.prod(array.layout.item_shape)
+    return {
+        "int8_error": dict(zip(array.taps, facts["relative_rms"], strict=False)),
+        "saturated": array.ledger.saturated / max(held, 1),
+        "scale_bytes": sum(path.stat().st_size for path in array.paths.scales.rglob("*") if path.is_file()),
     }

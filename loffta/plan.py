@@ -258,8 +258,10 @@ def _time_sample(
 
 def _run_networks(jobs: Sequence[tuple[Job, Sequence[CachedArray]]], batch: PixelBatch, keys: Sequence[str]) -> None:
     for job, arrays in jobs:
-        for _ in job.run(batch.pixels[job.geometry], arrays, [keys[row] for row in batch.rows]):
-            pass  # on the CPU, so the device has finished
+        names = [keys[row] for row in batch.rows]
+        for _, tensors in job.tokens(batch.pixels[job.geometry], arrays, names):
+            for tokens in tensors:
+                tokens.cpu()  # the device has finished
 
 
 def _break_even(timing: Timing, n_images: int, feature_bytes: int, root: Path) -> BreakEven:

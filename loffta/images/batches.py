@@ -57,7 +57,7 @@ def decoding_threads(n_threads: int) -> Iterator[Executor]:
 class UnitImages:
     """The images of one unit; after iterating, `statuses` tells what became of each row."""
 
-    def __init__(self, unit: int, rows: range, stream: ImageStream) -> None:
+    def __init__(self, unit: int, rows: Sequence[int], stream: ImageStream) -> None:
         self.unit = unit
         self.rows = rows
         self.statuses: list[ImageStatus] = []
@@ -88,7 +88,7 @@ class ImageStream:
         keys: Sequence[str],
         sizes: Sequence[PixelGeometry],
         pool: Executor,
-        units: Iterable[tuple[int, range]],
+        units: Iterable[tuple[int, Sequence[int]]],
         *,
         n_ahead: int,
     ) -> None:
@@ -132,7 +132,7 @@ class ImageStream:
         while self._n_pending < self._n_ahead and next(self._schedule, None) is not None:
             self._n_pending += 1
 
-    def _submit_all(self, units: Iterator[tuple[int, range]]) -> Iterator[int]:
+    def _submit_all(self, units: Iterator[tuple[int, Sequence[int]]]) -> Iterator[int]:
         """Submits one image whenever it is asked for the next."""
         for unit, rows in units:
             images = UnitImages(unit, rows, self)

@@ -13,13 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from loffta.errors import LofftaError, UsageError
+from loffta.errors import DamageFound, LofftaError, UsageError
 from loffta.store import FORMAT
 from loffta.store.files import create_file, replace_file
 from loffta.store.ledger import Ledger, count_done, read_ledger
-from loffta.store.metadata import ArrayLayout, grid_layout, image_layout, read_layout
+from loffta.store.metadata import ArrayLayout, array_dtype, grid_layout, image_layout, read_layout
 from loffta.store.paths import THUMB, ArrayPaths, CachePaths
+from loffta.store.quantise import Scales
 from loffta.store.recipe import StoreInfo
+from loffta.store.scales import read_scales
 from loffta.store.table import ImageTable
 from loffta.store.units import count_units, rows_of
 from loffta.tokens import Kind, TokenSpec
@@ -50,7 +52,25 @@ class CachedArray:
         """The rows that are there, as of the first look."""
         return read_ledger(self.paths, self.layout.shape[0])
 
-    def has_unit(self, unit: int, rows: range) -> bool:
+    @cached_property
+    def scales(self) -> Scales | None:
+        """What decodes an int8 array; None for others.
+
+        Raises:
+            DamageFound: they are gone or damaged, or finished units were written with others.
+        """
+        if self.layout.dtype != np.int8:
+            return None
+        scales = read_scales(self.paths, self.layout)
+        if self.ledger.scales - {scales.digest}:
+            raise DamageFound(
+                "the scales of this int8 array are not those that its units were written with",
+                where=self.paths.scales,
+                remedy="run `loffta verify CACHE` to list the units, with --repair to write them anew",
+            )
+        return scales
+
+    def has_unit(self, unit: int, rows: Sequence[int]) -> bool:
         """Whether a done file settles all of `rows`; a part-filled unit of a grown set is not there."""
         return count_done(self.paths, unit) >= len(rows)
 
@@ -179,12 +199,17 @@ class Cache:
         return self.store(info.name)
 
     def add_arrays(self, store: Store, kind: Kind, specs: Sequence[TokenSpec], dtype: str) -> list[CachedArray]:
-        """Arrays of one kind for taps that have none yet: one per shape, taps of one shape side by side."""
+        """Arrays of one kind for taps that have none yet: one per shape, taps of one shape side by side.
+
+        Args:
+            dtype: the store's; see `array_dtype`.
+        """
         groups: dict[tuple[int, ...], list[str]] = {}
         for spec in specs:
             if store.find(kind, spec.tap) is None and 0 not in spec.shape(kind):
                 groups.setdefault(spec.shape(kind), []).append(spec.tap)
-        return [self._add_array(store.name, kind, taps, shape, dtype) for shape, taps in groups.items()]
+        stored_as = array_dtype(kind, dtype)
+        return [self._add_array(store.name, kind, taps, shape, stored_as) for shape, taps in groups.items()]
 
     def thumbs(self, *, create: bool = False) -> CachedArray:
         """The thumbnails, [n, T, T, 3] uint8."""

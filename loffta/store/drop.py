@@ -11,7 +11,7 @@ from pathlib import Path
 
 from loffta.errors import LofftaError, unknown_name
 from loffta.store.cache import Cache, CachedArray, Store
-from loffta.store.files import sweep_parts, sync_folder
+from loffta.store.files import remove_folder, sweep_parts, sync_folder
 
 
 def find_target(cache: Cache, target: str) -> tuple[Store, list[CachedArray]]:
@@ -32,7 +32,7 @@ def find_target(cache: Cache, target: str) -> tuple[Store, list[CachedArray]]:
 
 def count_bytes(cache: Cache, store: Store, arrays: list[CachedArray]) -> int:
     """Bytes of data and done files that dropping would free."""
-    folders = [folder for array in arrays for folder in (array.paths.folder, array.paths.done_folder)]
+    folders = [folder for a in arrays for folder in (a.paths.folder, a.paths.scales, a.paths.done_folder)]
     if len(arrays) == len(store.arrays):
         folders = [cache.paths.store(store.name), cache.paths.done_store(store.name)]
     return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
@@ -50,6 +50,7 @@ def drop(cache: Cache, store: Store, arrays: list[CachedArray]) -> None:
     for folder in [cache.paths.done_store(store.name)] if whole else [array.paths.done_folder for array in arrays]:
         _remove(folder)
     for array in arrays:
+        remove_folder(array.paths.scales)  # before zarr.json: the next array of this name must not find them
         array.paths.metadata.unlink(missing_ok=True)
         _remove(array.paths.folder)
     if whole:

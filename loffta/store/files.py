@@ -8,10 +8,11 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -81,19 +82,73 @@ def create_file(path: Path, data: bytes) -> bool:
     return True
 
 
+def create_folder(path: Path, files: Mapping[Path, bytes]) -> bool:
+    """Puts a folder of small files in place at once; the first writer wins.
+
+    Args:
+        files: contents by their final path inside `path`.
+    Returns:
+        False where `path` was there already; it is left as it was.
+    """
+    part = part_name(path)
+    try:
+        with space_guard(path):
+            for final, data in files.items():
+                place = part / final.relative_to(path)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with place.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            for folder in {(part / final.relative_to(path)).parent for final in files}:
+                sync_folder(folder)
+            sync_folder(part)
+            part.rename(path)  # fails where there is a folder with anything in it
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    sync_folder(path.parent)
+    return True
+
+
+def remove_folder(path: Path) -> None:
+    """Takes a folder away at once, if it is there: a reader meets all of it or nothing."""
+    part = part_name(path)
+    try:
+        path.rename(part)
+    except FileNotFoundError:
+        return
+    sync_folder(path.parent)
+    shutil.rmtree(part)
+
+
 def sweep_parts(folder: Path) -> list[Path]:
     """Deletes what dead writers left in `folder`; a living writer's part stays.
 
     Returns:
-        The files deleted.
+        The files and folders deleted.
     """
     swept = []
     for path in folder.glob(".*.part"):
         match = _PART.fullmatch(path.name)
         if match and _is_stale(path, match["host"], int(match["pid"])):
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)  # another process may sweep it as well
+            else:
+                path.unlink(missing_ok=True)
             swept.append(path)
     return swept
+
+
+def sweep_tree(root: Path) -> None:
+    """Sweeps every folder under `root`, whatever other processes move meanwhile."""
+    for folder, folders, files in os.walk(root):  # unlike rglob, it passes over a folder that is gone
+        if any(name.endswith(".part") for name in (*folders, *files)):
+            sweep_parts(Path(folder))
+        folders[:] = [name for name in folders if not name.endswith(".part")]
 
 
 def _write_part(path: Path, data: bytes) -> Path:

@@ -38,9 +38,12 @@ _TYPES: dict[str, pa.DataType] = {
     "crc32c": pa.list_(pa.uint32()),
 }
 _SCHEMA = pa.schema(_TYPES)
+_SATURATED = pa.field("saturated", pa.list_(pa.uint32()))  # int8 arrays have it
+_ALL_TYPES = {**_TYPES, _SATURATED.name: _SATURATED.type}
 _META = b"loffta"
 _DONE = re.compile(r"u(\d+)\.parquet")
-_MERGED = ("row", "status", "reason")  # what a ledger is made of; the lists of checksums are most of a done file
+_LISTED = ("row", "status", "reason")
+_MERGED = (*_LISTED, _SATURATED.name)  # what a ledger is made of; the lists of checksums are most of a done file
 _READ_THREADS = 8  # done files are small: over a network, waiting for them is all the work
 # what pyarrow raises over damaged bytes; real trouble of the file system is met before it sees them
 _UNREADABLE = (OSError, ValueError, KeyError, pa.ArrowException)
@@ -65,6 +68,7 @@ class Audit:
     finite: Sequence[bool] = ()  # per tap
     abs_max: Sequence[float] = ()  # per tap
     crc32c: Sequence[int] = ()  # per inner chunk
+    saturated: Sequence[int] | None = None  # per tap: values beyond the range of an int8 array; None for others
 
 
 def write_done(
@@ -80,15 +84,21 @@ def encode_done(images: Sequence[ImageStatus], audits: Sequence[Audit], run: dic
         [getattr(image, name) for image in images] for name in ("row", "status", "reason", "width", "height", "blake2b")
     ]
     columns += [[list(getattr(audit, name)) for audit in audits] for name in ("finite", "abs_max", "crc32c")]
-    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
-    table = pa.Table.from_arrays(arrays, schema=_SCHEMA.with_metadata({_META: json.dumps(run).encode()}))
+    schema = _SCHEMA
+    if any(audit.saturated is not None for audit in audits):
+        schema = _SCHEMA.append(_SATURATED)
+        columns.append([list(audit.saturated or ()) for audit in audits])
+    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
+    table = pa.Table.from_arrays(arrays, schema=schema.with_metadata({_META: json.dumps(run).encode()}))
     buffer = io.BytesIO()
     pq.write_table(table, buffer, write_page_checksum=True)
     return buffer.getvalue()
 
 
-def read_done(path: Path, columns: Sequence[str] = _SCHEMA.names) -> pa.Table:
-    """One done file, or some columns of it, as a table. Damage in other columns is not seen: `verify` reads all.
+def read_done(path: Path, columns: Sequence[str] = (*_SCHEMA.names, _SATURATED.name)) -> pa.Table:
+    """One done file, or some columns of it, as a table; `saturated` only where it has one.
+
+    Damage in other columns is not seen: `verify` reads all.
 
     Raises:
         DamageFound: the file cannot be read.
@@ -96,8 +106,10 @@ def read_done(path: Path, columns: Sequence[str] = _SCHEMA.names) -> pa.Table:
     data = path.read_bytes()
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-            table = file.read(columns=list(columns), use_threads=False).select(columns)
-        if not table.schema.equals(pa.schema([(name, _TYPES[name]) for name in columns])):
+            table = file.read(columns=list(columns), use_threads=False)
+        names = [name for name in columns if name in table.column_names or name != _SATURATED.name]
+        table = table.select(names)
+        if not table.schema.equals(pa.schema([(name, _ALL_TYPES[name]) for name in names])):
             raise ValueError("its columns have other types")
         return table
     except _UNREADABLE as error:
@@ -106,6 +118,15 @@ def read_done(path: Path, columns: Sequence[str] = _SCHEMA.names) -> pa.Table:
             where=path,
             remedy="delete this file and run the same `loffta extract` again: its unit is written anew",
         ) from error
+
+
+def scales_of(table: pa.Table) -> str | None:
+    """The digest of the scales that an int8 array's unit was written with; None where its done file has none."""
+    try:
+        digest = json.loads((table.schema.metadata or {})[_META])["scales"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return str(digest)
 
 
 def count_done(paths: ArrayPaths, unit: int) -> int:
@@ -136,6 +157,8 @@ class Ledger:
     ready: NDArray[np.bool_]  # per row: its data is there
     bad: dict[int, str]  # quarantined rows and why
     units: int  # done files found
+    scales: frozenset[str | None] = frozenset()  # digests of the scales that units were written with; None: not said
+    saturated: int = 0  # values of int8 arrays that lay beyond their range
 
     @property
     def listed(self) -> int:
@@ -160,11 +183,21 @@ def read_ledger(paths: ArrayPaths, n_rows: int) -> Ledger:
     if not files:
         return Ledger(ready, {}, 0)
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        table = pa.concat_tables(pool.map(partial(read_done, columns=_MERGED), files))
+        tables = list(pool.map(partial(read_done, columns=_MERGED), files))
+    scales = frozenset(scales_of(table) for table in tables)
+    saturated = sum(_count_saturated(table) for table in tables)
+    table = pa.concat_tables(table.select(_LISTED) for table in tables)
     rows = table["row"].to_numpy()
     good = pc.equal(table["status"], pa.scalar(OK)).to_numpy()
     known = rows < n_rows  # another process may have grown the array meanwhile
     ready[rows[good & known]] = True
     others = np.flatnonzero(~good & known)
     reasons: list[Any] = table["reason"].take(others).to_pylist()
-    return Ledger(ready, dict(zip(rows[others].tolist(), reasons, strict=True)), len(files))
+    bad = dict(zip(rows[others].tolist(), reasons, strict=True))
+    return Ledger(ready, bad, len(files), scales, saturated)
+
+
+def _count_saturated(table: pa.Table) -> int:
+    if _SATURATED.name not in table.column_names:
+        return 0
+    return int(np.sum(pc.list_flatten(table[_SATURATED.name]).to_numpy(), dtype=np.int64))

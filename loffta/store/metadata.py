@@ -111,6 +111,30 @@ def image_layout(n_rows: int, shape: tuple[int, ...], dtype: Any, unit_images: i
     return ArrayLayout((n_rows, *shape), np.dtype(dtype), unit_images, (1, *shape), attributes=attributes)
 
 
+def table_json(shape: tuple[int, ...]) -> bytes:
+    """The zarr.json of a small float32 array in one chunk, followed by its crc32c: an int8 array's scales."""
+    document = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": "float32",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shape)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": "NaN",
+        "codecs": [_LITTLE, _CRC],
+    }
+    return json.dumps(document, indent=2).encode()
+
+
+def array_dtype(kind: str, dtype: str) -> str:
+    """What a kind is stored as in a store of `dtype`: int8 is for grids alone.
+
+    A prefix or mean has one value per image and channel, too few to calibrate a range with, and is a hundredth of the
+    bytes or less: it stays float16 there.
+    """
+    return "float16" if dtype == "int8" and kind != "grid" else dtype
+
+
 def read_layout(path: Path) -> ArrayLayout | None:
     """Reads a zarr.json.
 

@@ -23,6 +23,24 @@ class ArrayPaths:
         """The array's zarr.json."""
         return self.folder / "zarr.json"
 
+    @property
+    def scales(self) -> Path:
+        """The zarr group that decodes an int8 array."""
+        return self.folder.with_name(f"{self.folder.name}-int8")
+
+    @property
+    def scales_metadata(self) -> Path:
+        """That group's zarr.json."""
+        return self.scales / "zarr.json"
+
+    def scale_metadata(self, part: str) -> Path:
+        """The zarr.json of one of the group's arrays, `scale` or `zero`."""
+        return self.scales / part / "zarr.json"
+
+    def scale_chunk(self, part: str) -> Path:
+        """The one chunk of `scale` or `zero`."""
+        return self.scales / part / "c.0.0"
+
     def shard(self, unit: int, ndim: int) -> Path:
         """The shard of one unit: a flat key, so that a shard costs one inode and no folders."""
         return self.folder / ".".join(["c", str(unit), *["0"] * (ndim - 1)])

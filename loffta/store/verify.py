@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from crc32c import crc32c
 
 from loffta.errors import DamageFound
 from loffta.store.cache import Cache, CachedArray
-from loffta.store.ledger import OK, read_done
+from loffta.store.ledger import OK, read_done, scales_of
 from loffta.store.metadata import CRC_BYTES
+from loffta.store.paths import ArrayPaths
+from loffta.store.scales import has_scales, read_scales
 from loffta.store.shard import MISSING, read_index, read_into
 
 _REPAIR = "run `loffta verify CACHE --repair`"
@@ -31,6 +34,7 @@ class Damage:
     what: str
     path: Path  # the damaged file
     done: Path  # deleting it makes `extract` write the unit anew
+    scales: Path | None = None  # an int8 array's scales, where they have to go with it
 
 
 def verify(cache: Cache, *, deep: bool = False) -> Iterator[Damage]:
@@ -41,13 +45,45 @@ def verify(cache: Cache, *, deep: bool = False) -> Iterator[Damage]:
     """
     arrays = [array for store in cache.stores() for array in store.arrays]
     for array in [cache.thumbs(), *arrays]:
-        for done in sorted(array.paths.done_folder.glob("u*.parquet")):
+        faults = _scales_faults(array)
+        for done in sorted({*array.paths.done_folder.glob("u*.parquet"), *faults}):
+            if done in faults:
+                yield faults[done]
+                continue
             unit = int(done.stem[1:])
             path = array.paths.shard(unit, array.layout.ndim)
             try:
                 _check_unit(cache, array, unit, done, path, deep=deep)
             except DamageFound as error:
                 yield Damage(array.paths.name, unit, error.what, Path(error.where), done)
+
+
+def _scales_faults(array: CachedArray) -> dict[Path, Damage]:
+    """By done file: units of an int8 array that cannot be decoded, for its scales are gone, damaged or exchanged."""
+    if array.layout.dtype != np.int8:
+        return {}
+    paths = array.paths
+    said = dict(_scales_said(paths))
+
+    def fault(what: str, done: Path, useless: Path | None) -> Damage:
+        return Damage(paths.name, int(done.stem[1:]), what, paths.scales, done, useless)
+
+    if not said and not has_scales(paths):
+        return {}  # extraction has only just begun
+    try:
+        digest = read_scales(paths, array.layout).digest
+    except DamageFound as error:  # without a unit to blame, the first one brings new scales
+        return {done: fault(error.what, done, paths.scales) for done in said or [paths.done(0)]}
+    wrong = [done for done in said if said[done] != digest]
+    useless = paths.scales if len(wrong) == len(said) else None  # scales that some unit vouches for stay
+    return {done: fault("it was written with other scales than its array has now", done, useless) for done in wrong}
+
+
+def _scales_said(paths: ArrayPaths) -> Iterator[tuple[Path, str | None]]:
+    """Each readable done file with the digest of the scales that its unit was written with."""
+    for done in sorted(paths.done_folder.glob("u*.parquet")):
+        with suppress(DamageFound):  # _check_unit names it
+            yield done, scales_of(read_done(done))
 
 
 def _check_unit(cache: Cache, array: CachedArray, unit: int, done: Path, path: Path, *, deep: bool) -> None:

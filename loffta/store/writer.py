@@ -18,6 +18,8 @@ from loffta.errors import LofftaError
 from loffta.store.ledger import OK, Audit, ImageStatus, count_done, write_done
 from loffta.store.metadata import ArrayLayout
 from loffta.store.paths import ArrayPaths
+from loffta.store.quantise import Scales, quantise
+from loffta.store.scales import read_scales
 from loffta.store.shard import ShardWriter
 
 _TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -29,19 +31,28 @@ class Stored(NamedTuple):
     values: NDArray[Any]  # [B, L, ...]
     finite: NDArray[np.bool_]  # [B, L]
     abs_max: NDArray[np.float32]  # [B, L]
+    saturated: NDArray[np.int64] | None = None  # [B, L], of int8 arrays
 
 
-def to_storage(tokens: Float[Tensor, "B L ..."], dtype: str) -> Stored:
+def to_storage(tokens: Float[Tensor, "B L ..."], dtype: str, scales: Scales | None = None) -> Stored:
     """Casts on the tokens' device and audits each image and tap.
 
+    Args:
+        scales: of the array, for int8: `UnitWriter.scales`.
     Returns:
-        `finite` is False where the input is NaN or infinite, or does not fit `dtype`.
+        `finite` is False where the input is NaN or infinite, or does not fit a float `dtype`. What does not fit int8 is
+        stored as the end of its range and counted in `saturated`.
     """
     flat = tokens.flatten(2)
+    abs_max = flat.abs().amax(dim=2).float().cpu().numpy()
+    if dtype == "int8":
+        assert scales is not None, "int8 needs the array's scales"
+        codes = quantise(tokens, scales)
+        finite = flat.isfinite().all(dim=2).cpu().numpy()
+        return Stored(codes.values.contiguous().cpu().numpy(), finite, abs_max, codes.saturated.cpu().numpy())
     cast = tokens.to(_TORCH_DTYPES[dtype]).contiguous()
-    finite = cast.flatten(2).isfinite().all(dim=2)
-    abs_max = flat.abs().amax(dim=2).float()
-    return Stored(cast.cpu().numpy(), finite.cpu().numpy(), abs_max.cpu().numpy())
+    finite = cast.flatten(2).isfinite().all(dim=2).cpu().numpy()
+    return Stored(cast.cpu().numpy(), finite, abs_max)
 
 
 class UnitWriter:
@@ -49,6 +60,7 @@ class UnitWriter:
 
     def __init__(self, paths: ArrayPaths, layout: ArrayLayout, unit: int) -> None:
         self._paths, self._layout, self._unit = paths, layout, unit
+        self.scales = read_scales(paths, layout) if layout.dtype == np.int8 else None  # for `to_storage`
         self._audits: dict[int, Audit] = {}
         assert layout.crc, "format 1 stores a crc32c with every chunk"
         n_chunks = layout.unit_images * layout.chunks_per_image
@@ -75,7 +87,8 @@ class UnitWriter:
         crcs = self._shard.append(positions, stored.values)
         for i, row in enumerate(rows):
             chunk_crcs = crcs[i * per_image : (i + 1) * per_image]
-            self._audits[row] = Audit(stored.finite[i].tolist(), stored.abs_max[i].tolist(), chunk_crcs)
+            saturated = None if stored.saturated is None else stored.saturated[i].tolist()
+            self._audits[row] = Audit(stored.finite[i].tolist(), stored.abs_max[i].tolist(), chunk_crcs, saturated)
 
     def commit(self, images: Sequence[ImageStatus], run: dict[str, Any]) -> bool:
         """Puts the shard in place, then its done file.
@@ -92,6 +105,8 @@ class UnitWriter:
         written = {image.row for image in images if image.status == OK}
         assert written == set(self._audits), "every good image is written once, and no bad one is"
         self._shard.commit()
+        if self.scales is not None:
+            run = {**run, "scales": self.scales.digest}
         write_done(self._paths, self._unit, images, [self._audits.get(i.row, Audit()) for i in images], run)
         return True
 
@@ -103,12 +118,21 @@ class UnitWriter:
         if stored.finite.all():
             return
         image, tap = np.argwhere(~stored.finite)[0].tolist()
-        taps, dtype = self._layout.taps, self._layout.dtype
+        name, dtype = self._layout.taps[tap], self._layout.dtype
         largest = float(stored.abs_max[image, tap])
-        if np.isfinite(largest):
-            what = f"tap {taps[tap]} reaches {largest:.4g}, over {dtype}'s {np.finfo(dtype).max:.5g}"
-            remedy = "store it as float32: --dtype float32"
-        else:
-            what = f"tap {taps[tap]} is NaN or infinite"
-            remedy = "look at this image and at the weights: a frozen network should not give NaN"
-        raise LofftaError(f"{what} for image {keys[image]}", where=self._paths.name, remedy=remedy)
+        if not np.isfinite(largest):
+            raise not_finite(name, keys[image], where=self._paths.name)
+        raise LofftaError(
+            f"tap {name} reaches {largest:.4g}, over {dtype}'s {np.finfo(dtype).max:.5g} for image {keys[image]}",
+            where=self._paths.name,
+            remedy="store it as float32: --dtype float32",
+        )
+
+
+def not_finite(tap: str, key: str, *, where: str) -> LofftaError:
+    """The error for features that are NaN or infinite."""
+    return LofftaError(
+        f"tap {tap} is NaN or infinite for image {key}",
+        where=where,
+        remedy="look at this image and at the weights: a frozen network should not give NaN",
+    )

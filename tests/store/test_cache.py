@@ -7,14 +7,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tensorstore
+import torch
 import zarr
 
 from loffta.errors import LofftaError, UsageError
 from loffta.store.cache import Cache, Store
 from loffta.store.paths import CachePaths
+from loffta.store.quantise import dequantise
 from loffta.store.reader import ArrayReader
 from loffta.store.recipe import StoreInfo
 from loffta.store.table import ImageTable
+from loffta.store.verify import verify
 from loffta.tokens import TokenSpec
 
 from .conftest import assert_same, make_values, names, write_unit
@@ -337,3 +340,38 @@ def test_the_golden_store_holds_its_values(name: str) -> None:
     assert_same(zarr.open_array(store=array.paths.folder, mode="r")[...], filled)
     spec = {"driver": "zarr3", "kvstore": f"file://{array.paths.folder}/"}
     assert_same(tensorstore.open(spec, read=True).result().read().result(), filled)
+
+
+GOLDEN_INT8 = Path(__file__).parents[1] / "data" / "format1-int8"
+
+
+def golden_int8() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes [11, 2, 2, 3, 5], scale and zero [2, 5] as they were written."""
+    codes = (np.arange(11 * 60).reshape(11, 2, 2, 3, 5) * 37 % 255 - 127).astype(np.int8)
+    codes[7, 1, 0, 0, 4] = 127
+    scale = (2.0 ** -np.arange(1, 11)).reshape(2, 5).astype(np.float32)
+    zero = np.linspace(-127, 127, 10).round().reshape(2, 5).astype(np.float32)
+    return codes, scale, zero
+
+
+def test_the_golden_int8_store_holds_its_values() -> None:
+    (store,) = Cache.open(GOLDEN_INT8).stores()
+    assert store.name == store.info.name == "golden-430fd15b"
+    (array,) = store.arrays
+    codes, scale, zero = golden_int8()
+    good = np.array([10, 0, 9, 1, 2, 4, 5, 6, 7, 8])
+    assert np.flatnonzero(array.ledger.ready).tolist() == sorted(good)
+    assert array.ledger.saturated == 1
+    assert array.scales is not None
+    assert_same(array.scales.scale, scale)
+    assert_same(array.scales.zero, zero)
+    read = ArrayReader(array.paths).read(good)
+    assert_same(read, codes[good])
+    values = (codes.astype(np.float32) - zero[None, :, None, None]) * scale[None, :, None, None]
+    assert_same(dequantise(torch.from_numpy(read), array.scales).numpy(), values[good])
+    codes[3] = -128
+    for folder, expected in ((array.paths.folder, codes), (array.paths.scales / "scale", scale)):
+        assert_same(zarr.open_array(store=folder, mode="r")[...], expected)
+        spec = {"driver": "zarr3", "kvstore": f"file://{folder}/"}
+        assert_same(tensorstore.open(spec, read=True).result().read().result(), expected)
+    assert list(verify(Cache.open(GOLDEN_INT8), deep=True)) == []

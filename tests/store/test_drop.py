@@ -114,3 +114,27 @@ def test_command_asks_first(cache, capsys, monkeypatch):
     assert main(["drop", root, name, "--yes", "--json"]) == 0
     assert f'"dropped": "{name}"' in capsys.readouterr().out.splitlines()[-1]
     assert len(cache.stores()) == 1
+
+
+def test_the_scales_of_int8_go_with_their_array_and_before_its_name_is_free(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    grids = {"stages.0": rng.normal(size=(20, 4, 4, 6)), "stages.1": rng.normal(size=(20, 2, 2, 8))}
+    table = make_table(np.arange(20) % 2, ["train"] * 20)
+    cache = make_cache(tmp_path / "cache", table, [FakeStore("one", grids, dtype="int8")])
+    (store,) = cache.stores()
+    scales = {array.paths.folder.name: array.paths.scales for array in store.arrays}
+    before = files(cache.paths.root)
+    target = find_target(cache, f"{store.name}:grid-1")
+    n_bytes = count_bytes(cache, *target)
+    monkeypatch.setattr(type(scales["grid-1"]), "unlink", lambda *_, **__: 1 / 0)  # dies before zarr.json goes
+    with pytest.raises(ZeroDivisionError):
+        drop(cache, *target)
+    monkeypatch.undo()
+    assert not scales["grid-1"].exists()
+    drop(cache, *find_target(Cache.open(cache.paths.root), f"{store.name}:grid-1"))
+    after = files(cache.paths.root)
+    assert sum(before.values()) - sum(after.values()) == n_bytes
+    assert after == {name: size for name, size in before.items() if "grid-1" not in name}
+    assert scales["grid-0"].exists()
+    drop(cache, *find_target(cache, store.name))
+    assert not cache.paths.store(store.name).exists()

@@ -1,5 +1,7 @@
+import errno
 import multiprocessing
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,7 +12,16 @@ import pytest
 
 from loffta.errors import LofftaError
 from loffta.store import files
-from loffta.store.files import STALE_AFTER_S, create_file, part_name, replace_file, sweep_parts
+from loffta.store.files import (
+    STALE_AFTER_S,
+    create_file,
+    create_folder,
+    part_name,
+    remove_folder,
+    replace_file,
+    sweep_parts,
+    sweep_tree,
+)
 
 from .conftest import names
 
@@ -104,3 +115,52 @@ def test_part_names_are_recognised_and_unique(tmp_path: Path, monkeypatch: pytes
 
 def test_sweeping_a_folder_that_is_not_there(tmp_path: Path) -> None:
     assert sweep_parts(tmp_path / "none") == []
+
+
+def test_a_folder_comes_whole_and_the_first_wins(tmp_path: Path) -> None:
+    target = tmp_path / "stores" / "group"
+    assert create_folder(target, {target / "zarr.json": b"{}", target / "a" / "c.0": b"one"})
+    assert not create_folder(target, {target / "zarr.json": b"[]", target / "b": b"two"})
+    assert (target / "a" / "c.0").read_bytes() == b"one"
+    assert names(target) == ["a", "zarr.json"]
+    assert names(tmp_path / "stores") == ["group"]
+
+
+def test_a_folder_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(LofftaError, match=r"no space left to write a file(.|\n)*remedy: free space"):
+        create_folder(tmp_path / "group", {tmp_path / "group" / "file": b"data"})
+    assert names(tmp_path) == []
+
+
+def test_a_file_in_the_way_of_a_folder_is_not_taken_for_one(tmp_path: Path) -> None:
+    (tmp_path / "group").write_bytes(b"")
+    with pytest.raises(NotADirectoryError):
+        create_folder(tmp_path / "group", {tmp_path / "group" / "file": b"data"})
+    assert names(tmp_path) == ["group"]
+
+
+def test_a_folder_goes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even when the process dies while it deletes: what is left of it is a part."""
+    create_folder(tmp_path / "group", {tmp_path / "group" / "file": b"data"})
+    monkeypatch.setattr(shutil, "rmtree", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        remove_folder(tmp_path / "group")
+    (left,) = names(tmp_path)
+    assert files._PART.fullmatch(left)
+    remove_folder(tmp_path / "group")  # there is none
+    assert names(tmp_path) == [left]
+
+
+def test_folders_of_dead_writers_are_swept_too(tmp_path: Path) -> None:
+    host = files._host()
+    dead, alive = (f".group.{host}.{pid}.0123abcd.part" for pid in (dead_pid(), os.getppid()))
+    for name in (dead, alive):
+        (tmp_path / "store" / name / "inner").mkdir(parents=True)
+        (tmp_path / "store" / name / "inner" / f".x.{host}.{dead_pid()}.0123abcd.part").touch()
+    sweep_tree(tmp_path)
+    assert names(tmp_path / "store") == [alive]
+    assert len(names(tmp_path / "store" / alive / "inner")) == 1  # what a living writer makes is its own

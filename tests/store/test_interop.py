@@ -8,16 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorstore
+import torch
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
+from loffta.store.ledger import BAD, OK, ImageStatus
 from loffta.store.metadata import read_layout
-from loffta.store.paths import ArrayPaths
+from loffta.store.paths import ArrayPaths, CachePaths
+from loffta.store.quantise import dequantise, fit_scales
 from loffta.store.reader import ArrayReader
+from loffta.store.scales import create_scales, read_scales
+from loffta.store.units import rows_of
+from loffta.store.writer import UnitWriter, to_storage
 from loffta.store.zarr_reader import ZarrReader, open_array
 
 from .conftest import (
     BAD_ROW,
+    N_ROWS,
     TAPS,
     U,
     Written,
@@ -96,6 +103,34 @@ def test_the_group_opens_by_name(tmp_path: Path) -> None:
     group = zarr.open_group(store=made.paths.folder.parent, mode="r")
     assert list(group.array_keys()) == ["grid-0"]
     assert group["grid-0"].attrs["taps"] == TAPS
+
+
+def test_others_decode_int8_as_we_do(tmp_path: Path, other: Callable[[Path], Any]) -> None:
+    """Codes, scale and zero by another library and the formula by hand, against our reader and dequantise."""
+    layout = make_layout("grid", "int8")
+    paths = CachePaths(tmp_path).array("store-0", "grid-0")
+    paths.folder.mkdir(parents=True)
+    paths.metadata.write_bytes(layout.to_json())
+    tokens = torch.randn(layout.shape, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 6.0)
+    cells = tokens[:16].flatten(2, -2)
+    create_scales(paths, layout, fit_scales(cells.amin((0, 2)), cells.amax((0, 2))), {})
+    for unit in range(3):
+        writer = UnitWriter(paths, layout, unit)
+        rows = [row for row in rows_of(unit, N_ROWS, U) if row != BAD_ROW]
+        writer.append(rows, to_storage(tokens[rows], "int8", writer.scales), ["x"] * len(rows))
+        statuses = [ImageStatus(row, BAD if row == BAD_ROW else OK) for row in rows_of(unit, N_ROWS, U)]
+        assert writer.commit(statuses, {})
+    folders = (paths.folder, paths.scales / "scale", paths.scales / "zero")
+    codes, scale, zero = (np.asarray(other(folder)[...]) for folder in folders)
+    assert (codes.dtype, scale.dtype, zero.dtype) == (np.int8, np.float32, np.float32)
+    assert (codes[BAD_ROW] == -128).all()
+    good = np.setdiff1d(np.arange(N_ROWS), [BAD_ROW])
+    assert codes[good].min() >= -127
+    values = (codes[good].astype(np.float32) - zero[None, :, None, None]) * scale[None, :, None, None]
+    read = torch.from_numpy(ArrayReader(paths).read(good))
+    assert_same(dequantise(read, read_scales(paths, layout)).numpy(), values)
+    relative = np.linalg.norm(values - tokens[good].numpy()) / np.linalg.norm(tokens[good].numpy())
+    assert relative < 0.02
 
 
 # -- theirs through ours

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from loffta.errors import DamageFound
-from loffta.store.ledger import BAD, OK, Audit, ImageStatus, count_done, read_done, read_ledger, write_done
+from loffta.store.ledger import BAD, OK, Audit, ImageStatus, count_done, read_done, read_ledger, scales_of, write_done
 from loffta.store.paths import ArrayPaths, CachePaths
 
 
@@ -117,3 +117,49 @@ def test_a_parquet_of_another_kind(paths: ArrayPaths) -> None:
     pq.write_table(table.drop_columns(["crc32c"]), paths.done(0))
     with pytest.raises(DamageFound, match="crc32c"):
         read_done(paths.done(0))
+
+
+# -- what int8 arrays add
+
+
+def write_int8(paths: ArrayPaths, unit: int, *, digest: str = "d1") -> None:
+    images = [ImageStatus(unit * 8, OK), ImageStatus(unit * 8 + 1, BAD, "truncated"), ImageStatus(unit * 8 + 2, OK)]
+    audits = [Audit([True], [2.0], [7], [3]), Audit(), Audit([True], [2.0], [7], [2**32 - 1])]
+    write_done(paths, unit, images, audits, {"device": "cpu", "scales": digest})
+
+
+def test_saturated_values_and_scales_are_merged(paths: ArrayPaths) -> None:
+    write_int8(paths, 0)
+    write_int8(paths, 1, digest="d2")
+    write_unit(paths, 2)
+    assert read_done(paths.done(0))["saturated"].to_pylist() == [[3], [], [2**32 - 1]]
+    assert "saturated" not in read_done(paths.done(2)).column_names
+    ledger = read_ledger(paths, 24)
+    assert ledger.saturated == 2 * (3 + 2**32 - 1)
+    assert ledger.scales == {"d1", "d2", None}
+    assert [scales_of(read_done(paths.done(unit))) for unit in range(3)] == ["d1", "d2", None]
+
+
+def test_a_reader_that_does_not_know_the_column(paths: ArrayPaths) -> None:
+    """What loffta 0.1 did before int8: take the columns of the format, and leave the others."""
+    write_int8(paths, 0)
+    write_unit(paths, 1)
+    old = read_done(paths.done(1)).schema
+    with pq.ParquetFile(paths.done(0)) as file:
+        assert file.read().select(old.names).schema.equals(old)
+
+
+def test_columns_of_later_writers_are_left_alone(paths: ArrayPaths) -> None:
+    write_int8(paths, 0)
+    before = read_done(paths.done(0))
+    pq.write_table(before.append_column("moon_phase", [["new"] * 3]), paths.done(0))
+    assert read_done(paths.done(0)).equals(before)
+    pq.write_table(before.set_column(9, "saturated", [[1.5] * 3]), paths.done(0))
+    with pytest.raises(DamageFound, match="its columns have other types"):
+        read_done(paths.done(0))
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {b"loffta": b"{"}, {b"loffta": b"[]"}, {b"loffta": b"{}"}])
+def test_scales_that_a_done_file_does_not_say(paths: ArrayPaths, metadata: dict[bytes, bytes] | None) -> None:
+    write_int8(paths, 0)
+    assert scales_of(read_done(paths.done(0)).replace_schema_metadata(metadata)) is None

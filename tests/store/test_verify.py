@@ -11,6 +11,7 @@ import pytest
 import zarr
 from loffta_cli.main import main
 
+from loffta.errors import DamageFound
 from loffta.extract import extract
 from loffta.machine import StopFlag
 from loffta.store.cache import Cache
@@ -206,6 +207,7 @@ DAMAGES = {
 def test_the_remedy_of_the_command_brings_the_bytes_back(cache, sound, tmp_path, capsys, damage):
     DAMAGES[damage](cache, tmp_path)
     assert cache_files_but_damaged(cache) != cache_files_but_damaged(sound)
+    capsys.readouterr()
     assert main(["verify", str(cache), "--deep"]) == 4
     out, err = capsys.readouterr()
     assert err.startswith("error: ")
@@ -231,3 +233,108 @@ def test_values_after_repair_are_read_by_zarr(cache, sound):
     fill(cache)
     arrays = [zarr.open_array(store=shard(root).parent, mode="r")[:] for root in (cache, sound)]
     np.testing.assert_array_equal(*arrays)
+
+
+# -- int8
+
+
+@pytest.fixture(scope="module")
+def sound_int8(tmp_path_factory):
+    root = tmp_path_factory.mktemp("int8") / "cache"
+    fill(root, dtype="int8")
+    return root
+
+
+@pytest.fixture
+def int8(sound_int8, tmp_path):
+    root = tmp_path / "int8 cache"
+    shutil.copytree(sound_int8, root)
+    return root
+
+
+def scales_folder(root, array="grid-0"):
+    (folder,) = root.glob(f"stores/*/{array}-int8")
+    return folder
+
+
+def exchange(root, tmp, array="grid-0"):
+    """Sound scales of the same taps, from a run with other features."""
+    other = tmp / "other int8"
+    fill(other, seed=1, dtype="int8")
+    mine = scales_folder(root, array)
+    shutil.rmtree(mine)
+    shutil.copytree(scales_folder(other, array), mine)
+
+
+SCALE_DAMAGES = {
+    "gone": (lambda root, tmp: shutil.rmtree(scales_folder(root)), "the scales of this int8 array are gone"),
+    "half": (lambda root, tmp: shutil.rmtree(scales_folder(root) / "zero"), "the scales of this int8 array are gone"),
+    "bit": (
+        lambda root, tmp: flip(scales_folder(root) / "scale" / "c.0.0", 5),
+        "the scales of this int8 array are damaged: the bytes of 'scale' do not match their crc32c",
+    ),
+    "exchanged": (exchange, "it was written with other scales than its array has now"),
+}
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_sound_int8_cache_has_no_damage(sound_int8, deep):
+    assert found(sound_int8, deep) == []
+
+
+@pytest.mark.parametrize("damage", SCALE_DAMAGES)
+def test_scales_are_checked(int8, tmp_path, damage):
+    harm, what = SCALE_DAMAGES[damage]
+    harm(int8, tmp_path)
+    assert found(int8) == [("grid-0", unit, what) for unit in range(3)]
+    (array,) = [a for a in Cache.open(int8).stores()[0].arrays if a.paths.folder.name == "grid-0"]
+    with pytest.raises(DamageFound, match=r"the scales of this int8 array are(.|\n)*--repair"):
+        _ = array.scales
+
+
+@pytest.mark.parametrize("damage", SCALE_DAMAGES)
+def test_scales_come_back(int8, sound_int8, tmp_path, capsys, damage):
+    """The sample and the seed are the same, so the bytes are."""
+    SCALE_DAMAGES[damage][0](int8, tmp_path)
+    capsys.readouterr()
+    assert main(["verify", str(int8)]) == 4
+    remedy = re.search(r"same `loffta extract` later,\n    (rm .*)", capsys.readouterr().err).group(1)
+    subprocess.run(remedy, shell=True, check=True)
+    assert not scales_folder_exists(int8)
+    assert fill(int8, dtype="int8").units == 3
+    assert cache_files(int8) == cache_files(sound_int8)
+    assert main(["verify", str(int8), "--deep"]) == 0
+
+
+def scales_folder_exists(root):
+    return any(root.glob("stores/*/grid-0-int8"))
+
+
+def test_one_unit_written_with_other_scales_does_not_condemn_them(int8, tmp_path):
+    other = tmp_path / "other int8"
+    fill(other, seed=1, dtype="int8")
+    for find in (shard, done_file):
+        shutil.copyfile(find(other), find(int8))
+    assert found(int8) == [("grid-0", 1, "it was written with other scales than its array has now")]
+    (damage,) = verify(Cache.open(int8))
+    assert damage.scales is None
+
+
+def test_scales_without_a_unit(int8):
+    """Killed after calibration: sound ones are no damage, broken ones are, and none at all is no news."""
+    for unit in range(3):
+        done_file(int8, unit=unit).unlink()
+    assert found(int8) == []
+    flip(scales_folder(int8) / "zero" / "c.0.0", 1)
+    ((array, unit, what),) = found(int8)
+    assert (array, unit) == ("grid-0", 0)
+    assert what.endswith("the bytes of 'zero' do not match their crc32c")
+    shutil.rmtree(scales_folder(int8))
+    assert found(int8) == []
+
+
+def test_an_unreadable_done_file_of_int8_is_named_once(int8):
+    flip(done_file(int8), 40)
+    ((array, unit, what),) = found(int8)
+    assert (array, unit) == ("grid-0", 1)
+    assert "done file cannot be read" in what

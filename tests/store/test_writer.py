@@ -9,11 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from loffta.errors import LofftaError
+from loffta.errors import DamageFound, LofftaError
 from loffta.store import writer as writer_module
 from loffta.store.ledger import OK, ImageStatus, read_ledger
 from loffta.store.metadata import ArrayLayout
 from loffta.store.paths import ArrayPaths, CachePaths
+from loffta.store.quantise import Scales, fit_scales
+from loffta.store.scales import create_scales
 from loffta.store.units import Share, count_units, rows_of
 from loffta.store.writer import Stored, UnitWriter, to_storage
 
@@ -204,7 +206,7 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from loffta.errors import LofftaError
+from loffta.errors import DamageFound, LofftaError
 from loffta.store.ledger import OK, ImageStatus
 from loffta.store.metadata import grid_layout
 from loffta.store.paths import CachePaths
@@ -260,3 +262,57 @@ def test_a_stored_tuple_is_plain_numpy() -> None:
     stored = to_storage(torch.zeros(1, 1, 2), "float16")
     assert isinstance(stored, Stored)
     assert json.dumps(stored.finite.tolist()) == "[[true]]"
+
+
+# -- int8
+
+
+def int8_scales() -> Scales:
+    """Range -1.1 .. 1.1 but for the last channel, 0 .. 11."""
+    low, high = torch.full((3, 5), -1.0), torch.full((3, 5), 1.0)
+    low[:, 4], high[:, 4] = 0, 10
+    return fit_scales(low * 11 / 12, high * 11 / 12)
+
+
+def test_int8_is_audited_as_floats_and_counts_what_does_not_fit(paths: ArrayPaths) -> None:
+    layout, scales = make_layout("grid", "int8"), int8_scales()
+    create_scales(paths, layout, scales, {})
+    tokens = torch.zeros(U, *layout.item_shape)
+    tokens[2, 1, 0, 0] = torch.tensor([0.5, -2.0, 7.0, 1.0, -1.0])
+    tokens[4, 0, 1, 3, 4] = 1e9
+    writer = UnitWriter(paths, layout, 0)
+    assert writer.scales is not None
+    stored = to_storage(tokens, "int8", writer.scales)
+    assert stored.values.dtype == np.int8
+    assert stored.values.flags.c_contiguous
+    assert (stored.values[2, 1, 0, 0] == [58, -127, 127, 115, -127]).all()
+    writer.append(range(U), stored, ["x"] * U)
+    assert writer.commit(STATUSES, {"device": "cpu"})
+    with pq.ParquetFile(paths.done(0)) as file:
+        done = file.read()
+    expected = np.zeros((U, 3), int)
+    expected[2, 1], expected[4, 0] = 3, 1
+    assert done["saturated"].to_pylist() == expected.tolist()
+    assert done["abs_max"].to_pylist()[2] == [0, 7, 0]
+    assert done["abs_max"].to_pylist()[4] == [1e9, 0, 0]
+    assert json.loads(done.schema.metadata[b"loffta"]) == {"device": "cpu", "scales": scales.digest}
+    chunks = parse_shard(paths.shard(0, 5).read_bytes(), U * 3)
+    assert chunks == [stored.values[i // 3, i % 3].tobytes() for i in range(U * 3)]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_int8_refuses_what_is_not_finite(paths: ArrayPaths, value: float) -> None:
+    layout = make_layout("grid", "int8")
+    create_scales(paths, layout, int8_scales(), {})
+    tokens = torch.zeros(2, *layout.item_shape)
+    tokens[1, 2, 0, 0, 0] = value
+    writer = UnitWriter(paths, layout, 0)
+    with pytest.raises(LofftaError, match=r"tap blocks.2 is NaN or infinite for image cat.png"):
+        writer.append([0, 1], to_storage(tokens, "int8", writer.scales), ["dog.png", "cat.png"])
+    writer.abort()
+
+
+def test_int8_needs_its_scales(paths: ArrayPaths) -> None:
+    with pytest.raises(DamageFound, match="the scales of this int8 array are gone"):
+        UnitWriter(paths, make_layout("grid", "int8"), 0)
+    assert names(paths.folder) == []
