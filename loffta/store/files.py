@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -79,6 +80,34 @@ def create_file(path: Path, data: bytes) -> bool:
         part.unlink()
     sync_folder(path.parent)
     return True
+
+
+@dataclass(frozen=True)
+class Part:
+    """A temporary file, and the writer that its name tells."""
+
+    path: Path
+    host: str
+    pid: int
+    bytes: int
+    age_s: float  # since it was last written to
+    stale: bool  # its writer is dead, or was on another host and has not written for a day
+
+
+def find_parts(root: Path) -> list[Part]:
+    """Every temporary file below `root`; nothing is deleted."""
+    found = []
+    for path in sorted(root.rglob(".*.part")):
+        match = _PART.fullmatch(path.name)
+        if match:
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # its owner was faster
+                continue
+            stale = _is_stale(path, match["host"], int(match["pid"]))
+            age_s = max(0.0, time.time() - status.st_mtime)
+            found.append(Part(path, match["host"], int(match["pid"]), status.st_size, age_s, stale))
+    return found
 
 
 def sweep_parts(folder: Path) -> list[Path]:
