@@ -72,13 +72,13 @@ def run(config: ExtractConfig, stop: machine.StopFlag, *, only: Collection[int] 
     """
     machine.cap_threads()
     device = machine.resolve_device(config.device)
-    torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions; the recipe says fp32 on every device
     config = config.model_copy(update={"device": str(device)})  # done files say which it was, not `auto`
     return extract(config, open_source(config.source), timm_loader(device), stop, only=only)
 
 
 def timm_loader(device: torch.device) -> Load:
     """Makes timm's backbones on a device."""
+    torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions; the recipe says fp32 on every device
 
     def load(backbone: BackboneConfig) -> Backbone:
         from loffta.backbones.timm_backbone import load_timm

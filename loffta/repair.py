@@ -33,11 +33,11 @@ def repair(cache: Cache, damages: Sequence[Damage], stop: StopFlag) -> int:
     written = 0
     for store in hurt or stores[:1]:  # thumbnails alone: any store's extraction writes them
         units = {d.unit for d in damages if d.array.partition("/")[0] in (store.name, "targets")}
-        written += run(_config(cache, store, damages), stop, only=units).units
+        written += run(request_config(cache, store, damages), stop, only=units).units
     return written
 
 
-def _config(cache: Cache, store: Store, damages: Sequence[Damage]) -> ExtractConfig:
+def request_config(cache: Cache, store: Store, damages: Sequence[Damage] = ()) -> ExtractConfig:
     """The extraction of a store's damaged arrays; of all where only thumbnails are hurt, since those are whole."""
     names = {d.array for d in damages}
     arrays = [array for array in store.arrays if array.paths.name in names] or list(store.arrays)

@@ -14,8 +14,9 @@ import numpy as np
 from crc32c import crc32c
 
 from loffta.errors import DamageFound
+from loffta.progress import Progress
 from loffta.store.cache import Cache, CachedArray
-from loffta.store.ledger import OK, read_done
+from loffta.store.ledger import OK, done_units, read_done
 from loffta.store.metadata import CRC_BYTES
 from loffta.store.shard import MISSING, read_index, read_into
 
@@ -39,15 +40,15 @@ def verify(cache: Cache, *, deep: bool = False) -> Iterator[Damage]:
     Args:
         deep: also reads every byte of data; without it the crc32c that stands behind each chunk is compared.
     """
-    arrays = [array for store in cache.stores() for array in store.arrays]
-    for array in [cache.thumbs(), *arrays]:
-        for done in sorted(array.paths.done_folder.glob("u*.parquet")):
-            unit = int(done.stem[1:])
-            path = array.paths.shard(unit, array.layout.ndim)
+    units = [(array, unit) for array in cache.arrays() for unit in done_units(array.paths)]
+    with Progress("verify --deep" if deep else "verify", len(units), "units") as progress:
+        for array, unit in units:
+            done, path = array.paths.done(unit), array.paths.shard(unit, array.layout.ndim)
             try:
                 _check_unit(cache, array, unit, done, path, deep=deep)
             except DamageFound as error:
                 yield Damage(array.paths.name, unit, error.what, Path(error.where), done)
+            progress.advance(1)
 
 
 def _check_unit(cache: Cache, array: CachedArray, unit: int, done: Path, path: Path, *, deep: bool) -> None:

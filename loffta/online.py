@@ -1,0 +1,141 @@
+"""The one module that joins both halves: features as the backbone gives them now, beside those of the cache.
+
+In: an open cache and its images.   Out: how far fresh features are from stored ones. Imported by `loffta verify
+--recompute` when it is asked for: it needs images, backbones and stores at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loffta import machine
+from loffta.extract import compute, pixel_sizes
+from loffta.images.batches import PixelBatch, UnitImages, decoding_threads
+from loffta.images.sources import ImageSource
+from loffta.jobs import Job, Load, reopen
+from loffta.progress import Progress
+from loffta.repair import request_config
+from loffta.store.cache import Cache, CachedArray, Store
+from loffta.store.zarr_reader import open_array
+
+# Largest relative RMS error of one tap of one image that still counts as the same features. Both sides are rounded, so
+# on one machine most images differ in no bit; another batch size, thread count or device changes the last bits of a
+# float32 network (1e-6 to 1e-4), of which float16 may round some the other way (one step is 1e-3 of a value), int8
+# some by one of its steps (about 1e-2). Another filter for resizing or other weights give 1e-2 to 1.
+TOLERANCE = {"float32": 1e-3, "float16": 2e-3, "int8": 2e-2}
+AUTOCAST_TOLERANCE = {"fp32": 0.0, "fp16": 5e-3, "bf16": 2e-2}  # by the recipe's precision, where that is coarser
+_PEAK = 10.0  # one value may be off by so many times the tolerance, relative to the tap's largest value
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One tap of one array over all images that were compared; errors are those of the worst image."""
+
+    array: str
+    tap: str
+    images: int
+    worst: str  # key of the worst image
+    relative_rms: float
+    max_abs: float
+    tolerance: float  # of relative_rms
+    agrees: bool
+    what: str = ""  # an image that cannot be decoded any more
+
+
+class Distance(NamedTuple):
+    """Errors of one tap of one image; infinite where a value is no number, or where all stored values are 0."""
+
+    relative_rms: float
+    max_abs: float
+    badness: float  # what is compared with the tolerance
+
+
+def recompute(cache: Cache, source: ImageSource, load: Load, n_images: int, *, seed: int = 0) -> Iterator[Comparison]:
+    """Decodes random finished images of every store anew, runs its backbone and compares.
+
+    Args:
+        load: makes a backbone.
+        n_images: of each store; all where it has fewer.
+    Raises:
+        LofftaError: the weights are not those of the store; the differing fields are given.
+    """
+    for store in cache.stores():
+        rows = choose_rows(store, n_images, seed)
+        if len(rows):
+            job = reopen(cache, store, request_config(cache, store), load)
+            yield from _compare_store(cache, source, job, rows)
+
+
+def choose_rows(store: Store, n_images: int, seed: int) -> NDArray[np.int64]:
+    """Random rows that have data in every array of the store, in order."""
+    if not store.arrays:
+        return np.empty(0, np.int64)
+    n_rows = min(array.layout.shape[0] for array in store.arrays)
+    ready = np.logical_and.reduce([array.ledger.ready[:n_rows] for array in store.arrays])
+    rows = np.flatnonzero(ready)
+    chosen = np.random.default_rng(seed).choice(rows, min(n_images, len(rows)), replace=False)
+    return np.sort(chosen)
+
+
+def _compare_store(cache: Cache, source: ImageSource, job: Job, rows: NDArray[np.int64]) -> Iterator[Comparison]:
+    readers = [open_array(array.paths) for array in job.arrays]
+    errors: dict[tuple[str, str], list[tuple[Distance, str]]] = {}
+    gone: list[tuple[str, str]] = []
+    keys, sizes = cache.table.keys, pixel_sizes(cache, [job])
+    title = f"verify --recompute {job.store.name}"
+    with Progress(title, len(rows), "images") as progress, decoding_threads(machine.available_cpus()) as pool:
+        for row in rows.tolist():
+            images = UnitImages(source, keys, range(row, row + 1), sizes, pool)
+            batch = next(images.batches(1), None)
+            if batch is None:
+                gone.append((keys[row], images.statuses[0].reason))
+                continue
+            for array, reader, fresh in zip(job.arrays, readers, _fresh(job, batch), strict=True):
+                stored = reader.read(np.array([row]))
+                for i, tap in enumerate(array.taps):
+                    apart = distance(stored[0, i], fresh[0, i])
+                    errors.setdefault((array.paths.name, tap), []).append((apart, keys[row]))
+            progress.advance(1)
+    for key, reason in gone:
+        what = f"cannot be used any more: {reason}"
+        yield Comparison(job.store.name, "every tap", 1, key, math.inf, math.inf, 0.0, False, what)
+    for array in job.arrays:
+        tolerance = tolerance_of(job.store, array)
+        for tap in array.taps:
+            found = errors.get((array.paths.name, tap), [])
+            if found:
+                apart, key = max(found, key=lambda pair: pair[0].badness)
+                agrees = apart.badness <= tolerance
+                yield Comparison(
+                    array.paths.name, tap, len(found), key, apart.relative_rms, apart.max_abs, tolerance, agrees
+                )
+
+
+def distance(stored: NDArray[Any], fresh: NDArray[Any]) -> Distance:
+    """How far one tap of one image, [...] each, is from its stored values."""
+    a, b = stored.astype(np.float64), fresh.astype(np.float64)
+    error = np.abs(a - b)
+    if not np.isfinite(error).all():
+        return Distance(math.inf, math.inf, math.inf)
+    if not error.any():
+        return Distance(0.0, 0.0, 0.0)
+    largest, peak = float(np.abs(a).max()), float(error.max())
+    if not largest:  # an empty tap that is not empty any more
+        return Distance(math.inf, peak, math.inf)
+    relative_rms = math.sqrt(float((error**2).mean()) / float((a**2).mean()))
+    return Distance(relative_rms, peak, max(relative_rms, peak / largest / _PEAK))
+
+
+def tolerance_of(store: Store, array: CachedArray) -> float:
+    """What the storage type and the precision of the network allow."""
+    return max(TOLERANCE[array.layout.dtype.name], AUTOCAST_TOLERANCE[store.info.recipe.get("precision", "fp32")])
+
+
+def _fresh(job: Job, batch: PixelBatch) -> Sequence[NDArray[Any]]:
+    return [stored.values for stored in compute(job, batch, job.arrays)]
