@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from loffta.errors import DamageFound
+from loffta.store.arrow import to_numbers
 from loffta.store.files import replace_file
 from loffta.store.paths import ArrayPaths
 
@@ -152,10 +152,10 @@ def read_ledger(paths: ArrayPaths, n_rows: int) -> Ledger:
         return Ledger(ready, {}, 0)
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         table = pa.concat_tables(pool.map(partial(read_done, columns=_MERGED), files))
-    rows = table["row"].to_numpy()
-    good = pc.equal(table["status"], pa.scalar(OK)).to_numpy()
+    rows = to_numbers(table["row"])
+    good = np.array([status == OK for status in table["status"].to_pylist()])
     known = rows < n_rows  # another process may have grown the array meanwhile
     ready[rows[good & known]] = True
-    others = np.flatnonzero(~good & known)
-    reasons: list[Any] = table["reason"].take(others).to_pylist()
+    others = np.flatnonzero(~good & known).tolist()
+    reasons = [table["reason"][i].as_py() for i in others]
     return Ledger(ready, dict(zip(rows[others].tolist(), reasons, strict=True)), len(files))

@@ -1,5 +1,7 @@
 import json
 import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from loffta.store.reader import ArrayReader
 from loffta.store.recipe import StoreInfo
 from loffta.store.table import ImageTable
 from loffta.tokens import TokenSpec
+from tests.caches import toy_cache
 
 from .conftest import assert_same, make_values, names, write_unit
 
@@ -337,3 +340,15 @@ def test_the_golden_store_holds_its_values(name: str) -> None:
     assert_same(zarr.open_array(store=array.paths.folder, mode="r")[...], filled)
     spec = {"driver": "zarr3", "kvstore": f"file://{array.paths.folder}/"}
     assert_same(tensorstore.open(spec, read=True).result().read().result(), filled)
+
+
+def test_opening_does_not_import_pandas(tmp_path: Path) -> None:
+    """pyarrow imports it on the sly where it is installed; that alone takes longer than opening 100,000 images."""
+    toy_cache(tmp_path, bad=(3,))
+    code = (
+        "import sys; from pathlib import Path; from loffta.store.cache import Cache\n"
+        f"array = Cache.open(Path({str(tmp_path)!r})).stores()[0].arrays[0]\n"
+        "assert (list(array.ledger.bad), array.ledger.units) == ([3], 8)\n"
+        "sys.exit('pandas' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
