@@ -27,7 +27,7 @@ from loffta.store.zarr_reader import open_array
 # Largest relative RMS error of one tap of one image that still counts as the same features. Both sides are rounded, so
 # on one machine most images differ in no bit; another batch size, thread count or device changes the last bits of a
 # float32 network (1e-6 to 1e-4), of which float16 may round some the other way (one step is 1e-3 of a value), int8
-# some by one of its steps (about 1e-2). Another filter for resizing or other weights give 1e-2 to 1.
+# some by one of its steps (about 1e-2). Reasoned from rounding; not yet measured across devices.
 TOLERANCE = {"float32": 1e-3, "float16": 2e-3, "int8": 2e-2}
 AUTOCAST_TOLERANCE = {"fp32": 0.0, "fp16": 5e-3, "bf16": 2e-2}  # by the recipe's precision, where that is coarser
 _PEAK = 10.0  # one value may be off by so many times the tolerance, relative to the tap's largest value
