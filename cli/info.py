@@ -9,13 +9,18 @@ import click
 
 from .common import emit, human_bytes, json_option
 
+_SHOWN = 5  # names of bad images a reason; --json gives all
+
 
 @click.command("info")
 @click.argument("cache", type=click.Path(path_type=Path))
 @json_option
 def command(cache: Path, as_json: bool) -> None:
-    """Show what CACHE holds: images, stores, finished units, bytes; works while `extract` runs."""
-    from loffta.inventory import take_inventory
+    """Show what CACHE holds: images, stores, finished units, bytes; works while `extract` runs.
+
+    Also who is writing and how fast, what is missing, and what takes space and serves nobody.
+    """
+    from loffta.inventory import by_reason, take_inventory
     from loffta.store.cache import Cache
 
     held = take_inventory(Cache.open(cache))
@@ -23,14 +28,49 @@ def command(cache: Path, as_json: bool) -> None:
     click.echo(
         f"{held['source']}: {held['images']} images ({splits}), {held['classes']} classes, {len(held['bad'])} bad"
     )
+    for reason, keys in by_reason(held["bad"]).items():
+        click.echo(f"  {len(keys)} bad: {reason}: {_first(keys)}")
     for store in held["stores"]:
-        recipe = store["recipe"]
-        total = sum(array["bytes"] + array.get("scale_bytes", 0) for array in store["arrays"])
-        click.echo(f"\n{store['store']}  {store['label']}, {recipe['input']['image_px']} px, {human_bytes(total)}")
+        click.echo("\n" + _head(store))
         for array in store["arrays"]:
             click.echo("  " + _line(array))
     click.echo("\n" + _line(held["thumbnails"]))
+    for line in _notes(held):
+        click.echo(line)
     emit(held, as_json)
+
+
+def _head(store: dict[str, Any]) -> str:
+    total = sum(array["bytes"] + array.get("scale_bytes", 0) for array in store["arrays"])
+    size = f"{store['recipe']['input']['image_px']} px, {human_bytes(total)}"
+    done = f"{store['units_done']}/{store['units']} units"
+    pace = ""
+    if store["images_per_s"]:
+        pace = f", {store['images_per_s']:.1f} images/s of late, {store['eta_s'] / 60:.0f} min left at that"
+    return f"{store['store']}  {store['label']}, {size}, {done}{pace}"
+
+
+def _notes(held: dict[str, Any]) -> list[str]:
+    """Writers, missing shards and orphans; nothing where there are none."""
+    lines = [
+        f"writing: process {w['pid']} on {w['host']}, {w['files']} files, {human_bytes(w['bytes'])} so far, "
+        f"last {w['age_s']:.0f} s ago"
+        for w in held["writers"]
+    ]
+    if held["missing_shards"]:
+        from loffta.store.purge import describe_missing
+
+        lines.append(f"MISSING {describe_missing(held['missing_shards'])}")
+        lines.append("    was the file system purged? The same `loffta extract` writes exactly these units anew")
+    if held["orphans"]:
+        total = sum(orphan["bytes"] for orphan in held["orphans"])
+        lines.append(f"{len(held['orphans'])} orphans, {human_bytes(total)}, that serve nobody:")
+        lines += [f"  {o['what']}: {o['path']}, {human_bytes(o['bytes'])}" for o in held["orphans"]]
+    return ["", *lines] if lines else []
+
+
+def _first(keys: list[str]) -> str:
+    return ", ".join(keys[:_SHOWN]) + (f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else "")
 
 
 def _line(array: dict[str, Any]) -> str:

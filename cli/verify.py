@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .common import emit, json_option
+
+if TYPE_CHECKING:
+    from loffta.store.cache import Cache
 
 
 @click.command("verify")
 @click.argument("cache", type=click.Path(path_type=Path))
 @click.option("--deep", is_flag=True, help="Read every byte, not only the checksums.")
 @click.option("--repair", is_flag=True, help="Extract the damaged units anew, and no others.")
+@click.option("--images", is_flag=True, help="Hash every source image: is it the one that was extracted?")
+@click.option("--recompute", type=click.IntRange(min=1), metavar="N", help="Compute N images of each store anew.")
+@click.option("--device", default="auto", show_default=True, help="For --recompute: auto, cpu, cuda, mps.")
 @json_option
-def command(cache: Path, deep: bool, repair: bool, as_json: bool) -> None:
-    """Check every finished unit of CACHE against the checksums written with it."""
+def command(
+    cache: Path, deep: bool, repair: bool, images: bool, recompute: int | None, device: str, as_json: bool
+) -> None:
+    """Check every finished unit of CACHE against the checksums written with it.
+
+    --images and --recompute compare a cache without damage with what it was made from; they need the images, the
+    latter also the weights.
+    """
     from loffta.errors import DamageFound
     from loffta.store.cache import Cache
     from loffta.store.verify import verify
@@ -31,11 +44,15 @@ def command(cache: Path, deep: bool, repair: bool, as_json: bool) -> None:
         from loffta.repair import repair as repair_units
 
         repaired = repair_units(opened, found, StopFlag().listen())
-        found = list(verify(Cache.open(cache), deep=deep))
+        opened = Cache.open(cache)
+        found = list(verify(opened, deep=deep))
         click.echo(f"{repaired} units written anew")
     if not found:
         click.echo("no damage found" if deep else "no damage found in the checksums; --deep reads every byte")
-    emit({"damaged": [vars(damage) for damage in found], "deep": deep, "repaired": repaired}, as_json)
+    altered = _check_images(opened) if images and not found else []
+    compared = _compare(opened, recompute, device) if recompute and not found else []
+    result = {"damaged": [vars(damage) for damage in found], "deep": deep, "repaired": repaired}
+    emit(result | {"altered_images": altered, "recomputed": compared}, as_json)
     if found:
         scales = dict.fromkeys(damage.scales for damage in found if damage.scales is not None)
         useless = [path for path in (*(damage.done for damage in found), *scales) if path.exists()]
@@ -45,4 +62,56 @@ def command(cache: Path, deep: bool, repair: bool, as_json: bool) -> None:
             where=cache,
             remedy="add --repair to write these units anew; or, to do it with the same `loffta extract` later,\n"
             f"    {remove}",
+        )
+    _refuse(opened, altered, [entry for entry in compared if not entry["agrees"]])
+
+
+def _check_images(cache: Cache) -> list[dict[str, Any]]:
+    from loffta.images.sources import open_source
+    from loffta.recheck import verify_images
+
+    altered = list(verify_images(cache, open_source(cache.table.source)))
+    for image in altered:
+        click.echo(f"row {image.row}, {image.key}: {image.what}")
+    if not altered:
+        click.echo("every image is the one that was extracted")
+    return [vars(image) for image in altered]
+
+
+def _compare(cache: Cache, n_images: int, device: str) -> list[dict[str, Any]]:
+    from loffta import machine
+    from loffta.begin import timm_loader
+    from loffta.images.sources import open_source
+    from loffta.online import recompute
+
+    machine.cap_threads()
+    load = timm_loader(machine.resolve_device(device))
+    compared = list(recompute(cache, open_source(cache.table.source), load, n_images))
+    for entry in compared:
+        error = f"relative RMS error {entry.relative_rms:.1e} of {entry.tolerance:.0e}, largest {entry.max_abs:.1e}"
+        state = f"{'agrees' if entry.agrees else 'DISAGREES'}: {entry.what or error}"
+        click.echo(f"{entry.array}, {entry.tap}: {state} ({entry.images} images, worst {entry.worst})")
+    return [vars(entry) for entry in compared]
+
+
+def _refuse(cache: Cache, altered: list[dict[str, Any]], apart: list[dict[str, Any]]) -> None:
+    """Raises DamageFound for features that do not belong to the images or weights that there are now."""
+    from loffta.errors import DamageFound
+
+    if altered:
+        first = altered[0]
+        raise DamageFound(
+            f"{len(altered)} images are not those that were extracted, the first {first['key']}: {first['what']}",
+            where=cache.table.source,
+            remedy="bring the old images back, or extract the set as it is now into a new cache (--cache OTHER)",
+        )
+    if apart:
+        first = apart[0]
+        drop = shlex.join(["loffta", "drop", str(cache.paths.root), first["array"].partition("/")[0]])
+        raise DamageFound(
+            f"{len(apart)} taps disagree with fresh features, the first {first['array']}, {first['tap']}, "
+            f"image {first['worst']}",
+            where=cache.paths.root,
+            remedy="did images or libraries change? `loffta verify CACHE --images` tells the former, `versions` in the "
+            f"store's zarr.json the latter.\n    To make the features anew: {drop}\n    then the same `loffta extract`",
         )

@@ -106,6 +106,7 @@ def _views(config: ExtractConfig) -> list[View | None]:
 
 def timm_loader(device: torch.device) -> Load:
     """Makes timm's backbones on a device."""
+    torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions; the recipe says fp32 on every device
 
     def load(backbone: BackboneConfig) -> Backbone:
         from loffta.backbones.timm_backbone import load_timm

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from loffta import machine
@@ -62,7 +61,6 @@ def run(
     """
     machine.cap_threads()
     device = machine.resolve_device(config.device)
-    torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions; the recipe says fp32 on every device
     config = config.model_copy(update={"device": str(device)})  # done files say which it was, not `auto`
     return extract(config, open_source(config.source), timm_loader(device), stop, only=only, views=views)
 

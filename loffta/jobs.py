@@ -5,6 +5,7 @@ In: backbones, views and options, and an open cache.   Out: a Job whose store an
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -42,7 +43,7 @@ def prepare(
         backbone = load(wanted)
         info = describe(backbone, request)
         if known is not None:
-            _refuse_other_recipe(known, info)
+            _refuse_other_recipe(cache, known, info)
     specs = choose_specs(wanted, info.taps, config.kinds)
     known = known or cache.create_store(info)  # after the taps: a misspelt one leaves no store behind
     for kind in config.kinds:
@@ -54,8 +55,21 @@ def prepare(
     job = Job(store, arrays, backbone, machine.resolve_device(config.device))
     if backbone is None and any(job.missing(unit, cache.rows_of_unit(unit, config.limit)) for unit in units):
         job.backbone = load(wanted)
-        _refuse_other_recipe(store, describe(job.backbone, request))
+        _refuse_other_recipe(cache, store, describe(job.backbone, request))
     return job
+
+
+def reopen(cache: Cache, store: Store, config: ExtractConfig, load: Load) -> Job:
+    """The job of a store that is there, for all its arrays, with its backbone; makes and changes nothing.
+
+    Args:
+        config: the store's own request, of one backbone.
+    Raises:
+        LofftaError: the backbone is not the one that made the store.
+    """
+    backbone = load(config.backbones[0])
+    _refuse_other_recipe(cache, store, describe(backbone, store.info.request))
+    return Job(store, list(store.arrays), backbone, machine.resolve_device(config.device), batch_size=1)
 
 
 def choose_specs(wanted: BackboneConfig, specs: Sequence[TokenSpec], kinds: Sequence[Kind]) -> list[TokenSpec]:
@@ -137,11 +151,16 @@ def _weights_unchanged(info: StoreInfo, wanted: BackboneConfig) -> bool:
     return (path, size, mtime_ns) == (info.weights["path"], info.weights["size"], info.weights["mtime_ns"])
 
 
-def _refuse_other_recipe(store: Store, info: StoreInfo) -> None:
+def _refuse_other_recipe(cache: Cache, store: Store, info: StoreInfo) -> None:
     lines = differing_fields(store.info.recipe, info.recipe)
     if lines:
+        root = cache.paths.root
+        path = store.info.weights["path"]
+        old = f"bring the old weights back ({path})" if path else "bring back what made the store"
         raise LofftaError(
             f"store {store.name} was made with another recipe under the same options:\n    " + "\n    ".join(lines),
             where=store.name,
-            remedy="bring the old weights back to continue it, or extract into a new cache (--cache OTHER)",
+            remedy=f"{old} and run the same command again: it continues;\n"
+            "    or keep both: the same command with another --cache;\n"
+            f"    or give the old features up: {shlex.join(['loffta', 'drop', str(root), store.name, '--yes'])}",
         )

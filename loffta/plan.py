@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import torch
-
 from loffta import machine
 from loffta.advice import advise
 from loffta.batch_size import set_batch_sizes
@@ -119,7 +117,6 @@ def run(config: ExtractConfig, *, sample: int | None = None) -> Plan:
     """Plans an extraction with timm's backbones; see make_plan."""
     machine.cap_threads()
     device = machine.resolve_device(config.device)
-    torch.backends.cudnn.allow_tf32 = False
     config = config.model_copy(update={"device": str(device)})
     return make_plan(config, open_source(config.source), timm_loader(device), sample=sample)
 

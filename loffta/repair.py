@@ -39,11 +39,11 @@ def repair(cache: Cache, damages: Sequence[Damage], stop: StopFlag) -> int:
         units = {d.unit for d in damages if d.array.partition("/")[0] in (store.name, "targets")}
         view = store.info.request["view"]
         views = [View(view["seed"], view["index"]) if view else None]
-        written += run(_config(cache, store, damages), stop, only=units, views=views).units
+        written += run(request_config(cache, store, damages), stop, only=units, views=views).units
     return written
 
 
-def _config(cache: Cache, store: Store, damages: Sequence[Damage]) -> ExtractConfig:
+def request_config(cache: Cache, store: Store, damages: Sequence[Damage] = ()) -> ExtractConfig:
     """The extraction of a store's damaged arrays; of all where only thumbnails are hurt, since those are whole."""
     names = {d.array for d in damages}
     arrays = [array for array in store.arrays if array.paths.name in names] or list(store.arrays)

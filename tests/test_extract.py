@@ -309,7 +309,12 @@ def test_changed_weights_are_refused_and_nothing_is_lost(tmp_path):
     assert caught.value.exit_code == 1
     assert caught.value.what.splitlines()[1:] == [f"    weights: {3:032x} -> {11:032x}"]
     assert "was made with another recipe under the same options" in caught.value.what
-    assert "bring the old weights back" in caught.value.remedy
+    (store,) = Cache.open(cache).stores()
+    assert caught.value.remedy == (
+        f"bring the old weights back ({file}) and run the same command again: it continues;\n"
+        "    or keep both: the same command with another --cache;\n"
+        f"    or give the old features up: loffta drop {cache} {store.name} --yes"
+    )
     assert stat_files(cache) == before
     file.write_bytes(b"new")  # another time, the same weights: loaded to compare, and accepted
     assert extract(config, PngSource(N), load, StopFlag()).units == 0

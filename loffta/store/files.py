@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -123,6 +124,37 @@ def remove_folder(path: Path) -> None:
         return
     sync_folder(path.parent)
     shutil.rmtree(part)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A temporary file, and the writer that its name tells."""
+
+    path: Path
+    host: str
+    pid: int
+    bytes: int
+    age_s: float  # since it was last written to
+    stale: bool  # its writer is dead, or was on another host and has not written for a day
+
+
+def find_parts(root: Path) -> list[Part]:
+    """Every temporary file or folder below `root`; nothing is deleted."""
+    found = []
+    for folder, folders, files in os.walk(root):  # unlike rglob, it passes over a folder that is gone
+        for name in sorted((*folders, *files)):
+            match = _PART.fullmatch(name)
+            if match:
+                path = Path(folder, name)
+                try:
+                    status = path.stat()
+                except FileNotFoundError:  # its owner was faster
+                    continue
+                stale = _is_stale(path, match["host"], int(match["pid"]))
+                age_s = max(0.0, time.time() - status.st_mtime)
+                found.append(Part(path, match["host"], int(match["pid"]), status.st_size, age_s, stale))
+        folders[:] = [name for name in folders if not name.endswith(".part")]
+    return found
 
 
 def sweep_parts(folder: Path) -> list[Path]:

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from loffta.errors import DamageFound
+from loffta.store.arrow import to_numbers
 from loffta.store.files import replace_file
 from loffta.store.paths import ArrayPaths
 
@@ -187,12 +187,12 @@ def read_ledger(paths: ArrayPaths, n_rows: int) -> Ledger:
     scales = frozenset(scales_of(table) for table in tables)
     saturated = sum(_count_saturated(table) for table in tables)
     table = pa.concat_tables(table.select(_LISTED) for table in tables)
-    rows = table["row"].to_numpy()
-    good = pc.equal(table["status"], pa.scalar(OK)).to_numpy()
+    rows = to_numbers(table["row"])
+    good = np.array([status == OK for status in table["status"].to_pylist()])
     known = rows < n_rows  # another process may have grown the array meanwhile
     ready[rows[good & known]] = True
-    others = np.flatnonzero(~good & known)
-    reasons: list[Any] = table["reason"].take(others).to_pylist()
+    others = np.flatnonzero(~good & known).tolist()
+    reasons = [table["reason"][i].as_py() for i in others]
     bad = dict(zip(rows[others].tolist(), reasons, strict=True))
     return Ledger(ready, bad, len(files), scales, saturated)
 
@@ -200,4 +200,5 @@ def read_ledger(paths: ArrayPaths, n_rows: int) -> Ledger:
 def _count_saturated(table: pa.Table) -> int:
     if _SATURATED.name not in table.column_names:
         return 0
-    return int(np.sum(pc.list_flatten(table[_SATURATED.name]).to_numpy(), dtype=np.int64))
+    lists: list[list[int]] = table[_SATURATED.name].to_pylist()
+    return sum(map(sum, lists))

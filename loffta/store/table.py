@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from loffta.errors import LofftaError
 from loffta.store import FORMAT
+from loffta.store.arrow import to_numbers
 
 _TYPES: dict[str, pa.DataType] = {
     "row": pa.int64(),
@@ -80,12 +81,13 @@ class ImageTable:
             LofftaError: the file is no image table, or of a newer format.
         """
         try:
-            table = pq.read_table(path, page_checksum_verification=True)
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:  # read_table imports pandas
+                table = file.read()
             meta = json.loads(table.schema.metadata[_META])
             if meta["format"] > FORMAT:
                 raise ValueError(f"format {meta['format']} is newer than this loffta knows ({FORMAT})")
             columns: dict[str, list[Any]] = {name: table[name].to_pylist() for name in ("key", "split")}
-            sizes, labels = (table[name].to_numpy() for name in ("size", "label"))
+            sizes, labels = (to_numbers(table[name]) for name in ("size", "label"))
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise LofftaError(
                 f"cannot read the table of images ({type(error).__name__}: {error})",

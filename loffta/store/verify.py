@@ -15,8 +15,9 @@ import numpy as np
 from crc32c import crc32c
 
 from loffta.errors import DamageFound
+from loffta.progress import Progress
 from loffta.store.cache import Cache, CachedArray
-from loffta.store.ledger import OK, read_done, scales_of
+from loffta.store.ledger import OK, done_units, read_done, scales_of
 from loffta.store.metadata import CRC_BYTES
 from loffta.store.paths import ArrayPaths
 from loffta.store.scales import has_scales, read_scales
@@ -43,19 +44,22 @@ def verify(cache: Cache, *, deep: bool = False) -> Iterator[Damage]:
     Args:
         deep: also reads every byte of data; without it the crc32c that stands behind each chunk is compared.
     """
-    arrays = [array for store in cache.stores() for array in store.arrays]
-    for array in [cache.thumbs(), *arrays]:
-        faults = _scales_faults(array)
-        for done in sorted({*array.paths.done_folder.glob("u*.parquet"), *faults}):
-            if done in faults:
-                yield faults[done]
-                continue
-            unit = int(done.stem[1:])
-            path = array.paths.shard(unit, array.layout.ndim)
-            try:
-                _check_unit(cache, array, unit, done, path, deep=deep)
-            except DamageFound as error:
-                yield Damage(array.paths.name, unit, error.what, Path(error.where), done)
+    arrays = cache.arrays()
+    n_units = sum(len(done_units(array.paths)) for array in arrays)
+    with Progress("verify --deep" if deep else "verify", n_units, "units") as progress:
+        for array in arrays:
+            faults = _scales_faults(array)
+            for done in sorted({*(array.paths.done(unit) for unit in done_units(array.paths)), *faults}):
+                unit = int(done.stem[1:])
+                path = array.paths.shard(unit, array.layout.ndim)
+                try:
+                    if done in faults:
+                        yield faults[done]
+                    else:
+                        _check_unit(cache, array, unit, done, path, deep=deep)
+                except DamageFound as error:
+                    yield Damage(array.paths.name, unit, error.what, Path(error.where), done)
+                progress.advance(1)
 
 
 def _scales_faults(array: CachedArray) -> dict[Path, Damage]:
