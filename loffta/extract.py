@@ -18,6 +18,7 @@ import torch
 
 from loffta import machine
 from loffta.backbones import Backbone, TapTokens
+from loffta.backbones.load import load_backbone
 from loffta.config import BackboneConfig, ExtractConfig
 from loffta.errors import TooManyBadImages
 from loffta.images.batches import PixelBatch, UnitImages, decoding_threads
@@ -45,7 +46,7 @@ class Report:
 
 
 def run(config: ExtractConfig, stop: machine.StopFlag, *, only: Collection[int] | None = None) -> Report:
-    """Extracts all that `config` asks for and the cache lacks, with timm's backbones.
+    """Extracts all that `config` asks for and the cache lacks.
 
     Args:
         only: units to look at; None: all of this process's share.
@@ -56,9 +57,9 @@ def run(config: ExtractConfig, stop: machine.StopFlag, *, only: Collection[int] 
     config = config.model_copy(update={"device": str(device)})  # done files say which it was, not `auto`
 
     def load(backbone: BackboneConfig) -> Backbone:
-        from loffta.backbones.timm_backbone import load_timm
-
-        return load_timm(backbone.name, weights=backbone.weights, image_px=backbone.image_px, device=str(device))
+        return load_backbone(
+            backbone.name, weights=backbone.weights, image_px=backbone.image_px, taps=backbone.taps, device=str(device)
+        )
 
     return extract(config, open_source(config.source), load, stop, only=only)
 
