@@ -10,7 +10,7 @@ import argparse
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
-from math import isqrt
+from math import isqrt, prod
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,6 +30,7 @@ WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher", "ta
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 HEADS = ("head", "head_dist", "fc", "classifier")  # where classifiers and projections of pretraining live
 POSITIONS = ("pos_embed", "positional_embedding", "pos_embedding")  # timm and DINO; CLIP; big_vision and AugReg
+RESAMPLED = ("relative_position_bias_table", "patch_embed.proj.weight")
 NAMES_SHOWN = 3
 
 
@@ -94,8 +95,8 @@ def load_checkpoint(model: nn.Module, path: Path, convert: Convert | None, *, st
         return _load_npz(model, path)
     found = read_state_dict(path)
     px = _set_size(model, found, path)
+    _refuse_resampled(found, model, path)
     converted = _converted(found, model, convert)
-    _refuse_resampled(found, converted, path)
     if not converted.keys() & model.state_dict().keys():
         converted = match_by_order(found, model.state_dict(), where=path)
     _adapt(model, converted)
@@ -149,16 +150,19 @@ def _set_size(model: Any, found: Mapping[str, Any], path: Path) -> int | None:
     return px
 
 
-def _refuse_resampled(found: StateDict, converted: StateDict, path: Path) -> None:
+def _refuse_resampled(found: StateDict, model: nn.Module, path: Path) -> None:
     """Filters also resample patch embeddings and tables of relative positions: then the file is for another net."""
-    for name in found.keys() & converted.keys():
-        if found[name].numel() != converted[name].numel() and _last(name) != "pos_embed":
-            raise LofftaError(
-                f"the weights do not fit: {_describe((name, found[name]))} was made for another input or patch size, "
-                f"the model has {list(converted[name].shape)}",
-                where=path,
-                remedy="name the model of that size with --backbone, and set the input with --image-px",
-            )
+    own = model.state_dict()
+    for name, tensor in found.items():
+        for part in RESAMPLED:
+            shapes = [list(t.shape) for n, t in own.items() if n.endswith(part) and name.endswith(part)]
+            if shapes and tensor.numel() not in map(prod, shapes):
+                raise LofftaError(
+                    f"the weights do not fit: {_describe((name, tensor))} was made for another input or patch size, "
+                    f"the model has {shapes[0]}",
+                    where=path,
+                    remedy="name the model of that size with --backbone, and set the input with --image-px",
+                )
 
 
 def _adapt(model: Any, converted: StateDict) -> None:

@@ -55,6 +55,9 @@ def load_timm(
     config: Any = model.pretrained_cfg
     height, width = (trained_px, trained_px) if trained_px else config["input_size"][-2:]
     native: int = height
+    if trained_px and image_px is None:
+        own = config["input_size"][-1]
+        print(f"{name}: the weights were trained at {native} px, the model's own is {own} px", file=sys.stderr)
     px = native if image_px is None else _resolve_side(name, model, image_px, native=native)
     model.eval().requires_grad_(False)
     if (px, px) == (height, width):

@@ -1,6 +1,6 @@
 """Builds a timm model and gives it its weights, whatever their source.
 
-In: a model's name and the form of `--weights`.   Out: the model, before any resampling, and where its weights came from.
+In: a model's name and the form of `--weights`.   Out: the model, before any resampling, and the source of its weights.
 Called by `timm_backbone`.
 """
 
