@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from safetensors import safe_open
@@ -18,6 +19,7 @@ from loffta.backbones.checkpoint import classifiers
 from loffta.backbones.weights import ADAPTER_CONFIG, ADAPTER_FILE
 from loffta.errors import LofftaError
 
+REASON_LETTERS = 240  # peft lists every missing tensor
 INSIDE = "base_model.model."  # where PEFT puts the model that it adapts
 
 
@@ -60,9 +62,9 @@ def merge_adapter(model: Any, folder: Path) -> nn.Module:
     except AttributeError as error:  # PEFT's kinds that only run beside the model have no such method
         raise _unmergeable(folder, type(error).__name__) from error
     except Exception as error:  # peft raises its own, torch's, safetensors' and the json module's errors, and warnings
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = shorten(str(error) or type(error).__name__, REASON_LETTERS)  # also folds its lines into one
         raise LofftaError(
-            f"the adapter does not fit: {' '.join(lines[:2])}",
+            f"the adapter does not fit: {reason}",
             where=f"--weights {folder}",
             remedy="pass the backbone and the base weights (BASE+DIR) that it was trained on",
         ) from error

@@ -46,15 +46,16 @@ def random_seed(spec: str) -> int | None:
 def split_adapter(spec: str) -> tuple[str, Path | None]:
     """`BASE+DIR` -> (BASE, DIR); `DIR` -> (hub, DIR); any other spec -> (itself, None).
 
-    The last part after a `+` is an adapter's folder if it is a folder: file names may hold a `+` themselves.
+    What follows a `+` is an adapter if it is a folder: names may hold a `+` themselves.
 
     Raises:
         LofftaError: a folder that is no PEFT adapter in safetensors.
     """
-    base, plus, last = spec.rpartition("+")
-    folder = Path(last).expanduser().absolute()
-    if not last or not folder.is_dir() or (plus and not base):
+    splits = [("hub", spec), *((spec[:i], spec[i + 1 :]) for i, letter in enumerate(spec) if letter == "+" and i)]
+    base, last = next(((b, d) for b, d in splits if d and Path(d).expanduser().is_dir()), (spec, ""))
+    if not last:
         return spec, None
+    folder = Path(last).expanduser().absolute()
     for name in (ADAPTER_CONFIG, ADAPTER_FILE):
         if not (folder / name).is_file():
             raise LofftaError(
@@ -63,7 +64,7 @@ def split_adapter(spec: str) -> tuple[str, Path | None]:
                 remedy=f"pass the folder of a PEFT adapter ({ADAPTER_CONFIG} and {ADAPTER_FILE}; pickled ones are "
                 "never loaded), or a file of weights",
             )
-    return base or "hub", folder
+    return base, folder
 
 
 def stamp_adapter(folder: Path | None) -> AdapterStamp | None:
