@@ -23,8 +23,9 @@ from loffta.errors import UsageError, unknown_name
 from loffta.taps import MODULE, is_inner
 from loffta.tokens import TokenSpec
 
+WINDOWS = "a hook would see tokens in an order that is not proven to be the grid's (windows or units)"
 REGIONS = 4  # a convolutional map is proven on up to 4 x 4 regions
-Run: TypeAlias = Callable[[Tensor, int], object]  # (images, depth): the model up to one of its outputs
+Run: TypeAlias = Callable[[Tensor, int], list[TapTokens]]  # (images, depth): that output, a list of one
 
 
 @dataclass(frozen=True)
@@ -173,20 +174,38 @@ def _before_blocks(model: Any, path: str, output: TokenSpec, image: Float[Tensor
 
 
 def _in_stages(model: Any, path: str, depth: int, gave: Tensor, image: Float[Tensor, "1 3 S S"], run: Run) -> ModuleTap:
-    """Changes one region of the image at a time: the map must change most in that region. Only without attention."""
-    if any("attn" in name or "attention" in type(m).__name__.lower() for name, m in model.named_modules()):
-        raise _Unproven("a hook would see tokens in an order that is not proven to be the grid's (windows or units)")
-    first, last = gave.ndim == 4 and gave.shape[2] == gave.shape[3], gave.ndim == 4 and gave.shape[1] == gave.shape[2]
-    if first == last:
-        raise _Unproven(f"its output, {list(gave.shape)} for one image, is no square map")
-    size = gave.shape[2]
-    regions = min(REGIONS, size)
-    cells = torch.eye(regions**2, dtype=torch.bool).view(-1, 1, regions, regions)
-    changed = nn.functional.interpolate(cells.float(), image.shape[-2:]).bool()  # [cells, 1, S, S]
-    with watch({"module": model.get_submodule(path)}) as calls:
-        run(torch.cat([image, torch.where(changed, image.flip(-1, -2) + 1, image)]), depth)
-    maps = calls["module"].gave if first else calls["module"].gave.permute(0, 3, 1, 2)
-    change = nn.functional.adaptive_avg_pool2d((maps[1:] - maps[:1]).abs().sum(1, keepdim=True), regions).flatten(1)
-    if not torch.equal(change.argmax(1), torch.arange(regions**2)):
+    """A map is proven that is a stage's output, or that each region of the image changes most in its own place.
+
+    The latter only without attention, whose windows a few regions would not tell apart from the grid.
+    """
+    layouts = [gave.ndim == 4 and gave.shape[2] == gave.shape[3], gave.ndim == 4 and gave.shape[1] == gave.shape[2]]
+    possible = [first for first, square in zip((True, False), layouts, strict=True) if square]
+    (stage,) = run(image, depth)
+    proven = [first for first in possible if torch.equal(_channels_last(gave, first), stage.grid)]
+    if not proven:
+        if any("attn" in name or "attention" in type(m).__name__.lower() for name, m in model.named_modules()):
+            raise _Unproven(WINDOWS)
+        if not possible or gave.shape[2] == 1:
+            raise _Unproven(f"its output, {list(gave.shape)} for one image, is no square map")
+        regions = min(REGIONS, gave.shape[2])
+        cells = torch.eye(regions**2, dtype=torch.bool).view(-1, 1, regions, regions)
+        changed = nn.functional.interpolate(cells.float(), image.shape[-2:]).bool()  # [cells, 1, S, S]
+        with watch({"module": model.get_submodule(path)}) as calls:
+            run(torch.cat([image, torch.where(changed, image.flip(-1, -2) + 1, image)]), depth)
+        maps: Tensor = calls["module"].gave
+        proven = [first for first in possible if _answers_in_place(_channels_last(maps, first), regions)]
+    if len(proven) != 1:
         raise _Unproven("changing a region of the image does not change its map most there")
-    return ModuleTap(TokenSpec(f"{MODULE}{path}", size, size, 0, maps.shape[1]), depth, first)
+    height, width, dim = _channels_last(gave, proven[0]).shape[1:]
+    return ModuleTap(TokenSpec(f"{MODULE}{path}", height, width, 0, dim), depth, proven[0])
+
+
+def _channels_last(maps: Tensor, channels_first: bool) -> Float[Tensor, "B H W D"]:
+    return maps.permute(0, 2, 3, 1) if channels_first else maps
+
+
+def _answers_in_place(maps: Float[Tensor, "B H W D"], regions: int) -> bool:
+    """Whether each map but the first differs from the first most in its own one of regions x regions places."""
+    change = (maps[1:] - maps[:1]).abs().sum(-1)
+    by_region = nn.functional.adaptive_avg_pool2d(change[:, None], regions).flatten(1)
+    return torch.equal(by_region.argmax(1), torch.arange(regions**2))

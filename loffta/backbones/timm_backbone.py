@@ -224,9 +224,9 @@ def _module_taps(
 ) -> list[ModuleTap]:
     """The taps behind the paths that a user gave, of a model on the CPU."""
 
-    def run(images: Float[Tensor, "B 3 S S"], depth: int) -> None:
+    def run(images: Float[Tensor, "B 3 S S"], depth: int) -> list[TapTokens]:
         with torch.no_grad():
-            run_intermediates(model, images, [depth])
+            return run_intermediates(model, images, [depth])
 
     return [find_module_tap(model, path, specs, _noise(px), run, where=where) for path in paths]
 
