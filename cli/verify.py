@@ -80,12 +80,12 @@ def _check_images(cache: Cache) -> list[dict[str, Any]]:
 
 def _compare(cache: Cache, n_images: int, device: str) -> list[dict[str, Any]]:
     from loffta import machine
-    from loffta.begin import timm_loader
+    from loffta.begin import backbone_loader
     from loffta.images.sources import open_source
     from loffta.online import recompute
 
     machine.cap_threads()
-    load = timm_loader(machine.resolve_device(device))
+    load = backbone_loader(machine.resolve_device(device))
     compared = list(recompute(cache, open_source(cache.table.source), load, n_images))
     for entry in compared:
         error = f"relative RMS error {entry.relative_rms:.1e} of {entry.tolerance:.0e}, largest {entry.max_abs:.1e}"

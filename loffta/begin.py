@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from loffta.backbones import Backbone
+from loffta.backbones.load import load_backbone
 from loffta.config import BackboneConfig, ExtractConfig
 from loffta.forward import Job
 from loffta.images.geometry import PixelGeometry, View
@@ -104,14 +105,14 @@ def _views(config: ExtractConfig) -> list[View | None]:
     return [None, *(View(config.view_seed, index) for index in range(config.views))]
 
 
-def timm_loader(device: torch.device) -> Load:
-    """Makes timm's backbones on a device."""
+def backbone_loader(device: torch.device) -> Load:
+    """Makes backbones on a device, timm's and custom ones."""
     torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions; the recipe says fp32 on every device
 
-    def load(backbone: BackboneConfig) -> Backbone:
-        from loffta.backbones.timm_backbone import load_timm
-
-        return load_timm(backbone.name, weights=backbone.weights, image_px=backbone.image_px, device=str(device))
+    def load(wanted: BackboneConfig) -> Backbone:
+        return load_backbone(
+            wanted.name, weights=wanted.weights, image_px=wanted.image_px, taps=wanted.taps, device=device
+        )
 
     return load
 

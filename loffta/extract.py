@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from loffta import machine
 from loffta.batch_size import set_batch_sizes
-from loffta.begin import Begun, begin, timm_loader
+from loffta.begin import Begun, backbone_loader, begin
 from loffta.calibrate import calibrate
 from loffta.config import ExtractConfig
 from loffta.errors import TooManyBadImages
@@ -53,7 +53,7 @@ def run(
     only: Collection[int] | None = None,
     views: Sequence[View | None] | None = None,
 ) -> Report:
-    """Extracts all that `config` asks for and the cache lacks, with timm's backbones.
+    """Extracts all that `config` asks for and the cache lacks.
 
     Args:
         only: units to look at; None: all of this process's share.
@@ -62,7 +62,7 @@ def run(
     machine.cap_threads()
     device = machine.resolve_device(config.device)
     config = config.model_copy(update={"device": str(device)})  # done files say which it was, not `auto`
-    return extract(config, open_source(config.source), timm_loader(device), stop, only=only, views=views)
+    return extract(config, open_source(config.source), backbone_loader(device), stop, only=only, views=views)
 
 
 def extract(

@@ -12,14 +12,15 @@ from typing import Any
 
 from loffta import machine
 from loffta.backbones import Backbone
-from loffta.backbones.weights import locate
+from loffta.backbones.load import stamp_files
 from loffta.config import BackboneConfig, ExtractConfig
 from loffta.errors import LofftaError, UsageError
 from loffta.forward import Job
 from loffta.images.geometry import VIEW_AREA, VIEW_ASPECT, VIEW_KIND, View
 from loffta.store.cache import Cache, Store
+from loffta.store.files import replace_file
 from loffta.store.recipe import StoreInfo, differing_fields
-from loffta.taps import resolve_taps
+from loffta.taps import merge_specs, resolve_taps
 from loffta.tokens import Kind, TokenSpec
 
 Load = Callable[[BackboneConfig], Backbone]
@@ -37,13 +38,14 @@ def prepare(
     request = make_request(wanted, view, config)
     known = next((s for s in cache.stores() if s.info.request == request), None)
     backbone = None
-    if known is not None and _weights_unchanged(known.info, wanted):
+    if known is not None and _needs_no_model(known.info, wanted):
         info = known.info
     else:
         backbone = load(wanted)
         info = describe(backbone, request)
         if known is not None:
             _refuse_other_recipe(cache, known, info)
+            info = _learn(cache, known, info)
     specs = choose_specs(wanted, info.taps, config.kinds)
     known = known or cache.create_store(info)  # after the taps: a misspelt one leaves no store behind
     for kind in config.kinds:
@@ -145,10 +147,34 @@ def _input(backbone: Backbone, request: dict[str, Any]) -> dict[str, Any]:
     return {**found, "resize": "crop", "crop_pct": geometry.crop_pct, "crop_mode": geometry.crop_mode}
 
 
-def _weights_unchanged(info: StoreInfo, wanted: BackboneConfig) -> bool:
-    """Whether the file that the weights came from looks as it did, so that it need not be loaded to compare."""
-    path, size, mtime_ns = locate(wanted.weights, wanted.name)
-    return (path, size, mtime_ns) == (info.weights["path"], info.weights["size"], info.weights["mtime_ns"])
+def _needs_no_model(info: StoreInfo, wanted: BackboneConfig) -> bool:
+    """Whether a store answers for itself: its weights' files look as they did, and it knows the taps asked for.
+
+    It may not: an older loffta knew fewer taps, and `module:PATH` is looked for only where it is asked for.
+    """
+    files = stamp_files(wanted.name, wanted.weights)
+    if any(info.weights.get(key) != value for key, value in files.items()):
+        return False
+    try:
+        resolve_taps(wanted.taps, [spec.tap for spec in info.taps], where="--taps")
+    except UsageError:
+        return False
+    return True
+
+
+def _learn(cache: Cache, store: Store, info: StoreInfo) -> StoreInfo:
+    """Adds to a store's attributes what a load of its backbone has shown: new taps, and the stamps of its weights.
+
+    Without the stamps, files that were only touched would be loaded and compared at every run.
+
+    Args:
+        info: of the same recipe.
+    """
+    there = cache.store(store.name).info  # as it is now: another process may have added taps
+    learned = replace(there, weights=info.weights, taps=merge_specs(there.taps, info.taps))
+    if learned != there:
+        replace_file(cache.paths.store_metadata(store.name), learned.to_json())
+    return learned
 
 
 def _refuse_other_recipe(cache: Cache, store: Store, info: StoreInfo) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from loffta import machine
 from loffta.advice import advise
 from loffta.batch_size import set_batch_sizes
-from loffta.begin import Begun, begin, timm_loader
+from loffta.begin import Begun, backbone_loader, begin
 from loffta.config import ExtractConfig
 from loffta.errors import LofftaError
 from loffta.forward import Job
@@ -118,7 +118,7 @@ def run(config: ExtractConfig, *, sample: int | None = None) -> Plan:
     machine.cap_threads()
     device = machine.resolve_device(config.device)
     config = config.model_copy(update={"device": str(device)})
-    return make_plan(config, open_source(config.source), timm_loader(device), sample=sample)
+    return make_plan(config, open_source(config.source), backbone_loader(device), sample=sample)
 
 
 def make_plan(config: ExtractConfig, source: ImageSource, load: Load, *, sample: int | None = None) -> Plan:

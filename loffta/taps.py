@@ -10,13 +10,37 @@ import re
 from collections.abc import Callable, Sequence
 
 from loffta.errors import UsageError, unknown_name
+from loffta.tokens import TokenSpec
 
-INNER = re.compile(r"norm|head|blocks\.\d+\.(attn|norm2|mlp|mlp\.hidden)")  # all else is a block's or stage's output
+MODULE = "module:"
+INNER = re.compile(rf"norm|head|blocks\.\d+\.(attn|norm2|mlp|mlp\.hidden)|{MODULE}.*")  # all else: a block's, a stage's
 
 
 def is_inner(tap: str) -> bool:
     """Whether a tap lies inside a block or behind the last one; the other taps are the outputs of blocks or stages."""
     return INNER.fullmatch(tap) is not None
+
+
+def module_paths(request: str) -> tuple[str, ...]:
+    """The dotted paths of the `module:PATH` parts of `--taps`, each once."""
+    parts = (part.strip() for part in request.split(","))
+    return tuple(dict.fromkeys(part.removeprefix(MODULE) for part in parts if part.startswith(MODULE)))
+
+
+def merge_specs(old: Sequence[TokenSpec], new: Sequence[TokenSpec]) -> tuple[TokenSpec, ...]:
+    """Two lists of one backbone's taps in depth order as one: those of `old`, and what `new` has besides in its place.
+
+    A new tap comes behind the tap that precedes it in `new`.
+    """
+    merged, position = list(old), 0
+    for spec in new:
+        taps = [known.tap for known in merged]
+        if spec.tap in taps:
+            position = taps.index(spec.tap) + 1
+        else:
+            merged.insert(position, spec)
+            position += 1
+    return tuple(merged)
 
 
 def final_tap(available: Sequence[str]) -> str | None:

@@ -4,7 +4,8 @@ import sys
 import pytest
 
 from loffta.errors import UsageError
-from loffta.taps import is_inner, resolve_taps
+from loffta.taps import is_inner, merge_specs, module_paths, resolve_taps
+from loffta.tokens import TokenSpec
 
 BLOCKS = tuple(f"blocks.{i}" for i in range(12))
 STAGES = tuple(f"stages.{i}" for i in range(5))
@@ -127,6 +128,36 @@ def test_nets_with_stages_have_no_inner_taps(request_):
     with pytest.raises(UsageError, match=rf"^'{request_}' does not exist here: .*\(windows, units") as caught:
         resolve_taps(request_, STAGES, where="--taps")
     assert caught.value.remedy == "use the outputs of its stages: last, last4, four-even, all or stages.N"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "merged"),
+    [
+        ("a b c", "a b c", "a b c"),
+        ("a c", "a b c", "a b c"),
+        ("b", "a b c d", "a b c d"),
+        ("a m b n", "a b x", "a m b x n"),  # m and n are known to the store alone
+        ("m a", "x a", "x m a"),
+        ("", "a b", "a b"),
+    ],
+)
+def test_new_taps_find_their_place_in_an_old_list(old, new, merged):
+    def specs(names, dim):
+        return tuple(TokenSpec(name, 1, 1, 0, dim) for name in names.split())
+
+    result = merge_specs(specs(old, 3), specs(new, 5))
+    assert " ".join(spec.tap for spec in result) == merged
+    assert {spec.tap for spec in result if spec.dim == 3} == set(old.split())
+
+
+def test_paths_of_modules_in_a_request():
+    request = "last, module:blocks.3.attn.proj ,module:norm_pre,blocks.2,module:norm_pre"
+    assert module_paths(request) == ("blocks.3.attn.proj", "norm_pre")
+    assert module_paths("last,all") == ()
+    assert is_inner("module:layers.2")
+    available = ("module:patch_embed", "blocks.0", "module:blocks.1.attn.proj", "blocks.1")
+    assert resolve_taps("all", available, where="x") == ("blocks.0", "blocks.1")
+    assert resolve_taps("last,module:patch_embed", available, where="x") == ("module:patch_embed", "blocks.1")
 
 
 def test_module_imports_no_timm():

@@ -1,6 +1,7 @@
 """What stage one needs of a frozen network: images in, tokens per tap out.
 
-Any object with these attributes is a backbone; nothing has to be inherited. `timm_backbone.py` makes them from timm.
+Any object with these attributes is a backbone; nothing has to be inherited. `timm_backbone.py` makes them from timm,
+`custom.py` from a user's function; `load.py` knows which.
 """
 
 from __future__ import annotations
@@ -25,17 +26,28 @@ class TapTokens:
 
 
 @dataclass(frozen=True)
+class AdapterStamp:
+    """What a later run looks at to see whether an adapter may have changed."""
+
+    path: str  # its folder
+    size: int  # bytes of its two files
+    mtime_ns: int  # of the younger one
+
+
+@dataclass(frozen=True)
 class WeightsSource:
     """Where weights came from; together with `digest` in the recipe it tells whether they changed.
 
-    `digest` is BLAKE2b-128 over the state dict before any resampling: the same whatever the source.
+    `digest` is BLAKE2b-128 over the state dict before any resampling: the same whatever the source. With an adapter it
+    is over the merged one.
     """
 
-    spec: str  # as the user wrote it: hub, random:0, package:NAME, or a path
+    spec: str  # as the user wrote it: hub, random:0, package:NAME, a path, or one of these and +ADAPTER
     digest: str  # 32 hex digits
     path: str | None = None  # the file read, None for random weights
     size: int | None = None  # its bytes
     mtime_ns: int | None = None
+    adapter: AdapterStamp | None = None
 
 
 @runtime_checkable

@@ -83,7 +83,7 @@ class BlockProof:
     def in_grid_order(self, intermediates: list[TapTokens]) -> bool:
         """Whether each block gave exactly the tokens of its intermediate: prefix first, then the grid, row by row."""
         return len(self.outputs) == len(intermediates) and all(
-            _same(output, torch.cat([tokens.prefix, tokens.grid.flatten(1, 2)], dim=1))
+            same(output, torch.cat([tokens.prefix, tokens.grid.flatten(1, 2)], dim=1))
             for output, tokens in zip(self.outputs, intermediates, strict=True)
         )
 
@@ -110,17 +110,17 @@ def _proven(block: nn.Module, before: Tensor, after: Tensor, calls: Mapping[str,
     widths: dict[str, int] = {}
     if "norm2" not in calls or "mlp" not in calls:
         return widths
-    stream, normed = _tokens(calls["norm2"].given), calls["norm2"].gave
-    attn = _tokens(calls["attn"].gave) if "attn" in calls else None
+    stream, normed = tokens_of(calls["norm2"].given), calls["norm2"].gave
+    attn = tokens_of(calls["attn"].gave) if "attn" in calls else None
     if stream is None:
         return widths
     if attn is not None and _adds_up(before, _scaled(block, "1", attn), stream):
         widths["attn"] = attn.shape[-1]
-    mlp = _tokens(calls["mlp"].gave)
-    if mlp is not None and _same(calls["mlp"].given, normed) and _adds_up(stream, _scaled(block, "2", mlp), after):
+    mlp = tokens_of(calls["mlp"].gave)
+    if mlp is not None and same(calls["mlp"].given, normed) and _adds_up(stream, _scaled(block, "2", mlp), after):
         widths["norm2"] = normed.shape[-1]
         hidden = calls["mlp.act"].gave if "mlp.act" in calls else None  # a gated MLP multiplies it: fc2 takes another
-        if "mlp.fc2" in calls and isinstance(hidden, Tensor) and _same(calls["mlp.fc2"].given, hidden):
+        if "mlp.fc2" in calls and isinstance(hidden, Tensor) and same(calls["mlp.fc2"].given, hidden):
             widths["mlp.hidden"] = hidden.shape[-1]
         widths["mlp"] = mlp.shape[-1]
     return widths
@@ -136,21 +136,22 @@ def _scaled(block: nn.Module, branch: str, output: Tensor) -> Tensor:
     return gamma * output if isinstance(gamma, Tensor) else output
 
 
-def _tokens(output: Any) -> Tensor | None:
+def tokens_of(output: Any) -> Tensor | None:
     """[B, N, D] from [B, N, D] or [B, H, W, D]; None for anything else."""
     if not isinstance(output, Tensor) or output.ndim not in (3, 4):
         return None
     return output.flatten(1, -2)
 
 
-def _same(a: Any, b: Any) -> bool:
-    a, b = _tokens(a), _tokens(b)
+def same(a: Any, b: Any) -> bool:
+    """Whether two tensors hold the same tokens, bit for bit."""
+    a, b = tokens_of(a), tokens_of(b)
     return a is not None and b is not None and torch.equal(a, b)
 
 
 def _adds_up(before: Any, branch: Tensor, after: Any) -> bool:
-    start = _tokens(before)
-    return start is not None and start.shape == branch.shape and _same(start + branch, after)
+    start = tokens_of(before)
+    return start is not None and start.shape == branch.shape and same(start + branch, after)
 
 
 def final_widths(model: Any, image: Float[Tensor, "1 3 S S"], last: Tensor) -> dict[str, int]:
@@ -168,17 +169,17 @@ def final_widths(model: Any, image: Float[Tensor, "1 3 S S"], last: Tensor) -> d
     if not isinstance(norm, nn.Module) or isinstance(norm, nn.Identity):
         return {}
     features, normed = model.forward_features(image), norm(last)
-    if not isinstance(features, Tensor) or features.shape != normed.shape or not _close(features, normed):
+    if not isinstance(features, Tensor) or features.shape != normed.shape or not close(features, normed):
         return {}
     widths = {"norm": normed.shape[-1]}
     if isinstance(head, nn.Linear) and head.out_features % PROJECTION_STEP == 0:
         projected = model.forward_head(features)
-        if projected.ndim == 2 and _close(projected, head(normed)[:, 0]):
+        if projected.ndim == 2 and close(projected, head(normed)[:, 0]):
             widths["head"] = head.out_features
     return widths
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def close(a: Tensor, b: Tensor) -> bool:
     """Equal but for rounding: another shape of the same product may differ in its last bits."""
     return torch.allclose(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
 
@@ -205,7 +206,7 @@ def read_tap(model: Any, tap: str, output: Tensor, n_prefix: int, size: tuple[in
         output = model.norm(output)
     if tap == "head":
         output = model.head(output)
-    tokens = _tokens(output)
+    tokens = tokens_of(output)
     assert tokens is not None, "the proof has seen this output"
     grid = tokens[:, n_prefix:].reshape(len(tokens), *size, tokens.shape[-1])  # a view
     return TapTokens(grid, tokens[:, :n_prefix])

@@ -7,62 +7,70 @@ Nothing here trains, reads images or knows about labels.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import timm
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from loffta.backbones import TapTokens, WeightsSource
 from loffta.backbones.inner_taps import PARTS, BlockProof, final_widths, hooked_module, read_tap, watch
-from loffta.backbones.weights import (
-    check_name,
-    digest_state_dict,
-    find_file,
-    match_state_dict,
-    random_seed,
-    read_state_dict,
-    stamp,
-)
+from loffta.backbones.module_taps import ModuleTap, find_module_tap
+from loffta.backbones.timm_model import build_model
+from loffta.backbones.weights import check_name
 from loffta.errors import UsageError
 from loffta.images.geometry import Interpolation, PixelGeometry
-from loffta.taps import is_inner, unknown_tap
+from loffta.taps import MODULE, is_inner, module_paths, unknown_tap
 from loffta.tokens import Grid, Prefix, TokenSpec
 
 
 def load_timm(
-    name: str, *, weights: str = "hub", image_px: int | None = None, device: str | torch.device = "cpu"
+    name: str,
+    *,
+    weights: str = "hub",
+    image_px: int | None = None,
+    taps: str = "",
+    device: str | torch.device = "cpu",
 ) -> TimmBackbone:
-    """Builds a model at its native size, loads or seeds it, digests it, and only then resamples it to `image_px`.
+    """Builds a model at its weights' size, loads or seeds it, digests it, and only then resamples it to `image_px`.
 
     Args:
         name: a timm model, with or without a pretrained tag: `vit_base_patch14_reg4_dinov2.lvd142m`.
-        weights: hub, random:SEED, package:MODULE, or a path to .safetensors, .pth or .pt.
-        image_px: side of the square input; None for the model's own.
+        weights: hub, random:SEED, package:MODULE, or a path to .safetensors, .pth, .pt or .npz; BASE+DIR, or DIR for
+            hub+DIR, merges the adapter in the folder DIR.
+        image_px: side of the square input, rounded down to a multiple of the patch; None for the weights' own.
+        taps: as `--taps` has it; modules that it names as `module:PATH` become taps beside the others.
     Raises:
-        UsageError: an unknown name, a size the model cannot take, a model without intermediate outputs.
+        UsageError: an unknown name, a size the model cannot take, a model without intermediate outputs, a module that
+            is no tap.
         LofftaError: weights that cannot be had or do not fit.
     """
     check_name(name)
-    model, source = _build(name, weights)
+    model, source, trained_px = build_model(name, weights)
     if not hasattr(model, "forward_intermediates"):
         remedy = "choose a ViT, EfficientNet, ConvNeXt or Swin; timm.list_models() lists names"
         raise UsageError("timm gives no intermediate outputs of this model", where=f"backbone {name}", remedy=remedy)
     config: Any = model.pretrained_cfg
-    height, width = config["input_size"][-2:]
-    px = height if image_px is None else image_px
+    height, width = (trained_px, trained_px) if trained_px else config["input_size"][-2:]
+    native: int = height
+    if trained_px and image_px is None:
+        own = config["input_size"][-1]
+        print(f"{name}: the weights were trained at {native} px, the model's own is {own} px", file=sys.stderr)
+    px = native if image_px is None else _resolve_side(name, model, image_px, native=native)
     model.eval().requires_grad_(False)
     if (px, px) == (height, width):
         specs = describe_taps(model, px)
     else:
-        specs = _resample(model, px, native=height, where=f"backbone {name}, --image-px {px}")
+        specs = _resample(model, px, native=native, where=f"backbone {name}, --image-px {px}")
+    modules = _module_taps(model, px, module_paths(taps), specs, where=f"--taps, backbone {name}")
     interpolation: Interpolation = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
     return TimmBackbone(
         name,
         model.requires_grad_(False).to(device),  # again: a resampled position embedding is a new parameter
         specs,
+        modules,
         weights=source,
         geometry=PixelGeometry(
             px, interpolation=interpolation, crop_pct=config["crop_pct"], crop_mode=config["crop_mode"]
@@ -80,6 +88,7 @@ class TimmBackbone:
         name: str,
         model: nn.Module,
         specs: tuple[TokenSpec, ...],
+        modules: Sequence[ModuleTap] = (),
         *,
         weights: WeightsSource,
         geometry: PixelGeometry,
@@ -88,7 +97,7 @@ class TimmBackbone:
     ) -> None:
         self.name = name
         self.model = model
-        self.specs = specs
+        self.specs = _with_modules(specs, modules)
         self.weights = weights
         self.geometry = geometry
         self.mean = mean
@@ -96,7 +105,8 @@ class TimmBackbone:
         self._device = next(model.parameters()).device
         self._mean = torch.tensor(mean, device=self._device).view(3, 1, 1)
         self._std = torch.tensor(std, device=self._device).view(3, 1, 1)
-        self._specs = {spec.tap: spec for spec in specs}
+        self._specs = {spec.tap: spec for spec in self.specs}
+        self._modules = {module.spec.tap: module for module in modules}
         self._n_outputs = sum(not is_inner(tap) for tap in self._specs)
         self._grid = (specs[0].height, specs[0].width) if specs[0].tap.startswith("blocks.") else None
 
@@ -118,16 +128,25 @@ class TimmBackbone:
         plain = {tap: self._depth(tap) for tap in taps if not is_inner(tap)}
         indices = sorted({*plain.values(), max(map(self._depth, taps))})  # the last: how deep hooks need it
         with torch.no_grad():  # inference_mode would forbid the tensors to later autograd
-            with watch({tap: hooked_module(self.model, tap) for tap in inner}) as calls:
+            with watch({tap: self._hooked(tap) for tap in inner}) as calls:
                 outputs = run_intermediates(self.model, self._normalise(pixels), indices, grid=self._grid)
             at = dict(zip(indices, outputs, strict=True))
             return {tap: at[plain[tap]] if tap in plain else self._read(tap, calls[tap].gave) for tap in taps}
 
     def _depth(self, tap: str) -> int:
         """Index of the intermediate up to which the model must run."""
+        if tap in self._modules:
+            return self._modules[tap].depth
         return self._n_outputs - 1 if tap in ("norm", "head") else int(tap.split(".")[1])
 
+    def _hooked(self, tap: str) -> nn.Module:
+        if tap in self._modules:
+            return self.model.get_submodule(tap.removeprefix(MODULE))
+        return hooked_module(self.model, tap)
+
     def _read(self, tap: str, output: Tensor) -> TapTokens:
+        if tap in self._modules:
+            return self._modules[tap].read(output)
         spec = self._specs[tap]
         return read_tap(self.model, tap, output, spec.n_prefix, (spec.height, spec.width))
 
@@ -178,7 +197,7 @@ def describe_taps(model: nn.Module, px: int) -> tuple[TokenSpec, ...]:
     `model.blocks`, and each block gives exactly the prefix and grid tokens of its intermediate; then each block's inner
     taps come before it, `norm` and `head` last. Else `stages.N`, and no inner taps.
     """
-    image = torch.randn(1, 3, px, px, generator=torch.Generator().manual_seed(0))  # no two patches alike
+    image = _noise(px)
     proof = BlockProof()
     with torch.no_grad():
         with proof.watch(model):
@@ -197,21 +216,47 @@ def describe_taps(model: nn.Module, px: int) -> tuple[TokenSpec, ...]:
     return (*specs, *(spec(tap, outputs[-1], width) for tap, width in final.items()))
 
 
-def _build(name: str, spec: str) -> tuple[nn.Module, WeightsSource]:
-    """A model at its native size with its weights, and where they came from; the global RNG stays as it was."""
-    seed = random_seed(spec)
-    path = None if seed is not None else find_file(spec, name)
-    file = stamp(path)
-    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
-        torch.default_generator.manual_seed(seed or 0)  # torch.manual_seed would touch the accelerators' too
-        if spec == "hub":  # timm converts its hub files itself
-            overlay = {"file": str(path), "custom_load": False}  # custom_load: an .npz behind the other address
-            model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
-        else:
-            model = timm.create_model(name, pretrained=False)
-    if path is not None and spec != "hub":
-        model.load_state_dict(match_state_dict(read_state_dict(path), model.state_dict(), where=path))
-    return model, WeightsSource(spec, digest_state_dict(model.state_dict()), *file)
+def _noise(px: int) -> Float[Tensor, "1 3 S S"]:
+    """One image in which no two patches are alike."""
+    return torch.randn(1, 3, px, px, generator=torch.Generator().manual_seed(0))
+
+
+def _module_taps(
+    model: nn.Module, px: int, paths: Sequence[str], specs: Sequence[TokenSpec], *, where: str
+) -> list[ModuleTap]:
+    """The taps behind the paths that a user gave, of a model on the CPU."""
+
+    def run(images: Float[Tensor, "B 3 S S"], depth: int) -> list[TapTokens]:
+        with torch.no_grad():
+            return run_intermediates(model, images, [depth])
+
+    return [find_module_tap(model, path, specs, _noise(px), run, where=where) for path in paths]
+
+
+def _with_modules(specs: tuple[TokenSpec, ...], modules: Sequence[ModuleTap]) -> tuple[TokenSpec, ...]:
+    """All taps in depth order: a module's comes right before the block or stage in which it runs."""
+    outputs = [spec.tap for spec in specs if not is_inner(spec.tap)]
+    found = list(specs)
+    for module in modules:
+        found.insert([spec.tap for spec in found].index(outputs[module.depth]), module.spec)
+    return tuple(found)
+
+
+def _resolve_side(name: str, model: nn.Module, px: int, *, native: int) -> int:
+    """`px`, rounded down to a multiple of the model's patch where it has one, and said so on stderr.
+
+    LOFF-TA does the same with DINOv2's patch of 14 px: 256 -> 252, 512 -> 504 (arXiv 2410.02527).
+    """
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
+    step = int(patch if isinstance(patch, int) else patch[0])
+    if px < step:
+        what = f"{px} px is no side of an image" if px < 1 else f"{px} px is less than the model's patch of {step} px"
+        nearest = f"use --image-px {native}, the native size" if px < 1 else f"use --image-px {step} (native: {native})"
+        raise UsageError(what, where=f"backbone {name}, --image-px {px}", remedy=nearest)
+    side = px // step * step
+    if side != px:
+        print(f"{name}: {px} px is not a multiple of the patch of {step} px: using {side} px", file=sys.stderr)
+    return side
 
 
 def _resample(model: nn.Module, px: int, *, native: int, where: str) -> tuple[TokenSpec, ...]:
@@ -220,18 +265,8 @@ def _resample(model: nn.Module, px: int, *, native: int, where: str) -> tuple[To
     Returns:
         The taps at that size.
     Raises:
-        UsageError: with the nearest sizes that could work.
+        UsageError: the model cannot take it.
     """
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
-    step = int(patch if isinstance(patch, int) else patch[0])
-    if px < 1:
-        remedy = f"use --image-px {native}, the native size"
-        raise UsageError(f"{px} px is no side of an image", where=where, remedy=remedy)
-    if px % step:
-        lower = px // step * step
-        sizes = f"{lower} or {lower + step}" if lower > 0 else f"{step}"
-        what = f"{px} px is not a multiple of the model's patch of {step} px"
-        raise UsageError(what, where=where, remedy=f"use --image-px {sizes} (native: {native})")
     try:
         set_input_size: Any = getattr(model, "set_input_size", None)
         if set_input_size:

