@@ -296,7 +296,7 @@ def test_model_without_intermediates(monkeypatch):
         load_timm(LITE, weights="random:0")
     assert str(caught.value) == (
         "timm gives no intermediate outputs of this model\n  where:  backbone tf_efficientnet_lite0\n"
-        "  remedy: choose a ViT, EfficientNet, ConvNeXt or Swin; timm.list_models() lists names"
+        "  remedy: choose a ViT, EfficientNet, ConvNeXt or Swin; `loffta models` lists names"
     )
 
 
