@@ -17,6 +17,7 @@ from loffta.backbones.timm_backbone import load_timm
 from loffta.errors import UsageError
 from loffta.taps import is_inner, resolve_taps
 from loffta.zoo import FAMILIES, ZOO
+from loffta.zoo_facts import FACTS
 
 INNER = ("attn", "norm2", "mlp.hidden", "mlp")  # of block 1, with these all
 GATED = ("attn", "norm2", "mlp")  # what leaves the activation is multiplied by a gate
@@ -168,16 +169,20 @@ PYRAMIDS = [
     ),
 ]
 CASES = {case.name: case for case in [*UNIFORM, *PYRAMIDS]}
+GATED_SIZES = {"dinov2-g", "dinov2-reg-g", "dinov3-s-plus", "dinov3-h-plus", "dinov3-7b"}  # of families with plain MLPs
 real_create_model = timm.create_model
+
+
+def load_small(short, small, px):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timm, "create_model", lambda name, **options: real_create_model(name, **options, **small))
+        return load_timm(ZOO[short], weights="random:0", image_px=px)
 
 
 @functools.cache
 def backbone_of(name):
     """The small model behind loffta's protocol, its parameters stirred: many begin at zero or nearly so."""
-    case = CASES[name]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timm, "create_model", lambda name, **options: real_create_model(name, **options, **case.small))
-        backbone = load_timm(ZOO[name], weights="random:0", image_px=case.px)
+    backbone = load_small(name, CASES[name].small, CASES[name].px)
     generator = torch.Generator().manual_seed(1)
     for parameter in backbone.model.parameters():
         parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
@@ -255,6 +260,19 @@ def test_inner_and_final_taps(case):
     for tap, expected in zip(paths, gave, strict=True):
         tokens = expected if expected.ndim == 3 else expected.flatten(1, 2)
         torch.testing.assert_close(joined(result[tap]), tokens, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("short", [short for short in ZOO if FACTS[short].kind == "blocks"])
+def test_every_size_has_the_taps_of_its_family(short):
+    family = next(family.members for family in FAMILIES.values() if short in family.members)
+    case = next(case for case in UNIFORM if case.name in family)
+    native, (side, _) = FACTS[short].px, FACTS[short].taps[0]
+    backbone = load_small(short, case.small, native // side * case.side)
+    taps = [spec.tap for spec in backbone.specs]
+    inner = GATED if short in GATED_SIZES else case.inner
+    assert [tap for tap in taps if tap.startswith("blocks.1.")] == [f"blocks.1.{part}" for part in inner]
+    assert tuple(tap for tap in taps if not tap.startswith("blocks.")) == case.final
+    assert {spec.n_prefix for spec in backbone.specs} == {FACTS[short].n_prefix}
 
 
 @pytest.mark.parametrize("case", PYRAMIDS, ids=lambda case: case.name)
