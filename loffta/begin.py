@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from loffta import machine
 from loffta.backbones import Backbone
 from loffta.backbones.load import load_backbone
 from loffta.config import BackboneConfig, ExtractConfig
@@ -25,6 +26,7 @@ from loffta.store.paths import THUMB, CachePaths
 from loffta.store.purge import describe_missing, forget_missing
 from loffta.store.table import ImageTable
 from loffta.store.units import Share, count_units
+from loffta.zoo import ZOO
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,12 @@ class Begun:
     def arrays(self) -> list[CachedArray]:
         """All that it writes to: thumbnails, then features."""
         return [self.thumbs, *(array for job in self.jobs for array in job.arrays)]
+
+
+def settle(config: ExtractConfig) -> ExtractConfig:
+    """The configuration in this machine's and the stores' terms: the device, and timm's ids for short names."""
+    named = tuple(b.model_copy(update={"name": ZOO.get(b.name, b.name)}) for b in config.backbones)
+    return config.model_copy(update={"backbones": named, "device": str(machine.resolve_device(config.device))})
 
 
 def begin(
@@ -105,7 +113,7 @@ def _views(config: ExtractConfig) -> list[View | None]:
     return [None, *(View(config.view_seed, index) for index in range(config.views))]
 
 
-def backbone_loader(device: torch.device) -> Load:
+def backbone_loader(device: str | torch.device) -> Load:
     """Makes backbones on a device, timm's and custom ones."""
     torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions; the recipe says fp32 on every device
 

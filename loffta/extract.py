@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from loffta import machine
 from loffta.batch_size import set_batch_sizes
-from loffta.begin import Begun, backbone_loader, begin
+from loffta.begin import Begun, backbone_loader, begin, settle
 from loffta.calibrate import calibrate
 from loffta.config import ExtractConfig
 from loffta.errors import TooManyBadImages
@@ -60,9 +60,8 @@ def run(
         views: stores of each backbone to look at, None standing for the plain one; None: those `config` asks for.
     """
     machine.cap_threads()
-    device = machine.resolve_device(config.device)
-    config = config.model_copy(update={"device": str(device)})  # done files say which it was, not `auto`
-    return extract(config, open_source(config.source), backbone_loader(device), stop, only=only, views=views)
+    config = settle(config)
+    return extract(config, open_source(config.source), backbone_loader(config.device), stop, only=only, views=views)
 
 
 def extract(

@@ -20,7 +20,7 @@ from pathlib import Path
 from loffta import machine
 from loffta.advice import advise
 from loffta.batch_size import set_batch_sizes
-from loffta.begin import Begun, backbone_loader, begin
+from loffta.begin import Begun, backbone_loader, begin, settle
 from loffta.config import ExtractConfig
 from loffta.errors import LofftaError
 from loffta.forward import Job
@@ -116,9 +116,8 @@ class Plan:
 def run(config: ExtractConfig, *, sample: int | None = None) -> Plan:
     """Plans an extraction with timm's backbones; see make_plan."""
     machine.cap_threads()
-    device = machine.resolve_device(config.device)
-    config = config.model_copy(update={"device": str(device)})
-    return make_plan(config, open_source(config.source), backbone_loader(device), sample=sample)
+    config = settle(config)
+    return make_plan(config, open_source(config.source), backbone_loader(config.device), sample=sample)
 
 
 def make_plan(config: ExtractConfig, source: ImageSource, load: Load, *, sample: int | None = None) -> Plan:

@@ -13,6 +13,7 @@ import torch
 from loffta.backbones import Backbone
 from loffta.backbones.custom import CUSTOM, file_of, load_custom
 from loffta.backbones.weights import locate, split_adapter, stamp, stamp_adapter
+from loffta.zoo import resolve_name
 
 
 def load_backbone(
@@ -26,6 +27,7 @@ def load_backbone(
     """Loads a timm model, or calls the function that `custom:MODULE:FUNCTION` names.
 
     Args:
+        name: timm's id or a short name of the zoo.
         weights: any form of `--weights`; a custom function is given it as it is.
         image_px: side of the square input; None for the weights' own.
         taps: as `--taps` has it. Only its `module:PATH` parts matter here: they are looked for, and proven.
@@ -36,7 +38,7 @@ def load_backbone(
         return load_custom(name, weights=weights, image_px=image_px, device=device)
     from loffta.backbones.timm_backbone import load_timm  # timm takes seconds to import
 
-    return load_timm(name, weights=weights, image_px=image_px, taps=taps, device=device)
+    return load_timm(resolve_name(name), weights=weights, image_px=image_px, taps=taps, device=device)
 
 
 def stamp_files(name: str, weights: str) -> dict[str, Any]:

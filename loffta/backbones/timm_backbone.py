@@ -50,7 +50,7 @@ def load_timm(
     check_name(name)
     model, source, trained_px = build_model(name, weights)
     if not hasattr(model, "forward_intermediates"):
-        remedy = "choose a ViT, EfficientNet, ConvNeXt or Swin; timm.list_models() lists names"
+        remedy = "choose a ViT, EfficientNet, ConvNeXt or Swin; `loffta models` lists names"
         raise UsageError("timm gives no intermediate outputs of this model", where=f"backbone {name}", remedy=remedy)
     config: Any = model.pretrained_cfg
     height, width = (trained_px, trained_px) if trained_px else config["input_size"][-2:]
@@ -175,7 +175,8 @@ def run_intermediates(
     forward: Any = model.forward_intermediates
     options: dict[str, Any] = {"indices": indices, "norm": False, "stop_early": True, "intermediates_only": True}
     if "return_prefix_tokens" in inspect.signature(forward).parameters:  # the ViTs, which all know NLC
-        options |= {"return_prefix_tokens": True, "output_fmt": "NLC" if grid else "NCHW"}
+        n_prefix = getattr(model, "num_prefix_tokens", 0)  # EVA's class fails when asked for prefix tokens it has not
+        options |= {"return_prefix_tokens": n_prefix > 0, "output_fmt": "NLC" if grid else "NCHW"}
     outputs = forward(images, **options)  # NCHW is every family's default
     pairs = [output if isinstance(output, tuple) else (output, None) for output in outputs]
     return [_tap_tokens(features, prefix, grid) for features, prefix in pairs]

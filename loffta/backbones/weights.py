@@ -179,8 +179,8 @@ def _download(repo: str, backbone: str) -> Path:
         raise LofftaError(
             f"cannot fetch the weights of {backbone}: {reason}",
             where=f"hub file {repo}/{HUB_FILE}",
-            remedy=f"fetch them where there is a network: python -c \"import timm; timm.create_model('{backbone}', "
-            'pretrained=True)", or pass --weights PATH | package:MODULE | random:0',
+            remedy=f"fetch them where there is a network: loffta fetch {backbone}, "
+            "or pass --weights PATH | package:MODULE | random:0",
         ) from error
 
 

@@ -238,26 +238,6 @@ def test_windowed_attention_has_no_attn_tap(pixels):
 
 
 @pytest.mark.parametrize(
-    ("name", "px"), [("hiera_tiny_224", None), ("swin_tiny_patch4_window7_224", None), ("sam2_hiera_tiny", 64)]
-)
-def test_hooks_into_windows_and_units_are_refused(name, px):
-    backbone = load_timm(name, weights="random:0", image_px=px)
-    taps = [spec.tap for spec in backbone.specs]
-    assert taps == [f"stages.{i}" for i in range(4)]
-    side = backbone.geometry.image_px
-    with pytest.raises(UsageError) as caught:
-        backbone(torch.zeros(1, 3, side, side, dtype=torch.uint8), ["blocks.1.norm2"])
-    assert str(caught.value) == (
-        "'blocks.1.norm2' does not exist here: a hook would see tokens in an order that is not proven to be the grid's "
-        f"(windows, units or a net without uniform blocks)\n  where:  backbone {name}\n"
-        "  remedy: use the outputs of its stages: last, last4, four-even, all or stages.N"
-    )
-    for request in ("norm2", "alf", "norm"):
-        with pytest.raises(UsageError, match=f"^'{request}' does not exist here: .*windows, units"):
-            resolve_taps(request, taps, where="x")
-
-
-@pytest.mark.parametrize(
     ("taps", "n_run"),
     [
         (["blocks.0.attn"], 1),

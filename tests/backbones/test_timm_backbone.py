@@ -114,35 +114,6 @@ def test_specs_are_the_shapes(vit, lite, pixels):
 
 
 @pytest.mark.parametrize(
-    ("name", "px", "spec"),
-    [
-        ("deit_tiny_distilled_patch16_224", 32, TokenSpec("blocks.11", 2, 2, 2, 192)),
-        ("vit_small_patch14_reg4_dinov2", 28, TokenSpec("blocks.11", 2, 2, 5, 384)),
-        ("convnext_atto", 64, TokenSpec("stages.3", 2, 2, 0, 320)),
-        ("sam2_hiera_tiny", 64, TokenSpec("stages.3", 2, 2, 0, 768)),  # has blocks, but not isotropic ones
-    ],
-)
-def test_other_families(name, px, spec):
-    backbone = load_timm(name, weights="random:0", image_px=px)
-    assert [known for known in backbone.specs if not is_inner(known.tap)][-1] == spec
-    tokens = backbone(torch.zeros(2, 3, px, px, dtype=torch.uint8), [spec.tap])[spec.tap]
-    assert tokens.grid.shape == (2, *spec.shape("grid"))
-    assert tokens.prefix.shape == (2, *spec.shape("prefix"))
-
-
-def test_registers_and_class_token_come_first():
-    backbone = load_timm("vit_small_patch14_reg4_dinov2", weights="random:0", image_px=28)
-    model = seeded("vit_small_patch14_reg4_dinov2", 0)
-    model.set_input_size(img_size=(28, 28))
-    pixels = torch.full((1, 3, 28, 28), 200, dtype=torch.uint8)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    output = block_outputs(model, (pixels / 255.0 - mean) / std)[11]
-    tokens = backbone(pixels, ["blocks.11"])["blocks.11"]
-    assert torch.equal(tokens.prefix, output[:, :5])
-    assert torch.equal(tokens.grid.reshape(1, 4, 384), output[:, 5:])
-
-
-@pytest.mark.parametrize(
     ("fixture", "tap", "n_run"),
     [("vit", "blocks.0", 1), ("vit", "blocks.4", 5), ("lite", "stages.0", 1), ("lite", "stages.3", 5)],
 )
@@ -319,7 +290,7 @@ def test_model_without_intermediates(monkeypatch):
         load_timm(LITE, weights="random:0")
     assert str(caught.value) == (
         "timm gives no intermediate outputs of this model\n  where:  backbone tf_efficientnet_lite0\n"
-        "  remedy: choose a ViT, EfficientNet, ConvNeXt or Swin; timm.list_models() lists names"
+        "  remedy: choose a ViT, EfficientNet, ConvNeXt or Swin; `loffta models` lists names"
     )
 
 

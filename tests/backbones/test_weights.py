@@ -140,8 +140,7 @@ def hub_cache(tmp_path, monkeypatch):
 
 
 HUB_REMEDY = (
-    f"fetch them where there is a network: python -c \"import timm; timm.create_model('{VIT}', pretrained=True)\", "
-    "or pass --weights PATH | package:MODULE | random:0"
+    f"fetch them where there is a network: loffta fetch {VIT}, or pass --weights PATH | package:MODULE | random:0"
 )
 
 

@@ -229,7 +229,9 @@ def test_hub_weights_without_network(command, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     result = command("extract", "demo:digits", "--cache", tmp_path / "c", "--backbone", "test_vit")
-    assert_error(result, 1, "cannot fetch the weights of test_vit", "hub file timm/test_vit", "python -c", "random:0")
+    assert_error(
+        result, 1, "cannot fetch the weights of test_vit", "hub file timm/test_vit", "loffta fetch test_vit", "random:0"
+    )
 
 
 def test_another_unit_size_is_refused(command, cache):

@@ -1,0 +1,36 @@
+"""`loffta fetch`: downloads weights on a machine that has a network, for `extract` on one that has none."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+
+import click
+
+from .common import emit, human_bytes, json_option
+
+
+@click.command("fetch")
+@click.argument("backbones", nargs=-1, required=True, metavar="BACKBONE...")
+@json_option
+def command(backbones: tuple[str, ...], as_json: bool) -> None:
+    """Download the hub weights of BACKBONEs (short names or timm ids) into the Hugging Face cache.
+
+    `extract --weights hub` finds them there without a network. What is there already is not asked for again.
+    """
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    from loffta.backbones.fetch import environment, fetch
+    from loffta.zoo import resolve_name
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    fetched = []
+    for timm_id in [
+        resolve_name(name, where="loffta fetch") for name in backbones
+    ]:  # a misspelt name downloads nothing
+        fetched.append(fetch(timm_id))
+        state = "downloaded" if fetched[-1].downloaded else "already there"
+        click.echo(f"{timm_id}: {state}, {human_bytes(fetched[-1].n_bytes)}, {fetched[-1].path}")
+    click.echo(f"on the compute node: export {environment()}")
+    emit({"fetched": [asdict(item) for item in fetched], "environment": environment()}, as_json)

@@ -1,0 +1,97 @@
+"""`loffta models`: the backbones, what they take and give, as text or JSON."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .common import emit, human_bytes, json_option
+
+if TYPE_CHECKING:
+    from loffta.catalogue import Listing
+    from loffta.zoo import Facts
+
+
+@click.command("models")
+@click.argument("query", required=False)
+@json_option
+def command(query: str | None, as_json: bool) -> None:
+    """List backbones with their short names; needs no weights and no network.
+
+    QUERY: letters of a name or of the advice (dinov2, dense), a timm id, or a pattern over all of timm's
+    ('vit_*dinov2*'). Every timm id is a backbone, listed here or not.
+
+    prefix: class tokens + registers. bytes/tap: of one image, grid and prefix in float16.
+    """
+    from loffta.catalogue import find_models
+    from loffta.zoo import FAMILIES
+
+    listings = find_models(query)
+    rows = [_row(listing) for listing in listings]
+    widths = [max(map(len, column)) for column in zip(HEAD, *rows, strict=True)]
+    click.echo(_line(HEAD, widths))
+    for family, group in groupby(zip(listings, rows, strict=True), key=lambda pair: pair[0].family):
+        click.echo(f"\n{family}: {FAMILIES[family].advice}" if family else "\nNot in the zoo")
+        for listing, row in group:
+            click.echo(_line(row, widths))
+            if listing.problem:
+                click.echo(f"  not measured: {listing.problem}")
+    emit({"models": [_plain(listing) for listing in listings]}, as_json)
+
+
+HEAD = ("name", "px", "taps", "grid", "width", "prefix", "bytes/tap", "params", "licence", "timm id")
+
+
+def _row(listing: Listing) -> tuple[str, ...]:
+    facts = listing.facts
+    if facts is None:
+        return (listing.name, *[""] * (len(HEAD) - 2), listing.timm_id)
+    sides, widths = zip(*facts.taps, strict=True)
+    return (
+        listing.name,
+        str(facts.px),
+        f"{facts.kind}.0-{len(facts.taps) - 1}",
+        _span([f"{side}x{side}" for side in sides]),
+        _span([str(width) for width in widths]),
+        f"{facts.n_class}+{facts.n_registers}",
+        _span([human_bytes(n_bytes) for n_bytes in facts.tap_bytes()]),
+        f"{facts.n_params} M",
+        facts.licence or "not stated",
+        listing.timm_id,
+    )
+
+
+def _span(values: list[str]) -> str:
+    """The first and the last of values that differ: 56x56..7x7."""
+    return values[0] if values[0] == values[-1] else f"{values[0]}..{values[-1]}"
+
+
+def _line(cells: tuple[str, ...], widths: list[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def _plain(listing: Listing) -> dict[str, Any]:
+    from loffta.zoo import FAMILIES
+
+    advice = FAMILIES[listing.family].advice if listing.family else None
+    named = {"name": listing.name, "timm_id": listing.timm_id, "family": listing.family, "advice": advice}
+    return named | ({"problem": listing.problem} if listing.facts is None else _facts(listing.facts))
+
+
+def _facts(facts: Facts) -> dict[str, Any]:
+    return {
+        "image_px": facts.px,
+        "mean": facts.mean,
+        "std": facts.std,
+        "interpolation": facts.interpolation,
+        "licence": facts.licence or None,
+        "params_m": facts.n_params,
+        "class_tokens": facts.n_class,
+        "registers": facts.n_registers,
+        "taps": [
+            {"tap": f"{facts.kind}.{i}", "height": side, "width": side, "dim": dim, "bytes": n_bytes}
+            for i, ((side, dim), n_bytes) in enumerate(zip(facts.taps, facts.tap_bytes(), strict=True))
+        ],
+    }
