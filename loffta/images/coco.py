@@ -24,8 +24,8 @@ _REMEDY = "unpack the images and annotations_trainval<year>.zip into one folder 
 class CocoYear:
     """One year's images; keys are <split><year>/<file name>, sorted within a split.
 
-    A file of annotations is parsed as a whole: briefly its own size in memory (450 MB for train2017) and the images'
-    names; its polygons are dropped as they are parsed.
+    A file of annotations is parsed as a whole and takes 2.3 times its size in memory for that moment, 1 GB for train2017;
+    with its polygons, which are dropped as they are parsed, it would be 7 times.
     """
 
     def __init__(self, path: Path, year: str) -> None:
@@ -114,7 +114,7 @@ def parse_instances(data: bytes) -> tuple[dict[int, str], dict[int, str], list[t
 
 
 def _lean(found: dict[str, Any]) -> Any:
-    """What is needed of one JSON object: the polygons of train2017 would take gigabytes."""
+    """What is needed of one JSON object: no polygons."""
     if "image_id" in found and "category_id" in found:
         return found["image_id"], found["category_id"]
     return {name: value for name, value in found.items() if name != "segmentation"}

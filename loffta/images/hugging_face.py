@@ -148,7 +148,8 @@ class HuggingFaceSet:
                 remedy=f"name the column {_IMAGES[0]} and give it the type datasets.Image()",
             )
         if len(images) > 1:
-            say(f"{self._source}: the images are those of {chosen}, not of {', '.join(set(images) - {chosen})}")
+            others = ", ".join(name for name in images if name != chosen)
+            say(f"{self._source}: the images are those of {chosen}, not of {others}")
         return chosen
 
     def _sizes(self, split: Any, keys: list[str], faults: list[str]) -> list[int]:
@@ -220,10 +221,8 @@ def open_hf(text: str) -> HuggingFaceSet:
         UsageError: there is no such folder or file, and it is no name of the hub.
     """
     name, column = split_part(text)
-    if (
-        not name
-        or (not os.path.lexists(user_path(name))
-        and (not _HUB_NAME.fullmatch(name) or name.startswith((".", "~", "/"))))
+    if not name or (
+        not os.path.lexists(user_path(name)) and (not _HUB_NAME.fullmatch(name) or name.startswith((".", "~", "/")))
     ):
         existing(name, source=f"hf:{text}", folder=True)
     return HuggingFaceSet(name, column)

@@ -41,7 +41,7 @@ class Sample:
     image: str = ""  # the member's name
     offset: int = 0
     size: int = 0
-    labels: dict[str, bytes] = field(default_factory=dict)  # by ending
+    labels: dict[str, Any] = field(default_factory=dict)  # by ending
 
 
 class Shards:
@@ -127,12 +127,12 @@ class Shards:
         return samples
 
     def _labels(self, samples: list[Sample], keys: list[str], faults: list[str]) -> Labels:
-        cells = [_label(sample, key, faults) for sample, key in zip(samples, keys, strict=True)]
-        if not any(ending in sample.labels for sample in samples for ending in (".cls", ".json")):
-            texts = [cell for cell in cells if cell is not None]
-            if any("\n" in text.strip() or len(text) > _MAX_NAME for text in texts):
-                say(f"{self._source}: the .txt members are captions, not labels")
-                cells = [None] * len(cells)
+        """The first kind of label that a sample has; texts only where they are names, and nothing else is there."""
+        cells = [next((s.labels[ending] for ending in _LABELS if ending in s.labels), None) for s in samples]
+        texts = [s.labels[".txt"] for s in samples if set(s.labels) == {".txt"}]
+        if any("\n" in text or len(text) > _MAX_NAME for text in texts):
+            say(f"{self._source}: the .txt members are captions, not labels")
+            cells = [None if set(s.labels) == {".txt"} else cell for s, cell in zip(samples, cells, strict=True)]
         return from_cells(cells, keys, faults)
 
 
@@ -171,27 +171,29 @@ def _take(
     else:
         content = tar.extractfile(member)
         assert content is not None, "a regular member has content"
-        sample.labels[ending] = content.read()
+        try:
+            sample.labels[ending] = _cell(ending, content.read())
+        except (ValueError, RecursionError) as error:
+            faults.append(f"{place}: no label ({error})")
 
 
-def _label(sample: Sample, key: str, faults: list[str]) -> Any:
-    """The label as it was written: text, a number, a list of them, or None."""
-    ending = next((ending for ending in _LABELS if ending in sample.labels), None)
-    if ending is None:
-        return None
-    try:
-        text = sample.labels[ending].decode("utf-8")
-        if ending != ".json":
-            return text
-        content = json.loads(text)
-        if isinstance(content, dict):
-            content = content.get("labels", content.get("label"))
-        if isinstance(content, dict):
-            raise ValueError("the label is an object")
-        return content
-    except (ValueError, RecursionError) as error:
-        faults.append(f"{key}: its {ending} cannot be read ({error})")
-        return None
+def _cell(ending: str, data: bytes) -> Any:
+    """The label in one member: text, a number, a list of them, or None.
+
+    Raises:
+        ValueError: broken text or JSON.
+    """
+    text = data.decode("utf-8")
+    if ending == ".txt":
+        return text.strip()[: _MAX_NAME + 1]  # enough to see that it is a caption
+    if ending == ".cls":
+        return text
+    content = json.loads(text)
+    if isinstance(content, dict):
+        content = content.get("labels", content.get("label"))
+    if isinstance(content, dict):
+        raise ValueError("the label is an object")
+    return content
 
 
 def _pread(descriptor: int, size: int, offset: int) -> bytes:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from loffta.errors import UsageError
 from loffta.images.files import (
+    FileList,
     FileRoot,
     existing,
     file_fault,
@@ -62,41 +63,27 @@ class TableFile:
         extra = [repr(name) for name in columns if name not in USED]
         if extra:
             say(f"{self._source}: ignored columns: {first_of(extra, ', ')}")
-        faults: list[str] = []
-        keys, sizes = self._images(columns["image"], faults)
+        images = FileList(self._root)
+        faults = images.faults
+        places = [f"row {row}" for row in range(1, len(columns["image"]) + 1)]
+        for path, place in zip(columns["image"], places, strict=True):
+            images.add("" if path is None else str(path), place)
         splits = self._splits(columns, faults)
         column = next(name for name in LABELS if name in columns)
-        labels = LABELS[column](columns[column], [f"row {row}" for row in range(1, len(splits) + 1)], faults)
+        labels = LABELS[column](columns[column], places, faults)
         targets = {name: self._targets(name, columns[name], faults) for name in TARGETS if name in columns}
         refuse(
             faults,
             where=f"SOURCE {self._source}",
             remedy="mend the table (row 1 is the first below the header) and run the same command again",
         )
-        if not keys:
+        if not images.sizes:
             raise UsageError("the table has no rows", where=f"SOURCE {self._source}", remedy="list an image a row")
-        return labels.table(self._source, keys, sizes, splits, targets)
+        return labels.table(self._source, list(images.sizes), list(images.sizes.values()), splits, targets)
 
     def read(self, key: str) -> bytes:
         """The bytes of one image or target; OSError where it is gone or no longer lies in the table's folder."""
         return self._root.read(key)
-
-    def _images(self, values: list[Any], faults: list[str]) -> tuple[list[str], list[int]]:
-        rows: dict[str, int] = {}
-        sizes = []
-        for row, value in enumerate(values, start=1):
-            path = "" if value is None else str(value)
-            fault = key_fault(path)
-            key, size = path if fault else to_key(path), 0
-            if not fault and key in rows:
-                fault = f"the image of row {rows[key]}"
-            if not fault:
-                size, fault = file_fault(self._root, key)
-            if fault:
-                faults.append(f"row {row}: {path!r}: {fault}")
-            rows.setdefault(key, row)
-            sizes.append(size)
-        return list(rows), sizes
 
     def _targets(self, name: str, values: list[Any], faults: list[str]) -> list[str | None]:
         """The paths of one column, None where a cell is empty."""

@@ -171,10 +171,10 @@ def test_all_that_is_wrong_with_members(tmp_path):
 @pytest.mark.parametrize(
     ("member", "fault"),
     [
-        (("a.json", b"{"), "a/a.png: its .json cannot be read (Expecting property name"),
-        (("a.json", b'{"label": {}}'), "a/a.png: its .json cannot be read (the label is an object)"),
-        (("a.json", b"[" * 100_000), "a/a.png: its .json cannot be read (maximum recursion depth"),
-        (("a.cls", b"\xff"), "a/a.png: its .cls cannot be read ('utf-8' codec"),
+        (("a.json", b"{"), "a.tar: 'a.json': no label (Expecting property name"),
+        (("a.json", b'{"label": {}}'), "a.tar: 'a.json': no label (the label is an object)"),
+        (("a.json", b"[" * 100_000), "a.tar: 'a.json': no label (maximum recursion depth"),
+        (("a.cls", b"\xff"), "a.tar: 'a.cls': no label ('utf-8' codec"),
         (("a.cls", b"-1"), "a/a.png: the label -1 is negative"),
         (("a.cls", b"a\x1bb"), "a/a.png: the label 'a\\x1bb': it holds a control character"),
     ],

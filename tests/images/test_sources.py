@@ -1,10 +1,13 @@
 """Names of image sets."""
 
+from pathlib import Path
+
 import pytest
 
 from loffta.errors import UsageError
 from loffta.images.demo import Digits
 from loffta.images.sources import SOURCES, ImageSource, open_source
+from loffta.images.torchvision_sets import KNOWN
 
 
 @pytest.mark.parametrize("kind", SOURCES)
@@ -69,3 +72,10 @@ def test_a_bare_path_is_a_folder_or_a_table(tmp_path, monkeypatch):
         assert (table.source, table.keys) == (f"table:{tmp_path}/{name}", ["a:b/1.png"])
     (tmp_path / "demo").mkdir()
     assert isinstance(open_source("demo:digits"), Digits)  # a known kind is a kind, whatever lies there
+
+
+def test_every_kind_has_its_line_in_the_documentation():
+    text = (Path(__file__).parents[2] / "docs" / "image-sets.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert sorted(SOURCES) == sorted(row.removeprefix("| `").partition(":")[0] for row in rows)
+    assert ", ".join(KNOWN) in text  # the data sets of torchvision

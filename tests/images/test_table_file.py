@@ -183,7 +183,7 @@ def test_all_that_is_wrong_at_once(folder):
         "row 2: '/etc/passwd': the path is absolute; "
         "row 3: 'a\\nb.png': the path holds a control character or is not UTF-8; "
         "row 4: 'link.png': it leaves the image set's folder; "
-        "row 6: './a.png': the image of row 5 and 3 more"
+        "row 6: './a.png': listed before, in row 5 and 3 more"
     )
     what = problems(parquet_of(folder, image=[None, "none.png", "sub"], label=["x"] * 3))
     assert what == (

@@ -215,7 +215,11 @@ def test_growth_of_numbers_and_of_targets() -> None:
         (TARGETS, {"targets": {"mask": TARGETS["targets"]["mask"]}}, "d.png: depth d.npy before, None now"),
         ({}, TARGETS, "a.png: mask None before, m/a.png now; c.png: mask None before, m/c.png now; d.png: depth None"),
         ({}, MULTI, "the labels were single-label, now multi-label"),
-        (REGRESSION, MULTI | {"values": None}, "the labels were regression, now multi-label"),
+        (
+            REGRESSION,
+            MULTI | {"values": None, "classes": ("cat", "dog")},
+            "the labels were regression, now multi-label",
+        ),
     ],
 )
 def test_old_labels_and_targets_must_not_change(before: dict[str, Any], now: dict[str, Any], message: str) -> None:
