@@ -84,7 +84,6 @@ def coco(root, year="2017"):
 def nyu(root, *, n=5, splits=True):
     """MATLAB's axes are the reverse of HDF5's: [n, 3, W, H] and [n, W, H]."""
     import h5py
-    from scipy.io import savemat
 
     path = root / "nyu_depth_v2_labeled.mat"
     images = np.stack([pixels(i).transpose(2, 1, 0) for i in range(n)])
@@ -92,6 +91,8 @@ def nyu(root, *, n=5, splits=True):
         file["images"] = images
         file["depths"] = np.arange(n * 6 * 8, dtype=np.float32).reshape(n, 6, 8) / 10
     if splits:
+        from scipy.io import savemat
+
         numbers = np.arange(1, n + 1, dtype=np.uint16)
         savemat(root / "splits.mat", {"trainNdxs": numbers[:3, None], "testNdxs": numbers[3:, None]})
     return f"nyu:{path}"

@@ -24,8 +24,8 @@ _REMEDY = "unpack the images and annotations_trainval<year>.zip into one folder 
 class CocoYear:
     """One year's images; keys are <split><year>/<file name>, sorted within a split.
 
-    A file of annotations is parsed as a whole and takes 2.3 times its size in memory for that moment, 1 GB for train2017;
-    with its polygons, which are dropped as they are parsed, it would be 7 times.
+    A file of annotations is parsed as a whole and takes 2.3 times its size in memory meanwhile (about 1 GB for
+    train2017); with its polygons, which are dropped as they are parsed, it would be 7 times.
     """
 
     def __init__(self, path: Path, year: str) -> None:

@@ -107,6 +107,13 @@ class HuggingFaceSet:
             raise self._missing(error, str(datasets.config.HF_DATASETS_CACHE)) from error
         splits = dict(found) if isinstance(found, dict) else {str(found.split or "train"): found}
         self._image = self._image_column(next(iter(splits.values())).features, datasets) if splits else ""
+        for name, split in splits.items():
+            if not isinstance(split.features.get(self._image), datasets.Image):
+                raise UsageError(
+                    f"the split {name} has no column of images {self._image}, as others have",
+                    where=f"SOURCE {self._source}",
+                    remedy="save the splits with the same columns",
+                )
         undecoded = datasets.Image(decode=False)
         return {name: split.cast_column(self._image, undecoded) for name, split in splits.items()}
 
@@ -196,6 +203,12 @@ class HuggingFaceSet:
         inner = _inner(feature)
         if isinstance(inner, datasets.ClassLabel):
             return _of_class_label(cells, inner.names, keys, faults, many=inner is not feature)
+        if not isinstance(inner, datasets.Value):
+            raise UsageError(
+                f"the column {name} holds {type(inner).__name__}, not labels",
+                where=f"SOURCE {self._source}",
+                remedy="choose one of ClassLabel, of Value, or a list of these: #COLUMN",
+            )
         if inner is feature and str(feature.dtype).startswith("float"):
             return from_numbers(cells, keys, faults)
         return from_cells(cells, keys, faults)
@@ -245,7 +258,7 @@ def _of_class_label(
     rows: list[list[str] | None] = []
     for key, cell in zip(keys, cells, strict=True):
         given = None if cell is None or cell == -1 else list(cell) if many else [cell]
-        if given is not None and not all(0 <= i < len(names) for i in given):
+        if given is not None and not all(i is not None and 0 <= i < len(names) for i in given):
             faults.append(f"{key}: the label {cell} of {len(names)} classes")
             given = None
         rows.append(None if given is None else [names[i] for i in given])

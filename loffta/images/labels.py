@@ -110,6 +110,8 @@ def from_lists(cells: Sequence[Any], places: Sequence[str], faults: list[str]) -
             cell = [cell]
         sets.append(None if cell is None else [name for part in cell if (name := _text(part)) is not None])
     _check_names(([] if found is None else found for found in sets), places, faults)
+    if _are_fractions({name for found in sets if found is not None for name in found}):
+        faults.append(f"the lists hold numbers with fractions, from {places[0]} on: they are no classes")
     flat = iter(_without_zeros([name for found in sets if found is not None for name in found]))
     return many_classes([None if found is None else [next(flat) or "" for _ in found] for found in sets])
 

@@ -42,7 +42,7 @@ class VocYear:
                 key = files.add(f"JPEGImages/{image}.jpg", place)
                 if key:
                     splits[key] = split
-        ids = [Path(key).stem for key in splits]
+        ids = [key.removeprefix("JPEGImages/").removesuffix(".jpg") for key in splits]
         names = [self._classes(image, files.faults) for image in ids]
         targets = {name: [files.companion(f"{folder}/{i}.png") for i in ids] for name, folder in TARGETS.items()}
         refuse(files.faults, where=f"SOURCE {self._source}", remedy="mend these files or unpack the archive again")

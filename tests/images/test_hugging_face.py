@@ -97,6 +97,7 @@ def test_the_column_of_labels_is_chosen(tmp_path, capsys):
     assert open_source(f"{spec}#coarse").listing().class_name(0) == "plant"
     assert open_source(f"{spec}#note").listing().class_name(0) == "n"
     assert problems(f"{spec}#corse") == "unknown column 'corse'"
+    assert problems(f"{spec}#image") == "the column image holds Image, not labels"
     assert open_source(save(tmp_path / "b", [row(0)])).listing().classes == ()
 
 
@@ -111,6 +112,21 @@ def test_the_column_of_images_is_chosen(tmp_path, capsys):
     assert problems(f"hf:{tmp_path}/two") == "the data set has several columns of images: a, b; its columns: a, b"
     datasets.Dataset.from_list([{"text": "x"}]).save_to_disk(tmp_path / "none")
     assert problems(f"hf:{tmp_path}/none") == "the data set has no column of images; its columns: text"
+
+
+def test_a_split_with_other_columns(tmp_path):
+    parts = {"train": [row(0, label="a")], "test": [{"picture": row(1)["image"]}]}
+    columns = {
+        "train": {"image": datasets.Image(), "label": datasets.Value("string")},
+        "test": {"picture": datasets.Image()},
+    }
+    made = {n: datasets.Dataset.from_list(r, features=datasets.Features(columns[n])) for n, r in parts.items()}
+    datasets.DatasetDict(made).save_to_disk(tmp_path / "saved")
+    assert problems(f"hf:{tmp_path}/saved") == "the split test has no column of images image, as others have"
+    made["test"] = made["test"].rename_column("picture", "image")
+    datasets.DatasetDict(made).save_to_disk(tmp_path / "hidden")  # a test set whose labels are kept back
+    table = open_source(f"hf:{tmp_path}/hidden").listing()
+    assert [table.class_name(i) for i in range(2)] == ["a", None]
 
 
 def test_a_parquet_file_and_a_folder_of_them(tmp_path):

@@ -70,6 +70,7 @@ def test_numbers_with_a_fraction_are_values(cells):
         (["[a, b]"], "row 1: several labels in one text ('[a, b]'): write a column labels, `cat;dog`"),
         (["a\u2028b"], "row 1: the label 'a\\u2028b': it holds a control character or is not UTF-8"),
         ([["a", "-3"]], "row 1: the label -3 is negative"),
+        ([None, [0.5, 1.0]], "the lists hold numbers with fractions, from row 1 on: they are no classes"),
     ],
 )
 def test_cells_that_cannot_be_used(cells, fault):

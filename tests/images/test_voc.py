@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from loffta.errors import UsageError
 from loffta.images.sources import open_source
 from loffta.images.voc import object_names
-from tests.imagesets import VOC_OBJECT, encoded, put, voc
+from tests.imagesets import VOC_OBJECT, VOC_XML, encoded, put, voc
 
 
 @pytest.fixture
@@ -81,6 +81,17 @@ def test_trainval_alone(year, capsys):
         (year / "ImageSets" / "Main" / f"{name}.txt").unlink()
     assert open_source(f"voc:{year}").listing().split_sizes() == {"train": 3, "test": 1}
     assert "no train.txt and val.txt, so all of trainval.txt is split train\n" in capsys.readouterr().err
+
+
+def test_an_image_in_a_folder_of_its_own(year):
+    put(year / "JPEGImages" / "a.b" / "c.d.jpg", encoded(1, "JPEG"))
+    put(
+        year / "Annotations" / "a.b" / "c.d.xml",
+        VOC_XML.format(name="c.d", objects=VOC_OBJECT.format(name="<![CDATA[x]]>")),
+    )
+    put(year / "ImageSets" / "Main" / "val.txt", "a.b/c.d\n")
+    table = open_source(f"voc:{year}").listing()
+    assert table.class_names(table.keys.index("JPEGImages/a.b/c.d.jpg")) == ("x",)
 
 
 def test_no_lists(year):
