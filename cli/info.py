@@ -26,7 +26,8 @@ def command(cache: Path, as_json: bool) -> None:
     held = take_inventory(Cache.open(cache))
     splits = ", ".join(f"{name} {count}" for name, count in held["splits"].items())
     click.echo(
-        f"{held['source']}: {held['images']} images ({splits}), {held['classes']} classes, {len(held['bad'])} bad"
+        f"{held['source']}: {held['images']} images ({splits}), {held['classes']} classes, {held['label_kind']}, "
+        f"{len(held['bad'])} bad"
     )
     for reason, keys in by_reason(held["bad"]).items():
         click.echo(f"  {len(keys)} bad: {reason}: {_first(keys)}")

@@ -30,6 +30,7 @@ def take_inventory(cache: Cache) -> dict[str, Any]:
         "bad": {cache.table.keys[row]: reason for row, reason in bad.items()},
         "splits": cache.table.split_sizes(),
         "classes": len(cache.table.classes),
+        "label_kind": cache.table.label_kind,
         "unit_images": cache.unit_images,
         "thumbnails": _weigh(cache, thumbs)[0],
         "stores": [_describe(cache, store) for store in cache.stores()],

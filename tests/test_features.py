@@ -1,5 +1,7 @@
 """What `--features` resolves to, and which rows can be used: against caches whose every array is known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -236,3 +238,19 @@ def test_images_without_label(tmp_path):
     check_labels(cache, np.array([0, 1]), "train")
     with pytest.raises(LofftaError, match=r"2 of the 3 images of split 'test' have no label(.|\n)*test/002.png"):
         check_labels(cache, np.array([2, 3, 4]), "test")
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind"),
+    [({"label_sets": [(0,), (), None]}, "multi-label"), ({"values": np.array([0.5, 1.0, 2.0])}, "regression")],
+)
+def test_labels_that_are_not_one_class(tmp_path, columns, kind):
+    table = dataclasses.replace(make_table([-1, -1, -1], ["train"] * 3, classes=("a",)), **columns)
+    cache = make_cache(tmp_path / "c", table, [FakeStore("net", {"x": grid(1, 2)[:3]})])
+    with pytest.raises(LofftaError) as caught:
+        check_labels(cache, np.array([0]), "train")
+    assert caught.value.what == (
+        f"the labels of this image set are {kind}, and classification needs one class per image"
+    )
+    assert caught.value.where == str(cache.paths.images)
+    assert caught.value.remedy.startswith("extract from a table with one class per image in its column label")

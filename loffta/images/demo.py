@@ -32,8 +32,11 @@ class Digits:
         )
 
     def read(self, key: str) -> bytes:
-        """One digit as PNG."""
-        return self._encoded[int(key.removesuffix(".png"))]
+        """One digit as PNG; FileNotFoundError for a key that is not listed."""
+        digits = key.removesuffix(".png")
+        if not digits.isdecimal() or int(digits) >= len(self._encoded):
+            raise FileNotFoundError(f"there is no {key!r}")
+        return self._encoded[int(digits)]
 
     @cached_property
     def _data(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

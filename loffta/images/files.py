@@ -1,6 +1,6 @@
 """Image files below one root, by keys that cannot lead out of it; and what the readers of files share.
 
-A key is a path relative to the root, with slashes. Called by the readers of folders, tables and VTAB dumps.
+A key is a path relative to the root, with slashes. Called by every reader of image sets that lie in files.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _SPLITS = {synonym: split for split, synonyms in _SYNONYMS.items() for synonym i
 # which parquet cannot hold.
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _SHOWN = 5
+ABSENT = "there is no such file"
 
 
 class OutsideRoot(OSError):
@@ -66,6 +67,42 @@ class FileRoot:
         return path.read_bytes()
 
 
+class FileList:
+    """Image files of one root, each listed once; what is wrong is collected, to be told at once."""
+
+    def __init__(self, root: FileRoot) -> None:
+        self.sizes: dict[str, int] = {}  # bytes by key, in the order of listing
+        self.faults: list[str] = []
+        self._root = root
+        self._places: dict[str, str] = {}
+
+    def add(self, path: str, place: str) -> str | None:
+        """The key of an image that is there and new, or None and a fault.
+
+        Args:
+            place: where the path was read, for messages: `train.txt line 3`.
+        """
+        fault, size = key_fault(path), 0
+        key = path if fault else to_key(path)
+        if not fault and key in self._places:
+            fault = f"listed before, in {self._places[key]}"
+        if not fault:
+            size, fault = file_fault(self._root, key)
+        if fault:
+            self.faults.append(f"{place}: {path!r}: {fault}")
+            return None
+        self._places[key] = place
+        self.sizes[key] = size
+        return key
+
+    def companion(self, path: str) -> str | None:
+        """The path of a file that belongs to an image, None where it is not there; one that leads out is a fault."""
+        _, fault = file_fault(self._root, path)
+        if fault and fault != ABSENT:
+            self.faults.append(f"{path!r}: {fault}")
+        return None if fault else path
+
+
 def key_fault(key: str) -> str | None:
     """Why a path is no key, None for a good one."""
     if not key:
@@ -89,7 +126,7 @@ def file_fault(root: FileRoot, key: str) -> tuple[int, str | None]:
     try:
         return root.size(key), None
     except FileNotFoundError:
-        return 0, "there is no such file"
+        return 0, ABSENT
     except OSError as error:
         return 0, error.strerror or str(error)
 
@@ -120,6 +157,12 @@ def refuse(faults: Sequence[str], *, where: str | Path, remedy: str) -> None:
 def user_path(text: str) -> Path:
     """The path that a user named; `~` is the home folder, which no shell expands behind a colon."""
     return Path(os.path.expanduser(text))  # noqa: PTH111  Path.expanduser raises for a user that is not there
+
+
+def split_part(text: str) -> tuple[str, str]:
+    """(path, part) of `path#part`; the part is empty where there is none, or where the whole text is a path."""
+    path, mark, part = text.rpartition("#")
+    return (path, part) if mark and not os.path.lexists(user_path(text)) else (text, "")
 
 
 def is_there(path: Path, *, folder: bool) -> bool:

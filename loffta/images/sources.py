@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from loffta.errors import UsageError, unknown_name
-from loffta.images import demo, folder, table_file, vtab
+from loffta.images import coco, demo, folder, hugging_face, nyu, shards, table_file, torchvision_sets, voc, vtab
 from loffta.images.files import is_there, user_path
 from loffta.store.table import ImageTable
 
@@ -25,10 +25,16 @@ class ImageSource(Protocol):
 
 
 SOURCES: dict[str, Callable[[str], ImageSource]] = {
+    "coco": coco.open_coco,
     "demo": demo.open_demo,
     "folder": folder.open_folder,
+    "hf": hugging_face.open_hf,
+    "nyu": nyu.open_nyu,
     "table": table_file.open_table,
+    "torchvision": torchvision_sets.open_torchvision,
+    "voc": voc.open_voc,
     "vtab": vtab.open_vtab,
+    "wds": shards.open_shards,
 }
 
 

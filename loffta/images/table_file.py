@@ -1,23 +1,23 @@
 """`table:FILE`: images listed in a CSV or parquet file with the columns image, label and, if wanted, split.
 
-`image` is a path relative to the file's folder; `label` a class name or a whole number, empty for none; without `split`
-all rows are train. All that is wrong with a table is told at once.
+`image` is a path relative to the file's folder, and so are `mask`, `depth` and `instances` where they are given.
+`label` is a class name or a number, empty for none; `labels` several classes; `value` a number to learn: a table has
+one of the three. Without `split` all rows are train. All that is wrong with a table is told at once.
 """
 
 from __future__ import annotations
 
 import csv
-import math
-import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from loffta.errors import UsageError
 from loffta.images.files import (
+    FileList,
     FileRoot,
     existing,
     file_fault,
@@ -29,13 +29,18 @@ from loffta.images.files import (
     text_fault,
     to_key,
 )
+from loffta.images.labels import Labels, from_cells, from_lists, from_numbers
 from loffta.store.table import ImageTable
 
 SUFFIXES = (".csv", ".parquet")
-NEEDED = ("image", "label")
-USED = (*NEEDED, "split")
-_WHOLE = re.compile(r"(0|[1-9]\d{0,17})(\.0*)?")  # pandas writes 3.0 where a column of numbers has gaps
-_NEGATIVE = re.compile(r"-\d+(\.0*)?")
+LABELS: dict[str, Callable[[Sequence[Any], Sequence[str], list[str]], Labels]] = {
+    "label": from_cells,
+    "labels": from_lists,
+    "value": from_numbers,
+}
+TARGETS = ("mask", "depth", "instances")
+PATHS = ("image", *TARGETS)
+USED = (*PATHS, *LABELS, "split")
 
 Columns = dict[str, list[Any]]
 
@@ -58,47 +63,41 @@ class TableFile:
         extra = [repr(name) for name in columns if name not in USED]
         if extra:
             say(f"{self._source}: ignored columns: {first_of(extra, ', ')}")
-        faults: list[str] = []
-        keys, sizes = self._images(columns["image"], faults)
+        images = FileList(self._root)
+        faults = images.faults
+        places = [f"row {row}" for row in range(1, len(columns["image"]) + 1)]
+        for path, place in zip(columns["image"], places, strict=True):
+            images.add("" if path is None else str(path), place)
         splits = self._splits(columns, faults)
-        names = [_label(value, row, faults) for row, value in enumerate(columns["label"], start=1)]
-        classes, labels = _number(names, faults)
+        column = next(name for name in LABELS if name in columns)
+        labels = LABELS[column](columns[column], places, faults)
+        targets = {name: self._targets(name, columns[name], faults) for name in TARGETS if name in columns}
         refuse(
             faults,
             where=f"SOURCE {self._source}",
             remedy="mend the table (row 1 is the first below the header) and run the same command again",
         )
-        if not keys:
+        if not images.sizes:
             raise UsageError("the table has no rows", where=f"SOURCE {self._source}", remedy="list an image a row")
-        return ImageTable(
-            source=self._source,
-            keys=keys,
-            sizes=np.array(sizes, dtype=np.int64),
-            splits=splits,
-            labels=np.array(labels, dtype=np.int64),
-            classes=classes,
-        )
+        return labels.table(self._source, list(images.sizes), list(images.sizes.values()), splits, targets)
 
     def read(self, key: str) -> bytes:
-        """The bytes of one image; OSError where it is gone or no longer lies in the table's folder."""
+        """The bytes of one image or target; OSError where it is gone or no longer lies in the table's folder."""
         return self._root.read(key)
 
-    def _images(self, values: list[Any], faults: list[str]) -> tuple[list[str], list[int]]:
-        rows: dict[str, int] = {}
-        sizes = []
+    def _targets(self, name: str, values: list[Any], faults: list[str]) -> list[str | None]:
+        """The paths of one column, None where a cell is empty."""
+        found: list[str | None] = []
         for row, value in enumerate(values, start=1):
-            path = "" if value is None else str(value)
-            fault = key_fault(path)
-            key, size = path if fault else to_key(path), 0
-            if not fault and key in rows:
-                fault = f"the image of row {rows[key]}"
-            if not fault:
-                size, fault = file_fault(self._root, key)
+            path = str(value or "").strip()
+            fault = key_fault(path) if path else None
+            if path and not fault:
+                path = to_key(path)
+                _, fault = file_fault(self._root, path)
             if fault:
-                faults.append(f"row {row}: {path!r}: {fault}")
-            rows.setdefault(key, row)
-            sizes.append(size)
-        return list(rows), sizes
+                faults.append(f"row {row}: the {name} {path!r}: {fault}")
+            found.append(path or None)
+        return found
 
     def _splits(self, columns: Columns, faults: list[str]) -> list[str]:
         if "split" not in columns:
@@ -155,15 +154,16 @@ def _read_parquet(path: Path) -> Columns:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
             _check_columns(schema.names, path)
-            kind = schema.field("image").type
-            if isinstance(kind, pa.DictionaryType):
-                kind = kind.value_type
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                raise UsageError(
-                    f"the column image holds {kind}, not paths",
-                    where=f"SOURCE table:{path}",
-                    remedy="save the images as files and write their paths, relative to the table's folder",
-                )
+            for name in PATHS:
+                kind = schema.field(name).type if name in schema.names else pa.string()
+                if isinstance(kind, pa.DictionaryType):
+                    kind = kind.value_type
+                if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                    raise UsageError(
+                        f"the column {name} holds {kind}, not paths",
+                        where=f"SOURCE table:{path}",
+                        remedy="save the images as files and write their paths, relative to the table's folder",
+                    )
             table = file.read(columns=[name for name in schema.names if name in USED])
             return {name: table[name].to_pylist() if name in USED else [] for name in schema.names}
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
@@ -171,7 +171,8 @@ def _read_parquet(path: Path) -> Columns:
 
 
 def _check_columns(names: list[str], path: Path) -> None:
-    missing = [name for name in NEEDED if name not in names]
+    kinds = [name for name in LABELS if name in names]
+    missing = [name for name in ("image", kinds[0] if kinds else "label") if name not in names]
     twice = [name for name in USED if names.count(name) > 1]
     if missing or twice:
         problem = f"no column {' and no column '.join(missing)}" if missing else f"two columns {' and '.join(twice)}"
@@ -179,6 +180,12 @@ def _check_columns(names: list[str], path: Path) -> None:
             f"the table has {problem}; it has: {first_of([repr(n) for n in names], ', ') or 'none'}",
             where=f"SOURCE table:{path}",
             remedy="name the columns image, label and, if wanted, split; a cell of label may be empty",
+        )
+    if len(kinds) > 1:
+        raise UsageError(
+            f"the table has the columns {' and '.join(kinds)}, but an image set has one kind of label",
+            where=f"SOURCE table:{path}",
+            remedy="keep label (one class), labels (several, as cat;dog) or value (a number)",
         )
 
 
@@ -188,41 +195,3 @@ def _unreadable(path: Path, error: Exception) -> UsageError:
         where=f"SOURCE table:{path}",
         remedy="save it as CSV in UTF-8 with commas, or as parquet",
     )
-
-
-def _label(value: Any, row: int, faults: list[str]) -> str | None:
-    """The text of one label, None where there is none."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, list | dict) or (isinstance(value, str) and re.fullmatch(r"\s*\[.*\]\s*", value)):
-        faults.append(f"row {row}: several labels ({str(value)[:40]!r}): multi-label sets cannot be stored yet")
-        return None
-    text = str(value).strip()
-    if fault := text_fault(text):
-        faults.append(f"row {row}: the label {text!r}: {fault}")
-    if _NEGATIVE.fullmatch(text):
-        faults.append(f"row {row}: the label {text} is negative; an image without a label has an empty cell")
-    return text or None
-
-
-def _number(names: list[str | None], faults: list[str]) -> tuple[tuple[str, ...], list[int]]:
-    """Classes, and each row's place in them, -1 for none; whole numbers in their order, other names alphabetically."""
-    given = {name for name in names if name is not None}
-    if given and all(_WHOLE.fullmatch(name) for name in given):
-        names = [None if name is None else name.partition(".")[0] for name in names]
-        classes = sorted({name for name in names if name is not None}, key=int)
-    else:
-        fraction = next((name for name in sorted(given) if not _as_float(name).is_integer()), None)
-        if fraction is not None and not any(math.isnan(_as_float(name)) for name in given):
-            faults.append(f"labels are numbers like {fraction}: regression targets cannot be stored yet")
-        classes = sorted(given)
-    place = {name: i for i, name in enumerate(classes)}
-    return tuple(classes), [-1 if name is None else place[name] for name in names]
-
-
-def _as_float(text: str) -> float:
-    """NaN for what is no number."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan

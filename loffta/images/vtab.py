@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from loffta.errors import UsageError, unknown_name
-from loffta.images.files import FileRoot, existing, file_fault, is_there, key_fault, refuse, say, to_key, user_path
+from loffta.images.files import FileList, FileRoot, existing, is_there, refuse, say, user_path
 from loffta.store.table import ImageTable
 
 LISTS = {"train800": "train", "val200": "val", "test": "test"}
@@ -48,17 +48,16 @@ class VtabDump:
         missing = [f"{name}.txt" for name in LISTS if name not in files and (name == "test" or BOTH not in files)]
         if missing:
             say(f"{self._source}: no {' and no '.join(missing)}, so no such split")
-        seen: dict[str, str] = {}
-        faults: list[str] = []
-        rows = [(*row, split) for name, split in files.items() for row in self._rows(name, seen, faults)]
-        refuse(faults, where=f"SOURCE {self._source}", remedy="mend the lists or unpack the dump again")
+        images = FileList(self._root)
+        rows = [(*row, split) for name, split in files.items() for row in self._rows(name, images)]
+        refuse(images.faults, where=f"SOURCE {self._source}", remedy="mend the lists or unpack the dump again")
         if not rows:
             raise UsageError("the lists are empty", where=f"SOURCE {self._source}", remedy="unpack the dump again")
-        keys, sizes, labels, splits = zip(*rows, strict=True)
+        keys, labels, splits = zip(*rows, strict=True)
         return ImageTable(
             source=self._source,
             keys=list(keys),
-            sizes=np.array(sizes, dtype=np.int64),
+            sizes=np.array(list(images.sizes.values()), dtype=np.int64),
             splits=list(splits),
             labels=np.array(labels, dtype=np.int64),
             classes=tuple(str(i) for i in range(max(labels) + 1)),
@@ -71,12 +70,12 @@ class VtabDump:
     def _list(self, name: str) -> Path:
         return self._root.path / f"{name}.txt"
 
-    def _rows(self, name: str, seen: dict[str, str], faults: list[str]) -> list[tuple[str, int, int]]:
-        """(key, bytes, label) of one list; `seen` tells keys by their place, `faults` is filled."""
+    def _rows(self, name: str, images: FileList) -> list[tuple[str, int]]:
+        """(key, label) of one list; `images` is filled."""
         try:
             text = self._list(name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            faults.append(f"{name}.txt cannot be read ({error})")
+            images.faults.append(f"{name}.txt cannot be read ({error})")
             return []
         rows = []
         for number, line in enumerate(text.split("\n"), start=1):
@@ -85,20 +84,10 @@ class VtabDump:
             place = f"{name}.txt line {number}"
             parts = _LINE.fullmatch(line.strip())
             if parts is None or int(parts[2]) >= _MAX_CLASSES:
-                faults.append(f"{place}: {line.strip()[:80]!r} is not `relative_path label`")
+                images.faults.append(f"{place}: {line.strip()[:80]!r} is not `relative_path label`")
                 continue
-            path, label = parts[1], int(parts[2])
-            fault, size = key_fault(path), 0
-            key = path if fault else to_key(path)
-            if not fault and key in seen:
-                fault = f"listed before, in {seen[key]}"
-            if not fault:
-                size, fault = file_fault(self._root, key)
-            if fault:
-                faults.append(f"{place}: {path!r}: {fault}")
-                continue
-            seen[key] = place
-            rows.append((key, size, label))
+            if key := images.add(parts[1], place):
+                rows.append((key, int(parts[2])))
         return rows
 
 

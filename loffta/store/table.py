@@ -1,6 +1,7 @@
 """images.parquet: the table of an image set, made once from a listing and only ever appended to.
 
-Columns: row, key (unique), size (bytes), split, label. Classes and their order are in the file's metadata.
+Columns: row, key (unique), size (bytes), split, label; where the set has them also labels (several classes per image),
+value (a number per image) and target:<name> (where its mask or depth map is). The metadata hold the classes in order.
 """
 
 from __future__ import annotations
@@ -8,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -29,9 +31,11 @@ _TYPES: dict[str, pa.DataType] = {
     "split": pa.string(),
     "label": pa.int64(),
 }
-_SCHEMA = pa.schema(_TYPES)
 _META = b"loffta"
+_TARGET = "target:"
 _SHOWN = 5
+
+LabelKind = Literal["single-label", "multi-label", "regression"]
 
 
 @dataclass(frozen=True)
@@ -44,15 +48,28 @@ class ImageTable:
     splits: list[str]
     labels: NDArray[np.int64]  # position in `classes`; -1 where there is none
     classes: tuple[str, ...]
+    label_sets: list[tuple[int, ...] | None] | None = None  # multi-label: rising positions in `classes`; None: unknown
+    values: NDArray[np.float64] | None = None  # regression; NaN: unknown
+    targets: dict[str, list[str | None]] = field(default_factory=dict)  # by name; a source reads them as it does keys
 
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def label_kind(self) -> LabelKind:
+        """Whether an image has one class, several or a number; single-label where none has any."""
+        if self.label_sets is not None:
+            return "multi-label"
+        return "single-label" if self.values is None else "regression"
+
     @cached_property
     def digest(self) -> str:
-        """BLAKE2b-128 over keys, sizes, splits, labels and classes."""
-        rows = [self.keys, self.sizes.tolist(), self.splits, self.labels.tolist(), list(self.classes)]
-        return hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()
+        """BLAKE2b-128 over keys, sizes, splits, labels, classes and the optional columns that are there."""
+        rows: list[Any] = [self.keys, self.sizes.tolist(), self.splits, self.labels.tolist(), list(self.classes)]
+        optional = self._optional()
+        if optional:
+            rows.append(optional)
+        return hashlib.blake2b(json.dumps(rows, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def rows_of(self, split: str) -> NDArray[np.int64]:
         """Rows of one split, or of several joined by '+'."""
@@ -63,12 +80,30 @@ class ImageTable:
         """Rows per split, in order of appearance."""
         return {split: self.splits.count(split) for split in dict.fromkeys(self.splits)}
 
+    def class_name(self, row: int) -> str | None:
+        """The class of one row, None where it has none or may have several."""
+        label = int(self.labels[row])
+        return self.classes[label] if label >= 0 else None
+
+    def class_names(self, row: int) -> tuple[str, ...] | None:
+        """The classes of one row of a multi-label set in the order of `classes`, None where it is not labelled."""
+        found = self.label_sets[row] if self.label_sets is not None else None
+        return None if found is None else tuple(self.classes[i] for i in found)
+
     def to_parquet(self) -> bytes:
         """The bytes of images.parquet."""
-        meta = {"format": FORMAT, "source": self.source, "classes": list(self.classes), "digest": self.digest}
-        columns: list[Any] = [np.arange(len(self)), self.keys, self.sizes, self.splits, self.labels]
-        arrays = [pa.array(column, type=kind.type) for column, kind in zip(columns, _SCHEMA, strict=True)]
-        table = pa.Table.from_arrays(arrays, schema=_SCHEMA.with_metadata({_META: json.dumps(meta).encode()}))
+        meta = {
+            "format": FORMAT,
+            "source": self.source,
+            "label_kind": self.label_kind,
+            "classes": list(self.classes),
+            "digest": self.digest,
+        }
+        needed: list[Any] = [np.arange(len(self)), self.keys, self.sizes, self.splits, self.labels]
+        columns = dict(zip(_TYPES, needed, strict=True)) | self._optional()
+        schema = pa.schema({name: _TYPES.get(name) or _optional_type(name) for name in columns})
+        arrays = [pa.array(column, type=kind.type) for column, kind in zip(columns.values(), schema, strict=True)]
+        table = pa.Table.from_arrays(arrays, schema=schema.with_metadata({_META: json.dumps(meta).encode()}))
         buffer = io.BytesIO()
         pq.write_table(table, buffer, write_page_checksum=True)
         return buffer.getvalue()
@@ -86,15 +121,28 @@ class ImageTable:
             meta = json.loads(table.schema.metadata[_META])
             if meta["format"] > FORMAT:
                 raise ValueError(f"format {meta['format']} is newer than this loffta knows ({FORMAT})")
-            columns: dict[str, list[Any]] = {name: table[name].to_pylist() for name in ("key", "split")}
-            sizes, labels = (to_numbers(table[name]) for name in ("size", "label"))
+            columns: dict[str, list[Any]] = {
+                name: table[name].to_pylist() for name in table.column_names if name not in ("row", "size", "label")
+            }
+            return cls(
+                meta["source"],
+                columns["key"],
+                to_numbers(table["size"]),
+                columns["split"],
+                to_numbers(table["label"]),
+                tuple(meta["classes"]),
+                label_sets=_as_tuples(columns["labels"]) if "labels" in columns else None,
+                values=np.array(columns["value"], dtype=np.float64) if "value" in columns else None,  # null becomes NaN
+                targets={
+                    name.removeprefix(_TARGET): paths for name, paths in columns.items() if name.startswith(_TARGET)
+                },
+            )
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise LofftaError(
                 f"cannot read the table of images ({type(error).__name__}: {error})",
                 where=path,
                 remedy="restore it from a backup, or extract into a new cache",
             ) from error
-        return cls(meta["source"], columns["key"], sizes, columns["split"], labels, tuple(meta["classes"]))
 
     def grown_to(self, listing: ImageTable, *, where: Path) -> ImageTable:
         """This table with the new images of `listing` behind the old rows; itself where there are none.
@@ -104,6 +152,8 @@ class ImageTable:
         """
         place = {key: i for i, key in enumerate(listing.keys)}
         faults = [f"{key}: {fault}" for row, key in enumerate(self.keys) if (fault := self._fault(row, listing, place))]
+        if listing.label_kind != self.label_kind:
+            faults = [f"the labels were {self.label_kind}, now {listing.label_kind}"]
         if faults:
             more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
             raise LofftaError(
@@ -113,11 +163,17 @@ class ImageTable:
             )
         known = set(self.keys)
         new = [i for i, key in enumerate(listing.keys) if key not in known]
-        if not new:
-            return self
+        return self._with_rows(listing, new) if new else self
+
+    def _with_rows(self, listing: ImageTable, new: list[int]) -> ImageTable:
+        """This table with some rows of another of the same kind behind it; new classes come behind the old ones."""
         classes = (*self.classes, *(c for c in listing.classes if c not in self.classes))
-        names = [listing.class_name(i) for i in new]
-        labels = [classes.index(name) if name is not None else -1 for name in names]
+        position = {name: i for i, name in enumerate(classes)}
+        labels = [-1 if (name := listing.class_name(i)) is None else position[name] for i in new]
+        sets = [
+            None if (names := listing.class_names(i)) is None else tuple(sorted(position[name] for name in names))
+            for i in new
+        ]
         return ImageTable(
             self.source,
             [*self.keys, *(listing.keys[i] for i in new)],
@@ -125,14 +181,18 @@ class ImageTable:
             [*self.splits, *(listing.splits[i] for i in new)],
             np.concatenate([self.labels, np.asarray(labels, dtype=np.int64)]),
             classes,
+            label_sets=None if self.label_sets is None else [*self.label_sets, *sets],
+            values=np.concatenate([self.values, listing.values[new]])
+            if self.values is not None and listing.values is not None
+            else None,
+            targets={
+                name: [*(self._target(name, row) for row in range(len(self))), *(listing._target(name, i) for i in new)]
+                for name in dict.fromkeys([*self.targets, *listing.targets])
+            },
         )
 
-    def class_name(self, row: int) -> str | None:
-        """The class of one row, None where it has none."""
-        label = int(self.labels[row])
-        return self.classes[label] if label >= 0 else None
-
     def _fault(self, row: int, listing: ImageTable, place: dict[str, int]) -> str | None:
+        """How an old row differs from the listing's row of its key, None where it does not."""
         i = place.get(self.keys[row])
         if i is None:
             return "gone"
@@ -142,4 +202,40 @@ class ImageTable:
             return f"split {self.splits[row]} before, {listing.splits[i]} now"
         if listing.class_name(i) != self.class_name(row):
             return f"class {self.class_name(row)} before, {listing.class_name(i)} now"
+        before, now = self.class_names(row), listing.class_names(i)
+        if (before is None) != (now is None) or set(before or ()) != set(now or ()):  # by name: positions may differ
+            return f"classes {_listed(before)} before, {_listed(now)} now"
+        if self._value(row) != listing._value(i):
+            return f"value {self._value(row)} before, {listing._value(i)} now"
+        for name in dict.fromkeys([*self.targets, *listing.targets]):
+            if self._target(name, row) != listing._target(name, i):
+                return f"{name} {self._target(name, row)} before, {listing._target(name, i)} now"
         return None
+
+    def _value(self, row: int) -> float | None:
+        value = math.nan if self.values is None else float(self.values[row])
+        return None if math.isnan(value) else value
+
+    def _target(self, name: str, row: int) -> str | None:
+        return self.targets[name][row] if name in self.targets else None
+
+    def _optional(self) -> dict[str, list[Any]]:
+        """The columns that not every image set has, by their names in the file."""
+        columns: dict[str, list[Any]] = {}
+        if self.label_sets is not None:
+            columns["labels"] = [None if found is None else list(found) for found in self.label_sets]
+        if self.values is not None:
+            columns["value"] = [self._value(row) for row in range(len(self))]
+        return columns | {_TARGET + name: paths for name, paths in self.targets.items()}
+
+
+def _optional_type(name: str) -> pa.DataType:
+    return {"labels": pa.list_(pa.int64()), "value": pa.float64()}.get(name, pa.string())
+
+
+def _as_tuples(column: list[list[int] | None]) -> list[tuple[int, ...] | None]:
+    return [None if found is None else tuple(found) for found in column]
+
+
+def _listed(names: tuple[str, ...] | None) -> str:
+    return "unknown" if names is None else ", ".join(names) or "none"

@@ -288,7 +288,7 @@ def test_info_on_a_partial_cache(command, cache):
         assert array["shape"][0] == 1797
         assert array["bytes"] > 0
         assert array["old_rows_only"] is False
-    assert "demo:digits: 1797 images (train 1000, test 797), 10 classes, 0 bad" in out
+    assert "demo:digits: 1797 images (train 1000, test 797), 10 classes, single-label, 0 bad" in out
     assert f"{store['store']}  test_vit [random:0 weights], 32 px, " in out
     assert out.count("1/450 units") == 4  # two arrays, the store as a whole, thumbnails
 
@@ -423,7 +423,7 @@ def test_an_image_of_a_folder_that_is_no_image(command, tmp_path):
     [
         (
             "nowhere",
-            ["'nowhere' does not say what kind of image set it is, and is no folder", "SOURCE", "demo, folder"],
+            ["'nowhere' does not say what kind of image set it is, and is no folder", "SOURCE", "demo, folder, hf"],
         ),
         ("folder:nowhere", ["there is no folder 'nowhere'", "SOURCE folder:nowhere", "give the path of a folder"]),
         ("nowhere.csv", ["there is no file 'nowhere.csv'", "SOURCE table:nowhere.csv", "give the path of a file"]),

@@ -1,17 +1,20 @@
 """Names of image sets."""
 
+from pathlib import Path
+
 import pytest
 
 from loffta.errors import UsageError
 from loffta.images.demo import Digits
 from loffta.images.sources import SOURCES, ImageSource, open_source
+from loffta.images.torchvision_sets import KNOWN
 
 
 @pytest.mark.parametrize("kind", SOURCES)
 def test_every_kind_refuses_an_unknown_name(kind):
     with pytest.raises(UsageError) as caught:
-        open_source(f"{kind}:no-such-thing-anywhere")
-    assert f"SOURCE {kind}:no-such-thing-anywhere" in str(caught.value)
+        open_source(f"{kind}:./no-such-thing-anywhere")
+    assert f"SOURCE {kind}:./no-such-thing-anywhere" in str(caught.value)
 
 
 def test_demo_digits():
@@ -25,7 +28,7 @@ def test_demo_digits():
     [
         ("demmo:digits", "unknown kind of image set 'demmo'", "did you mean demo?"),
         ("demo:digit", "unknown demo image set 'digit'", "did you mean digits?"),
-        ("zzz:x", "unknown kind of image set 'zzz'", "known: demo, folder, table, vtab"),
+        ("zzz:x", "unknown kind of image set 'zzz'", f"known: {', '.join(SOURCES)}"),
         (
             "photos",
             "'photos' does not say what kind of image set it is, and is no folder and no .csv or .parquet file",
@@ -36,11 +39,14 @@ def test_demo_digits():
             "'' does not say what kind of image set it is, and is no folder and no .csv or .parquet file",
             "write <kind>:<what>, for example demo:digits, or the path of a folder or table that is there",
         ),
-        *((f"{kind}:{'x' * 300}", f"there is no folder '{'x' * 300}'", "give the path") for kind in ("folder", "vtab")),
+        *(
+            (f"{kind}:{'x' * 300}", f"there is no folder '{'x' * 300}'", "give the path")
+            for kind in ("coco", "folder", "voc", "vtab")
+        ),
         (f"{'x' * 300}.csv", f"there is no file '{'x' * 300}.csv'", "give the path of a file"),
-        (f"zzz:{'x' * 5000}", "unknown kind of image set 'zzz'", "known: demo, folder, table, vtab"),
+        (f"zzz:{'x' * 5000}", "unknown kind of image set 'zzz'", f"known: {', '.join(SOURCES)}"),
         ("nowhere/t.CSV", "there is no file 'nowhere/t.CSV'", "give the path of a file; relative ones start at "),
-        ("zzz:t.csv", "unknown kind of image set 'zzz'", "known: demo, folder, table, vtab"),
+        ("zzz:t.csv", "unknown kind of image set 'zzz'", f"known: {', '.join(SOURCES)}"),
     ],
 )
 def test_unknown_sources_name_their_neighbours(spec, what, remedy):
@@ -66,3 +72,10 @@ def test_a_bare_path_is_a_folder_or_a_table(tmp_path, monkeypatch):
         assert (table.source, table.keys) == (f"table:{tmp_path}/{name}", ["a:b/1.png"])
     (tmp_path / "demo").mkdir()
     assert isinstance(open_source("demo:digits"), Digits)  # a known kind is a kind, whatever lies there
+
+
+def test_every_kind_has_its_line_in_the_documentation():
+    text = (Path(__file__).parents[2] / "docs" / "image-sets.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert sorted(SOURCES) == sorted(row.removeprefix("| `").partition(":")[0] for row in rows)
+    assert ", ".join(KNOWN) in text  # the data sets of torchvision

@@ -32,6 +32,10 @@ def parquet_of(folder, **columns):
     return open_source(f"table:{folder}/t.parquet")
 
 
+def rows_of(cells):
+    return "".join(f'"{key}",{cell}\n' for key, cell in zip(KEYS, cells, strict=True))
+
+
 def listed(source):
     table = source.listing()
     return [(key, table.splits[i], table.class_name(i)) for i, key in enumerate(table.keys)]
@@ -105,12 +109,67 @@ def test_labels_of_a_parquet(folder, labels, classes, places):
 
 
 def test_other_columns_are_ignored_aloud(folder, capsys):
-    csv_of(folder, "image,label,mask,boxes\na.png,x,m.png,b.json\n").listing()
-    parquet_of(folder, image=["a.png"], label=["x"], mask=[{"bytes": b"m"}]).listing()
+    csv_of(folder, "image,label,note,boxes\na.png,x,m.png,b.json\n").listing()
+    parquet_of(folder, image=["a.png"], label=["x"], boxes=[{"bytes": b"m"}]).listing()
     assert capsys.readouterr().err.splitlines() == [
-        f"table:{folder}/t.csv: ignored columns: 'mask', 'boxes'",
-        f"table:{folder}/t.parquet: ignored columns: 'mask'",
+        f"table:{folder}/t.csv: ignored columns: 'note', 'boxes'",
+        f"table:{folder}/t.parquet: ignored columns: 'boxes'",
     ]
+
+
+@pytest.mark.parametrize(
+    ("header", "cells", "kind"),
+    [("label", ["0.5", "", "-3", "1e2"], "regression"), ("value", ["3", "", "-3.0", "1"], "regression")],
+)
+def test_numbers_to_learn(folder, header, cells, kind):
+    table = csv_of(folder, f"image,{header}\n" + rows_of(cells)).listing()
+    assert (table.label_kind, table.classes, table.labels.tolist()) == (kind, (), [-1] * 4)
+    assert table.values is not None
+    assert [None if math.isnan(v) else v for v in table.values] == [float(c) if c else None for c in cells]
+    numbers = [float(c) if c else None for c in cells]
+    assert parquet_of(folder, image=KEYS, **{header: numbers}).listing().digest == table.digest
+
+
+def test_whole_numbers_are_classes_under_label_and_numbers_under_value(folder):
+    assert csv_of(folder, "image,label\na.png,31\n").listing().label_kind == "single-label"
+    assert csv_of(folder, "image,value\na.png,31\n").listing().values.tolist() == [31.0]
+
+
+def test_several_classes_per_image(folder):
+    """An empty cell is an image of unknown classes, a lone semicolon one with none of them."""
+    cells = ["dog; cat", "", ";", "cat;cat"]
+    table = csv_of(folder, "image,labels\n" + rows_of(cells)).listing()
+    assert (table.label_kind, table.classes) == ("multi-label", ("cat", "dog"))
+    assert table.label_sets == [(0, 1), None, (), (0,)]
+    assert table.labels.tolist() == [-1] * 4
+    lists = [["dog", "cat"], None, [], ["cat", "cat"]]
+    for header in ("labels", "label"):  # a list says itself that it is one
+        assert parquet_of(folder, image=KEYS, **{header: lists}).listing().digest == table.digest
+    numbers = parquet_of(folder, image=KEYS, labels=[[10, 9], [], [100], [9]]).listing()
+    assert (numbers.classes, numbers.label_sets) == (("9", "10", "100"), [(0, 1), (), (2,), (0,)])
+
+
+def test_paths_of_targets_are_kept(folder):
+    (folder / "m").mkdir()
+    for name in ("a", "b"):
+        (folder / "m" / f"{name}.png").write_bytes(name.encode())
+    source = csv_of(folder, "image,label,mask,depth\na.png,x,./m//a.png,\nc d.png,x,,\nsub/b.png,y,m/b.png,\n")
+    table = source.listing()
+    assert table.targets == {"mask": ["m/a.png", None, "m/b.png"]}  # no image has a depth
+    assert source.read("m/a.png") == b"a"
+    twin = parquet_of(folder, image=table.keys, label=["x", "x", "y"], mask=["m/a.png", None, "m/b.png"])
+    assert twin.listing().digest == table.digest
+
+
+def test_targets_that_cannot_be_used(folder):
+    (folder.parent / "secret.png").write_bytes(b"s")
+    (folder / "link.png").symlink_to(folder.parent / "secret.png")
+    lines = ["a.png,../secret.png", "c d.png,link.png", "sub/b.png,none.png"]
+    assert problems(csv_of(folder, "\n".join(["image,label,mask", *(line.replace(",", ",x,") for line in lines)]))) == (
+        "3 problems in the image set: row 1: the mask '../secret.png': the path holds '..'; "
+        "row 2: the mask 'link.png': it leaves the image set's folder; "
+        "row 3: the mask 'none.png': there is no such file"
+    )
 
 
 def test_all_that_is_wrong_at_once(folder):
@@ -124,7 +183,7 @@ def test_all_that_is_wrong_at_once(folder):
         "row 2: '/etc/passwd': the path is absolute; "
         "row 3: 'a\\nb.png': the path holds a control character or is not UTF-8; "
         "row 4: 'link.png': it leaves the image set's folder; "
-        "row 6: './a.png': the image of row 5 and 3 more"
+        "row 6: './a.png': listed before, in row 5 and 3 more"
     )
     what = problems(parquet_of(folder, image=[None, "none.png", "sub"], label=["x"] * 3))
     assert what == (
@@ -159,12 +218,22 @@ def test_bytes_never_come_from_outside(folder):
         ("image,label\na.png,\x1b[2J\n", "1 problem in the image set: row 1: the label '\\x1b[2J': it holds a control"),
         ("image,label\na.png,-1\n", "1 problem in the image set: row 1: the label -1 is negative; an image without a"),
         (
-            "image,label\na.png,0.5\n",
-            "1 problem in the image set: labels are numbers like 0.5: regression targets",
+            "image,label\na.png,0.5\nsub/b.png,inf\n",
+            "1 problem in the image set: row 2: 'inf' is no number; an image without one has an empty cell",
         ),
+        ("image,value\na.png,cat\n", "1 problem in the image set: row 1: 'cat' is no number; an image without one"),
         (
             'image,label\na.png,"[1, 2]"\n',
-            "1 problem in the image set: row 1: several labels ('[1, 2]'): multi-label sets",
+            "1 problem in the image set: row 1: several labels in one text ('[1, 2]'): write a column labels",
+        ),
+        (
+            "image,labels\na.png,\x1b[2J;-1\n",
+            "2 problems in the image set: row 1: the label '\\x1b[2J': it holds a control character or is not UTF-8; "
+            "row 1: the label -1 is negative",
+        ),
+        (
+            "image,label,value\na.png,x,1\n",
+            "the table has the columns label and value, but an image set has one kind of label",
         ),
         ("image,label,split\na.png,x,\n", "1 problem in the image set: row 1: the split is empty"),
         ("image,label,split\na.png,x,a+b\n", "1 problem in the image set: row 1: the split cannot be 'a+b'"),
@@ -177,11 +246,14 @@ def test_refused_csv(folder, text, what):
 @pytest.mark.parametrize(
     ("columns", "what"),
     [
-        ({"image": ["a.png"], "labels": ["x"]}, "the table has no column label; it has: 'image', 'labels'"),
+        ({"image": ["a.png"], "tag": ["x"]}, "the table has no column label; it has: 'image', 'tag'"),
         ({"image": [b"png"], "label": ["x"]}, "the column image holds binary, not paths"),
         ({"image": [{"bytes": b"png"}], "label": ["x"]}, "the column image holds struct<bytes: binary>, not paths"),
-        ({"image": ["a.png"], "label": [[1, 2]]}, "1 problem in the image set: row 1: several labels ('[1, 2]')"),
-        ({"image": ["a.png"], "label": [0.25]}, "1 problem in the image set: labels are numbers like 0.25: regression"),
+        (
+            {"image": ["a.png"], "label": ["x"], "mask": [{"b": b"m"}]},
+            "the column mask holds struct<b: binary>, not pat",
+        ),
+        ({"image": ["a.png"], "value": [math.inf]}, "1 problem in the image set: row 1: 'inf' is no number"),
     ],
 )
 def test_refused_parquet(folder, columns, what):

@@ -125,3 +125,25 @@ def test_a_misspelt_task_names_its_neighbour(tmp_path):
     dump(tmp_path)
     with pytest.raises(UsageError, match=r"unknown VTAB task 'dtdd'\n  where:  SOURCE vtab:.*\n  remedy: .*dtd\?"):
         open_source(f"vtab:{tmp_path}/dtdd")
+
+
+def test_train_and_val_together_are_what_the_list_of_both_says(tmp_path):
+    """train800val200 holds copies under other names; each image is listed once, whatever splits are joined."""
+    task = dump(tmp_path)
+    table = open_source(f"vtab:{task}").listing()
+    both = (task / "train800val200.txt").read_text().splitlines()
+    rows = table.rows_of("train+val")
+    assert len(rows) == len(set(rows.tolist())) == len(both)
+    assert not any("train800val200" in key for key in table.keys)
+    assert table.rows_of("val+train+train").tolist() == rows.tolist()
+
+
+def test_an_image_in_two_lists_is_refused(tmp_path):
+    task = dump(tmp_path)
+    (task / "val200.txt").write_text("images/train800/000001.jpg 1\n")
+    with pytest.raises(UsageError) as caught:
+        open_source(f"vtab:{task}").listing()
+    assert caught.value.what == (
+        "1 problem in the image set: val200.txt line 1: 'images/train800/000001.jpg': listed before, in train800.txt "
+        "line 2"
+    )

@@ -116,6 +116,118 @@ def test_only_some_faults_are_shown() -> None:
         table.grown_to(empty, where=WHERE)
 
 
+MULTI = {"labels": np.full(4, -1), "label_sets": [(0, 1), (), None, (1,)]}
+REGRESSION = {"labels": np.full(4, -1), "classes": (), "values": np.array([0.5, -2.0, np.nan, 1e-9])}
+TARGETS = {"targets": {"mask": ["m/a.png", None, "m/c.png", None], "depth": [None, None, None, "d.npy"]}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "optional"),
+    [
+        (MULTI, "multi-label", {"labels": [[0, 1], [], None, [1]]}),
+        (REGRESSION, "regression", {"value": [0.5, -2.0, None, 1e-9]}),
+        (
+            TARGETS,
+            "single-label",
+            {"target:mask": ["m/a.png", None, "m/c.png", None], "target:depth": [None, None, None, "d.npy"]},
+        ),
+        (MULTI | TARGETS, "multi-label", None),
+    ],
+)
+def test_optional_columns(tmp_path: Path, changes: dict[str, Any], kind: str, optional: dict[str, Any] | None) -> None:
+    """Each in its own column, read back as it was, and in the digest; without them the bytes are those of before."""
+    table = make_table(**changes)
+    (tmp_path / "images.parquet").write_bytes(table.to_parquet())
+    read = ImageTable.read(tmp_path / "images.parquet")
+    assert (read.label_kind, read.digest, read.targets) == (kind, table.digest, table.targets)
+    assert read.label_sets == table.label_sets
+    if table.values is not None:
+        np.testing.assert_array_equal(read.values, table.values)
+    assert read.grown_to(table, where=WHERE) is read
+    plain = pq.read_table(tmp_path / "images.parquet")
+    assert json.loads(plain.schema.metadata[b"loffta"])["label_kind"] == kind
+    columns = {name: plain[name].to_pylist() for name in plain.column_names[5:]}
+    if optional is not None:
+        assert columns == optional
+    rows = [table.keys, table.sizes.tolist(), table.splits, table.labels.tolist(), list(table.classes), columns]
+    text = json.dumps(rows, sort_keys=True)
+    assert table.digest == hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def test_a_table_of_classes_has_the_columns_that_it_always_had(tmp_path: Path) -> None:
+    (tmp_path / "images.parquet").write_bytes(make_table().to_parquet())
+    assert pq.read_table(tmp_path / "images.parquet").column_names == ["row", "key", "size", "split", "label"]
+
+
+def test_growth_of_several_classes_maps_them() -> None:
+    table = make_table(**MULTI)
+    listing = ImageTable(
+        "folder:pets",
+        ["a.png", "b.png", "c.png", "d.png", "e.png", "f.png", "g.png"],
+        np.array([10, 20, 30, 40, 50, 60, 70]),
+        ["train", "train", "val", "test", "test", "test", "test"],
+        np.full(7, -1),
+        ("bird", "cat", "dog"),
+        label_sets=[(1, 2), (), None, (2,), (0, 2), (), None],
+    )
+    grown = table.grown_to(listing, where=WHERE)
+    assert grown.classes == ("cat", "dog", "bird")
+    assert grown.label_sets == [(0, 1), (), None, (1,), (1, 2), (), None]
+    assert [grown.class_names(row) for row in range(7)] == [listing.class_names(row) for row in (0, 1, 2, 3)] + [
+        ("dog", "bird"),
+        (),
+        None,
+    ]
+    assert grown.labels.tolist() == [-1] * 7
+    assert grown.grown_to(listing, where=WHERE) is grown
+
+
+def test_growth_of_numbers_and_of_targets() -> None:
+    table = make_table(**REGRESSION, targets={"mask": ["m/a.png", None, None, None]})
+    listing = ImageTable(
+        "folder:pets",
+        ["e.png", "a.png", "b.png", "c.png", "d.png"],
+        np.array([50, 10, 20, 30, 40]),
+        ["val", "train", "train", "val", "test"],
+        np.full(5, -1),
+        (),
+        values=np.array([7.5, 0.5, -2.0, np.nan, 1e-9]),
+        targets={"depth": ["d.npy", None, None, None, None], "mask": [None, "m/a.png", None, None, None]},
+    )
+    grown = table.grown_to(listing, where=WHERE)
+    assert grown.values is not None
+    assert grown.values.tolist()[:2] + grown.values.tolist()[3:] == [0.5, -2.0, 1e-9, 7.5]
+    assert np.isnan(grown.values[2])
+    assert grown.targets == {
+        "mask": ["m/a.png", None, None, None, None],
+        "depth": [None, None, None, None, "d.npy"],
+    }
+    assert grown.grown_to(listing, where=WHERE) is grown
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [
+        (MULTI, {"label_sets": [(0,), (), None, (1,)]}, "a.png: classes cat, dog before, cat now"),
+        (MULTI, {"label_sets": [(0, 1), None, None, (1,)]}, "b.png: classes none before, unknown now"),
+        (REGRESSION, {"values": np.array([0.5, -2.0, 3.0, 1e-9])}, "c.png: value None before, 3.0 now"),
+        (REGRESSION, {"values": np.array([0.25, -2.0, np.nan, 1e-9])}, "a.png: value 0.5 before, 0.25 now"),
+        (TARGETS, {"targets": {"mask": TARGETS["targets"]["mask"]}}, "d.png: depth d.npy before, None now"),
+        ({}, TARGETS, "a.png: mask None before, m/a.png now; c.png: mask None before, m/c.png now; d.png: depth None"),
+        ({}, MULTI, "the labels were single-label, now multi-label"),
+        (
+            REGRESSION,
+            MULTI | {"values": None, "classes": ("cat", "dog")},
+            "the labels were regression, now multi-label",
+        ),
+    ],
+)
+def test_old_labels_and_targets_must_not_change(before: dict[str, Any], now: dict[str, Any], message: str) -> None:
+    with pytest.raises(LofftaError) as caught:
+        make_table(**before).grown_to(make_table(**(before | now)), where=WHERE)
+    assert caught.value.what.startswith(f"the image set changed: {message}")
+
+
 def test_damaged_and_foreign_files(tmp_path: Path) -> None:
     path, data = tmp_path / "images.parquet", make_table().to_parquet()
     foreign = pq.read_table(_write(path, data)).replace_schema_metadata(None)

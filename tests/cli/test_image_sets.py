@@ -1,0 +1,135 @@
+"""Image sets as a user meets them at the command line: kinds of labels, growth, and exit codes of what is refused."""
+
+import json
+import os
+import signal
+
+import datasets
+import pytest
+from loffta_cli.main import main
+
+from loffta.store.cache import Cache
+from tests.imagesets import BUILDERS, coco, encoded, hugging_face, mnist, put, tar, voc
+
+VIT = ["--backbone", "test_vit", "--weights", "random:0", "--image-px", "32", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def own_process(monkeypatch, tmp_path):
+    """`extract` takes over the signals of its process, which here is pytest's; and no process here loses power."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def command(capsys):
+    def call(*args):
+        code = main([str(a) for a in args])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return code, out, err
+
+    return call
+
+
+@pytest.mark.parametrize("name", ["voc", "table", "torchvision"])
+def test_info_tells_the_kind_of_labels(command, tmp_path, name):
+    build, kind = BUILDERS[name]
+    spec = build(tmp_path)
+    assert command("extract", spec, "--cache", tmp_path / "c", *VIT)[0] == 0
+    code, out, _ = command("info", tmp_path / "c", "--json")
+    held = json.loads(out.splitlines()[-1])
+    assert (code, held["label_kind"]) == (0, kind)
+    assert f"{held['classes']} classes, {kind}, 0 bad\n" in out
+
+
+@pytest.mark.parametrize("name", ["voc", "table"])
+def test_a_head_for_classes_refuses_other_labels(command, tmp_path, name):
+    build, kind = BUILDERS[name]
+    assert command("extract", build(tmp_path), "--cache", tmp_path / "c", *VIT)[0] == 0
+    code, _, err = command("train", tmp_path / "c", "--head", "linear", "--out", tmp_path / "run", "--test-on", "train")
+    assert code == 1
+    assert f"error: the labels of this image set are {kind}, and classification needs one class per image\n" in err
+    assert "remedy: extract from a table with one class per image in its column label" in err
+
+
+def test_a_set_of_several_classes_grows(command, tmp_path):
+    """A new image with a class that sorts before the old ones: old rows and finished units stay."""
+    for i in range(3):
+        put(tmp_path / f"{i}.png", encoded(i))
+    call = ["extract", tmp_path / "t.csv", "--cache", tmp_path / "c", *VIT, "--unit-images", "2", "--json"]
+    put(tmp_path / "t.csv", "image,labels,mask\n0.png,dog;cat,2.png\n1.png,,\n")
+    assert command(*call)[0] == 0
+    put(tmp_path / "t.csv", "image,labels,mask\n2.png,bird;cat,0.png\n0.png,dog;cat,2.png\n1.png,,\n")
+    code, out, _ = command(*call)
+    assert (code, json.loads(out.splitlines()[-1])["units"]) == (0, 1)
+    table = Cache.open(tmp_path / "c").table
+    assert (table.keys, table.classes) == (["0.png", "1.png", "2.png"], ("cat", "dog", "bird"))
+    assert table.label_sets == [(0, 1), None, (0, 2)]
+    assert table.targets == {"mask": ["2.png", None, "0.png"]}
+    put(tmp_path / "t.csv", "image,labels,mask\n2.png,bird;cat,0.png\n0.png,dog;cat,1.png\n1.png,dog,\n")
+    code, _, err = command(*call)
+    assert code == 1
+    assert "the image set changed: 0.png: mask 2.png before, 1.png now; 1.png: classes unknown before, dog now\n" in err
+
+
+def broken_voc(root):
+    voc(root)
+    put(root / "VOCdevkit/VOC2012/Annotations/2007_000001.xml", "<annotation>")
+    return f"voc:{root}"
+
+
+def broken_coco(root):
+    coco(root)
+    put(root / "annotations/instances_train2017.json", "{")
+    return f"coco:{root}"
+
+
+def broken_nyu(root):
+    put(root / "nyu_depth_v2_labeled.mat", b"x" * 600)
+    return f"nyu:{root}/nyu_depth_v2_labeled.mat"
+
+
+def broken_torchvision(root):
+    spec = mnist(root)
+    put(root / "FashionMNIST/raw/train-labels-idx1-ubyte", b"")
+    return spec
+
+
+def broken_hf(root):
+    spec = hugging_face(root)
+    put(root / "saved/train/state.json", "{")
+    return spec
+
+
+def broken_wds(root):
+    tar(root / "a.tar", [("../a.png", b"x")])
+    return f"wds:{root}/a.tar"
+
+
+@pytest.mark.parametrize(
+    ("build", "code", "what"),
+    [
+        (broken_voc, 2, "1 problem in the image set: Annotations/2007_000001.xml: no element found"),
+        (broken_coco, 2, "1 problem in the image set: instances_train2017.json is no file of COCO instances"),
+        (broken_nyu, 2, "the file cannot be read as HDF5"),
+        (broken_torchvision, 1, "torchvision does not find FashionMNIST, or not whole"),
+        (broken_hf, 1, "the package datasets cannot load this folder or file"),
+        (lambda root: "hf:someone/pets", 1, "the data set is not in the cache of the package datasets"),
+        (broken_wds, 2, "1 problem in the image set: a.tar: '../a.png': the path holds '..'"),
+    ],
+)
+def test_a_broken_set_is_one_message_and_makes_no_cache(command, tmp_path, build, code, what):
+    found, out, err = command("extract", build(tmp_path / "set"), "--cache", tmp_path / "c", *VIT)
+    assert (found, out) == (code, "")
+    error = err[err.index("error: ") :]
+    assert error.startswith(f"error: {what}")
+    assert "\n  where:  " in error
+    assert "\n  remedy: " in error
+    assert not (tmp_path / "c").exists()
