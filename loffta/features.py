@@ -81,7 +81,8 @@ def choose_features(cache: Cache, choices: Sequence[str], kind: Kind, *, default
     """Resolves what a head is fed.
 
     Args:
-        choices: STORE[:TAPS], STORE being a store's or a backbone's name; empty: all stores.
+        choices: STORE[:TAPS], STORE being a store's or a backbone's name; empty: all stores. Views are taken only by
+            their store's name.
         kind: what the head needs; `mean` is computed from `grid` where it is not stored.
         default_taps: for choices without TAPS.
     Raises:
@@ -92,7 +93,7 @@ def choose_features(cache: Cache, choices: Sequence[str], kind: Kind, *, default
     if not stores:
         raise LofftaError("the cache has no features yet", where=cache.paths.root, remedy="run `loffta extract` first")
     features = []
-    for choice in choices or [store.name for store in stores]:
+    for choice in choices or [store.name for store in stores if not store.info.is_view]:
         name, _, taps = choice.partition(":")
         features += _features_of(cache, _find_store(stores, name, cache), taps or default_taps, kind)
     return _with_unique_labels(features)
@@ -176,13 +177,25 @@ def n_bad(cache: Cache, features: Sequence[Feature], split: str) -> int:
 def extract_command(cache: Cache, store: Store, taps: Sequence[str], kind: Kind | None = None) -> str:
     """The command that adds taps to a store, also as another kind, or finishes it."""
     request = store.info.request
-    size = ["--image-px", str(request["image_px"])] if request["image_px"] else []
     given = [k for k in KINDS if store.stored_taps(k)]  # no more than the store has and what is needed
     missing = [kind] if kind and kind not in given and not (kind == "mean" and "grid" in given) else []
     kinds = ",".join([*given, *missing])
     words = ["loffta", "extract", cache.table.source, "--cache", str(cache.paths.root)]
-    words += ["--backbone", request["backbone"], "--weights", request["weights"], "--taps", ",".join(taps), *size]
-    return shlex.join([*words, "--kinds", kinds, "--dtype", request["dtype"]])
+    words += ["--backbone", request["backbone"], "--weights", request["weights"], "--taps", ",".join(taps)]
+    return shlex.join([*words, *_recipe_options(request), "--kinds", kinds, "--dtype", request["dtype"]])
+
+
+def _recipe_options(request: dict[str, Any]) -> list[str]:
+    """What else of a request is not the default of `extract`."""
+    words = ["--image-px", str(request["image_px"])] if request["image_px"] else []
+    for name, default in (("resize", "squash"), ("interpolation", "model"), ("precision", "fp32")):
+        if request.get(name, default) != default:
+            words += [f"--{name}", request[name]]
+    if request.get("pool"):
+        words += ["--pool", "x".join(map(str, request["pool"]))]
+    if view := request.get("view"):
+        words += ["--views", str(view["index"] + 1), "--view-seed", str(view["seed"])]
+    return words
 
 
 def _taps_of(features: Sequence[Feature], store: Store) -> list[str]:
@@ -200,7 +213,7 @@ def _settled(feature: Feature, n_rows: int) -> tuple[NDArray[np.bool_], NDArray[
 
 
 def _find_store(stores: Sequence[Store], name: str, cache: Cache) -> Store:
-    found = [s for s in stores if name in (s.name, s.info.recipe["backbone"])]
+    found = [s for s in stores if name == s.name or (name == s.info.recipe["backbone"] and not s.info.is_view)]
     if len(found) == 1:
         return found[0]
     if not found:

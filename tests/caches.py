@@ -34,6 +34,8 @@ class FakeStore:
     means: dict[str, np.ndarray] = field(default_factory=dict)  # [n, D]; none: the grids' means
     known: tuple[str, ...] = ()
     missing: tuple[int, ...] = ()
+    view: dict | None = None
+    request: dict = field(default_factory=dict)  # what was asked beyond the defaults
 
     @property
     def info(self):
@@ -43,13 +45,22 @@ class FakeStore:
             "backbone": self.backbone,
             "weights": self.weights,
             "input": {"image_px": self.image_px},
+            "pool": None,
+            "view": self.view,
+            "precision": "fp32",
             "dtype": self.dtype,
         }
         request = {
             "backbone": self.backbone,
             "weights": self.weights,
             "image_px": self.image_px,
+            "resize": "squash",
+            "interpolation": "model",
+            "pool": None,
+            "view": self.view,
+            "precision": "fp32",
             "dtype": self.dtype,
+            **self.request,
         }
         return StoreInfo(recipe, request, {"spec": self.weights}, tuple(specs))
 

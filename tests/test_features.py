@@ -1,13 +1,14 @@
 """What `--features` resolves to, and which rows can be used: against caches whose every array is known."""
 
 import dataclasses
+import shlex
 
 import numpy as np
 import pytest
 import torch
 
 from loffta.errors import LofftaError, UsageError
-from loffta.features import check_labels, choose_features, n_bad, usable_rows
+from loffta.features import check_labels, choose_features, extract_command, n_bad, usable_rows
 from loffta.store.cache import Cache
 from loffta.tokens import FeatureSpec
 
@@ -254,3 +255,34 @@ def test_labels_that_are_not_one_class(tmp_path, columns, kind):
     )
     assert caught.value.where == str(cache.paths.images)
     assert caught.value.remedy.startswith("extract from a table with one class per image in its column label")
+
+
+VIEW = {"kind": "crop-flip", "seed": 7, "index": 1, "area": [0.25, 1.0], "aspect": [0.75, 1.33]}
+
+
+def test_views_are_taken_by_their_own_name_alone(tmp_path):
+    view = FakeStore("net", {"x": grid(1, 2)}, view=VIEW)
+    cache = make(tmp_path, FakeStore("net", {"x": grid(2, 2)}), view)
+    plain, seen = sorted(cache.stores(), key=lambda store: store.info.is_view)
+    assert (plain.info.label, seen.info.label) == ("net", "net [view 1]")
+    for choices in ([], ["net"], [plain.name]):
+        (feature,) = choose_features(cache, choices, "grid", default_taps="all")
+        assert feature.store.name == plain.name
+    both = choose_features(cache, [plain.name, seen.name], "grid", default_taps="all")
+    assert [feature.spec.backbone for feature in both] == ["net", "net [view 1]"]
+
+
+def test_the_command_says_all_that_made_the_store(tmp_path):
+    asked = {"resize": "crop", "interpolation": "bilinear", "pool": [2, 3], "precision": "bf16"}
+    cache = make(tmp_path, FakeStore("net", {"x": grid(1, 2)}, view=VIEW, request=asked))
+    words = shlex.split(extract_command(cache, cache.stores()[0], ["x"]))
+    options = dict(zip(words[3::2], words[4::2], strict=True))
+    config = {k: options[f"--{k}"] for k in ("resize", "interpolation", "pool", "views", "view-seed", "precision")}
+    assert config == {
+        "resize": "crop",
+        "interpolation": "bilinear",
+        "pool": "2x3",
+        "views": "2",
+        "view-seed": "7",
+        "precision": "bf16",
+    }

@@ -59,9 +59,17 @@ class StoreInfo:
 
     @property
     def label(self) -> str:
-        """What users are shown: random weights are never shown without saying so."""
+        """What users are shown: random weights and views are never shown without saying so."""
         spec = str(self.weights["spec"])
-        return f"{self.recipe['backbone']} [{spec} weights]" if spec.startswith("random") else self.recipe["backbone"]
+        notes = [f"{spec} weights"] if spec.startswith("random") else []
+        if self.is_view:
+            notes.append(f"view {self.recipe['view']['index']}")
+        return f"{self.recipe['backbone']} [{', '.join(notes)}]" if notes else str(self.recipe["backbone"])
+
+    @property
+    def is_view(self) -> bool:
+        """Whether it holds random crops of the images, beside a store of the whole ones."""
+        return self.recipe.get("view") is not None
 
     def to_json(self) -> bytes:
         """The group's zarr.json."""
