@@ -26,10 +26,10 @@ from loffta.store.cache import Cache, CachedArray, Store
 from loffta.store.quantise import dequantise
 from loffta.store.zarr_reader import open_array
 
-# Largest relative RMS error of one tap of one image that still counts as the same features, the fresh ones in float32.
-# Another batch size, thread count or device changes the last bits of a float32 network (1e-6 to 1e-4); float16 rounds
-# by up to 5e-4 of a value, int8 by about 1e-2 of a channel's spread. Reasoned from rounding; not yet measured across
-# devices.
+# Largest relative RMS error of one tap of one image that still counts as the same features. Both sides are rounded, so
+# on one machine most images differ in no bit; another batch size, thread count or device changes the last bits of a
+# float32 network (1e-6 to 1e-4), of which float16 may round some the other way (one step is 1e-3 of a value), int8
+# some by one of its steps (about 1e-2). Reasoned from rounding; not yet measured across devices.
 TOLERANCE = {"float32": 1e-3, "float16": 2e-3, "int8": 2e-2}
 AUTOCAST_TOLERANCE = {"fp32": 0.0, "fp16": 5e-3, "bf16": 2e-2}  # by the recipe's precision, where that is coarser
 _AHEAD = 8  # images that are decoded ahead
@@ -100,13 +100,11 @@ def _compare_store(cache: Cache, source: ImageSource, job: Job, rows: NDArray[np
             if batch is None:
                 gone.append((key, images.statuses[0].reason))
                 continue
-            ((_, tokens),) = job.tokens(batch.pixels[job.geometry], job.arrays, [key])
-            for array, reader, fresh in zip(job.arrays, readers, tokens, strict=True):
-                stored = torch.from_numpy(reader.read(np.array([images.unit])))
-                stored = stored if array.scales is None else dequantise(stored, array.scales)
+            ((_, found),) = job.run(batch.pixels[job.geometry], job.arrays, [key])
+            for array, reader, fresh in zip(job.arrays, readers, found, strict=True):
+                pair = [_decode(array, values) for values in (reader.read(np.array([images.unit])), fresh.values)]
                 for i, tap in enumerate(array.taps):
-                    apart = distance(stored[0, i].numpy(), fresh[0, i].cpu().numpy())
-                    errors.setdefault((array.paths.name, tap), []).append((apart, key))
+                    errors.setdefault((array.paths.name, tap), []).append((distance(pair[0][i], pair[1][i]), key))
             progress.advance(1)
     for key, reason in gone:
         what = f"cannot be used any more: {reason}"
@@ -114,12 +112,12 @@ def _compare_store(cache: Cache, source: ImageSource, job: Job, rows: NDArray[np
     for array in job.arrays:
         tolerance = tolerance_of(job.store, array)
         for tap in array.taps:
-            found = errors.get((array.paths.name, tap), [])
-            if found:
-                apart, key = max(found, key=lambda pair: pair[0].badness)
+            measured = errors.get((array.paths.name, tap), [])
+            if measured:
+                apart, key = max(measured, key=lambda pair: pair[0].badness)
                 agrees = apart.badness <= tolerance
                 yield Comparison(
-                    array.paths.name, tap, len(found), key, apart.relative_rms, apart.max_abs, tolerance, agrees
+                    array.paths.name, tap, len(measured), key, apart.relative_rms, apart.max_abs, tolerance, agrees
                 )
 
 
@@ -141,3 +139,8 @@ def distance(stored: NDArray[Any], fresh: NDArray[Any]) -> Distance:
 def tolerance_of(store: Store, array: CachedArray) -> float:
     """What the storage type and the precision of the network allow."""
     return max(TOLERANCE[array.layout.dtype.name], AUTOCAST_TOLERANCE[store.info.recipe.get("precision", "fp32")])
+
+
+def _decode(array: CachedArray, values: NDArray[Any]) -> NDArray[Any]:
+    """One image's taps, [L, ...], from a batch of it as stored."""
+    return values[0] if array.scales is None else dequantise(torch.from_numpy(values), array.scales)[0].numpy()

@@ -103,7 +103,7 @@ def test_taps_that_another_process_added_stay(setting):
         path.write_text(json.dumps(document))
         return load(wanted)
 
-    job = prepare(Cache.open(config.cache), config.backbones[0], config, load_late, [0])
+    job = prepare(Cache.open(config.cache), config.backbones[0], None, config, load_late, [0])
     expected = ["blocks.0", "module:a", "blocks.1", "stages.2"]
     assert [spec.tap for spec in job.store.info.taps] == expected
     assert [tap["tap"] for tap in attributes(config)[1]["attributes"]["loffta"]["taps"]] == expected

@@ -84,8 +84,8 @@ def test_one_altered_image_is_named(cache):
 
 
 def test_swapped_preprocessing_is_found(cache, monkeypatch):
-    real = batches.resize
-    monkeypatch.setattr(batches, "resize", lambda pixels, geometry: real(pixels[:, :, ::-1], geometry))  # BGR
+    real = batches.to_square
+    monkeypatch.setattr(batches, "to_square", lambda pixels, *rest: real(pixels[:, :, ::-1], *rest))  # BGR
     assert not any(c.agrees for c in compare(cache))
 
 
@@ -185,8 +185,8 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert "/grid-0, blocks.5: agrees: relative RMS error" in out
     told = json.loads(out.splitlines()[-1])["recomputed"]
     assert [(c["images"], c["agrees"]) for c in told] == [(3, True)] * 2
-    real = batches.resize
-    monkeypatch.setattr(batches, "resize", lambda pixels, geometry: real(pixels[::-1], geometry))
+    real = batches.to_square
+    monkeypatch.setattr(batches, "to_square", lambda pixels, *rest: real(pixels[::-1], *rest))
     assert main(["verify", str(root), "--recompute", "3", "--device", "cpu"]) == 4
     out, err = capsys.readouterr()
     assert "/mean-0, blocks.5: DISAGREES: relative RMS error" in out
