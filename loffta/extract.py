@@ -6,6 +6,7 @@ continues, and does nothing (loads no model) when all is there.
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -136,12 +137,13 @@ def _extract_unit(
         stop.check(f"extracting unit {unit}; finished units are kept")
         names = [begun.cache.table.keys[row] for row in batch.rows]
         if thumb_writer is not None:
-            sink.append(thumb_writer, batch.rows, _thumb_values(batch.pixels[begun.thumb_geometry]), names)
+            thumbs = batch.pixels[begun.thumb_geometry]
+            sink.append(thumb_writer, batch.rows, functools.partial(_thumb_values, thumbs), names)
         for job, writers in work:
             if writers:
                 for part, found in job.run(batch.pixels[job.geometry], [array for array, _ in writers], names):
-                    for (_, writer), stored in zip(writers, found, strict=True):
-                        sink.append(writer, batch.rows[part], stored, names[part])
+                    for (_, writer), values in zip(writers, found, strict=True):
+                        sink.append(writer, batch.rows[part], values.fetch, names[part])
         yield len(batch.rows)
     yield sum(status.status == BAD for status in images.statuses)
     made = {"device": str(begun.jobs[0].device), "versions": machine.versions()}

@@ -22,7 +22,7 @@ from loffta.errors import LofftaError
 from loffta.images.geometry import PixelGeometry, View
 from loffta.pooling import pool_grid, pool_mean
 from loffta.store.cache import CachedArray, Store
-from loffta.store.writer import Stored, to_storage
+from loffta.store.writer import Cast, cast
 
 Result = TypeVar("Result")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -63,18 +63,18 @@ class Job:
 
     def run(
         self, pixels: NDArray[np.uint8], arrays: Sequence[CachedArray], keys: Sequence[str]
-    ) -> Iterator[tuple[slice, list[Stored]]]:
+    ) -> Iterator[tuple[slice, list[Cast]]]:
         """Computes what `arrays` are to hold, in parts of the job's batch size, which is halved when memory runs out.
 
         Args:
             pixels: [B, S, S, 3].
             keys: the B images' names, for messages.
         Yields:
-            Which of the images, and per array what is to be written of them.
+            Which of the images, and per array what is to be written of them; the device may still be at work on it.
         Raises:
             LofftaError: not even one image fits.
         """
-        return self._in_parts(pixels, arrays, keys, lambda a, t: to_storage(t, a.layout.dtype.name, a.scales))
+        return self._in_parts(pixels, arrays, keys, lambda a, t: cast(t, a.layout.dtype.name, a.scales))
 
     def tokens(
         self, pixels: NDArray[np.uint8], arrays: Sequence[CachedArray], keys: Sequence[str]

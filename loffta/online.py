@@ -102,7 +102,9 @@ def _compare_store(cache: Cache, source: ImageSource, job: Job, rows: NDArray[np
                 continue
             ((_, found),) = job.run(batch.pixels[job.geometry], job.arrays, [key])
             for array, reader, fresh in zip(job.arrays, readers, found, strict=True):
-                pair = [_decode(array, values) for values in (reader.read(np.array([images.unit])), fresh.values)]
+                pair = [
+                    _decode(array, values) for values in (reader.read(np.array([images.unit])), fresh.fetch().values)
+                ]
                 for i, tap in enumerate(array.taps):
                     errors.setdefault((array.paths.name, tap), []).append((distance(pair[0][i], pair[1][i]), key))
             progress.advance(1)

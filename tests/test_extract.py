@@ -497,7 +497,7 @@ def test_overlapping_owners(tmp_path, n_processes):
     command = [sys.executable, CHILD, tmp_path / "a", "--images", "60", "--processes", str(n_processes)]
     owners = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert owners.returncode == 0, owners.stderr
-    assert all("device cpu, 1 threads" in line for line in owners.stderr.splitlines()), owners.stderr
+    assert 1 <= owners.stderr.count("device cpu, 1 threads") <= n_processes
     written = [int(units) for units in re.findall(r"^end (\d+)$", owners.stdout, re.MULTILINE)]
     assert len(written) == n_processes
     assert sum(written) >= 8  # units; more where two wrote the same one

@@ -36,7 +36,7 @@ def run(job, images, batch_size):
     job.batch_size = batch_size
     parts = list(job.run(images, job.arrays, [f"image-{i}" for i in range(len(images))]))
     assert [part.start for part, _ in parts] == [0, *(part.stop for part, _ in parts[:-1])]
-    values = [np.concatenate([stored[i].values for _, stored in parts]) for i in range(len(job.arrays))]
+    values = [np.concatenate([found[i].fetch().values for _, found in parts]) for i in range(len(job.arrays))]
     return dict(zip((a.paths.name.split("/")[1] for a in job.arrays), values, strict=True)), [
         p.stop - p.start for p, _ in parts
     ]

@@ -30,7 +30,7 @@ class UnitSink:
         self._thread = threading.Thread(target=self._run, name="loffta-sink")
         self._error: BaseException | None = None
         self._open: set[UnitWriter] = set()
-        self.n_bytes = 0  # of tokens handed over
+        self.n_bytes = 0  # of tokens written
 
     def open(self, array: CachedArray, unit: int) -> UnitWriter:
         """Starts a unit of one array."""
@@ -39,10 +39,15 @@ class UnitSink:
         self._open.add(writer)
         return writer
 
-    def append(self, writer: UnitWriter, rows: Sequence[int], stored: Stored, keys: Sequence[str]) -> None:
-        """Hands images over, as `UnitWriter.append`; the caller must not change `stored` afterwards."""
-        self._put(lambda: writer.append(rows, stored, keys))
-        self.n_bytes += stored.values.nbytes
+    def append(self, writer: UnitWriter, rows: Sequence[int], fetch: Callable[[], Stored], keys: Sequence[str]) -> None:
+        """Hands images over, as `UnitWriter.append`; `fetch` may wait for a device, the caller does not."""
+
+        def write() -> None:
+            stored = fetch()
+            writer.append(rows, stored, keys)
+            self.n_bytes += stored.values.nbytes
+
+        self._put(write)
 
     def commit(self, writer: UnitWriter, images: Sequence[ImageStatus], run: dict[str, Any]) -> None:
         """Puts a unit in place behind all that was appended to it, as `UnitWriter.commit`."""

@@ -34,8 +34,23 @@ class Stored(NamedTuple):
     saturated: NDArray[np.int64] | None = None  # [B, L], of int8 arrays
 
 
-def to_storage(tokens: Float[Tensor, "B L ..."], dtype: str, scales: Scales | None = None) -> Stored:
-    """Casts on the tokens' device and audits each image and tap.
+class Cast(NamedTuple):
+    """The same, still on the device that computed it."""
+
+    values: Tensor
+    finite: Tensor
+    abs_max: Tensor
+    saturated: Tensor | None = None
+
+    def fetch(self) -> Stored:
+        """Waits for the device."""
+        saturated = None if self.saturated is None else self.saturated.cpu().numpy()
+        values, finite, abs_max = (tensor.cpu().numpy() for tensor in (self.values, self.finite, self.abs_max))
+        return Stored(values, finite, abs_max, saturated)
+
+
+def cast(tokens: Float[Tensor, "B L ..."], dtype: str, scales: Scales | None = None) -> Cast:
+    """Casts on the tokens' device and audits each image and tap; waits for nothing.
 
     Args:
         scales: of the array, for int8: `UnitWriter.scales`.
@@ -44,15 +59,18 @@ def to_storage(tokens: Float[Tensor, "B L ..."], dtype: str, scales: Scales | No
         stored as the end of its range and counted in `saturated`.
     """
     flat = tokens.flatten(2)
-    abs_max = flat.abs().amax(dim=2).float().cpu().numpy()
+    abs_max = flat.abs().amax(dim=2).float()
     if dtype == "int8":
         assert scales is not None, "int8 needs the array's scales"
         codes = quantise(tokens, scales)
-        finite = flat.isfinite().all(dim=2).cpu().numpy()
-        return Stored(codes.values.contiguous().cpu().numpy(), finite, abs_max, codes.saturated.cpu().numpy())
-    cast = tokens.to(_TORCH_DTYPES[dtype]).contiguous()
-    finite = cast.flatten(2).isfinite().all(dim=2).cpu().numpy()
-    return Stored(cast.cpu().numpy(), finite, abs_max)
+        return Cast(codes.values.contiguous(), flat.isfinite().all(dim=2), abs_max, codes.saturated)
+    values = tokens.to(_TORCH_DTYPES[dtype]).contiguous()
+    return Cast(values, values.flatten(2).isfinite().all(dim=2), abs_max)
+
+
+def to_storage(tokens: Float[Tensor, "B L ..."], dtype: str, scales: Scales | None = None) -> Stored:
+    """`cast`, and its result in host memory."""
+    return cast(tokens, dtype, scales).fetch()
 
 
 class UnitWriter:

@@ -29,7 +29,7 @@ def array(tmp_path):
 
 
 def give(sink, writer, rows):
-    sink.append(writer, list(rows), as_stored(VALUES[list(rows)]), [str(row) for row in rows])
+    sink.append(writer, list(rows), lambda: as_stored(VALUES[list(rows)]), [str(row) for row in rows])
 
 
 def statuses(rows):
