@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from .common import emit, human_bytes, json_option
+from .common import emit, human_bytes, json_option, show
+
+SHOWN = 5
 
 
 @click.command("info")
@@ -20,9 +22,7 @@ def command(cache: Path, as_json: bool) -> None:
 
     held = take_inventory(Cache.open(cache))
     splits = ", ".join(f"{name} {count}" for name, count in held["splits"].items())
-    click.echo(
-        f"{held['source']}: {held['images']} images ({splits}), {held['classes']} classes, {len(held['bad'])} bad"
-    )
+    show(f"{held['source']}: {held['images']} images ({splits}), {held['classes']} classes, {len(held['bad'])} bad")
     for store in held["stores"]:
         recipe = store["recipe"]
         total = sum(array["bytes"] for array in store["arrays"])
@@ -30,7 +30,25 @@ def command(cache: Path, as_json: bool) -> None:
         for array in store["arrays"]:
             click.echo("  " + _line(array))
     click.echo("\n" + _line(held["thumbnails"]))
+    for line in [*_bad_lines(held["bad"]), *_gone_lines(held)]:
+        show(line)
     emit(held, as_json)
+
+
+def _bad_lines(bad: dict[str, str]) -> list[str]:
+    """The first quarantined images with their reasons."""
+    lines = [f"bad: {key}: {reason}" for key, reason in list(bad.items())[:SHOWN]]
+    return [*lines, f"bad: {len(bad) - SHOWN} more; --json lists all"] if len(bad) > SHOWN else lines
+
+
+def _gone_lines(held: dict[str, Any]) -> list[str]:
+    """What a purge took."""
+    from loffta.store.purge import describe_lost, describe_missing
+
+    gone = [describe_lost(held["lost_metadata"])] if held["lost_metadata"] else []
+    gone += [describe_missing(held["missing_shards"])] if held["missing_shards"] else []
+    lines = [line for text in gone for line in text.splitlines()]
+    return [*lines, "was the file system purged? The `loffta extract` that made it writes it anew"] if lines else []
 
 
 def _line(array: dict[str, Any]) -> str:

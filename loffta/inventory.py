@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from loffta.store.cache import Cache, CachedArray
+from loffta.store.purge import all_missing_shards, lost_metadata
 
 
 def take_inventory(cache: Cache) -> dict[str, Any]:
@@ -18,6 +19,8 @@ def take_inventory(cache: Cache) -> dict[str, Any]:
         "splits": cache.table.split_sizes(),
         "classes": len(cache.table.classes),
         "unit_images": cache.unit_images,
+        "lost_metadata": lost_metadata(cache),
+        "missing_shards": all_missing_shards(cache.arrays()),
         "thumbnails": _weigh(cache, thumbs),
         "stores": [
             {

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 THUMB = "thumb"
+TARGETS = "targets"
 _ARRAY_NAME = re.compile(r"(grid|prefix|mean)-(\d+)")
 
 
@@ -71,13 +72,18 @@ class CachePaths:
         """One array of a store, named <kind>-<k>."""
         return ArrayPaths(f"{store}/{array}", self.store(store) / array, self.done_store(store) / array)
 
+    @property
+    def done(self) -> Path:
+        """The folder of all done files."""
+        return self.root / "done"
+
     def done_store(self, store: str) -> Path:
         """The folder of a store's done files."""
-        return self.root / "done" / store
+        return self.done / store
 
     def target(self, name: str) -> ArrayPaths:
         """An array that belongs to the images, not to a backbone."""
-        return ArrayPaths(f"targets/{name}", self.root / "targets" / name, self.root / "done" / "targets" / name)
+        return ArrayPaths(f"{TARGETS}/{name}", self.root / TARGETS / name, self.done / TARGETS / name)
 
     def array_names(self, store: str) -> list[str]:
         """The arrays of a store that exist, as <kind>-<k>, by kind and then number."""

@@ -80,7 +80,7 @@ class ImageTable:
             LofftaError: the file is no image table, or of a newer format.
         """
         try:
-            table = pq.read_table(path, page_checksum_verification=True)
+            table = pq.read_table(pa.BufferReader(path.read_bytes()), page_checksum_verification=True)
             meta = json.loads(table.schema.metadata[_META])
             if meta["format"] > FORMAT:
                 raise ValueError(f"format {meta['format']} is newer than this loffta knows ({FORMAT})")

@@ -39,8 +39,7 @@ def verify(cache: Cache, *, deep: bool = False) -> Iterator[Damage]:
     Args:
         deep: also reads every byte of data; without it the crc32c that stands behind each chunk is compared.
     """
-    arrays = [array for store in cache.stores() for array in store.arrays]
-    for array in [cache.thumbs(), *arrays]:
+    for array in cache.arrays():
         for done in sorted(array.paths.done_folder.glob("u*.parquet")):
             unit = int(done.stem[1:])
             path = array.paths.shard(unit, array.layout.ndim)

@@ -161,7 +161,11 @@ NOISE = Image.fromarray(RNG.integers(0, 256, size=(64, 64, 3), dtype=np.uint8))
         pytest.param(png_header(60000, 60000), "^DecompressionBombError: Image size .* exceeds limit", id="bomb"),
         pytest.param(png_header(13400, 13300), f"^13400 x 13300 pixels, over the limit of {MAX_PIXELS}$", id="large"),
         pytest.param(png_header(0, 10), UNKNOWN, id="no-width"),
-        pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "Error: ", id="postscript"),
+        pytest.param(
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
+            "an EPS file is a program, not an image",
+            id="postscript",
+        ),
     ],
 )
 def test_what_cannot_be_used_gives_its_reason(data, reason):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from loffta.report.text import count, escape, human_bytes, human_seconds, interval, percent, printable, shorten
+from loffta.errors import printable
+from loffta.report.text import count, escape, human_bytes, human_seconds, interval, percent, shorten
 
 
 @pytest.mark.parametrize(
