@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loffta.images.decode import MAX_PIXELS, BadImage, decode
+from loffta.images.decode import MAX_PIXELS, BadImage, decode, one_line
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, size=(5, 7, 3), dtype=np.uint8)
@@ -182,6 +182,12 @@ def test_the_reason_holds_no_address():
         reasons.add(str(caught.value))
     assert len(reasons) == 1
     assert "0x" not in reasons.pop()
+
+
+def test_a_reason_is_one_short_harmless_line():
+    assert one_line("OSError: broken at 0x7f3a2b1c9d00\n\x1b[31m") == "OSError: broken\ufffd\ufffd[31m"
+    assert one_line("a" * 200) == "a" * 200
+    assert one_line("a" * 201) == "a" * 197 + "..."
 
 
 @pytest.mark.parametrize("seed", range(100))

@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 import os
 import socket
@@ -10,7 +11,7 @@ import pytest
 
 from loffta.errors import LofftaError
 from loffta.store import files
-from loffta.store.files import STALE_AFTER_S, create_file, part_name, replace_file, sweep_parts
+from loffta.store.files import STALE_AFTER_S, create_file, part_name, replace_file, sweep_parts, write_guard
 
 from .conftest import names
 
@@ -60,6 +61,31 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(LofftaError, match=r"no space left to write a file .*\n  where:  .*file\n  remedy: free space"):
         write(tmp_path / "file", b"data")  # type: ignore[operator]
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_a_folder_that_may_not_be_written_to(tmp_path: Path, number: int) -> None:
+    with (
+        pytest.raises(LofftaError, match=r"nothing can be written here \(.*\)\n  where:  .*file\n  remedy: make the"),
+        write_guard(tmp_path / "file"),
+    ):
+        raise OSError(number, os.strerror(number))
+
+
+def test_a_limit_on_file_sizes_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LofftaError, match=r"File too large; `ulimit -f`"), write_guard(tmp_path / "file"):
+        raise OSError(errno.EFBIG, "File too large")
+
+
+def test_a_part_that_cannot_be_swept_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stale = part(tmp_path, files._host(), dead_pid())
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert sweep_parts(tmp_path) == []
+    assert stale.exists()
 
 
 def test_other_trouble_is_not_renamed(tmp_path: Path) -> None:
