@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from loffta.errors import printable
+
 json_option = click.option("--json", "as_json", is_flag=True, help="End with the result as one JSON object on stdout.")
 
 
@@ -20,6 +22,11 @@ def emit(result: Mapping[str, Any], as_json: bool) -> None:
     """
     if as_json:
         click.echo(json.dumps(_plain(result), allow_nan=False))
+
+
+def show(line: str) -> None:
+    """One line on stdout, harmless to a terminal whatever names are in it."""
+    click.echo(printable(line))
 
 
 def _plain(value: Any) -> Any:

@@ -19,7 +19,8 @@ from .train import print_results
 def command(run: Path, split: str, cache: Path | None, device: str, as_json: bool) -> None:
     """Measure the trained heads of RUN on a split; results and predictions are written into RUN."""
     from loffta.evaluate import evaluate
+    from loffta.machine import StopFlag
 
-    results = evaluate(run, split, cache_root=cache, device=device)
+    results = evaluate(run, split, cache_root=cache, device=device, stop=StopFlag().listen())
     print_results(results)
     emit(results, as_json)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .common import emit, human_bytes, json_option
+from .common import emit, human_bytes, json_option, show
 
 _SHOWN = 5  # names of bad images a reason; --json gives all
 
@@ -25,19 +25,19 @@ def command(cache: Path, as_json: bool) -> None:
 
     held = take_inventory(Cache.open(cache))
     splits = ", ".join(f"{name} {count}" for name, count in held["splits"].items())
-    click.echo(
+    show(
         f"{held['source']}: {held['images']} images ({splits}), {held['classes']} classes, {held['label_kind']}, "
         f"{len(held['bad'])} bad"
     )
     for reason, keys in by_reason(held["bad"]).items():
-        click.echo(f"  {len(keys)} bad: {reason}: {_first(keys)}")
+        show(f"  {len(keys)} bad: {reason}: {_first(keys)}")
     for store in held["stores"]:
         click.echo("\n" + _head(store))
         for array in store["arrays"]:
             click.echo("  " + _line(array))
     click.echo("\n" + _line(held["thumbnails"]))
     for line in _notes(held):
-        click.echo(line)
+        show(line)
     emit(held, as_json)
 
 
@@ -58,16 +58,22 @@ def _notes(held: dict[str, Any]) -> list[str]:
         f"last {w['age_s']:.0f} s ago"
         for w in held["writers"]
     ]
-    if held["missing_shards"]:
-        from loffta.store.purge import describe_missing
-
-        lines.append(f"MISSING {describe_missing(held['missing_shards'])}")
-        lines.append("    was the file system purged? The same `loffta extract` writes exactly these units anew")
+    lines += _gone_lines(held)
     if held["orphans"]:
         total = sum(orphan["bytes"] for orphan in held["orphans"])
         lines.append(f"{len(held['orphans'])} orphans, {human_bytes(total)}, that serve nobody:")
         lines += [f"  {o['what']}: {o['path']}, {human_bytes(o['bytes'])}" for o in held["orphans"]]
     return ["", *lines] if lines else []
+
+
+def _gone_lines(held: dict[str, Any]) -> list[str]:
+    """What a purge took."""
+    from loffta.store.purge import describe_lost, describe_missing
+
+    gone = [describe_lost(held["lost_metadata"])] if held["lost_metadata"] else []
+    gone += [describe_missing(held["missing_shards"])] if held["missing_shards"] else []
+    lines = [line for text in gone for line in text.splitlines()]
+    return [*lines, "was the file system purged? The `loffta extract` that made it writes it anew"] if lines else []
 
 
 def _first(keys: list[str]) -> str:

@@ -6,6 +6,7 @@ Nothing heavy is imported here, nor for `--help`: torch takes 2.4 s and timm 5 s
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 import click
 
 from loffta import __version__
-from loffta.errors import LofftaError, unknown_name
+from loffta.errors import LofftaError, printable, unknown_name
 
 # name -> (where the click command is, its line in `loffta --help`); in the order of work
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -76,13 +77,16 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the words after `loffta`; None: those of this process.
     """
     options = {"verbose": False}  # filled by `cli`, which has ended when an error arrives here
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: no name of a file may end a command
     try:
         code = cli.main(args, prog_name="loffta", standalone_mode=False, obj=options)
         sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's last breath
     except LofftaError as error:
         if options["verbose"]:
             traceback.print_exception(error)
-        click.echo("\n  note:   ".join([f"error: {error}", *getattr(error, "__notes__", [])]), err=True)
+        message = "\n  note:   ".join([f"error: {error}", *getattr(error, "__notes__", [])])
+        click.echo(printable(message, keep="\n"), err=True)
         return error.exit_code
     except click.ClickException as error:
         error.show()

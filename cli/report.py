@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .common import emit, json_option
+from .common import emit, json_option, show
 
 
 @click.command("report")
@@ -20,5 +20,5 @@ def command(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
     rows = read_rows(runs)
     write_report(runs, out)
     click.echo(format_table(rows))
-    click.echo(f"report: {out}")
+    show(f"report: {out}")
     emit({"report": str(out), "runs": len(rows)}, as_json)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import emit, json_option
+from .common import emit, json_option, show
 
 if TYPE_CHECKING:
+    from loffta.machine import StopFlag
     from loffta.store.cache import Cache
 
 
@@ -31,28 +32,41 @@ def command(
     latter also the weights.
     """
     from loffta.errors import DamageFound
+    from loffta.machine import StopFlag
     from loffta.store.cache import Cache
+    from loffta.store.purge import lost_metadata
     from loffta.store.verify import verify
 
+    stop = StopFlag().listen()
+    looking = "looking for damage; nothing was changed by that"
     opened = Cache.open(cache)
-    found = list(verify(opened, deep=deep))
+    lost = lost_metadata(opened)
+    found = list(stop.each(verify(opened, deep=deep), looking))
     for damage in found:
-        click.echo(f"{damage.array}, unit {damage.unit}: {damage.what} ({damage.path})")
+        show(f"{damage.array}, unit {damage.unit}: {damage.what} ({damage.path})")
+    for name in lost:
+        show(f"{name}: its zarr.json is gone")
     repaired = 0
     if found and repair:
-        from loffta.machine import StopFlag
         from loffta.repair import repair as repair_units
 
-        repaired = repair_units(opened, found, StopFlag().listen())
+        repaired = repair_units(opened, found, stop)
         opened = Cache.open(cache)
-        found = list(verify(opened, deep=deep))
+        found = list(stop.each(verify(opened, deep=deep), looking))
         click.echo(f"{repaired} units written anew")
-    if not found:
+    if not found and not lost:
         click.echo("no damage found" if deep else "no damage found in the checksums; --deep reads every byte")
-    altered = _check_images(opened) if images and not found else []
-    compared = _compare(opened, recompute, device) if recompute and not found else []
-    result = {"damaged": [vars(damage) for damage in found], "deep": deep, "repaired": repaired}
+    sound = not found and not lost
+    altered = _check_images(opened, stop) if images and sound else []
+    compared = _compare(opened, recompute, device, stop) if recompute and sound else []
+    result = {"damaged": [vars(damage) for damage in found], "lost_metadata": lost, "deep": deep, "repaired": repaired}
     emit(result | {"altered_images": altered, "recomputed": compared}, as_json)
+    if lost:
+        raise DamageFound(
+            f"{len(found)} units are damaged, and the zarr.json is gone of {', '.join(lost)}",
+            where=cache,
+            remedy="was the file system purged? Run the `loffta extract` that made them again",
+        )
     if found:
         scales = dict.fromkeys(damage.scales for damage in found if damage.scales is not None)
         useless = [path for path in (*(damage.done for damage in found), *scales) if path.exists()]
@@ -66,19 +80,20 @@ def command(
     _refuse(opened, altered, [entry for entry in compared if not entry["agrees"]])
 
 
-def _check_images(cache: Cache) -> list[dict[str, Any]]:
+def _check_images(cache: Cache, stop: StopFlag) -> list[dict[str, Any]]:
     from loffta.images.sources import open_source
     from loffta.recheck import verify_images
 
-    altered = list(verify_images(cache, open_source(cache.table.source)))
+    looking = "comparing images; nothing was changed by that"
+    altered = list(stop.each(verify_images(cache, open_source(cache.table.source)), looking))
     for image in altered:
-        click.echo(f"row {image.row}, {image.key}: {image.what}")
+        show(f"row {image.row}, {image.key}: {image.what}")
     if not altered:
         click.echo("every image is the one that was extracted")
     return [vars(image) for image in altered]
 
 
-def _compare(cache: Cache, n_images: int, device: str) -> list[dict[str, Any]]:
+def _compare(cache: Cache, n_images: int, device: str, stop: StopFlag) -> list[dict[str, Any]]:
     from loffta import machine
     from loffta.begin import backbone_loader
     from loffta.images.sources import open_source
@@ -86,11 +101,12 @@ def _compare(cache: Cache, n_images: int, device: str) -> list[dict[str, Any]]:
 
     machine.cap_threads()
     load = backbone_loader(machine.resolve_device(device))
-    compared = list(recompute(cache, open_source(cache.table.source), load, n_images))
+    looking = "comparing features; nothing was changed by that"
+    compared = list(stop.each(recompute(cache, open_source(cache.table.source), load, n_images), looking))
     for entry in compared:
         error = f"relative RMS error {entry.relative_rms:.1e} of {entry.tolerance:.0e}, largest {entry.max_abs:.1e}"
         state = f"{'agrees' if entry.agrees else 'DISAGREES'}: {entry.what or error}"
-        click.echo(f"{entry.array}, {entry.tap}: {state} ({entry.images} images, worst {entry.worst})")
+        show(f"{entry.array}, {entry.tap}: {state} ({entry.images} images, worst {entry.worst})")
     return [vars(entry) for entry in compared]
 
 

@@ -23,7 +23,7 @@ from loffta.jobs import Load, choose_specs, describe, make_request, prepare
 from loffta.store.cache import MAX_THUMB_PX, Cache, CachedArray
 from loffta.store.files import sweep_tree
 from loffta.store.paths import THUMB, CachePaths
-from loffta.store.purge import describe_missing, forget_missing
+from loffta.store.purge import describe_lost, describe_missing, forget_missing, lost_metadata
 from loffta.store.table import ImageTable
 from loffta.store.units import Share, count_units
 from loffta.zoo import ZOO
@@ -98,7 +98,7 @@ def begin(
     thumb_px = min(MAX_THUMB_PX, max(b.image_px or MAX_THUMB_PX for b in config.backbones))
     cache = Cache.create(config.cache, listing, unit_images=config.unit_images, thumb_px=thumb_px)
     sweep_tree(cache.paths.root)  # what killed processes left half-written
-    _say_missing(forget_missing(cache))
+    _say_missing(lost_metadata(cache), forget_missing(cache))
     fresh = not cache.paths.target(THUMB).metadata.exists()  # a finished cache is not even touched
     thumbs = cache.extend(cache.thumbs(create=fresh))
     share = Share(*config.share)
@@ -125,10 +125,12 @@ def backbone_loader(device: str | torch.device) -> Load:
     return load
 
 
-def _say_missing(missing: dict[str, list[int]]) -> None:
-    if missing:
+def _say_missing(lost: list[str], missing: dict[str, list[int]]) -> None:
+    if lost or missing:
+        found = [describe_lost(lost)] if lost else []
+        found += [describe_missing(missing)] if missing else []
         print(
-            f"{describe_missing(missing)}\n  was the file system purged? These units are not finished any more; "
+            "\n".join(found) + "\n  was the file system purged? These units are not finished any more; "
             "this command writes anew those of its own stores",
             file=sys.stderr,
             flush=True,

@@ -35,14 +35,17 @@ def evaluate(
     cache_root: Path | None = None,
     device: str = "auto",
     train_seconds: float | None = None,
+    stop: machine.StopFlag | None = None,
 ) -> dict[str, Any]:
     """Evaluates every seed of a finished training.
 
     Args:
         cache_root: where the cache is now; None: where it was in training.
         train_seconds: what the training took; None: what the results of this split said before, if anything.
+        stop: listened to while the heads predict.
     Raises:
         LofftaError: no run, no trained head, or a cache that lacks its features.
+        Stopped: a signal came.
     """
     start = time.monotonic()
     machine.cap_threads()
@@ -55,7 +58,8 @@ def evaluate(
     target = machine.resolve_device(device)
     rows = usable_rows(cache, features, split, partial=config.partial)
     check_labels(cache, rows, split)
-    probabilities = predict(heads, features, rows, batch_size=recipe.batch_size, device=target)
+    with (stop or machine.StopFlag()).at_once(f"evaluating split '{split}'; no results were written"):
+        probabilities = predict(heads, features, rows, batch_size=recipe.batch_size, device=target)
     results = _measure(config, cache, features, rows, probabilities, split)
     if getattr(recipe, "relevance_weight", 0.0) > 0:
         results["relevance"] = relevance(heads)

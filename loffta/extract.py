@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loffta import machine
+from loffta.backbones import Backbone
 from loffta.batch_size import set_batch_sizes
 from loffta.begin import Begun, backbone_loader, begin, settle
 from loffta.calibrate import calibrate
-from loffta.config import ExtractConfig
+from loffta.config import BackboneConfig, ExtractConfig
 from loffta.errors import TooManyBadImages
 from loffta.forward import Job
 from loffta.images.batches import ImageStream, UnitImages, decoding_threads
@@ -86,15 +87,17 @@ def extract(
         LofftaError: another recipe under the same name, a changed image set, no space.
     """
     start = time.monotonic()
-    listing = source.listing()  # before any model is loaded: a faulty table should not cost that wait
-    begun = begin(config, listing, load, only=only, views=views)
+    with stop.at_once("listing the images"):
+        listing = source.listing()  # before any model is loaded: a faulty table should not cost that wait
+    begun = begin(config, listing, _stoppable(load, stop), only=only, views=views)
     if not config.ignore_space:
         check_room(begun.cache, begun.arrays, begun.units, config.limit)
     todo = [unit for unit in begun.units if begun.lacks(unit)]
     if todo:
         print(machine.describe(begun.jobs[0].device), file=sys.stderr)
     n_images = sum(len(begun.rows(unit)) for unit in todo)
-    batch_size = set_batch_sizes(begun.jobs, config.batch_size, n_images)
+    with stop.at_once("looking for the fastest batch size"):
+        batch_size = set_batch_sizes(begun.jobs, config.batch_size, n_images)
     report = Report()
     with (
         Progress("extract", n_images, "images") as progress,
@@ -107,7 +110,6 @@ def extract(
         due = ((unit, begun.rows(unit)) for unit in todo if begun.lacks(unit))  # another process may have written it
         stream = ImageStream(source, begun.cache.table.keys, begun.sizes, pool, due, n_ahead=2 * batch_size)
         for images in stream:
-            stop.check(f"extracting unit {images.unit}; finished units are kept")
             for n_done in _extract_unit(begun, images, batch_size, sink, stop):
                 waiting = f"{stream.waited_s / progress.seconds:.0%} waiting for images"
                 progress.advance(n_done, f"{waiting}, {sink.n_bytes / 1e9:.1f} GB")
@@ -131,17 +133,19 @@ def _extract_unit(
 ) -> Iterator[int]:
     """Decodes one unit once and hands the sink what each job lacks of it; yields how many images are behind it."""
     unit, rows = images.unit, images.rows
+    doing = f"extracting unit {unit}; finished units are kept"
+    stop.check(doing)
     thumb_writer = None if begun.thumbs.has_unit(unit, rows) else sink.open(begun.thumbs, unit)
     work = [(job, [(array, sink.open(array, unit)) for array in job.missing(unit, rows)]) for job in begun.jobs]
-    for batch in images.batches(batch_size):
-        stop.check(f"extracting unit {unit}; finished units are kept")
+    for batch in stop.each(images.batches(batch_size), doing):
         names = [begun.cache.table.keys[row] for row in batch.rows]
         if thumb_writer is not None:
             thumbs = batch.pixels[begun.thumb_geometry]
             sink.append(thumb_writer, batch.rows, functools.partial(_thumb_values, thumbs), names)
         for job, writers in work:
             if writers:
-                for part, found in job.run(batch.pixels[job.geometry], [array for array, _ in writers], names):
+                parts = job.run(batch.pixels[job.geometry], [array for array, _ in writers], names)
+                for part, found in stop.each(parts, doing):
                     for (_, writer), values in zip(writers, found, strict=True):
                         sink.append(writer, batch.rows[part], values.fetch, names[part])
         yield len(batch.rows)
@@ -152,6 +156,16 @@ def _extract_unit(
     for job, writers in work:
         for _, writer in writers:
             sink.commit(writer, images.statuses, {"batch_size": job.batch_size, **made})
+
+
+def _stoppable(load: Load, stop: machine.StopFlag) -> Load:
+    """The same loader, given up at once when a signal comes: it may be a download of gigabytes."""
+
+    def load_or_stop(wanted: BackboneConfig) -> Backbone:
+        with stop.at_once(f"loading {wanted.name}"):
+            return load(wanted)
+
+    return load_or_stop
 
 
 def _thumb_values(pixels: NDArray[np.uint8]) -> Stored:

@@ -20,7 +20,8 @@ from torch import Tensor
 from loffta.errors import DamageFound, LofftaError, UsageError, unknown_name
 from loffta.pooling import pool_mean
 from loffta.store.cache import Cache, CachedArray, Store
-from loffta.store.purge import all_missing_shards, describe_missing
+from loffta.store.paths import TARGETS
+from loffta.store.purge import all_missing_shards, describe_lost, describe_missing, lost_metadata
 from loffta.store.quantise import Scales, dequantise
 from loffta.taps import final_tap, resolve_taps
 from loffta.tokens import KINDS, FeatureSpec, Kind
@@ -88,14 +89,21 @@ def choose_features(cache: Cache, choices: Sequence[str], kind: Kind, *, default
     Raises:
         UsageError: no such store or tap; near names are given.
         LofftaError: a tap that is not stored; the `extract` command that adds it is given.
+        DamageFound: a purge took the zarr.json of what a choice might mean; all such are listed.
     """
     stores = cache.stores()
+    lost = lost_metadata(cache)
+    if not choices:
+        _refuse_lost(cache, lost)
     if not stores:
         raise LofftaError("the cache has no features yet", where=cache.paths.root, remedy="run `loffta extract` first")
     features = []
     for choice in choices or [store.name for store in stores if not store.info.is_view]:
         name, _, taps = choice.partition(":")
-        features += _features_of(cache, _find_store(stores, name, cache), taps or default_taps, kind)
+        store = _find_store(stores, name, cache)
+        if not {part.strip() for part in taps.split(",")} <= {spec.tap for spec in store.info.taps}:
+            _refuse_lost(cache, [array for array in lost if array.startswith(f"{store.name}/")])
+        features += _features_of(cache, store, taps or default_taps, kind)
     return _with_unique_labels(features)
 
 
@@ -133,6 +141,18 @@ def usable_rows(cache: Cache, features: Sequence[Feature], split: str, *, partia
             f"no image of split '{split}' has features", where=cache.paths.root, remedy="run `loffta extract` first"
         )
     return rows[ready[rows]]
+
+
+def _refuse_lost(cache: Cache, lost: Sequence[str]) -> None:
+    """A set of taps or stores must not silently mean fewer than were extracted."""
+    lost = [name for name in lost if not name.startswith(TARGETS)]
+    if lost:
+        raise DamageFound(
+            describe_lost(lost),
+            where=cache.paths.root,
+            remedy="was the file system purged? Run the `loffta extract` that made them again, or name with --features "
+            "STORE:TAPS what is still there",
+        )
 
 
 def _refuse_missing_shards(cache: Cache, features: Sequence[Feature]) -> None:

@@ -14,7 +14,7 @@ from loffta.space import shard_bytes
 from loffta.store.cache import Cache, CachedArray, Store
 from loffta.store.files import find_parts
 from loffta.store.ledger import count_done, done_units
-from loffta.store.purge import all_missing_shards
+from loffta.store.purge import all_missing_shards, lost_metadata
 from loffta.store.scales import has_scales, read_facts
 
 
@@ -34,6 +34,7 @@ def take_inventory(cache: Cache) -> dict[str, Any]:
         "unit_images": cache.unit_images,
         "thumbnails": _weigh(cache, thumbs)[0],
         "stores": [_describe(cache, store) for store in cache.stores()],
+        "lost_metadata": lost_metadata(cache),
         "missing_shards": all_missing_shards(cache.arrays()),
         "writers": [asdict(writer) for writer in find_writers(parts)],
         "orphans": [asdict(orphan) for orphan in find_orphans(cache, parts)],

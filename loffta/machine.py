@@ -6,15 +6,19 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import psutil
 import torch
 
 from loffta.errors import Stopped, UsageError
 
+Item = TypeVar("Item")
 _REPORTED = ("loffta", "torch", "timm", "zarr", "numpy", "pyarrow")
 
 
@@ -115,6 +119,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._in_between: str | None = None  # what may be given up at any place of the code
 
     def listen(self) -> StopFlag:
         """Takes over the signals; only the main thread may call this."""
@@ -132,5 +137,37 @@ class StopFlag:
             name = signal.Signals(self.signal).name
             raise Stopped(f"stopped by {name} while {doing}", where="this process", remedy="run the same command again")
 
+    @contextmanager
+    def at_once(self, doing: str) -> Iterator[None]:
+        """Work that is given up wherever a signal meets it: what takes long and writes nothing.
+
+        Raises:
+            Stopped: as `check`, from any line inside.
+        """
+        self._in_between = doing
+        try:
+            self.check(doing)
+            yield
+            self.check(doing)
+        except Exception:  # a library may have swallowed our exception, or wrapped it in its own
+            self.check(doing)
+            raise
+        finally:
+            self._in_between = None
+
+    def each(self, items: Iterable[Item], doing: str) -> Iterator[Item]:
+        """`items` one by one, the making of each given up `at_once`, but nothing of what is done with it."""
+        iterator = iter(items)
+        while True:
+            with self.at_once(doing):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
+
     def _set(self, number: int, _frame: FrameType | None) -> None:
         self.signal = number
+        if self._in_between is not None:
+            doing, self._in_between = self._in_between, None  # a second signal must not disturb the way out
+            self.check(doing)

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loffta.config import BackboneConfig, ExtractConfig
+from loffta.errors import LofftaError
 from loffta.extract import run
 from loffta.images.geometry import View
 from loffta.machine import StopFlag
 from loffta.store.cache import Cache, Store
-from loffta.store.files import remove_folder
+from loffta.store.files import remove_folder, write_guard
 from loffta.store.verify import Damage
 
 
@@ -29,17 +30,25 @@ def repair(cache: Cache, damages: Sequence[Damage], stop: StopFlag) -> int:
         Stopped: a signal came.
     """
     for damage in damages:
-        damage.done.unlink(missing_ok=True)
-        if damage.scales is not None:
-            remove_folder(damage.scales)
+        with write_guard(damage.done):
+            damage.done.unlink(missing_ok=True)
+            if damage.scales is not None:
+                remove_folder(damage.scales)
     stores = cache.stores()
     hurt = [s for s in stores if any(d.array.startswith(f"{s.name}/") for d in damages)]
     written = 0
-    for store in hurt or stores[:1]:  # thumbnails alone: any store's extraction writes them
-        units = {d.unit for d in damages if d.array.partition("/")[0] in (store.name, "targets")}
-        view = store.info.request["view"]
-        views = [View(view["seed"], view["index"]) if view else None]
-        written += run(request_config(cache, store, damages), stop, only=units, views=views).units
+    try:
+        for store in hurt or stores[:1]:  # thumbnails alone: any store's extraction writes them
+            units = {d.unit for d in damages if d.array.partition("/")[0] in (store.name, "targets")}
+            view = store.info.request["view"]
+            views = [View(view["seed"], view["index"]) if view else None]
+            written += run(request_config(cache, store, damages), stop, only=units, views=views).units
+    except LofftaError as error:
+        error.add_note(
+            "damaged units that are not written yet count as missing now; the `loffta extract` that made the cache "
+            "writes them, also from another SOURCE if the images have moved"
+        )
+        raise
     return written
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from loffta.config import TrainConfig, parse, read_yaml, to_yaml
 from loffta.errors import LofftaError
-from loffta.store.files import replace_file
+from loffta.store.files import replace_file, write_guard
 from loffta.store.recipe import differing_fields
 
 
@@ -75,7 +75,7 @@ class RunLog:
 
     def write(self, line: str, *, show: bool = False) -> None:
         """One line with the local time before it."""
-        with self._path.open("a", encoding="utf-8") as file:
+        with write_guard(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n")
         if show:
             print(line, file=sys.stderr, flush=True)
@@ -184,5 +184,5 @@ def write_predictions(path: Path, columns: Mapping[str, NDArray[Any] | list[Any]
 
 def read_predictions(path: Path) -> dict[str, NDArray[Any]]:
     """The columns of predictions.parquet."""
-    table = pq.read_table(path)
+    table = pq.read_table(pa.BufferReader(path.read_bytes()))  # pyarrow takes no path that is not UTF-8
     return {name: np.asarray(table[name].to_numpy(zero_copy_only=False)) for name in table.column_names}

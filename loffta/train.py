@@ -87,7 +87,7 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
         save_head(paths.head(member.seed), member.head.state_dict())
     seconds = time.monotonic() - start
     log.write(f"trained in {seconds:.1f} s")
-    return evaluate(out, config.test_on, device=config.device, train_seconds=seconds)
+    return evaluate(out, config.test_on, device=config.device, train_seconds=seconds, stop=stop)
 
 
 def _select(config: TrainConfig, cache: Cache, out: Path, stop: machine.StopFlag) -> TrainConfig:
@@ -154,7 +154,10 @@ def _fit(
         groups = parameter_groups(head, recipe.weight_decay)
         members.append(Member(seed, head, torch.optim.AdamW(groups, lr=recipe.lr, fused=device.type != "mps")))
     total = n_steps(len(rows), recipe.batch_size, recipe.epochs)
-    feed = Feed(features, rows, batch_size=recipe.batch_size, device=device, mode=config.feed, seed=config.data_seed)
+    with stop.at_once("reading the features; nothing is kept of an unfinished training"):
+        feed = Feed(
+            features, rows, batch_size=recipe.batch_size, device=device, mode=config.feed, seed=config.data_seed
+        )
     if sum(p.numel() for p in members[0].head.parameters()) * recipe.batch_size < SMALL_STEP:
         torch.set_num_threads(1)
     log.write(f"versions {machine.versions()}, device {device}, {torch.get_num_threads()} threads")

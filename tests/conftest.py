@@ -1,7 +1,22 @@
-"""Settings that must be in the environment before torch is imported, here and in every process that a test starts."""
+"""What every test needs: threads bound before torch is imported, here and in every process that a test starts; and
+the signal handlers of pytest, which commands take over, back after each test."""
 
 import os
+import signal
+
+import pytest
 
 # Tiny tensors gain nothing from 64 threads and lose much; and the same count everywhere gives the same last bits.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "2")
+
+SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers_come_back():
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)

@@ -1,10 +1,14 @@
 """CPUs, memory and devices as a job sees them."""
 
+import contextlib
+import signal
+
 import psutil
 import pytest
 
 from loffta import machine
-from loffta.errors import UsageError
+from loffta.errors import LofftaError, Stopped, UsageError
+from loffta.machine import StopFlag
 
 
 @pytest.fixture(params=["v1", "v2"])
@@ -69,3 +73,80 @@ def test_slurm_tells_the_cpus(monkeypatch, told, expected):
 def test_a_device_that_is_not_there(name):
     with pytest.raises(UsageError, match=rf"device '{name}' cannot be used(.|\n)*use auto, cpu, cuda or mps"):
         machine.resolve_device(name)
+
+
+def send(number):
+    return signal.raise_signal(number)
+
+
+@pytest.fixture
+def stop():
+    return StopFlag().listen()
+
+
+def test_at_once_gives_up_anywhere_inside_and_nowhere_else(stop):
+    reached = []
+
+    def load():
+        with stop.at_once("loading it"):
+            reached.append("before")
+            send(signal.SIGUSR1)
+            reached.append("after")
+
+    with pytest.raises(Stopped, match="stopped by SIGUSR1 while loading it") as caught:
+        load()
+    assert reached == ["before"]
+    assert caught.value.exit_code == 75
+    send(signal.SIGUSR2)  # outside: a flag and no more
+    with pytest.raises(Stopped, match="SIGUSR2 while x"), stop.at_once("x"):
+        pytest.fail("begun, though a signal had come")
+
+
+def wrap():
+    try:
+        send(signal.SIGTERM)
+    except Exception as error:
+        raise LofftaError("cannot fetch", where="hub", remedy="try later") from error
+
+
+def swallow():
+    with contextlib.suppress(Exception):
+        send(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("library", [wrap, swallow])
+def test_at_once_is_not_fooled_by_what_a_library_makes_of_it(stop, library):
+    with pytest.raises(Stopped, match="SIGTERM while asking the hub"), stop.at_once("asking the hub"):
+        library()
+
+
+def test_other_errors_pass_through_at_once(stop):
+    with pytest.raises(ZeroDivisionError), stop.at_once("x"):
+        raise ZeroDivisionError
+
+
+def test_each_gives_up_the_making_of_an_item(stop):
+    def make():
+        yield 1
+        yield 2
+        send(signal.SIGINT)
+        pytest.fail("went on")
+
+    used = []
+    with pytest.raises(Stopped, match="SIGINT while counting"):
+        used.extend(stop.each(make(), "counting"))
+    assert used == [1, 2]
+    assert list(StopFlag().each([1, 2, 3], "counting")) == [1, 2, 3]
+
+
+def test_each_lets_the_use_of_an_item_end(stop):
+    used = []
+
+    def use():
+        for item in stop.each([1, 2], "counting"):
+            send(signal.SIGINT)
+            used.append(item)
+
+    with pytest.raises(Stopped):
+        use()
+    assert used == [1]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loffta.images.decode import BadImage, decode
+from loffta.images.decode import BadImage, decode, one_line
 from loffta.images.geometry import PixelGeometry, to_square
 from loffta.images.sources import ImageSource
 from loffta.store.ledger import BAD, OK, ImageStatus
@@ -147,7 +147,7 @@ class ImageStream:
             data = self._source.read(key)
             pixels = decode(data)
         except (BadImage, OSError) as error:
-            reason = str(error) if isinstance(error, BadImage) else f"cannot be read: {error}"
+            reason = str(error) if isinstance(error, BadImage) else one_line(f"cannot be read: {error}")
             return _Decoded(ImageStatus(row, BAD, reason), {})
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
         status = ImageStatus(row, OK, "", pixels.shape[1], pixels.shape[0], digest)

@@ -6,11 +6,16 @@ In: the bytes of one file.   Out: [H, W, 3] uint8, or BadImage with the reason. 
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from loffta.errors import printable
+
+MAX_REASON = 200  # characters
+_ADDRESS = re.compile(r"(?: at)? 0x[0-9a-f]{6,}")  # reasons must not differ from run to run
 MAX_PIXELS = 178_000_000  # a bomb above this; PIL itself refuses 178,956,970, real photographs end near 150 million
 
 
@@ -30,6 +35,8 @@ def decode(data: bytes) -> NDArray[np.uint8]:
         raise BadImage("empty file")
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if image.format == "EPS":  # Pillow would run Ghostscript on it
+                raise BadImage("an EPS file is a program, not an image")
             if image.width * image.height > MAX_PIXELS:
                 raise BadImage(f"{image.width} x {image.height} pixels, over the limit of {MAX_PIXELS}")
             image.load()
@@ -39,7 +46,13 @@ def decode(data: bytes) -> NDArray[np.uint8]:
     except UnidentifiedImageError as error:  # whose text holds an address in memory: reasons must not differ by run
         raise BadImage("not an image of a known format") from error
     except Exception as error:  # decoders of damaged files raise nearly anything
-        raise BadImage(f"{type(error).__name__}: {error}") from error
+        raise BadImage(one_line(f"{type(error).__name__}: {error}")) from error
+
+
+def one_line(text: str) -> str:
+    """A reason as it is kept and printed: no control characters, which files can put into error texts, and not long."""
+    clean = printable(_ADDRESS.sub("", text))
+    return clean if len(clean) <= MAX_REASON else clean[: MAX_REASON - 3] + "..."
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from loffta.errors import UsageError
+from loffta.errors import UsageError, printable
 
 _SYNONYMS = {
     "train": ("train", "training"),
@@ -189,4 +189,4 @@ def existing(text: str, *, source: str, folder: bool) -> Path:
 
 def say(line: str) -> None:
     """One line to the user, beside the results."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)

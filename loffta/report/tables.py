@@ -16,10 +16,10 @@ from typing import Any
 from rich.cells import cell_len, set_cell_size
 
 from loffta.config import TrainConfig
-from loffta.errors import LofftaError, UsageError
+from loffta.errors import LofftaError, UsageError, printable
 from loffta.features import choose_features
 from loffta.heads import find_head
-from loffta.report.text import NONE, human_bytes, human_seconds, interval, percent, printable
+from loffta.report.text import NONE, human_bytes, human_seconds, interval, percent
 from loffta.runs import RunPaths, open_run, read_results
 from loffta.store.cache import Cache
 

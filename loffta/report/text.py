@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import html
 
+from loffta.errors import printable
+
 _NBSP = "\N{NO-BREAK SPACE}"
 NONE = "\N{EN DASH}"  # stands where there is no value
-
-
-def printable(text: object) -> str:
-    """`text` with every control, bidirectional and lone surrogate character made visible as U+FFFD."""
-    return "".join(c if c.isprintable() or c == _NBSP else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
 def escape(text: object) -> str:

@@ -218,6 +218,8 @@ class Cache:
         layout = image_layout(len(self.table), shape, np.uint8, self.unit_images, kind=THUMB)
         if create:
             create_file(paths.metadata, layout.to_json())
+        elif not paths.metadata.exists():
+            return CachedArray(paths, layout)  # purged; it says nothing that the cache does not know
         return self._array(paths)
 
     def extend(self, array: CachedArray) -> CachedArray:

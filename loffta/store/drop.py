@@ -11,7 +11,7 @@ from pathlib import Path
 
 from loffta.errors import LofftaError, unknown_name
 from loffta.store.cache import Cache, CachedArray, Store
-from loffta.store.files import remove_folder, sweep_parts, sync_folder
+from loffta.store.files import remove_folder, sweep_parts, sync_folder, write_guard
 
 
 def find_target(cache: Cache, target: str) -> tuple[Store, list[CachedArray]]:
@@ -50,8 +50,9 @@ def drop(cache: Cache, store: Store, arrays: list[CachedArray]) -> None:
     for folder in [cache.paths.done_store(store.name)] if whole else [array.paths.done_folder for array in arrays]:
         _remove(folder)
     for array in arrays:
-        remove_folder(array.paths.scales)  # before zarr.json: the next array of this name must not find them
-        array.paths.metadata.unlink(missing_ok=True)
+        with write_guard(array.paths.metadata):
+            remove_folder(array.paths.scales)  # before zarr.json: the next array of this name must not find them
+            array.paths.metadata.unlink(missing_ok=True)
         _remove(array.paths.folder)
     if whole:
         for folder in (path for path in cache.paths.store(store.name).iterdir() if path.is_dir()):
@@ -70,5 +71,6 @@ def _refuse_writers(array: CachedArray) -> None:
 
 def _remove(folder: Path) -> None:
     if folder.is_dir():
-        shutil.rmtree(folder)
+        with write_guard(folder):
+            shutil.rmtree(folder)
         sync_folder(folder.parent)

@@ -13,7 +13,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,8 @@ import psutil
 from loffta.errors import LofftaError
 
 _PART = re.compile(r"\..+\.(?P<host>[A-Za-z0-9-]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.part")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 STALE_AFTER_S = 24 * 3600  # a part of another host: its process cannot be asked, so only age tells
 
 
@@ -31,17 +33,28 @@ def part_name(final: Path) -> Path:
 
 
 @contextmanager
-def space_guard(final: Path) -> Iterator[None]:
-    """Turns a full disk, inode table or quota met while writing `final` into an error that says what to do."""
+def write_guard(final: Path) -> Iterator[None]:
+    """Turns what may forbid to write or delete `final` into an error that says what to do.
+
+    Raises:
+        LofftaError: a full disk, inode table or quota, a limit on file sizes, a folder that is read-only.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in _REFUSED:
+            raise LofftaError(
+                f"nothing can be written here ({os.strerror(error.errno)})",
+                where=final,
+                remedy="make the folder writable, or name another one; what is there can be read as it is",
+            ) from error
+        if error.errno not in _FULL:
             raise
+        limit = "; `ulimit -f` says how large one may be" if error.errno == errno.EFBIG else ""
         raise LofftaError(
-            f"no space left to write a file ({os.strerror(error.errno)})",
+            f"no space left to write a file ({os.strerror(error.errno)}{limit})",
             where=final,
-            remedy="free space or raise the quota, then run the same command again: finished units are kept",
+            remedy="free space or raise the quota, then run the same command again: what is finished is kept",
         ) from error
 
 
@@ -58,7 +71,7 @@ def replace_file(path: Path, data: bytes) -> None:
     """Writes `data` to `path` durably; a reader sees the old file or the new one, never part of one."""
     part = _write_part(path, data)
     try:
-        with space_guard(path):
+        with write_guard(path):
             part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -73,7 +86,7 @@ def create_file(path: Path, data: bytes) -> bool:
     """
     part = _write_part(path, data)
     try:
-        with space_guard(path):
+        with write_guard(path):
             os.link(part, path)  # the one call that is exclusive on local disks, NFS and Lustre alike
     except FileExistsError:
         return False
@@ -93,7 +106,7 @@ def create_folder(path: Path, files: Mapping[Path, bytes]) -> bool:
     """
     part = part_name(path)
     try:
-        with space_guard(path):
+        with write_guard(path):
             for final, data in files.items():
                 place = part / final.relative_to(path)
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +171,7 @@ def find_parts(root: Path) -> list[Part]:
 
 
 def sweep_parts(folder: Path) -> list[Path]:
-    """Deletes what dead writers left in `folder`; a living writer's part stays.
+    """Deletes what dead writers left in `folder`; a living writer's part stays, and what may not be deleted.
 
     Returns:
         The files and folders deleted.
@@ -167,11 +180,12 @@ def sweep_parts(folder: Path) -> list[Path]:
     for path in folder.glob(".*.part"):
         match = _PART.fullmatch(path.name)
         if match and _is_stale(path, match["host"], int(match["pid"])):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)  # another process may sweep it as well
-            else:
-                path.unlink(missing_ok=True)
-            swept.append(path)
+            with suppress(OSError):  # a read-only cache is used as it is
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)  # another process may sweep it as well
+                else:
+                    path.unlink(missing_ok=True)
+                swept.append(path)
     return swept
 
 
@@ -186,14 +200,15 @@ def sweep_tree(root: Path) -> None:
 def _write_part(path: Path, data: bytes) -> Path:
     part = part_name(path)
     try:
-        with space_guard(path):
+        with write_guard(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
     except BaseException:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only file system this is refused, too
+            part.unlink(missing_ok=True)
         raise
     return part
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 THUMB = "thumb"
+TARGETS = "targets"
 _ARRAY_NAME = re.compile(r"(grid|prefix|mean)-(\d+)")
 
 
@@ -100,7 +101,7 @@ class CachePaths:
 
     def target(self, name: str) -> ArrayPaths:
         """An array that belongs to the images, not to a backbone."""
-        return ArrayPaths(f"targets/{name}", self.root / "targets" / name, self.done / "targets" / name)
+        return ArrayPaths(f"{TARGETS}/{name}", self.root / TARGETS / name, self.done / TARGETS / name)
 
     def array_names(self, store: str) -> list[str]:
         """The arrays of a store that exist, as <kind>-<k>, by kind and then number."""

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from loffta.store.cache import Cache, CachedArray
+from loffta.store.files import write_guard
 from loffta.store.ledger import done_units
+from loffta.store.paths import TARGETS
 
 
 def missing_shards(array: CachedArray) -> list[int]:
     """Finished units whose shard is not there, in order."""
     units = done_units(array.paths)  # first: a writer puts the shard in place before its done file
-    names = {path.name for path in array.paths.folder.iterdir()}
+    names = {path.name for path in array.paths.folder.glob("c.*")}  # none where the folder is gone, too
     return [unit for unit in units if array.paths.shard(unit, array.layout.ndim).name not in names]
 
 
@@ -31,18 +33,47 @@ def describe_missing(missing: Mapping[str, Sequence[int]]) -> str:
     return "\n    ".join([f"{n_shards} shards of finished units are gone:", *lines])
 
 
+def lost_metadata(cache: Cache) -> list[str]:
+    """Stores and arrays that have done files but no zarr.json any more: `<store>`, `<store>/<kind>-<k>`, `targets/...`.
+
+    Nothing else shows that they were there: commands would go on with fewer backbones or taps than there are.
+    """
+    folders = sorted(path.parent for path in cache.paths.done.glob("*/*/u*.parquet"))
+    lost = []
+    for folder in dict.fromkeys(folders):
+        owner, name = folder.parent.name, folder.name
+        known = cache.paths.target(name) if owner == TARGETS else cache.paths.array(owner, name)
+        if owner != TARGETS and not cache.paths.store_metadata(owner).exists():
+            lost.append(owner)
+        if not known.metadata.exists():
+            lost.append(known.name)
+    return list(dict.fromkeys(lost))
+
+
+def describe_lost(lost: Sequence[str]) -> str:
+    """All of `lost_metadata`, one a line."""
+    return "\n    ".join(["the zarr.json is gone of", *lost])
+
+
 def forget_missing(cache: Cache) -> dict[str, list[int]]:
     """Deletes the done files of all units whose shard is gone, so that `extract` writes exactly these anew.
+
+    Those of an array without its zarr.json go too: nobody knows of which taps they speak.
 
     Returns:
         What was missing, by array.
     """
+    for name in lost_metadata(cache):
+        for done in (cache.paths.done / name).glob("u*.parquet"):  # a lost store has none of its own
+            with write_guard(done):
+                done.unlink(missing_ok=True)
     arrays = [*cache.arrays()]
     missing = all_missing_shards(arrays)
     for array in arrays:
         for unit in missing.get(array.paths.name, []):
             if not array.paths.shard(unit, array.layout.ndim).exists():  # else another process has just written it
-                array.paths.done(unit).unlink(missing_ok=True)
+                with write_guard(array.paths.done(unit)):
+                    array.paths.done(unit).unlink(missing_ok=True)
     return missing
 
 

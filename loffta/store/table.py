@@ -116,7 +116,8 @@ class ImageTable:
             LofftaError: the file is no image table, or of a newer format.
         """
         try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:  # read_table imports pandas
+            data = pa.BufferReader(path.read_bytes())  # pyarrow takes no path that is not UTF-8
+            with pq.ParquetFile(data, page_checksum_verification=True) as file:  # read_table imports pandas
                 table = file.read()
             meta = json.loads(table.schema.metadata[_META])
             if meta["format"] > FORMAT:

@@ -342,7 +342,7 @@ def test_extract_and_verify_from_end_to_end(tmp_path):
         return json.loads(result.stdout.splitlines()[-1])
 
     assert loffta("extract", "demo:digits", "--cache", "c", *VIT, *SMALL, "--json")["images"] == 6
-    nothing = {"damaged": [], "repaired": 0, "altered_images": [], "recomputed": []}
+    nothing = {"damaged": [], "lost_metadata": [], "repaired": 0, "altered_images": [], "recomputed": []}
     assert loffta("verify", "c", "--deep", "--json") == {"deep": True, **nothing}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loffta.images.decode import MAX_PIXELS, BadImage, decode
+from loffta.images.decode import MAX_PIXELS, BadImage, decode, one_line
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, size=(5, 7, 3), dtype=np.uint8)
@@ -161,7 +161,11 @@ NOISE = Image.fromarray(RNG.integers(0, 256, size=(64, 64, 3), dtype=np.uint8))
         pytest.param(png_header(60000, 60000), "^DecompressionBombError: Image size .* exceeds limit", id="bomb"),
         pytest.param(png_header(13400, 13300), f"^13400 x 13300 pixels, over the limit of {MAX_PIXELS}$", id="large"),
         pytest.param(png_header(0, 10), UNKNOWN, id="no-width"),
-        pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "Error: ", id="postscript"),
+        pytest.param(
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
+            "an EPS file is a program, not an image",
+            id="postscript",
+        ),
     ],
 )
 def test_what_cannot_be_used_gives_its_reason(data, reason):
@@ -178,6 +182,12 @@ def test_the_reason_holds_no_address():
         reasons.add(str(caught.value))
     assert len(reasons) == 1
     assert "0x" not in reasons.pop()
+
+
+def test_a_reason_is_one_short_harmless_line():
+    assert one_line("OSError: broken at 0x7f3a2b1c9d00\n\x1b[31m") == "OSError: broken\ufffd\ufffd[31m"
+    assert one_line("a" * 200) == "a" * 200
+    assert one_line("a" * 201) == "a" * 197 + "..."
 
 
 @pytest.mark.parametrize("seed", range(100))

@@ -21,6 +21,7 @@ from loffta.store.files import (
     replace_file,
     sweep_parts,
     sweep_tree,
+    write_guard,
 )
 
 from .conftest import names
@@ -71,6 +72,31 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(LofftaError, match=r"no space left to write a file .*\n  where:  .*file\n  remedy: free space"):
         write(tmp_path / "file", b"data")  # type: ignore[operator]
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_a_folder_that_may_not_be_written_to(tmp_path: Path, number: int) -> None:
+    with (
+        pytest.raises(LofftaError, match=r"nothing can be written here \(.*\)\n  where:  .*file\n  remedy: make the"),
+        write_guard(tmp_path / "file"),
+    ):
+        raise OSError(number, os.strerror(number))
+
+
+def test_a_limit_on_file_sizes_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LofftaError, match=r"File too large; `ulimit -f`"), write_guard(tmp_path / "file"):
+        raise OSError(errno.EFBIG, "File too large")
+
+
+def test_a_part_that_cannot_be_swept_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stale = part(tmp_path, files._host(), dead_pid())
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert sweep_parts(tmp_path) == []
+    assert stale.exists()
 
 
 def test_other_trouble_is_not_renamed(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from loffta_cli.main import main
 from loffta.extract import extract
 from loffta.machine import StopFlag
 from loffta.store.cache import Cache
-from loffta.store.purge import all_missing_shards, describe_missing, forget_missing, missing_shards
+from loffta.store.purge import all_missing_shards, describe_missing, forget_missing, lost_metadata, missing_shards
 from tests.caches import toy_cache
 from tests.fakes import FakeBackbone, PngSource, cache_files, fake_config
 
@@ -103,6 +103,31 @@ def test_a_shard_that_another_process_has_just_written_keeps_its_done_file(root,
     monkeypatch.setattr("loffta.store.purge.all_missing_shards", list_then_write)
     assert forget_missing(cache) == missing
     assert array.paths.done(1).exists()
+
+
+def test_metadata_that_is_lost_is_listed_and_made_anew(root, sound, capsys):
+    cache = Cache.open(root)
+    store = cache.stores()[0].name
+    assert lost_metadata(cache) == []
+    for path in (f"stores/{store}/grid-0", f"stores/{store}/mean-1", "targets/thumb"):
+        (root / path / "zarr.json").unlink()
+    lost = [f"{store}/grid-0", f"{store}/mean-1", "targets/thumb"]
+    assert sorted(lost_metadata(Cache.open(root))) == sorted(lost)
+    assert fill(root).units == 5
+    err = capsys.readouterr().err
+    assert all(f"\n    {name}\n" in err for name in lost)
+    assert cache_files(root) == cache_files(sound)
+    assert lost_metadata(Cache.open(root)) == []
+
+
+def test_named_taps_are_trained_on_whatever_else_is_lost(tmp_path, capsys):
+    cache = toy_cache(tmp_path / "cache")
+    next(cache.paths.root.glob("stores/*/grid-1/zarr.json")).unlink()
+    words = ["train", str(cache.paths.root), "--head", "combo", "--set", "epochs=1", "--set", "width=8"]
+    for choice in ([], ["--features", "good"], ["--features", "good:all"]):
+        assert main([*words, *choice, "--out", str(tmp_path / "run")]) == 4
+        assert "the zarr.json is gone of\n    good-" in capsys.readouterr().err
+    assert main([*words, "--features", "good:a.0", "--out", str(tmp_path / "run")]) == 0
 
 
 @pytest.mark.parametrize("partial", [[], ["--partial"]])

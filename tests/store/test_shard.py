@@ -116,7 +116,7 @@ except LofftaError as error:
 
 def test_a_full_disk_gives_one_clear_error_and_no_torn_file(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("9 no space left to write a file (File too large)")
+    assert done.stdout.startswith("9 no space left to write a file (File too large; `ulimit -f`")
     assert f"where:  {tmp_path / 'c.0'}" in done.stdout
     assert "remedy: free space or raise the quota, then run the same command again" in done.stdout
     assert names(tmp_path) == []

@@ -233,10 +233,9 @@ def test_a_full_disk(tmp_path: Path, limit: int) -> None:
     paths.folder.mkdir(parents=True)
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path), str(limit)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("1 no space left to write a file (File too large)")
-    assert (
-        "remedy: free space or raise the quota, then run the same command again: finished units are kept" in done.stdout
-    )
+    assert done.stdout.startswith("1 no space left to write a file (File too large; `ulimit -f` says how large one")
+    remedy = "remedy: free space or raise the quota, then run the same command again: what is finished is kept"
+    assert remedy in done.stdout
     assert names(paths.folder) == (
         [] if limit < 420 else ["c.0.0.0.0.0"]
     )  # a whole shard without a done file is no harm
