@@ -80,14 +80,14 @@ class Job:
         self, pixels: NDArray[np.uint8], arrays: Sequence[CachedArray], keys: Sequence[str]
     ) -> Iterator[tuple[slice, list[Tensor]]]:
         """As `run`, before anything is cast: per array [B, L, ...] float32 on the job's device."""
-        return self._in_parts(pixels, arrays, keys, lambda _, tokens: tokens)
+        return self._in_parts(pixels, arrays, keys, lambda _, taps: torch.stack(taps, dim=1))
 
     def _in_parts(
         self,
         pixels: NDArray[np.uint8],
         arrays: Sequence[CachedArray],
         keys: Sequence[str],
-        finish: Callable[[CachedArray, Tensor], Result],
+        finish: Callable[[CachedArray, list[Tensor]], Result],
     ) -> Iterator[tuple[slice, list[Result]]]:
         taps = self.taps_of(arrays)
         start = 0
@@ -107,15 +107,15 @@ class Job:
         taps = {tap for array in arrays for tap in array.taps}
         return [spec.tap for spec in self.store.info.taps if spec.tap in taps]
 
-    def _gather(self, array: CachedArray, tokens: dict[str, TapTokens]) -> Tensor:
-        """[B, L, ...] of the array's kind, its taps in order."""
+    def _gather(self, array: CachedArray, tokens: dict[str, TapTokens]) -> list[Tensor]:
+        """[B, ...] of the array's kind, per tap in the array's order."""
+        taps = [tokens[tap] for tap in array.taps]
         if array.kind == "prefix":
-            return torch.stack([tokens[tap].prefix for tap in array.taps], dim=1)
-        grids = torch.stack([tokens[tap].grid for tap in array.taps], dim=1)
+            return [tap.prefix for tap in taps]
         if array.kind == "mean":
-            return pool_mean(grids)
+            return [pool_mean(tap.grid) for tap in taps]
         pool = self.store.info.recipe["pool"]
-        return pool_grid(grids, *pool) if pool else grids
+        return [pool_grid(tap.grid, *pool) if pool else tap.grid for tap in taps]
 
     def _halve(self, n_images: int, key: str, error: torch.OutOfMemoryError) -> None:
         """After an out-of-memory error with `n_images` at once."""

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from loffta_cli.main import main
+from PIL import Image, ImageOps
 
 from loffta.errors import LofftaError
 from loffta.extract import extract
@@ -85,7 +86,9 @@ def test_one_altered_image_is_named(cache):
 
 def test_swapped_preprocessing_is_found(cache, monkeypatch):
     real = batches.to_square
-    monkeypatch.setattr(batches, "to_square", lambda pixels, *rest: real(pixels[:, :, ::-1], *rest))  # BGR
+    monkeypatch.setattr(
+        batches, "to_square", lambda image, *rest: real(Image.merge("RGB", image.split()[::-1]), *rest)
+    )  # BGR
     assert not any(c.agrees for c in compare(cache))
 
 
@@ -186,7 +189,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     told = json.loads(out.splitlines()[-1])["recomputed"]
     assert [(c["images"], c["agrees"]) for c in told] == [(3, True)] * 2
     real = batches.to_square
-    monkeypatch.setattr(batches, "to_square", lambda pixels, *rest: real(pixels[::-1], *rest))
+    monkeypatch.setattr(batches, "to_square", lambda image, *rest: real(ImageOps.flip(image), *rest))
     assert main(["verify", str(root), "--recompute", "3", "--device", "cpu"]) == 4
     out, err = capsys.readouterr()
     assert "/mean-0, blocks.5: DISAGREES: relative RMS error" in out

@@ -145,10 +145,10 @@ class ImageStream:
         key = self._keys[row]
         try:
             data = self._source.read(key)
-            pixels = decode(data)
+            image = decode(data)
         except (BadImage, OSError) as error:
             reason = str(error) if isinstance(error, BadImage) else one_line(f"cannot be read: {error}")
             return _Decoded(ImageStatus(row, BAD, reason), {})
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-        status = ImageStatus(row, OK, "", pixels.shape[1], pixels.shape[0], digest)
-        return _Decoded(status, {size: to_square(pixels, size, key) for size in self._sizes})
+        status = ImageStatus(row, OK, "", image.width, image.height, digest)
+        return _Decoded(status, {size: to_square(image, size, key) for size in self._sizes})

@@ -1,6 +1,7 @@
-"""Turns encoded image bytes into uint8 RGB pixels, whatever the file holds.
+"""Turns encoded image bytes into an RGB image, whatever the file holds.
 
-In: the bytes of one file.   Out: [H, W, 3] uint8, or BadImage with the reason. Called by `extract` from threads.
+In: the bytes of one file.   Out: a Pillow image of 3 x 8 bits, or BadImage with the reason. Called from threads: the
+image goes on to `geometry` as it is, for a copy to an array and back would hold the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import io
 import re
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from loffta.errors import printable
@@ -23,11 +23,11 @@ class BadImage(Exception):
     """One image that cannot be used; the text is its reason, and the run goes on."""
 
 
-def decode(data: bytes) -> NDArray[np.uint8]:
+def decode(data: bytes) -> Image.Image:
     """Decodes one image: EXIF orientation applied, 16-bit scaled to 8, transparency shown on black.
 
     Returns:
-        [H, W, 3] uint8 RGB.
+        It in mode RGB, loaded.
     Raises:
         BadImage: empty, truncated, not an image, or over MAX_PIXELS.
     """
@@ -40,7 +40,8 @@ def decode(data: bytes) -> NDArray[np.uint8]:
             if image.width * image.height > MAX_PIXELS:
                 raise BadImage(f"{image.width} x {image.height} pixels, over the limit of {MAX_PIXELS}")
             image.load()
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except BadImage:
         raise
     except UnidentifiedImageError as error:  # whose text holds an address in memory: reasons must not differ by run
@@ -61,4 +62,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

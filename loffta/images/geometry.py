@@ -1,6 +1,6 @@
 """How a decoded image becomes the square of pixels that a backbone wants: squashed, cropped, or seen as a random view.
 
-In: [H, W, 3] uint8 and a PixelGeometry, which is part of the recipe.   Out: [S, S, 3] uint8. Called from threads.
+In: an RGB image and a PixelGeometry, which is part of the recipe.   Out: [S, S, 3] uint8. Called from threads.
 """
 
 from __future__ import annotations
@@ -55,13 +55,12 @@ class ViewBox(NamedTuple):
     mirrored: bool
 
 
-def to_square(pixels: NDArray[np.uint8], geometry: PixelGeometry, key: str) -> NDArray[np.uint8]:
-    """[H, W, 3] to [S, S, 3], with PIL's antialiased filter.
+def to_square(image: Image.Image, geometry: PixelGeometry, key: str) -> NDArray[np.uint8]:
+    """An RGB image as [S, S, 3], by PIL's antialiased filter.
 
     Args:
         key: the image's name, from which a view is drawn.
     """
-    image = Image.fromarray(pixels)
     side, resample = geometry.image_px, _FILTERS[geometry.interpolation]
     if geometry.view is not None:
         box = view_box(geometry.view, key, image.width, image.height)

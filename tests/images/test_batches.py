@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from loffta.images.batches import ImageStream, decoding_threads
 from loffta.images.decode import decode
@@ -36,7 +37,9 @@ def test_batches_do_not_depend_on_threads(n_threads, batch_size):
     assert [b.rows for b in batches] == [good[i : i + batch_size] for i in range(0, len(good), batch_size)]
     for geometry in SIZES:
         pixels = np.concatenate([b.pixels[geometry] for b in batches])
-        assert np.array_equal(pixels, np.stack([to_square(picture(row), geometry, "") for row in good]))
+        assert np.array_equal(
+            pixels, np.stack([to_square(Image.fromarray(picture(row)), geometry, "") for row in good])
+        )
     assert set(source.reads.values()) == {1}
     assert [s.row for s in images.statuses] == list(rows)
 
@@ -53,7 +56,7 @@ def test_statuses():
             assert (status.status, status.width, status.height, status.blake2b) == (BAD, 0, 0, "")
         else:
             data = source.encoded(status.row)
-            height, width, _ = decode(data).shape
+            width, height = decode(data).size
             digest = hashlib.blake2b(data, digest_size=16).hexdigest()
             assert (status.status, status.reason) == (OK, "")
             assert (status.width, status.height, status.blake2b) == (width, height, digest)
@@ -125,8 +128,6 @@ def test_decoding_threads_leave_the_filters_as_they_were():
 def test_what_pil_warns_of_is_no_bad_image():
     """A palette whose transparency is given in bytes: PIL warns, and pytest would make it an error."""
     import io
-
-    from PIL import Image
 
     image = Image.fromarray(np.array([[0, 1]], dtype=np.uint8)).convert("P")
     image.putpalette([10, 20, 30, 40, 50, 60])

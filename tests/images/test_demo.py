@@ -11,6 +11,11 @@ from loffta.images.decode import decode
 from loffta.images.demo import Digits, open_demo
 
 
+def pixels_of(data):
+    """[H, W, 3] as decoded."""
+    return np.asarray(decode(data))
+
+
 def test_digits_are_scikit_learns():
     theirs, source = load_digits(), open_demo("digits")
     table = source.listing()
@@ -24,7 +29,7 @@ def test_digits_are_scikit_learns():
     for key, size, grey in zip(table.keys, table.sizes.tolist(), theirs.images, strict=True):
         data = source.read(key)
         assert len(data) == size
-        pixels = decode(data)
+        pixels = pixels_of(data)
         assert np.array_equal(pixels, np.repeat(np.rint(grey * 255 / 16)[..., None], 3, axis=2))
 
 

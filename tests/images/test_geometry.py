@@ -20,7 +20,7 @@ RGB = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
 @pytest.mark.parametrize("px", [3, 7, 16])
 def test_squash_equals_pil(px, interpolation):
     filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-    found = to_square(RGB, PixelGeometry(px, interpolation=interpolation), "a")
+    found = to_square(Image.fromarray(RGB), PixelGeometry(px, interpolation=interpolation), "a")
     assert np.array_equal(found, np.asarray(Image.fromarray(RGB).resize((px, px), filters[interpolation])))
     assert found.shape == (px, px, 3)
 
@@ -28,7 +28,7 @@ def test_squash_equals_pil(px, interpolation):
 def test_squash_down_is_antialiased():
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    assert np.abs(to_square(stripes, PixelGeometry(8), "a").astype(int) - 127).max() <= 8
+    assert np.abs(to_square(Image.fromarray(stripes), PixelGeometry(8), "a").astype(int) - 127).max() <= 8
 
 
 @pytest.mark.parametrize("shape", [(37, 53), (53, 37), (40, 40), (300, 200), (17, 400), (33, 34)])
@@ -42,7 +42,7 @@ def test_crop_equals_timm(shape, interpolation, px, crop_pct, crop_mode):
     )
     expected = (transform(Image.fromarray(image)) * 255).round().byte().permute(1, 2, 0).numpy()
     geometry = PixelGeometry(px, "crop", interpolation, crop_pct, crop_mode)
-    assert np.array_equal(to_square(image, geometry, "a"), expected)
+    assert np.array_equal(to_square(Image.fromarray(image), geometry, "a"), expected)
 
 
 def test_every_crop_mode_of_timm_has_a_name_here():
@@ -73,7 +73,9 @@ def test_view_is_the_crop_that_its_box_names(interpolation):
         left, top, w, h, flip = draw(view, "some/image.png", 53, 37)
         part = RGB[top : top + h, left : left + w]
         expected = np.asarray(Image.fromarray(part).resize((16, 16), resample))
-        found = to_square(RGB, PixelGeometry(16, interpolation=interpolation, view=view), "some/image.png")
+        found = to_square(
+            Image.fromarray(RGB), PixelGeometry(16, interpolation=interpolation, view=view), "some/image.png"
+        )
         assert np.array_equal(found, expected[:, ::-1] if flip else expected)
         mirrored += flip
     assert 3 < mirrored < 17
