@@ -4,10 +4,11 @@ Run:     python pipelines/benchmarks/decode.py [--images 256] [--pairs 7] [--wor
 Needs:   the extra `test` (scikit-image's and scikit-learn's sample photographs).
 Expect:  threads at least as fast as processes; two minutes on two cores.
 Method:  each arm reads, decodes and resizes every image to 224 px and to a thumbnail of 112 px, as an extraction with
-         one backbone does, and hands uint8 arrays to the main thread. Processes are started with `forkserver` and
-         warmed up before the clock starts; they send batches of 8 images back, by pickle. Arms take turns in
-         alternating order. The share of a core that must hold the interpreter lock bounds how far threads can scale:
-         it is measured as the slow-down of a thread that only counts, while one other thread decodes.
+         one backbone does, and hands uint8 arrays to the main thread. Threads are those of `decoding_threads`.
+         Processes are started with `forkserver` and warmed up before the clock starts; they send batches of 8 images
+         back, by pickle. Arms take turns in alternating order. The share of a core that must hold the interpreter
+         lock bounds how far threads can scale: it is measured as the slow-down of a thread that only counts, while
+         one other thread decodes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from clock import alternate, print_machine, ratio_text
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from loffta.images.batches import decoding_threads
 from loffta.images.decode import decode
 from loffta.images.geometry import PixelGeometry, to_square
 
@@ -81,7 +83,7 @@ def work(paths: list[Path]) -> list[list[np.ndarray]]:
 def measure(paths: list[Path], n_workers: int, n_pairs: int) -> None:
     """Threads and processes in turns."""
     context = multiprocessing.get_context("forkserver")
-    with ThreadPoolExecutor(n_workers) as threads, ProcessPoolExecutor(n_workers, mp_context=context) as processes:
+    with decoding_threads(n_workers) as threads, ProcessPoolExecutor(n_workers, mp_context=context) as processes:
         jobs: dict[str, Callable[[], None]] = {
             "threads": lambda: run(threads, paths, 1),
             "processes": lambda: run(processes, paths, CHUNK),

@@ -1,8 +1,8 @@
 """Extraction end to end against the bare network: ViT-B/16 at 224 px, all 12 taps, photographs from JPEG files.
 
-Run:     python pipelines/benchmarks/extract.py [--images 32] [--pairs 7] [--dir DIR]
+Run:     python pipelines/benchmarks/extract.py [--images 64] [--pairs 7] [--dir DIR]
 Needs:   the extra `test` (scikit-image's and scikit-learn's sample photographs); 4 MB of disk an image.
-Expect:  0.95 of the bare forward pass on a CPU; about 25 s a pair on two cores.
+Expect:  0.95 of the bare forward pass on a CPU; about 30 s a pair on two cores.
 Method:  the limit is the same model's forward_features on ready, normalised tensors: no files, no decoding, no taps
          kept. Ours is all of `loffta extract` but loading the model: listing, reading, decoding and resizing JPEGs of
          500 x 375, the network, 12 taps of grid and prefix cast to float16, crc32c, writing, fsync, done files. Both
@@ -46,7 +46,7 @@ MEMORY_MODEL = ["--backbone", "vit_tiny_patch16_224", "--weights", "random:0", "
 def main() -> None:
     """Makes the photographs, measures, prints and deletes."""
     parser = argparse.ArgumentParser(description="extraction benchmark: loffta against the bare forward pass")
-    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--pairs", type=int, default=7, help="interleaved repeats")
     parser.add_argument("--dir", type=Path, default=None, help="where the temporary folder goes")
     options = parser.parse_args()
