@@ -87,6 +87,7 @@ def extract(
         LofftaError: another recipe under the same name, a changed image set, no space.
     """
     start = time.monotonic()
+    machine.keep_freed_memory()
     with stop.at_once("listing the images"):
         listing = source.listing()  # before any model is loaded: a faulty table should not cost that wait
     begun = begin(config, listing, _stoppable(load, stop), only=only, views=views)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import signal
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
@@ -19,6 +20,7 @@ import torch
 from loffta.errors import Stopped, UsageError
 
 Item = TypeVar("Item")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _REPORTED = ("loffta", "torch", "timm", "zarr", "numpy", "pyarrow")
 
 
@@ -55,6 +57,18 @@ def cap_threads() -> int:
     n_cpus = available_cpus()
     torch.set_num_threads(n_cpus)
     return n_cpus
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep what is freed, for the batch that comes next; other C libraries are left as they are.
+
+    By default it gives tensors of some MB back to the kernel and takes them anew, zeroed, page by page: 2-3 % of the
+    time of a ViT-B on two cores that keeps the outputs of its blocks.
+    """
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc takes
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def free_memory_bytes(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
