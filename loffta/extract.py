@@ -141,22 +141,20 @@ def _extract_unit(
     for batch in stop.each(images.batches(batch_size), doing):
         names = [begun.cache.table.keys[row] for row in batch.rows]
         if thumb_writer is not None:
-            thumbs = batch.pixels[begun.thumb_geometry]
-            sink.append(thumb_writer, batch.rows, functools.partial(_thumb_values, thumbs), names)
+            thumbs = functools.partial(_thumb_values, batch.pixels[begun.thumb_geometry])
+            sink.append([(thumb_writer, thumbs)], batch.rows, names)
         for job, writers in work:
             if writers:
                 parts = job.run(batch.pixels[job.geometry], [array for array, _ in writers], names)
                 for part, found in stop.each(parts, doing):
-                    for (_, writer), values in zip(writers, found, strict=True):
-                        sink.append(writer, batch.rows[part], values.fetch, names[part])
+                    values = [(writer, cast.fetch) for (_, writer), cast in zip(writers, found, strict=True)]
+                    sink.append(values, batch.rows[part], names[part])
         yield len(batch.rows)
     yield sum(status.status == BAD for status in images.statuses)
     made = {"device": str(begun.jobs[0].device), "versions": machine.versions()}
-    if thumb_writer is not None:
-        sink.commit(thumb_writer, images.statuses, {"batch_size": batch_size, **made})
-    for job, writers in work:
-        for _, writer in writers:
-            sink.commit(writer, images.statuses, {"batch_size": job.batch_size, **made})
+    thumbs_made = [(thumb_writer, {"batch_size": batch_size, **made})] if thumb_writer is not None else []
+    tokens_made = [(writer, {"batch_size": job.batch_size, **made}) for job, writers in work for _, writer in writers]
+    sink.commit([*thumbs_made, *tokens_made], images.statuses)
 
 
 def _stoppable(load: Load, stop: machine.StopFlag) -> Load:

@@ -16,7 +16,9 @@ from loffta.store.cache import CachedArray
 from loffta.store.ledger import ImageStatus
 from loffta.store.writer import Stored, UnitWriter
 
-MAX_WAITING = 1  # batches: with the one being written and the one being computed, three are in memory
+MAX_WAITING = 2  # calls; a batch is one for its thumbnails and one for its tokens
+
+Fetch = Callable[[], Stored]  # may wait for a device; the thread does, not the caller
 
 
 class UnitSink:
@@ -39,22 +41,27 @@ class UnitSink:
         self._open.add(writer)
         return writer
 
-    def append(self, writer: UnitWriter, rows: Sequence[int], fetch: Callable[[], Stored], keys: Sequence[str]) -> None:
-        """Hands images over, as `UnitWriter.append`; `fetch` may wait for a device, the caller does not."""
+    def append(self, parts: Sequence[tuple[UnitWriter, Fetch]], rows: Sequence[int], keys: Sequence[str]) -> None:
+        """Hands one batch of images over, for all its arrays at once, as `UnitWriter.append`.
+
+        One call for each array would make the caller wait for all but the last of them.
+        """
 
         def write() -> None:
-            stored = fetch()
-            writer.append(rows, stored, keys)
-            self.n_bytes += stored.values.nbytes
+            for writer, fetch in parts:
+                stored = fetch()
+                writer.append(rows, stored, keys)
+                self.n_bytes += stored.values.nbytes
 
         self._put(write)
 
-    def commit(self, writer: UnitWriter, images: Sequence[ImageStatus], run: dict[str, Any]) -> None:
-        """Puts a unit in place behind all that was appended to it, as `UnitWriter.commit`."""
+    def commit(self, parts: Sequence[tuple[UnitWriter, dict[str, Any]]], images: Sequence[ImageStatus]) -> None:
+        """Puts a unit of several arrays in place behind all that was appended to it, as `UnitWriter.commit`."""
 
         def finish() -> None:
-            writer.commit(images, run)
-            self._open.discard(writer)
+            for writer, run in parts:
+                writer.commit(images, run)
+                self._open.discard(writer)
 
         self._put(finish)
 

@@ -29,7 +29,7 @@ def array(tmp_path):
 
 
 def give(sink, writer, rows):
-    sink.append(writer, list(rows), lambda: as_stored(VALUES[list(rows)]), [str(row) for row in rows])
+    sink.append([(writer, lambda: as_stored(VALUES[list(rows)]))], list(rows), [str(row) for row in rows])
 
 
 def statuses(rows):
@@ -51,7 +51,7 @@ def test_units_arrive_whole_and_in_order(array, monkeypatch):
             writer = sink.open(array, unit)
             give(sink, writer, rows[:5])
             give(sink, writer, rows[5:])
-            sink.commit(writer, statuses(rows), {})
+            sink.commit([(writer, {})], statuses(rows))
     assert order == [0, 1]
     np.testing.assert_array_equal(open_array(array.paths).read(np.arange(2 * U)), VALUES[: 2 * U])
     assert names(array.paths.folder) == ["c.0.0.0.0.0", "c.1.0.0.0.0", "zarr.json"]
@@ -74,7 +74,7 @@ def test_the_caller_computes_while_a_batch_is_written_and_waits_when_the_queue_i
             for row in range(U):
                 give(sink, writer, [row])
                 given.append(row)
-            sink.commit(writer, statuses(range(U)), {})
+            sink.commit([(writer, {})], statuses(range(U)))
 
     producer = threading.Thread(target=produce)
     producer.start()
@@ -107,7 +107,7 @@ def test_an_error_in_the_last_call_is_raised_on_leaving(array, monkeypatch):
     with pytest.raises(OSError, match="Input/output error"), UnitSink() as sink:  # noqa: PT012  the body is the case
         writer = sink.open(array, 0)
         give(sink, writer, range(U))
-        sink.commit(writer, statuses(range(U)), {})
+        sink.commit([(writer, {})], statuses(range(U)))
     assert names(array.paths.folder) == ["zarr.json"]
 
 
@@ -115,7 +115,7 @@ def test_an_error_of_the_caller_keeps_whole_units_and_drops_the_open_one(array):
     with pytest.raises(KeyboardInterrupt), UnitSink() as sink:  # noqa: PT012  the body is the case
         writer = sink.open(array, 0)
         give(sink, writer, range(U))
-        sink.commit(writer, statuses(range(U)), {})
+        sink.commit([(writer, {})], statuses(range(U)))
         give(sink, sink.open(array, 1), range(U, U + 3))
         raise KeyboardInterrupt
     assert names(array.paths.folder) == ["c.0.0.0.0.0", "zarr.json"]
