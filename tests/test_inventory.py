@@ -240,6 +240,6 @@ def test_purged_shards_are_listed(root, capsys):
         path.unlink()
     assert main(["info", str(root), "--json"]) == 0
     out = capsys.readouterr().out
-    assert "MISSING 2 shards of finished units are gone:" in out
-    assert "/grid-1: units 1\n    was the file system purged?" in out
+    assert "2 shards of finished units are gone:" in out
+    assert "/grid-1: units 1\nwas the file system purged?" in out
     assert sorted(json.loads(out.splitlines()[-1])["missing_shards"].values()) == [[1], [1]]

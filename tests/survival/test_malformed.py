@@ -184,5 +184,5 @@ def test_malformed_images_are_quarantined_and_the_run_goes_on(tmp_path, folders)
     assert f"nothing to do; {len(bad)} bad images in the cache" in accepted.out
     shown = loffta(tmp_path, "info", caches[0]).out
     first = next(iter(bad))
-    assert f"bad: {first}: {bad[first]}\n" in shown
+    assert re.search(rf"\d bad: {re.escape(bad[first])}: [^\n]*{re.escape(first)}", shown)
     assert f"bad: {len(bad) - 5} more; --json lists all\n" in shown
