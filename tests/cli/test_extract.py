@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -24,7 +23,6 @@ from loffta.store.zarr_reader import open_array
 
 # timm's own test models: seconds become milliseconds
 VIT = ["--backbone", "test_vit", "--weights", "random:0", "--image-px", "32"]
-SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 SMALL = ["--limit", "6", "--unit-images", "4", "--device", "cpu"]
 
 
@@ -43,13 +41,9 @@ def command(capsys):
 
 
 @pytest.fixture(autouse=True)
-def own_signals(monkeypatch):
-    """`extract` takes over the signals of its process, which here is pytest's; and no process here loses power."""
+def no_fsync(monkeypatch):
+    """No process here loses power."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +19,12 @@ from loffta.store.cache import Cache
 VIT = ["--backbone", "test_vit", "--weights", "random:0", "--kinds", "grid,mean", "--dtype", "float32"]
 SMALL = ["--unit-images", "4", "--device", "cpu", "--batch-size", "4"]
 N = 6
-SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
 @pytest.fixture(autouse=True)
-def own_signals(monkeypatch):
-    """`extract` takes over the signals of its process, which here is pytest's; and no process here loses power."""
+def no_fsync(monkeypatch):
+    """No process here loses power."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
