@@ -51,9 +51,8 @@ def evaluate(
     machine.cap_threads()
     paths, config = open_run(run)
     cache = Cache.open(cache_root or config.cache)
-    kind = find_head(config.head).head.needs
-    features = choose_features(cache, config.features, kind, default_taps="all")
     recipe = parse(find_head(config.head).recipe, config.recipe, where=f"{paths.config}: recipe")
+    features = choose_features(cache, config.features, recipe.kinds(), default_taps="all")
     heads = load_heads(paths, config, features, recipe, len(cache.table.classes))
     target = machine.resolve_device(device)
     rows = usable_rows(cache, features, split, partial=config.partial)

@@ -74,21 +74,19 @@ class Feature:
     def _scales(self) -> Scales | None:
         return None if self.array.scales is None else self.array.scales.take(self.positions)
 
-    def __str__(self) -> str:
-        return f"{self.store.name}:{','.join(self.spec.taps)}"
 
-
-def choose_features(cache: Cache, choices: Sequence[str], kind: Kind, *, default_taps: str) -> list[Feature]:
-    """Resolves what a head is fed.
+def choose_features(cache: Cache, choices: Sequence[str], kinds: Sequence[Kind], *, default_taps: str) -> list[Feature]:
+    """Resolves what a head is fed: store after store, kind after kind, taps in depth order.
 
     Args:
         choices: STORE[:TAPS], STORE being a store's or a backbone's name; empty: all stores. Views are taken only by
             their store's name.
-        kind: what the head needs; `mean` is computed from `grid` where it is not stored.
+        kinds: what the head needs of every tap that has it: there is no `prefix` of a tap without prefix tokens, and
+            `mean` is computed from `grid` where it is not stored.
         default_taps: for choices without TAPS.
     Raises:
         UsageError: no such store or tap; near names are given.
-        LofftaError: a tap that is not stored; the `extract` command that adds it is given.
+        LofftaError: a tap or kind that is not stored; the `extract` command that adds it is given.
         DamageFound: a purge took the zarr.json of what a choice might mean; all such are listed.
     """
     stores = cache.stores()
@@ -97,14 +95,25 @@ def choose_features(cache: Cache, choices: Sequence[str], kind: Kind, *, default
         _refuse_lost(cache, lost)
     if not stores:
         raise LofftaError("the cache has no features yet", where=cache.paths.root, remedy="run `loffta extract` first")
-    features = []
+    requests: dict[str, list[str]] = {}
     for choice in choices or [store.name for store in stores if not store.info.is_view]:
         name, _, taps = choice.partition(":")
         store = _find_store(stores, name, cache)
         if not {part.strip() for part in taps.split(",")} <= {spec.tap for spec in store.info.taps}:
             _refuse_lost(cache, [array for array in lost if array.startswith(f"{store.name}/")])
-        features += _features_of(cache, store, taps or default_taps, kind)
-    return _with_unique_labels(features)
+        requests.setdefault(store.name, []).append(taps or default_taps)
+    by_name = {store.name: store for store in stores}
+    chosen = [_features_of(cache, by_name[name], ",".join(parts), kinds) for name, parts in requests.items()]
+    return _with_unique_labels([feature for found in chosen for feature in found])
+
+
+def resolved_choices(features: Sequence[Feature]) -> tuple[str, ...]:
+    """What `choose_features` is asked for to get the same again: a store each, its taps by name."""
+    taps: dict[str, list[str]] = {}
+    for feature in features:
+        known = taps.setdefault(feature.store.name, [])
+        known += [tap for tap in feature.spec.taps if tap not in known]
+    return tuple(f"{store}:{','.join(names)}" for store, names in taps.items())
 
 
 def usable_rows(cache: Cache, features: Sequence[Feature], split: str, *, partial: bool = False) -> NDArray[np.int64]:
@@ -246,29 +255,57 @@ def _find_store(stores: Sequence[Store], name: str, cache: Cache) -> Store:
     )
 
 
-def _features_of(cache: Cache, store: Store, request: str, kind: Kind) -> list[Feature]:
-    """One Feature per run of taps that lie in one array; all in depth order, whatever arrays are added later.
+def _features_of(cache: Cache, store: Store, request: str, kinds: Sequence[Kind]) -> list[Feature]:
+    """One Feature per kind and run of taps that lie in one array; in depth order, whatever arrays are added later.
 
     A head's columns are in this order: a mean stored after the training must not move them.
     """
-    stored = tuple(dict.fromkeys([*store.stored_taps(kind), *(store.stored_taps("grid") if kind == "mean" else ())]))
-    stored = tuple(spec.tap for spec in store.info.taps if spec.tap in stored)
+    where = f"--features {store.name}:{request}"
+    stored = {kind: _stored_taps(store, kind) for kind in kinds}
+    either = tuple(spec.tap for spec in store.info.taps if any(spec.tap in taps for taps in stored.values()))
     available = [spec.tap for spec in store.info.taps]
     for part in (part.strip() for part in request.split(",")):
         name = final_tap(available) if part == "alf" else part  # without its last layer it would not be ALF
-        if name in available and name not in stored:
-            raise LofftaError(
-                f"tap {name} of {store.name} is not in the cache as '{kind}'",
-                where=f"--features {store.name}:{request}",
-                remedy=f"add it with\n      {extract_command(cache, store, [name], kind)}",
-            )
-    placed = []
-    for tap in resolve_taps(request, stored, where=f"--features {store.name}:{request}"):
-        array = store.find(kind, tap) or store.find("grid", tap)
-        assert array is not None, "resolve_taps only gives stored taps"
-        placed.append((array, tap))
-    runs = [list(run) for _, run in groupby(placed, key=lambda place: place[0].paths.name)]
-    return [_feature(store, run[0][0], [tap for _, tap in run], kind) for run in runs]
+        if name in available and name not in either:
+            raise _not_stored(cache, store, [name], kinds[0], where)
+    taps = resolve_taps(request, either, where=where)
+    features = []
+    for kind in kinds:
+        have = [spec.tap for spec in store.info.taps if spec.tap in taps and (kind != "prefix" or spec.n_prefix)]
+        missing = [tap for tap in have if tap not in stored[kind]]
+        if missing:
+            raise _not_stored(cache, store, missing, kind, where)
+        placed = [(_array_of(store, kind, tap), tap) for tap in have]
+        for _, run in groupby(placed, key=lambda place: place[0].paths.name):
+            found = list(run)
+            features.append(_feature(store, found[0][0], [tap for _, tap in found], kind))
+    if not features:
+        raise LofftaError(
+            f"{store.name} has no {' or '.join(kinds)}: its backbone has no prefix tokens",
+            where=where,
+            remedy="use another pooling, or the features of a backbone with a class token",
+        )
+    return features
+
+
+def _array_of(store: Store, kind: Kind, tap: str) -> CachedArray:
+    array = store.find(kind, tap) or store.find("grid", tap)
+    assert array is not None, "what is missing has been refused"
+    return array
+
+
+def _stored_taps(store: Store, kind: Kind) -> set[str]:
+    """Taps that there are as this kind; a mean also where there is its grid."""
+    return {*store.stored_taps(kind), *(store.stored_taps("grid") if kind == "mean" else ())}
+
+
+def _not_stored(cache: Cache, store: Store, taps: Sequence[str], kind: Kind, where: str) -> LofftaError:
+    named = f"tap {taps[0]} of {store.name} is" if len(taps) == 1 else f"taps {', '.join(taps)} of {store.name} are"
+    return LofftaError(
+        f"{named} not in the cache as '{kind}'",
+        where=where,
+        remedy=f"add it with\n      {extract_command(cache, store, taps, kind)}",
+    )
 
 
 def _with_unique_labels(features: Sequence[Feature]) -> list[Feature]:

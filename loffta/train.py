@@ -23,12 +23,11 @@ from loffta.batches import Feed, bytes_per_image
 from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError, UsageError, unknown_name
 from loffta.evaluate import evaluate
-from loffta.features import Feature, check_labels, choose_features, usable_rows
+from loffta.features import Feature, check_labels, choose_features, resolved_choices, usable_rows
 from loffta.heads import Head, build_head, find_head
 from loffta.heads.recipe import Recipe
 from loffta.optim import lr_at, n_steps, parameter_groups
 from loffta.progress import Progress
-from loffta.relevance import penalty
 from loffta.runs import RunLog, RunPaths, check_out, read_results, save_head, start_run, write_lines
 from loffta.store.cache import Cache
 from loffta.tasks import TASKS
@@ -46,6 +45,7 @@ class Member:
     seed: int
     head: Head
     optimizer: torch.optim.Optimizer
+    rng: torch.Generator  # on the head's device: what its training draws
     losses: list[float] = field(default_factory=list)  # of the steps of this epoch
     log: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch
 
@@ -67,7 +67,7 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
         config = _select(config, cache, out, stop)
     features, recipe = _resolve(config, cache)
     config = _absolute(config).model_copy(
-        update={"features": tuple(str(f) for f in features), "recipe": recipe.model_dump(mode="json")}
+        update={"features": resolved_choices(features), "recipe": recipe.model_dump(mode="json")}
     )
     check_out(out, config)
     results_path = RunPaths(out).results(config.test_on)
@@ -110,15 +110,15 @@ def _select(config: TrainConfig, cache: Cache, out: Path, stop: machine.StopFlag
     scoring = config.model_copy(update={"select": None, "recipe": penalised})
     scored = train(scoring, RunPaths(out).scoring, stop)
     kept = {entry["backbone"] for entry in scored["relevance"]["backbones"][: config.select]}
-    chosen = tuple(str(feature) for feature in features if feature.spec.backbone in kept)
+    chosen = resolved_choices([feature for feature in features if feature.spec.backbone in kept])
     return config.model_copy(update={"features": chosen, "recipe": {**config.recipe, "relevance_weight": 0.0}})
 
 
 def _resolve(config: TrainConfig, cache: Cache) -> tuple[list[Feature], Recipe]:
     """The features and the whole recipe, with everything filled in that depends on the features."""
     entry = find_head(config.head)
-    features = choose_features(cache, config.features, entry.head.needs, default_taps=entry.head.default_taps)
     recipe = parse(entry.recipe, config.recipe, where=f"recipe of head '{config.head}'")
+    features = choose_features(cache, config.features, recipe.kinds(), default_taps=entry.head.default_taps)
     return features, recipe.resolve([feature.spec for feature in features])
 
 
@@ -152,7 +152,8 @@ def _fit(
     for seed in range(config.seeds):
         head = build_head(config.head, specs, len(cache.table.classes), recipe, seed).to(device).train()
         groups = parameter_groups(head, recipe.weight_decay)
-        members.append(Member(seed, head, torch.optim.AdamW(groups, lr=recipe.lr, fused=device.type != "mps")))
+        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=device.type != "mps")
+        members.append(Member(seed, head, optimizer, torch.Generator(device).manual_seed(seed)))
     total = n_steps(len(rows), recipe.batch_size, recipe.epochs)
     with stop.at_once("reading the features; nothing is kept of an unfinished training"):
         feed = Feed(
@@ -194,11 +195,9 @@ def _step(member: Member, prepared: Tensor, labels: Tensor, config: TrainConfig,
     device = prepared.device.type
     precision = recipe.precision or ("bf16" if device == "cuda" else "fp32")
     with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-        loss = TASKS[config.task].loss(member.head(prepared), labels)
-    relevance_weight = getattr(recipe, "relevance_weight", 0.0)
-    if relevance_weight > 0:
-        head: Any = member.head
-        loss = loss + relevance_weight * penalty(head.project.weight, head.backbone_groups)
+        loss = TASKS[config.task].loss(member.head(prepared, member.rng), labels).mean()
+    if (penalty := member.head.penalty()) is not None:
+        loss = loss + penalty
     member.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     member.optimizer.step()

@@ -39,7 +39,7 @@ def made(request, tmp_path_factory):
     stores = [FakeStore("net", first, dtype=dtype), FakeStore("other", {"x": other}, dtype=dtype)]
     table = make_table(np.zeros(N), ["train"] * N)
     cache = make_cache(tmp_path_factory.mktemp(dtype) / "cache", table, stores, bad=(1,))
-    features = choose_features(cache, ["net:s.0,s.1,s.3", "other"], "grid", default_taps="all")
+    features = choose_features(cache, ["net:s.0,s.1,s.3", "other"], ("grid",), default_taps="all")
     expected = [first["s.0"][:, None], np.stack([first["s.1"], first["s.3"]], axis=1), other[:, None]]
     return cache, features, expected
 
@@ -79,7 +79,7 @@ def test_means(tmp_path, mode, stored):
     means = {tap: g.astype(np.float64).mean(axis=(1, 2)) + 1 for tap, g in grids.items()}  # not what pooling gives
     store = FakeStore("net", grids, kinds=("grid", "mean") if stored else ("grid",), means=means)
     cache = make_cache(tmp_path / "cache", make_table(np.zeros(N), ["train"] * N), [store])
-    features = choose_features(cache, ["net:s.0,s.1,s.3"], "mean", default_taps="all")
+    features = choose_features(cache, ["net:s.0,s.1,s.3"], ("mean",), default_taps="all")
     with Feed(features, ROWS, batch_size=5, mode=mode) as feed:
         for rows, (first, second) in copies(feed.epoch(3)):
             offset = 0 if stored else 1
@@ -176,7 +176,7 @@ def test_buffers_are_reused(made):
 def test_damage_reaches_the_consumer(tmp_path):
     table = make_table(np.zeros(N), ["train"] * N)
     cache = make_cache(tmp_path / "cache", table, [FakeStore("net", {"s.0": arrays()["s.0"]})])
-    (feature,) = choose_features(cache, [], "grid", default_taps="all")
+    (feature,) = choose_features(cache, [], ("grid",), default_taps="all")
     shard = feature.array.paths.shard(2, feature.array.layout.ndim)
     data = bytearray(shard.read_bytes())
     data[10] ^= 1  # in row 16, the first of unit 2
@@ -211,7 +211,7 @@ def test_auto_mode_looks_at_the_memory(made, monkeypatch):
 def test_stream_mode_holds_the_ring_alone(tmp_path):
     grids = {"x": np.zeros((256, 16, 16, 32), np.float16)}  # 4 MiB
     cache = make_cache(tmp_path / "cache", make_table(np.zeros(256), ["train"] * 256), [FakeStore("net", grids)])
-    features = choose_features(cache, [], "grid", default_taps="all")
+    features = choose_features(cache, [], ("grid",), default_taps="all")
 
     def peak(mode):
         tracemalloc.start()
@@ -233,7 +233,7 @@ def int8_cache(root, kinds=("grid",)):
     cache = make_cache(
         root, make_table(np.zeros(N), ["train"] * N), [FakeStore("net", arrays(), dtype="int8", kinds=kinds)]
     )
-    return cache, choose_features(cache, ["net:s.0,s.1,s.3"], kinds[0], default_taps="all")
+    return cache, choose_features(cache, ["net:s.0,s.1,s.3"], (kinds[0],), default_taps="all")
 
 
 def decoded(feature):
@@ -269,7 +269,7 @@ def test_int8_is_decoded_to_the_same_bits_that_others_read(tmp_path, mode):
 @pytest.mark.parametrize("mode", ["host", "stream"])
 def test_the_mean_of_an_int8_grid_is_the_mean_of_what_it_stands_for(tmp_path, mode):
     cache, grids = int8_cache(tmp_path / "cache")
-    features = choose_features(cache, ["net:s.0,s.1,s.3"], "mean", default_taps="all")
+    features = choose_features(cache, ["net:s.0,s.1,s.3"], ("mean",), default_taps="all")
     expected = [decoded(feature).astype(np.float64).mean(axis=(2, 3)) for feature in grids]
     with Feed(features, ROWS, batch_size=5, mode=mode) as feed:
         for rows, tensors in copies(feed.epoch(0)):
@@ -302,7 +302,7 @@ def test_scales_that_the_units_do_not_know_are_refused(tmp_path):
     ones = np.ones((1, 3), np.float32)
     remove_folder(feature.array.paths.scales)
     create_scales(feature.array.paths, feature.array.layout, Scales(ones, ones), {})
-    fresh = choose_features(Cache.open(cache.paths.root), ["net:s.0"], "grid", default_taps="all")
+    fresh = choose_features(Cache.open(cache.paths.root), ["net:s.0"], ("grid",), default_taps="all")
     with (
         Feed(fresh, ROWS, batch_size=5, mode="stream") as feed,
         pytest.raises(DamageFound, match=r"not those that its units were written with(.|\n)*--repair"),

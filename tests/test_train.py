@@ -145,7 +145,7 @@ def test_the_config_is_resolved_and_enough_to_repeat_the_run(cache, tmp_path):
     go(cache, tmp_path / "run", "combo", recipe={**TINY, "grid": None})
     saved = yaml.safe_load(RunPaths(tmp_path / "run").config.read_text())
     store = cache.stores()[0].name
-    assert saved["features"] == [f"{store}:a.0", f"{store}:a.1"]
+    assert saved["features"] == [f"{store}:a.0,a.1"]
     assert saved["recipe"] == ComboRecipe(**{**TINY, "grid": 4}).model_dump(mode="json")
     train(TrainConfig(**saved), tmp_path / "again", StopFlag())
     one, other = (load_file(RunPaths(tmp_path / name).head(0)) for name in ("run", "again"))

@@ -1,6 +1,6 @@
 """Heads: small modules on cached features, one file each, with their papers' recipes as defaults.
 
-`train` asks `HEADS[name].head.needs` which kind of features to feed, and builds the head with `build_head`.
+`train` asks the recipe which kinds of features to feed (`recipe.kinds()`), and builds the head with `build_head`.
 """
 
 from __future__ import annotations
@@ -15,24 +15,34 @@ from loffta.errors import UsageError, unknown_name
 from loffta.heads.combo import ComboHead, ComboRecipe
 from loffta.heads.linear import LinearHead, LinearRecipe
 from loffta.heads.recipe import Recipe
-from loffta.tokens import FeatureSpec, Kind
+from loffta.tokens import FeatureSpec
 
 
 @runtime_checkable
 class Head(Protocol):
     """What `train` and `evaluate` use of a head: an nn.Module with a few additions."""
 
-    needs: ClassVar[Kind]  # the kind of every FeatureSpec it is given
     default_taps: ClassVar[str]  # the tap set of a store that is named without taps
+    n_phases: ClassVar[int]  # trainings one after the other; 1 but for heads that select and then train anew
 
     def __init__(self, specs: Sequence[FeatureSpec], n_classes: int, *, rng: torch.Generator, **arguments: Any) -> None:
         """Draws every initial weight from `rng`, a CPU generator: same seed, same weights."""
 
-    def prepare(self, features: Sequence[Tensor]) -> Tensor:
+    def prepare(self, features: Sequence[Tensor]) -> Any:
         """The part without weights: seeds that train side by side share its result."""
 
-    def __call__(self, prepared: Tensor) -> Any:
-        """Takes what `prepare` gave; the logits."""
+    def __call__(self, prepared: Any, rng: torch.Generator | None = None) -> Any:
+        """Takes what `prepare` gave; the logits.
+
+        `rng`, on the head's device, draws what is random in training (dropout, jitter); None, as in evaluation: none of
+        it. The global generator has no part.
+        """
+
+    def penalty(self) -> Tensor | None:
+        """What is added to the loss, its weight included; None where there is nothing."""
+
+    def start_phase(self, phase: int, rng: torch.Generator) -> None:
+        """Called before the phases 1, 2, ... of a head that has several; `rng` draws the new weights, on the CPU."""
 
     def no_decay(self) -> set[str]:
         """Names of the parameters that weight decay leaves alone."""

@@ -15,10 +15,11 @@ from jaxtyping import Float
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from loffta.heads.base import HeadBase
 from loffta.heads.block import Block, make_linear
 from loffta.heads.recipe import Recipe, check_features, check_specs
 from loffta.pooling import normalise_layers, resize_grid
-from loffta.relevance import backbone_groups, tap_groups
+from loffta.relevance import backbone_groups, penalty, tap_groups
 from loffta.tokens import FeatureSpec, Kind, Logits
 
 
@@ -42,25 +43,29 @@ class ComboRecipe(Recipe, frozen=True):
             raise ValueError(f"width {self.width} is not a multiple of n_heads {self.n_heads}")
         return self
 
+    def kinds(self) -> tuple[Kind, ...]:
+        """Patch tokens alone."""
+        return ("grid",)
+
     def resolve(self, specs: Sequence[FeatureSpec]) -> ComboRecipe:
         """Fills in the grid."""
         return self if self.grid is not None else self.model_copy(update={"grid": choose_grid(specs)})
 
     def head_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `ComboHead`."""
-        return self.model_dump(include={"grid", "width", "depth", "n_heads", "mlp_ratio"})
+        return self.model_dump(include={"grid", "width", "depth", "n_heads", "mlp_ratio", "relevance_weight"})
 
 
-class ComboHead(nn.Module):
+class ComboHead(HeadBase):
     """Logits from all taps on one common grid.
 
     Args:
         specs: features of kind "grid"; K is the sum of L * D over them.
         rng: CPU generator that draws the initial weights.
         grid: cells per side of the common grid; None: see `choose_grid`.
+        relevance_weight: of the group lasso over backbones.
     """
 
-    needs: ClassVar[Kind] = "grid"
     default_taps: ClassVar[str] = "all"
 
     def __init__(
@@ -74,11 +79,13 @@ class ComboHead(nn.Module):
         depth: int = 6,
         n_heads: int = 2,
         mlp_ratio: int = 4,
+        relevance_weight: float | int = 0.0,
     ) -> None:
         super().__init__()
-        check_specs("combo", self.needs, specs)
+        check_specs("combo", ("grid",), specs)
         self.specs = tuple(specs)
         self.grid = choose_grid(specs) if grid is None else grid
+        self.relevance_weight = relevance_weight
         self.backbone_groups = backbone_groups(specs)  # columns of `project.weight`
         self.tap_groups = tap_groups(specs)
         self.project = _make_projection(sum(len(spec.taps) * spec.dim for spec in specs), width, rng)
@@ -103,17 +110,22 @@ class ComboHead(nn.Module):
         layers = [layer for tokens in resized for layer in normalise_layers(tokens).unbind(1)]
         return torch.cat(layers, dim=2)  # one copy: the layers are views
 
-    def forward(self, prepared: Float[Tensor, "B N K"]) -> Logits:
+    def forward(self, prepared: Float[Tensor, "B N K"], rng: torch.Generator | None = None) -> Logits:  # noqa: ARG002
         """Takes what `prepare` gave."""
         tokens = self.project(prepared)
         tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1) + self.pos_embed
         logits: Tensor = self.classify(self.norm(self.blocks(tokens)[:, 0]))
         return logits
 
+    def penalty(self) -> Tensor | None:
+        """The group lasso over backbones, where it has a weight."""
+        if self.relevance_weight == 0:
+            return None
+        return self.relevance_weight * penalty(self.project.weight, self.backbone_groups)
+
     def no_decay(self) -> set[str]:
         """Names of the parameters that weight decay leaves alone."""
-        one_dimensional = {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
-        return one_dimensional | {"cls_token", "pos_embed"}
+        return super().no_decay() | {"cls_token", "pos_embed"}
 
 
 def choose_grid(specs: Sequence[FeatureSpec]) -> int:

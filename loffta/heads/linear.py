@@ -15,6 +15,7 @@ from jaxtyping import Float
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from loffta.heads.base import HeadBase
 from loffta.heads.block import make_linear
 from loffta.heads.recipe import Recipe, check_features, check_specs
 from loffta.tokens import FeatureSpec, Kind, Logits
@@ -32,8 +33,12 @@ class LinearRecipe(Recipe, frozen=True):
     lr: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 1e-4
 
+    def kinds(self) -> tuple[Kind, ...]:
+        """Means."""
+        return ("mean",)
 
-class LinearHead(nn.Module):
+
+class LinearHead(HeadBase):
     """Logits from the pooled vectors of all taps of all backbones.
 
     Args:
@@ -41,12 +46,11 @@ class LinearHead(nn.Module):
         rng: CPU generator that draws the initial weights.
     """
 
-    needs: ClassVar[Kind] = "mean"
     default_taps: ClassVar[str] = "last"
 
     def __init__(self, specs: Sequence[FeatureSpec], n_classes: int, *, rng: torch.Generator) -> None:
         super().__init__()
-        check_specs("linear", self.needs, specs)
+        check_specs("linear", ("mean",), specs)
         self.specs = tuple(specs)
         n_inputs = sum(len(spec.taps) * spec.dim for spec in specs)
         self.standardise = nn.BatchNorm1d(n_inputs, affine=False)
@@ -61,14 +65,10 @@ class LinearHead(nn.Module):
         check_features("linear", self.specs, features)
         return torch.cat([feature.float().flatten(1) for feature in features], dim=1)
 
-    def forward(self, prepared: Float[Tensor, "B K"]) -> Logits:
+    def forward(self, prepared: Float[Tensor, "B K"], rng: torch.Generator | None = None) -> Logits:  # noqa: ARG002
         """Takes what `prepare` gave."""
         logits: Tensor = self.classify(self._standardise(prepared))
         return logits
-
-    def no_decay(self) -> set[str]:
-        """Names of the parameters that weight decay leaves alone."""
-        return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
 
     def _standardise(self, prepared: Tensor) -> Tensor:
         if self.training and len(prepared) == 1:

@@ -22,6 +22,8 @@ class Recipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     The warm-up and final factors are ComBo's and serve every head that does not say otherwise.
     """
 
+    # fields with a default of None or False do nothing unless a head's recipe, or the user, sets them
+
     epochs: PositiveInt
     batch_size: PositiveInt  # images; the last partial batch is kept
     lr: PositiveFloat  # the highest, reached at the end of the warm-up
@@ -29,7 +31,19 @@ class Recipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     warmup_fraction: float = Field(0.1, ge=0, le=1)  # of all steps
     warmup_start_factor: float = Field(1 / 100, gt=0, le=1)  # first step's learning rate over lr
     final_lr_factor: float = Field(1 / 1000, ge=0, le=1)  # where the cosine ends, over lr
+    final_lr: NonNegativeFloat | None = None  # the same as a rate of its own, whatever lr is
+    min_steps: PositiveInt | None = None  # more epochs are run until there are so many
+    min_batches: PositiveInt | None = None  # of an epoch; the batch is lowered until there are so many
+    max_grad_norm: PositiveFloat | None = None  # gradients are scaled down to this norm, over all parameters
+    class_weights: bool = False  # of the loss: n / (C * n_c) for a class of n_c of the n training images
     precision: Literal["fp32", "bf16"] | None = None  # None: bf16 autocast on CUDA (ComBo's), fp32 elsewhere
+
+    def kinds(self) -> tuple[Kind, ...]:
+        """Kinds of features that the head is fed, of every tap that has them: not every tap has prefix tokens.
+
+        Known before the features are, and the same for a resolved recipe.
+        """
+        raise NotImplementedError
 
     def resolve(self, specs: Sequence[FeatureSpec]) -> Recipe:  # noqa: ARG002
         """The recipe with everything filled in that depends on the features; resolving twice changes nothing."""
@@ -40,20 +54,21 @@ class Recipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         return {}
 
 
-def check_specs(head: str, needs: Kind, specs: Sequence[FeatureSpec]) -> None:
+def check_specs(head: str, kinds: Sequence[Kind], specs: Sequence[FeatureSpec]) -> None:
     """Refuses features of a kind that the head cannot use, and no features at all.
 
     Raises:
         UsageError: with the head, and the backbone at fault.
     """
+    wanted = " or ".join(f"'{kind}'" for kind in kinds)
     if not specs:
         raise UsageError("there are no features", where=f"head '{head}'", remedy="give it at least one store")
     for spec in specs:
-        if spec.kind != needs:
+        if spec.kind not in kinds:
             raise UsageError(
                 f"the features of {spec.backbone} are of kind '{spec.kind}'",
                 where=f"head '{head}'",
-                remedy=f"give it features of kind '{needs}'",
+                remedy=f"give it features of kind {wanted}",
             )
 
 

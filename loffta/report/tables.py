@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
-from loffta.config import TrainConfig
+from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError, UsageError, printable
 from loffta.features import choose_features
 from loffta.heads import find_head
@@ -201,7 +201,8 @@ def _open_cache(root: Path) -> Cache | None:
 def _count_bytes(cache: Cache, config: TrainConfig) -> tuple[dict[str, int] | None, int | None]:
     """Bytes per image by backbone label, and bytes of all images; as `evaluate` reads them, checksums aside."""
     try:
-        features = choose_features(cache, config.features, find_head(config.head).head.needs, default_taps="all")
+        recipe = parse(find_head(config.head).recipe, config.recipe, where="recipe")
+        features = choose_features(cache, config.features, recipe.kinds(), default_taps="all")
     except LofftaError:  # a store was dropped since
         return None, None
     per_image: dict[str, int] = {}

@@ -13,7 +13,7 @@ from loffta.tasks import classification
 class Task(NamedTuple):
     """What `train` and `evaluate` use of a task; S seeds, fractions 0-1."""
 
-    loss: Callable[[Tensor, Tensor], Tensor]  # logits, targets -> scalar
+    loss: Callable[[Tensor, Tensor], Tensor]  # logits, targets -> [B], of each image
     predict: Callable[[Tensor], Tensor]  # logits -> what predictions.parquet keeps
     metrics: Callable[[Any, Any], dict[str, float]]  # predictions and targets of all images, of one seed
     ci95: Callable[..., dict[str, tuple[float, float]]]  # predictions [S, ...] and targets, seed=

@@ -18,9 +18,9 @@ Classes: TypeAlias = Int[np.ndarray, " B"]
 METRICS = ("top1", "balanced_accuracy")
 
 
-def loss(logits: Logits, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy, no label smoothing."""
-    return F.cross_entropy(logits, labels)
+def loss(logits: Logits, labels: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """Cross-entropy of each image, no label smoothing."""
+    return F.cross_entropy(logits, labels, reduction="none")
 
 
 def predict(logits: Logits) -> Int[Tensor, " B"]:

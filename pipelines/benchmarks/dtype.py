@@ -87,7 +87,7 @@ def error_of(work: Path, dtype: str) -> tuple[float, float, str]:
     errors: dict[str, float] = {}
     caches = [Cache.open(work / name) for name in ("float32", dtype)]
     for backbone in BACKBONES:
-        exact, stored = (choose_features(cache, [backbone], "grid", default_taps="all") for cache in caches)
+        exact, stored = (choose_features(cache, [backbone], ("grid",), default_taps="all") for cache in caches)
         rows = np.arange(len(caches[0].table))
         for truth, found in zip(exact, stored, strict=True):
             x, y = (

@@ -49,7 +49,7 @@ cache = Cache.open(root)
 ledgers = [array.ledger for array in cache.stores()[0].arrays]
 opened = time.perf_counter()
 assert all(ledger.ready.all() for ledger in ledgers)
-features = choose_features(Cache.open(root), [], "grid", default_taps="all")
+features = choose_features(Cache.open(root), [], ("grid",), default_taps="all")
 usable_rows(cache, features, "train")
 trained = time.perf_counter()
 take_inventory(Cache.open(root))

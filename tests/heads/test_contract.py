@@ -14,10 +14,14 @@ N_CLASSES = 5
 SHAPES = {"grid": [(3, 3, 8), (5, 5, 12)], "prefix": [(1, 8), (5, 12)], "mean": [(8,), (12,)]}
 
 
-def make_specs(name, kind=None):
-    kind = kind or HEADS[name].head.needs
-    first, second = SHAPES[kind]
-    return [FeatureSpec("vit", ("1", "2", "last"), kind, first, 48), FeatureSpec("net", ("last",), kind, second, 80)]
+def make_specs(name, kinds=None):
+    """Two backbones, each with every kind that the head is fed, as `choose_features` orders them."""
+    backbones = [("vit", ("1", "2", "last"), 48), ("net", ("last",), 80)]
+    return [
+        FeatureSpec(backbone, taps, kind, SHAPES[kind][i], image_px)
+        for i, (backbone, taps, image_px) in enumerate(backbones)
+        for kind in kinds or HEADS[name].recipe().kinds()
+    ]
 
 
 def make_features(specs, n_images, seed=0, dtype=torch.float32):
@@ -118,23 +122,27 @@ def test_no_decay_names_parameters(name):
 @pytest.mark.parametrize("name", HEADS)
 def test_wrong_features_say_what_was_expected(name):
     head = build(name)
-    first, second = make_features(head.specs, 4)
-    with pytest.raises(UsageError, match=r"got 1 feature tensors for 2 specs(.|\n)*one tensor per FeatureSpec"):
-        head.prepare([first])
+    *before, last = features = make_features(head.specs, 4)
+    n = len(features)
+    with pytest.raises(
+        UsageError, match=rf"got {n - 1} feature tensors for {n} specs(.|\n)*one tensor per FeatureSpec"
+    ):
+        head.prepare(before)
     with pytest.raises(UsageError, match=r"features of net have shape \(3, (.|\n)*not \(4, "):
-        head.prepare([first, second[:3]])
+        head.prepare([*before, last[:3]])
     with pytest.raises(UsageError, match=r"features of net (.|\n)*build the head for these features"):
-        head.prepare([first, second[..., 1:]])
+        head.prepare([*before, last[..., 1:]])
     with pytest.raises(UsageError, match=r"features of vit have shape (.|\n)*remedy: pass \[B, L, "):
-        head.prepare([first[:, :2], second])
+        head.prepare([features[0][:, :2], *features[1:]])
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_wrong_specs_say_which_kind_is_needed(name):
     entry = HEADS[name]
-    wrong = next(kind for kind in SHAPES if kind != entry.head.needs)
-    with pytest.raises(UsageError, match=f"kind '{wrong}'(.|\n)*give it features of kind '{entry.head.needs}'"):
-        build_head(name, make_specs(name, wrong), N_CLASSES, entry.recipe(), 0)
+    kinds = entry.recipe().kinds()
+    wrong = next(kind for kind in SHAPES if kind not in kinds)
+    with pytest.raises(UsageError, match=f"kind '{wrong}'(.|\n)*give it features of kind '{kinds[0]}'"):
+        build_head(name, make_specs(name, [wrong]), N_CLASSES, entry.recipe(), 0)
     with pytest.raises(UsageError, match="at least one store"):
         build_head(name, [], N_CLASSES, entry.recipe(), 0)
 

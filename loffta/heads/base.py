@@ -1,0 +1,26 @@
+"""What most heads have in common: one phase, no penalty, no decay of vectors."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class HeadBase(nn.Module):
+    """The parts of the Head protocol that a head seldom has something to say about."""
+
+    n_phases: ClassVar[int] = 1
+
+    def penalty(self) -> Tensor | None:
+        """Nothing is added to the loss."""
+        return None
+
+    def start_phase(self, phase: int, rng: torch.Generator) -> None:  # noqa: ARG002
+        """There is only one."""
+        raise AssertionError(f"phase {phase} of a head with one")
+
+    def no_decay(self) -> set[str]:
+        """Names of the parameters that weight decay leaves alone: biases and norms."""
+        return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
