@@ -62,7 +62,7 @@ def main() -> None:
                 low, high = (100 * bound for bound in top1["ci95"])
                 spread = f"{100 * top1['mean']:.2f} ± {100 * top1['std']:.2f}"
                 print(
-                    f"{head:8} {dtype:10} {spread:>16} {f'{low:.1f} to {high:.1f}':>16} {result['seconds']:6.1f} s",
+                    f"{head:8} {dtype:10} {spread:>16} {f'{low:.1f} to {high:.1f}':>16} {result['train_seconds']:6.1f} s",
                     flush=True,
                 )
 
