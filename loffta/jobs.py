@@ -124,7 +124,7 @@ def describe(backbone: Backbone, request: dict[str, Any]) -> StoreInfo:
     weights = {name: value for name, value in asdict(backbone.weights).items() if name != "digest"}
     rows, columns = request["pool"] or (1, 1)
     specs = tuple(replace(s, height=-(-s.height // rows), width=-(-s.width // columns)) for s in backbone.specs)
-    return StoreInfo(recipe, request, weights, specs, machine.versions())
+    return StoreInfo(recipe, request, weights, specs, machine.versions(), getattr(backbone, "macs", None))
 
 
 def _input(backbone: Backbone, request: dict[str, Any]) -> dict[str, Any]:

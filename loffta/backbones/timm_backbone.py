@@ -9,11 +9,14 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from loffta.backbones import TapTokens, WeightsSource
 from loffta.backbones.inner_taps import PARTS, BlockProof, final_widths, hooked_module, read_tap, watch
@@ -132,6 +135,18 @@ class TimmBackbone:
                 outputs = run_intermediates(self.model, self._normalise(pixels), indices, grid=self._grid)
             at = dict(zip(indices, outputs, strict=True))
             return {tap: at[plain[tap]] if tap in plain else self._read(tap, calls[tap].gave) for tap in taps}
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-accumulates of one image through all blocks or stages.
+
+        Attention as plain products: torch's counter does not know the kernel that CPUs use for it.
+        """
+        side = self.geometry.image_px
+        image = torch.zeros(1, 3, side, side, device=self._device)
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            run_intermediates(self.model, image, grid=self._grid)
+        return int(counter.get_total_flops()) // 2
 
     def _depth(self, tap: str) -> int:
         """Index of the intermediate up to which the model must run."""

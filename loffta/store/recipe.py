@@ -51,6 +51,7 @@ class StoreInfo:
     weights: RecipeDict  # spec, path, size, mtime_ns of the file they came from
     taps: tuple[TokenSpec, ...]  # every tap the backbone has at this input size, stored or not
     versions: dict[str, str] = field(default_factory=dict)  # of the libraries that made the store
+    macs: int | None = None  # multiply-accumulates of one image, where the backbone could tell
 
     @property
     def name(self) -> str:
@@ -84,4 +85,11 @@ class StoreInfo:
         if attributes["format"] > FORMAT:
             raise ValueError(f"store format {attributes['format']} is newer than this loffta knows ({FORMAT})")
         specs = tuple(TokenSpec(**spec) for spec in attributes["taps"])
-        return cls(attributes["recipe"], attributes["request"], attributes["weights"], specs, attributes["versions"])
+        return cls(
+            attributes["recipe"],
+            attributes["request"],
+            attributes["weights"],
+            specs,
+            attributes["versions"],
+            attributes.get("macs"),  # stores of older versions lack it
+        )

@@ -61,10 +61,8 @@ def main() -> None:
                 top1 = result["metrics"]["top1"]
                 low, high = (100 * bound for bound in top1["ci95"])
                 spread = f"{100 * top1['mean']:.2f} ± {100 * top1['std']:.2f}"
-                print(
-                    f"{head:8} {dtype:10} {spread:>16} {f'{low:.1f} to {high:.1f}':>16} {result['train_seconds']:6.1f} s",
-                    flush=True,
-                )
+                seconds, between = result["train_seconds"], f"{low:.1f} to {high:.1f}"
+                print(f"{head:8} {dtype:10} {spread:>16} {between:>16} {seconds:6.1f} s", flush=True)
 
 
 def extract(work: Path, dtype: str) -> None:

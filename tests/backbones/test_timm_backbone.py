@@ -303,3 +303,10 @@ def test_weights_of_another_model():
     )
     assert caught.value.where == locate(LITE_PACKAGE, LITE)[0]
     assert caught.value.remedy == "pass weights of this architecture (296 tensors given, 386 needed)"
+
+
+def test_macs_are_those_of_the_formula():
+    """Patch embedding, then per block 12 T D^2 for its linears and 2 T^2 D for attention, T tokens of D channels."""
+    tokens, dim = 16 + 1, 192
+    expected = 16 * (3 * 16 * 16) * dim + 12 * (12 * tokens * dim**2 + 2 * tokens**2 * dim)
+    assert load_timm("vit_tiny_patch16_224", weights="random:0", image_px=64).macs == expected
