@@ -19,7 +19,7 @@ from torch import Tensor
 
 from loffta.augment.config import PRESETS, AugmentConfig, from_preset
 from loffta.augment.matrix import N_DRAWS, make_matrix
-from loffta.augment.ops import FILLS, Fill, add_noise, bilinear, drop_tokens, mix, move_grid, spread
+from loffta.augment.ops import FILLS, Fill, add_noise, bilinear, drop_tokens, find_sources, mix, move_grid, spread
 from loffta.augment.targets import Boxes, move_boxes, move_depth, move_mask
 from loffta.tokens import FeatureSpec
 
@@ -134,7 +134,7 @@ def apply(features: Sequence[Tensor], specs: Sequence[FeatureSpec], parameters: 
         if parameters.matrix is not None and spec.kind == "grid":
             height, width = spec.shape[:2]
             if (height, width) not in blends:
-                blends[height, width] = bilinear(parameters.matrix, height, width, parameters.fill)
+                blends[height, width] = bilinear(find_sources(parameters.matrix, height, width, parameters.fill))
             tokens = move_grid(tokens, *blends[height, width])
         if parameters.partner is not None and parameters.weight is not None:
             tokens = mix(tokens, parameters.partner, parameters.weight)

@@ -11,7 +11,7 @@ cells, which lie elsewhere in the image for every grid size.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,21 @@ from torch import Tensor
 
 Fill: TypeAlias = Literal["zero", "border", "reflect"]  # what is seen outside the image
 FILLS: tuple[Fill, ...] = get_args(Fill)
+
+
+class Sources(NamedTuple):
+    """Where each cell of a moved grid comes from: in the grid before, in cells.
+
+    Between the outermost centres and the image's edge the outermost cells are seen, as far as the edge. Zeros begin at
+    the edge, not half a cell before it: half a cell is another width on every grid.
+    """
+
+    rows: Float[Tensor, "B N"]  # 0 to height - 1
+    columns: Float[Tensor, "B N"]
+    inside: Bool[Tensor, "B N"]  # False: beside the image
+    height: int
+    width: int
+
 
 # Sources are rounded to 1/4096 of a cell. Without that a flip, a quarter turn or the identity would blend in a
 # millionth of a neighbour; with it they only permute cells, bit for bit.
@@ -34,47 +49,40 @@ def invert(matrix: Float[Tensor, "B r 3"]) -> Float[Tensor, "B 2 3"]:
     return (inverse / (a * d - b * c)[:, None]).view(-1, 2, 3)
 
 
-def sources(
-    matrix: Float[Tensor, "B 2 3"], height: int, width: int, fill: Fill
-) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N"]]:
-    """Where the cells of a moved grid come from: rows and columns of the grid before, in cells.
+def find_sources(matrix: Float[Tensor, "B 2 3"], height: int, width: int, fill: Fill) -> Sources:
+    """Where the cells of a moved grid come from.
 
     Args:
         matrix: from places of the moved image to places of the image before.
-        fill: `zero` leaves places outside where they are; the others bring them inside.
     """
     y = _centres(height, matrix)[:, None]
     x = _centres(width, matrix)
     from_x, from_y = (m[:, 0, None, None] * x + m[:, 1, None, None] * y + m[:, 2, None, None] for m in matrix.unbind(1))
-    rows, columns = ((from_y + 1) * height - 1) / 2, ((from_x + 1) * width - 1) / 2
-    return _bring_inside(rows.flatten(1), height, fill), _bring_inside(columns.flatten(1), width, fill)
+    rows, row_inside = _bring_inside(((from_y + 1) * height - 1) / 2, height, fill)
+    columns, column_inside = _bring_inside(((from_x + 1) * width - 1) / 2, width, fill)
+    return Sources(rows.flatten(1), columns.flatten(1), (row_inside & column_inside).flatten(1), height, width)
 
 
-def corners(
-    rows: Float[Tensor, "B N"], columns: Float[Tensor, "B N"], height: int, width: int
-) -> Iterator[tuple[Int64[Tensor, "B N"], Float[Tensor, "B N"]]]:
-    """The four cells around each source and their bilinear weights, which are 0 for cells outside the grid."""
-    top, left = rows.floor(), columns.floor()
-    down, across = rows - top, columns - left
-    for row, row_weight in ((top, 1 - down), (top + 1, down)):
-        for column, column_weight in ((left, 1 - across), (left + 1, across)):
-            index, inside = _cell(row, column, height, width)
-            yield index, row_weight * column_weight * inside
+def corners(sources: Sources) -> Iterator[tuple[Int64[Tensor, "B N"], Float[Tensor, "B N"]]]:
+    """The four cells around each source and their bilinear weights, all 0 beside the image."""
+    top, left = sources.rows.floor(), sources.columns.floor()
+    down, across = sources.rows - top, sources.columns - left
+    bottom, right = (top + 1).clamp(max=sources.height - 1), (left + 1).clamp(max=sources.width - 1)
+    for row, row_weight in ((top, 1 - down), (bottom, down)):
+        for column, column_weight in ((left, 1 - across), (right, across)):
+            index = row.long() * sources.width + column.long()
+            yield index, row_weight * column_weight * sources.inside
 
 
-def bilinear(
-    matrix: Float[Tensor, "B 2 3"], height: int, width: int, fill: Fill
-) -> tuple[Int64[Tensor, "B N 4"], Float[Tensor, "B N 4"]]:
+def bilinear(sources: Sources) -> tuple[Int64[Tensor, "B N 4"], Float[Tensor, "B N 4"]]:
     """The four cells that each cell of a moved grid is blended of, and their weights: for `move_grid`."""
-    found = list(corners(*sources(matrix, height, width, fill), height, width))
+    found = list(corners(sources))
     return torch.stack([index for index, _ in found], dim=2), torch.stack([weight for _, weight in found], dim=2)
 
 
-def nearest(
-    rows: Float[Tensor, "B N"], columns: Float[Tensor, "B N"], height: int, width: int
-) -> tuple[Int64[Tensor, "B N"], Bool[Tensor, "B N"]]:
-    """The cell that holds each source, and whether it is one of the grid's."""
-    return _cell((rows + 0.5).floor(), (columns + 0.5).floor(), height, width)
+def nearest(sources: Sources) -> Int64[Tensor, "B N"]:
+    """The cell that holds each source."""
+    return (sources.rows + 0.5).long() * sources.width + (sources.columns + 0.5).long()
 
 
 def move_grid(
@@ -93,7 +101,7 @@ def move_grid(
     return F.embedding_bag(cells, table, per_sample_weights=weights, mode="sum").view(grid.shape)
 
 
-def spread(tokens: Float[Tensor, "B *shape"], *dims: int) -> Float[Tensor, "b *shape"]:
+def spread(tokens: Float[Tensor, "B *shape"], *dims: int) -> Float[Tensor, "..."]:
     """Population standard deviation over some axes, which keep length 1; float32.
 
     From the mean of squares, in a third of the time of `Tensor.std`. Rounding makes it up to 3e-4 of the mean where a
@@ -113,7 +121,7 @@ def mix(
 
 
 def add_noise(
-    tokens: Float[Tensor, "B *shape"], std: Float[Tensor, "b *shape"], rng: torch.Generator
+    tokens: Float[Tensor, "B *shape"], std: Float[Tensor, "..."], rng: torch.Generator
 ) -> Float[Tensor, "B *shape"]:
     """Gaussian noise on every value; `std` is broadcast; float32."""
     noise = torch.randn(tokens.shape, generator=rng, device=tokens.device)
@@ -133,17 +141,14 @@ def _centres(n_cells: int, like: Tensor) -> Float[Tensor, " n"]:
     return (2 * torch.arange(n_cells, device=like.device, dtype=torch.float32) + 1) / n_cells - 1
 
 
-def _bring_inside(position: Float[Tensor, "B N"], length: int, fill: Fill) -> Float[Tensor, "B N"]:
+def _bring_inside(
+    position: Float[Tensor, "B H W"], length: int, fill: Fill
+) -> tuple[Float[Tensor, "B H W"], Bool[Tensor, "B H W"]]:
+    """Positions in cells, brought between the outermost centres, and where there is something to see."""
     position = (position * _STEPS).round() / _STEPS
+    inside = torch.ones_like(position, dtype=torch.bool)
     if fill == "zero":
-        return position
-    if fill == "reflect":  # at the image's edges, as often as it takes
+        inside = (position >= -0.5) & (position <= length - 0.5)
+    elif fill == "reflect":  # at the image's edges, as often as it takes
         position = length - ((position + 0.5).remainder(2 * length) - length).abs() - 0.5
-    return position.clamp(0, length - 1)
-
-
-def _cell(
-    row: Float[Tensor, "B N"], column: Float[Tensor, "B N"], height: int, width: int
-) -> tuple[Int64[Tensor, "B N"], Bool[Tensor, "B N"]]:
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    return row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long(), inside
+    return position.clamp(0, length - 1), inside

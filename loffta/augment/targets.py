@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from loffta.augment.ops import Fill, corners, invert, nearest, sources
+from loffta.augment.ops import Fill, corners, find_sources, invert, nearest
 
 _LEAST_SIDE = 1e-4  # of the image; what is left of a box beside the image by rounding is less
 
@@ -36,8 +36,8 @@ def move_mask(
         outside: the value where fill `zero` shows no image: the class to ignore, or no instance.
     """
     height, width = mask.shape[1:]
-    index, inside = nearest(*sources(matrix, height, width, fill), height, width)
-    return mask.flatten(1).gather(1, index).masked_fill(~inside, outside).view(mask.shape)
+    sources = find_sources(matrix, height, width, fill)
+    return mask.flatten(1).gather(1, nearest(sources)).masked_fill(~sources.inside, outside).view(mask.shape)
 
 
 def move_depth(depth: Float[Tensor, "B H W"], matrix: Float[Tensor, "B 2 3"], fill: Fill) -> Float[Tensor, "B H W"]:
@@ -51,7 +51,7 @@ def move_depth(depth: Float[Tensor, "B H W"], matrix: Float[Tensor, "B 2 3"], fi
     values = depth.float().flatten(1).where(valid, 0)
     total = torch.zeros_like(values)
     share = torch.zeros_like(values)
-    for index, weight in corners(*sources(matrix, height, width, fill), height, width):
+    for index, weight in corners(find_sources(matrix, height, width, fill)):
         weight = weight * valid.gather(1, index)
         total += weight * values.gather(1, index)
         share += weight
