@@ -114,7 +114,7 @@ def _describe(feature: Feature, config: AugmentConfig, with_thumbs: bool) -> str
     changed = {k: v for k, v in config.model_dump().items() if v != getattr(AugmentConfig(), k)}
     settings = ", ".join(f"{key} {value}" for key, value in changed.items())
     height, width, _ = feature.spec.shape
-    columns = [*(["the image"] if with_thumbs else []), "its features as stored", f"{count(N_DRAWS, 'random draw')}"]
+    columns = [*(["the image"] if with_thumbs else []), "its features as stored", count(N_DRAWS, "draw")]
     return (
         "<h2>Augmented features</h2>"
         f"<p>{escape(feature.spec.backbone)}, {escape(feature.spec.taps[-1])}, {height} x {width} tokens. From left to "
@@ -125,6 +125,7 @@ def _describe(feature: Feature, config: AugmentConfig, with_thumbs: bool) -> str
 
 
 def _strip(images: Sequence[NDArray[np.uint8]], maps: Sequence[NDArray[np.uint8]], key: str) -> str:
-    pictures = [f'<img src="{png_uri(image)}" alt="">' for image in images]
-    pictures += [f'<img class="map" src="{png_uri(painted)}" alt="">' for painted in maps]
+    pictures = [f'<img src="{png_uri(image)}" alt="the image">' for image in images]
+    names = ["as stored", *(f"draw {i + 1}" for i in range(len(maps) - 1))]
+    pictures += [f'<img class="map" src="{png_uri(m)}" alt="{name}">' for m, name in zip(maps, names, strict=True)]
     return f'<figure class="strip"><div>{"".join(pictures)}</div><figcaption>{escape(key)}</figcaption></figure>'
