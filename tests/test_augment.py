@@ -10,7 +10,6 @@ import torch
 from kornia.geometry.transform import warp_affine
 
 from loffta.augment import PRESETS, AugmentConfig, Parameters, apply, draw, from_preset
-from loffta.augment.config import AugmentConfig as Config
 from loffta.augment.matrix import N_DRAWS, make_matrix
 from loffta.augment.ops import invert
 from loffta.errors import UsageError
@@ -72,6 +71,15 @@ def test_features_move_as_their_image(name):
     assert torch.equal(moved, patch_means(np.stack([on_image(image) for image in images])))
 
 
+@pytest.mark.parametrize("cells", [7, 14, 18, 37])
+def test_flips_and_turns_only_permute_cells_of_any_grid(cells):
+    """Their sources are rounded to cells: unrounded, some blend in a millionth of a neighbour."""
+    grid = torch.randn(2, 2, cells, cells, 3, generator=generator())
+    config = AugmentConfig(hflip_p=1.0, rotation_deg=1e-4)  # far less than a step of the rounding
+    assert torch.equal(move(grid, draw(config, 2, generator(), CPU)), grid.flip(3))
+    assert torch.equal(move(grid, forward(((0, -1), (1, 0)))), grid.rot90(-1, (2, 3)))
+
+
 @pytest.mark.parametrize("factor", [1.15, 0.85])
 def test_scale_about_the_centre_as_scipy_does_it_to_the_image(factor):
     images = picture(size=96, smooth=6)
@@ -94,7 +102,7 @@ def test_scale_about_the_centre_as_scipy_does_it_to_the_image(factor):
 def test_resampling_is_kornias_warp():
     """Any map; kornia wants pixels, and channels first. Its zeros begin at the outermost centres, ours at the edge."""
     grid = torch.randn(5, 2, 9, 6, 4, generator=generator())
-    config = Config(rotation_deg=60, shear=0.5, translation=0.3, scale=(0.5, 2), hflip_p=0.5, crop_area=(0.5, 1))
+    config = AugmentConfig(rotation_deg=60, shear=0.5, translation=0.3, scale=(0.5, 2), hflip_p=0.5, crop_area=(0.5, 1))
     parameters = draw(config, 5, generator(1), CPU)
     to_pixels = torch.tensor([[3.0, 0, 2.5], [0, 4.5, 4], [0, 0, 1]])
     rows = torch.tensor([[[0.0, 0, 1]]]).expand(5, 1, 3)
@@ -138,7 +146,7 @@ def test_grids_of_all_sizes_stay_registered():
         y, x = torch.meshgrid(centres, centres, indexing="ij")
         return torch.stack([x, y], dim=-1).expand(3, 1, -1, -1, -1)
 
-    config = Config(rotation_deg=20, shear=0.1, scale=(1.5, 1.8))  # enlarged: nothing from beside the image
+    config = AugmentConfig(rotation_deg=20, shear=0.1, scale=(1.5, 1.8))  # enlarged: nothing from beside the image
     parameters = draw(config, 3, generator(), CPU)
     grids = [ramp(cells) for cells in (16, 7, 4)]
     moved = apply(grids, [spec(shape=grid.shape[2:]) for grid in grids], parameters)
@@ -155,7 +163,7 @@ def test_identity_hands_the_features_back():
     specs = [spec(shape=(4, 4, 3)), spec("prefix", (2, 3))]
     for parameters in (Parameters(2), draw(PRESETS["none"], 2, generator(), CPU)):
         assert all(a is b for a, b in zip(apply(features, specs, parameters), features, strict=True))
-    drawn = draw(Config(rotation_deg=1e-9), 2, generator(), CPU)  # a map that moves nothing
+    drawn = draw(AugmentConfig(rotation_deg=1e-9), 2, generator(), CPU)  # a map that moves nothing
     assert torch.equal(apply(features, specs, drawn)[0], features[0])
 
 
@@ -197,25 +205,25 @@ def assert_fills(values, low, high):
 
 
 def test_ranges_of_turn_shear_shift_and_scale():
-    linear, shift = parts(Config(rotation_deg=30))
+    linear, shift = parts(AugmentConfig(rotation_deg=30))
     assert_fills(np.degrees(np.arctan2(linear[:, 1, 0], linear[:, 0, 0])), -30, 30)
     np.testing.assert_allclose(np.linalg.det(linear), 1, atol=1e-5)
     assert abs(shift).max() < 1e-6
 
-    linear, _ = parts(Config(shear=0.2))
+    linear, _ = parts(AugmentConfig(shear=0.2))
     assert_fills(-linear[:, 0, 1], -0.2, 0.2)
     assert_fills(-linear[:, 1, 0], -0.2, 0.2)
 
-    linear, shift = parts(Config(translation=0.1))
+    linear, shift = parts(AugmentConfig(translation=0.1))
     assert_fills(shift, -0.2, 0.2)  # of an image that is 2 wide
     np.testing.assert_allclose(linear, np.broadcast_to(np.eye(2), linear.shape), atol=1e-6)
 
-    linear, _ = parts(Config(scale=(0.8, 1.2)))
+    linear, _ = parts(AugmentConfig(scale=(0.8, 1.2)))
     assert_fills(linear[:, 0, 0], 0.8, 1.2)
     np.testing.assert_allclose(linear[:, 0, 0], linear[:, 1, 1], atol=1e-6)
 
 
-@pytest.mark.parametrize(("axis", "config"), [(0, Config(hflip_p=0.3)), (1, Config(vflip_p=0.3))])
+@pytest.mark.parametrize(("axis", "config"), [(0, AugmentConfig(hflip_p=0.3)), (1, AugmentConfig(vflip_p=0.3))])
 def test_flips_come_with_their_probability(axis, config):
     linear, _ = parts(config)
     flipped = linear[:, axis, axis] < 0
@@ -224,7 +232,7 @@ def test_flips_come_with_their_probability(axis, config):
 
 
 def test_crops_are_windows_of_the_image():
-    matrix = draw(Config(crop_area=(0.25, 0.81)), 4000, generator(), CPU).matrix.numpy()
+    matrix = draw(AugmentConfig(crop_area=(0.25, 0.81)), 4000, generator(), CPU).matrix.numpy()
     side, centre = matrix[:, 0, 0], matrix[:, :, 2]
     assert_fills(side**2, 0.25, 0.81)
     assert (abs(centre).max(1) <= 1 - side + 1e-6).all(), "nothing from beside the image"
@@ -259,7 +267,7 @@ def test_trivial_does_one_thing_per_image():
 
 def test_order_of_the_parts():
     """crop, shear, scale and flip, turn, shift, trivial: written out as matrices, one after the other."""
-    config = Config(
+    config = AugmentConfig(
         hflip_p=1.0,
         vflip_p=0.0,
         rotation_deg=40,
@@ -301,8 +309,8 @@ def test_same_state_same_parameters_and_the_generator_moves_on():
 
 
 def test_a_changed_range_leaves_the_other_draws():
-    flips = draw(Config(hflip_p=0.5), 50, generator(), CPU).matrix[:, 0, 0]
-    config = Config(hflip_p=0.5, translation=0.2, mixup_alpha=0.3, noise_std=1)
+    flips = draw(AugmentConfig(hflip_p=0.5), 50, generator(), CPU).matrix[:, 0, 0]
+    config = AugmentConfig(hflip_p=0.5, translation=0.2, mixup_alpha=0.3, noise_std=1)
     assert torch.equal(draw(config, 50, generator(), CPU).matrix[:, 0, 0], flips)
 
 
@@ -344,7 +352,7 @@ def test_parameters_do_not_change_with_the_release():
 def test_noise_follows_each_channels_spread():
     scales = torch.tensor([0.01, 1.0, 100.0])
     grid = torch.randn(6, 2, 20, 20, 3, generator=generator()) * scales + 1000 * scales
-    noise = move(grid, draw(Config(noise_std=0.05), 6, generator(1), CPU)) - grid
+    noise = move(grid, draw(AugmentConfig(noise_std=0.05), 6, generator(1), CPU)) - grid
     np.testing.assert_allclose(noise.std((2, 3)) / grid.std((2, 3)), 0.05, rtol=0.25)
     np.testing.assert_allclose(noise.mean((0, 1, 2, 3)) / scales, 0, atol=0.003)
     flat = noise[..., 1].flatten(2)  # images and taps get noise of their own
@@ -357,13 +365,13 @@ def test_tokens_without_a_place_get_noise_and_mixing_alone(kind, shape):
     specs = [spec(kind, shape)]
     moved = draw(from_preset("loff-ta", {"noise_std": 0.0, "token_drop": 0.5}), 2000, generator(), CPU)
     assert apply([tokens], specs, moved)[0] is tokens
-    noisy = apply([tokens], specs, draw(Config(noise_std=0.1), 2000, generator(1), CPU))[0]
+    noisy = apply([tokens], specs, draw(AugmentConfig(noise_std=0.1), 2000, generator(1), CPU))[0]
     np.testing.assert_allclose((noisy - tokens).std(0) / tokens.std(0), 0.1, rtol=0.1)
 
 
 def test_constant_channels_get_no_noise():
     grid = torch.full((1, 1, 8, 8, 2), 3.0)
-    augmented = move(grid, draw(Config(noise_std=0.5), 1, generator(), CPU))
+    augmented = move(grid, draw(AugmentConfig(noise_std=0.5), 1, generator(), CPU))
     assert (augmented - grid).abs().max() < 0.5 * 3e-4 * 3 * 5
 
 
@@ -371,7 +379,7 @@ def test_mixing_equals_a_loop():
     """All kinds are mixed with the same partner, after the partner was moved by its own map."""
     features = [torch.randn(5, 2, 4, 4, 3), torch.randn(5, 1, 2, 3)]
     specs = [spec(shape=(4, 4, 3), taps=("a", "b")), spec("prefix", (2, 3))]
-    parameters = draw(Config(mixup_alpha=0.5, rotation_deg=90), 5, generator(), CPU)
+    parameters = draw(AugmentConfig(mixup_alpha=0.5, rotation_deg=90), 5, generator(), CPU)
     moved = [move(features[0], Parameters(5, matrix=parameters.matrix)), features[1]]
     mixed = apply(features, specs, parameters)
     assert sorted(parameters.partner.tolist()) == list(range(5))
@@ -382,7 +390,7 @@ def test_mixing_equals_a_loop():
 
 
 def test_mixing_weights_are_beta():
-    weight = draw(Config(mixup_alpha=2.0), 4000, generator(), CPU).weight.numpy()
+    weight = draw(AugmentConfig(mixup_alpha=2.0), 4000, generator(), CPU).weight.numpy()
     assert 0 <= weight.min() < weight.max() <= 1
     assert abs(weight.mean() - 0.5) < 0.02
     assert abs(weight.var() - 1 / (4 * (2 * 2.0 + 1))) < 0.005
@@ -390,7 +398,7 @@ def test_mixing_weights_are_beta():
 
 def test_dropped_tokens_are_zero_in_all_taps():
     grid = torch.rand(40, 2, 10, 10, 3) + 1
-    dropped = move(grid, draw(Config(token_drop=0.2), 40, generator(), CPU))
+    dropped = move(grid, draw(AugmentConfig(token_drop=0.2), 40, generator(), CPU))
     gone = (dropped == 0).all(-1)
     assert torch.equal(gone[:, 0], gone[:, 1])
     assert abs(gone.float().mean() - 0.2) < 0.03
@@ -399,7 +407,7 @@ def test_dropped_tokens_are_zero_in_all_taps():
 
 def test_finer_grids_lose_the_same_places():
     grids = [torch.ones(8, 1, cells, cells, 2) for cells in (12, 4, 8)]
-    parameters = draw(Config(token_drop=0.4), 8, generator(), CPU)
+    parameters = draw(AugmentConfig(token_drop=0.4), 8, generator(), CPU)
     fine, coarse, middle = apply(grids, [spec(shape=grid.shape[2:]) for grid in grids], parameters)
     assert 0 < coarse.mean() < 1
     for grid, factor in ((fine, 3), (middle, 2)):
@@ -415,9 +423,11 @@ def test_presets_and_changes():
     assert config.model_copy(update={"scale": (0.8, 1.2), "mixup_alpha": None}) == PRESETS["loff-ta"]
     assert not PRESETS["none"].moves
     assert PRESETS["none"] == AugmentConfig()
-    assert all(Config(**{name: 0.5}).moves for name in ("hflip_p", "vflip_p", "rotation_deg", "shear", "translation"))
-    assert Config(scale=(1, 1.1)).moves
-    assert Config(crop_area=(0.5, 1)).moves
+    assert all(
+        AugmentConfig(**{name: 0.5}).moves for name in ("hflip_p", "vflip_p", "rotation_deg", "shear", "translation")
+    )
+    assert AugmentConfig(scale=(1, 1.1)).moves
+    assert AugmentConfig(crop_area=(0.5, 1)).moves
 
 
 @pytest.mark.parametrize(
