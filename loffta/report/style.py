@@ -52,6 +52,10 @@ border:3px solid var(--right)}
 .tile b{color:var(--right)}
 .tile.wrong b{color:var(--wrong)}
 .tile small{display:block;color:var(--quiet);font-size:.78rem}
+.strip{max-width:none;margin:1rem 0}
+.strip div{display:grid;grid-template-columns:repeat(5,minmax(0,9rem));gap:.4rem}
+.strip img{display:block;width:100%;aspect-ratio:1;border-radius:.3rem}
+.strip .map{image-rendering:pixelated}
 details{border-bottom:1px solid var(--line)}
 summary{cursor:pointer;padding:.55rem 0}
 summary:focus-visible{outline:2px solid var(--accent);outline-offset:2px}
