@@ -73,7 +73,7 @@ class StoreInfo:
 
     def to_json(self) -> bytes:
         """The group's zarr.json."""
-        attributes = {"format": FORMAT, **asdict(self)}
+        attributes = {"format": FORMAT, **asdict(self), "taps": [_tap_json(spec) for spec in self.taps]}
         document = {"zarr_format": 3, "node_type": "group", "attributes": {"loffta": attributes}}
         return json.dumps(document, indent=2).encode()
 
@@ -85,3 +85,11 @@ class StoreInfo:
             raise ValueError(f"store format {attributes['format']} is newer than this loffta knows ({FORMAT})")
         specs = tuple(TokenSpec(**spec) for spec in attributes["taps"])
         return cls(attributes["recipe"], attributes["request"], attributes["weights"], specs, attributes["versions"])
+
+
+def _tap_json(spec: TokenSpec) -> dict[str, Any]:
+    """`registers_only` is written only where it is true: other stores stay as they were, for older readers, too."""
+    values = asdict(spec)
+    if not spec.registers_only:
+        del values["registers_only"]
+    return values
