@@ -13,7 +13,7 @@ from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from loffta import zoo
 from loffta.backbones.inner_taps import watch
