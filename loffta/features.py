@@ -262,7 +262,8 @@ def _features_of(cache: Cache, store: Store, request: str, kinds: Sequence[Kind]
     """
     where = f"--features {store.name}:{request}"
     stored = {kind: _stored_taps(store, kind) for kind in kinds}
-    either = tuple(spec.tap for spec in store.info.taps if any(spec.tap in taps for taps in stored.values()))
+    held = set().union(*stored.values()) or {tap for kind in KINDS for tap in store.stored_taps(kind)}
+    either = tuple(spec.tap for spec in store.info.taps if spec.tap in held)  # else the error says which kind to add
     available = [spec.tap for spec in store.info.taps]
     for part in (part.strip() for part in request.split(",")):
         if needed := [tap for tap in _indispensable(part, available, either) if tap not in either]:

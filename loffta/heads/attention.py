@@ -37,8 +37,8 @@ class ProbeRecipe(Recipe, frozen=True):
     min_batches: PositiveInt | None = 5
     max_grad_norm: PositiveFloat | None = 5.0
     class_weights: bool = True
-    search_lr: tuple[PositiveFloat, ...] = (1e-1, 1e-2, 1e-3)
-    search_weight_decay: tuple[NonNegativeFloat, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    search_lr: tuple[PositiveFloat, ...] = Field((1e-1, 1e-2, 1e-3), min_length=1)
+    search_weight_decay: tuple[NonNegativeFloat, ...] = Field((1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0), min_length=1)
     attention_dropout: float = Field(0.0, ge=0, lt=1)  # the paper runs 0, 0.1 and 0.3 and keeps the best
     jitter_std: NonNegativeFloat = 0.05  # of the noise on the unit vectors, in training
     jitter_probability: float = Field(0.5, ge=0, le=1)  # that an image gets noise
@@ -100,7 +100,8 @@ class AttentiveProbe(nn.Module):
         weights = self._weigh(normed)
         if rng is not None and self.attention_dropout > 0:
             weights = drop(weights, self.attention_dropout, rng)
-        logits: Tensor = self.classify(apply_batch_norm(self.batch_norm, self._pool(normed, weights).float()))
+        pooled = self._pool(normed, weights).to(normed.dtype)  # statistics of bfloat16 would be coarse
+        logits: Tensor = self.classify(apply_batch_norm(self.batch_norm, pooled))
         return logits
 
     def attention(self, tokens: Float[Tensor, "B T D"]) -> Attention:
@@ -153,11 +154,11 @@ def drop(weights: Attention, probability: float | int, rng: torch.Generator) -> 
     return weights * kept / (1 - probability)
 
 
-def average_attention(batches: Iterable[Attention]) -> Float[Tensor, " T"]:
+def average_attention(batches: Iterable[Float[Tensor, "_ heads T"]]) -> Float[Tensor, " T"]:
     """Mean weight per token over images, then over heads, as in ALF's heat-maps; sums to 1.
 
     Args:
-        batches: attention of some images each, at least one image in all.
+        batches: [B, heads, T] of some images each, at least one image in all.
 
     Returns:
         float64 on the CPU.
