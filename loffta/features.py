@@ -23,7 +23,7 @@ from loffta.store.cache import Cache, CachedArray, Store
 from loffta.store.paths import TARGETS
 from loffta.store.purge import all_missing_shards, describe_lost, describe_missing, lost_metadata
 from loffta.store.quantise import Scales, dequantise
-from loffta.taps import final_tap, resolve_taps
+from loffta.taps import SETS, resolve_taps
 from loffta.tokens import KINDS, FeatureSpec, Kind
 
 
@@ -262,12 +262,12 @@ def _features_of(cache: Cache, store: Store, request: str, kinds: Sequence[Kind]
     """
     where = f"--features {store.name}:{request}"
     stored = {kind: _stored_taps(store, kind) for kind in kinds}
-    either = tuple(spec.tap for spec in store.info.taps if any(spec.tap in taps for taps in stored.values()))
+    held = set().union(*stored.values()) or {tap for kind in KINDS for tap in store.stored_taps(kind)}
+    either = tuple(spec.tap for spec in store.info.taps if spec.tap in held)  # else the error says which kind to add
     available = [spec.tap for spec in store.info.taps]
     for part in (part.strip() for part in request.split(",")):
-        name = final_tap(available) if part == "alf" else part  # without its last layer it would not be ALF
-        if name in available and name not in either:
-            raise _not_stored(cache, store, [name], kinds[0], where)
+        if needed := [tap for tap in _indispensable(part, available, either) if tap not in either]:
+            raise _not_stored(cache, store, needed, kinds[0], where)
     taps = resolve_taps(request, either, where=where)
     features = []
     for kind in kinds:
@@ -286,6 +286,17 @@ def _features_of(cache: Cache, store: Store, request: str, kinds: Sequence[Kind]
             remedy="use another pooling, or the features of a backbone with a class token",
         )
     return features
+
+
+def _indispensable(part: str, available: Sequence[str], stored: Sequence[str]) -> Sequence[str]:
+    """Taps of a backbone without which a part of a request would mean something else: the one that it names.
+
+    Sets are of the stored taps, but without its last layer, or with that alone, `alf` would not be ALF.
+    """
+    if part != "alf":
+        return [part] if part in available else []
+    alf = SETS["alf"](available)
+    return alf[-1:] if any(tap in stored for tap in alf[:-1]) else alf
 
 
 def _array_of(store: Store, kind: Kind, tap: str) -> CachedArray:
@@ -324,4 +335,5 @@ def _with_unique_labels(features: Sequence[Feature]) -> list[Feature]:
 def _feature(store: Store, array: CachedArray, taps: Sequence[str], kind: Kind) -> Feature:
     spec = next(spec for spec in store.info.taps if spec.tap == taps[0])
     image_px = int(store.info.recipe["input"]["image_px"])
-    return Feature(store, array, FeatureSpec(store.info.label, tuple(taps), kind, spec.shape(kind), image_px))
+    found = FeatureSpec(store.info.label, tuple(taps), kind, spec.shape(kind), image_px, spec.registers_only)
+    return Feature(store, array, found)

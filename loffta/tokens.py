@@ -1,7 +1,8 @@
 """The axis alphabet and the shaped types that every signature uses.
 
 B images   L taps (layers)   H W grid rows and columns   N tokens = H * W   P prefix tokens (class token, then
-registers)   D channels.   K stands for the concatenation of the D of several taps. Nothing here computes.
+registers)   D channels.   K stands for the concatenation of the D of several taps, T for the tokens of several taps
+and kinds side by side. Nothing here computes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ Kind: TypeAlias = Literal["grid", "prefix", "mean"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 Grid: TypeAlias = Float[Tensor, "B H W D"]  # patch tokens of one tap, on their grid
-Prefix: TypeAlias = Float[Tensor, "B P D"]  # class token first, then registers
+Prefix: TypeAlias = Float[Tensor, "B P D"]  # class token first, if there is one, then registers
 Tokens: TypeAlias = Float[Tensor, "B N D"]  # patch tokens in row-major order
 Logits: TypeAlias = Float[Tensor, "B C"]
 
@@ -30,6 +31,7 @@ class TokenSpec:
     width: int  # grid columns
     n_prefix: int  # class token and registers; 0 for convolutional nets
     dim: int  # channels
+    registers_only: bool = False  # the prefix has no class token (NaFlex); stores do not mention it unless it is so
 
     def shape(self, kind: Kind) -> tuple[int, ...]:
         """Shape of one image's tensor of this tap: grid [H, W, D], prefix [P, D], mean [D]."""
@@ -50,8 +52,14 @@ class FeatureSpec:
     kind: Kind
     shape: tuple[int, ...]  # grid (H, W, D), prefix (P, D), mean (D,)
     image_px: int  # side of the square input that the backbone saw
+    registers_only: bool = False  # the backbone's prefix tokens, if any, are registers alone
 
     @property
     def dim(self) -> int:
         """Channels D of each tap."""
         return self.shape[-1]
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether these are prefix tokens whose first, [:, :, 0], is a class token."""
+        return self.kind == "prefix" and self.shape[0] > 0 and not self.registers_only

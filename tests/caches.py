@@ -32,6 +32,8 @@ class FakeStore:
     dtype: str = "float16"
     kinds: tuple[str, ...] = ("grid",)
     means: dict[str, np.ndarray] = field(default_factory=dict)  # [n, D]; none: the grids' means
+    prefixes: dict[str, np.ndarray] = field(default_factory=dict)  # [n, P, D]; none: a tap without prefix tokens
+    registers_only: bool = False
     known: tuple[str, ...] = ()
     missing: tuple[int, ...] = ()
     view: dict | None = None
@@ -39,7 +41,11 @@ class FakeStore:
 
     @property
     def info(self):
-        specs = [TokenSpec(tap, *grid.shape[1:3], 0, grid.shape[3]) for tap, grid in self.grids.items()]
+        n_prefix = {tap: self.prefixes[tap].shape[1] if tap in self.prefixes else 0 for tap in self.grids}
+        specs = [
+            TokenSpec(tap, *grid.shape[1:3], n_prefix[tap], grid.shape[3], self.registers_only and n_prefix[tap] > 0)
+            for tap, grid in self.grids.items()
+        ]
         specs += [TokenSpec(tap, 2, 2, 0, 4) for tap in self.known]
         recipe = {
             "backbone": self.backbone,
@@ -86,8 +92,8 @@ def make_cache(root: Path, table: ImageTable, stores, *, bad=()) -> Cache:
 
 
 def values_of(wanted, kind, tap):
-    if kind == "grid":
-        return wanted.grids[tap]
+    if kind != "mean":
+        return (wanted.grids if kind == "grid" else wanted.prefixes)[tap]
     return wanted.means[tap] if tap in wanted.means else wanted.grids[tap].mean(axis=(1, 2))
 
 

@@ -38,7 +38,9 @@ def cache(tmp_path_factory):
 
 
 def make_config(cache, head="linear", **changes):
-    recipe = changes.pop("recipe", {"epochs": 2, "batch_size": 16} if head == "linear" else TINY)
+    recipe = changes.pop("recipe", TINY if head == "combo" else {"epochs": 2, "batch_size": 16, "min_steps": None})
+    if head == "fusion":  # its own taps are a transformer's
+        changes.setdefault("features", tuple(f"{store.name}:all" for store in cache.stores()))
     return TrainConfig(cache=cache.paths.root, head=head, device="cpu", recipe=recipe, **changes)
 
 
@@ -56,7 +58,7 @@ def log_of(out, seed=0):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_learns_what_can_be_learnt(cache, tmp_path, head):
-    recipe = {"epochs": 40, "batch_size": 16, "lr": 1e-2} | (
+    recipe = {"epochs": 40, "batch_size": 16, "lr": 1e-2, "min_steps": None} | (
         {"grid": 2, "width": 8, "depth": 1} if head == "combo" else {}
     )
     results = go(cache, tmp_path / "run", head, recipe=recipe)

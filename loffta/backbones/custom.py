@@ -48,6 +48,7 @@ def wrap_module(
     std: tuple[float, float, float] = IMAGENET_STD,
     interpolation: Interpolation = "bicubic",
     device: str | torch.device = "cpu",
+    registers_only: bool = False,
 ) -> Backbone:
     """A backbone of any module, frozen and in eval mode; its taps are found by running it once.
 
@@ -55,10 +56,10 @@ def wrap_module(
         forward_tokens: runs `model` on images [B, 3, S, S], float32, normalised by `mean` and `std`, on `device`; gives
             every tap in depth order: its grid [B, H, W, D], or (grid, prefix [B, P, D]).
         image_px: S.
+        registers_only: the prefixes have no class token.
     """
-    return _ModuleBackbone(
-        model, forward_tokens, PixelGeometry(image_px, interpolation=interpolation), mean, std, device
-    )
+    geometry = PixelGeometry(image_px, interpolation=interpolation)
+    return _ModuleBackbone(model, forward_tokens, geometry, mean, std, device, registers_only)
 
 
 class _ModuleBackbone:
@@ -72,6 +73,7 @@ class _ModuleBackbone:
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         device: str | torch.device,
+        registers_only: bool,
     ) -> None:
         self.name = type(model).__name__
         self.weights = WeightsSource("", digest_state_dict(model.state_dict()))
@@ -79,10 +81,7 @@ class _ModuleBackbone:
         self._model = model.eval().requires_grad_(False).to(device)
         self._forward, self._device = forward_tokens, torch.device(device)
         image = torch.zeros(1, 3, geometry.image_px, geometry.image_px, dtype=torch.uint8)
-        self.specs = tuple(
-            TokenSpec(tap, tokens.grid.shape[1], tokens.grid.shape[2], tokens.prefix.shape[1], tokens.grid.shape[3])
-            for tap, tokens in self._run(image).items()
-        )
+        self.specs = tuple(_describe(tap, tokens, registers_only) for tap, tokens in self._run(image).items())
 
     def state_dict(self) -> dict[str, Tensor]:
         """The module's."""
@@ -102,6 +101,12 @@ class _ModuleBackbone:
             tap: TapTokens(grid, grid.new_zeros(len(grid), 0, grid.shape[-1]) if prefix is None else prefix)
             for tap, (grid, prefix) in pairs.items()
         }
+
+
+def _describe(tap: str, tokens: TapTokens, registers_only: bool) -> TokenSpec:
+    _, height, width, dim = tokens.grid.shape
+    n_prefix = tokens.prefix.shape[1]
+    return TokenSpec(tap, height, width, n_prefix, dim, registers_only and n_prefix > 0)
 
 
 class CustomBackbone:

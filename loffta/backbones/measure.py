@@ -13,11 +13,11 @@ from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from loffta import zoo
 from loffta.backbones.inner_taps import watch
-from loffta.backbones.timm_backbone import run_intermediates
+from loffta.backbones.timm_backbone import count_registers, run_intermediates
 
 HEADER = '''"""Shapes and terms of the zoo at native size, as `python -m loffta.backbones.measure` writes it.
 
@@ -52,7 +52,7 @@ def measure(timm_id: str) -> zoo.Facts:
         outputs = run_intermediates(model, image)
     given = [call.gave.numel() for call in calls.values() if isinstance(call.gave, Tensor)]
     isotropic = given == [tokens.grid.numel() + tokens.prefix.numel() for tokens in outputs]
-    n_prefix, n_registers = outputs[-1].prefix.shape[1], _count_registers(model)
+    n_prefix, n_registers = outputs[-1].prefix.shape[1], count_registers(model)
     return zoo.Facts(
         px=height,
         n_params=round(sum(parameter.numel() for parameter in model.parameters()) / 1e6),
@@ -65,12 +65,6 @@ def measure(timm_id: str) -> zoo.Facts:
         kind="blocks" if isotropic else "stages",
         taps=tuple((tokens.grid.shape[1], tokens.grid.shape[3]) for tokens in outputs),
     )
-
-
-def _count_registers(model: nn.Module) -> int:
-    """`num_reg_tokens` of ViTs and NaFlex; EVA's class (EVA-02, DINOv3, PE) has only the parameter."""
-    tokens: Any = getattr(model, "reg_token", None)
-    return int(getattr(model, "num_reg_tokens", tokens.shape[1] if isinstance(tokens, Tensor) else 0))
 
 
 def render(facts: dict[str, zoo.Facts]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -128,7 +128,7 @@ def _in_block(model: Any, path: str, depth: int, specs: Sequence[TokenSpec], run
     if inside not in proven:
         raise _Unproven("the order of its tokens is not proven to be the grid's")
     output = next(spec for spec in specs if spec.tap == f"blocks.{index}")
-    spec = TokenSpec(f"{MODULE}{path}", output.height, output.width, output.n_prefix, calls[inside].gave.shape[-1])
+    spec = replace(output, tap=f"{MODULE}{path}", dim=calls[inside].gave.shape[-1])
     return ModuleTap(spec, depth, channels_first=False)
 
 
@@ -169,7 +169,8 @@ def _before_blocks(model: Any, path: str, output: TokenSpec, image: Float[Tensor
     differs = (tokens[1:] - tokens[:1]).abs().amax(-1) > 1e-4 * tokens.abs().max()  # [bits, P + N]
     if not torch.equal(differs[:, n_prefix:], bits) or differs[:, :n_prefix].any():
         raise _Unproven("its tokens do not belong to one patch each, in the order of the grid")
-    spec = TokenSpec(f"{MODULE}{path}", height, width, n_prefix, tokens.shape[-1])
+    registers_only = output.registers_only and n_prefix > 0
+    spec = TokenSpec(f"{MODULE}{path}", height, width, n_prefix, tokens.shape[-1], registers_only)
     return ModuleTap(spec, 0, channels_first)
 
 

@@ -214,6 +214,7 @@ def describe_taps(model: nn.Module, px: int) -> tuple[TokenSpec, ...]:
     taps come before it, `norm` and `head` last. Else `stages.N`, and no inner taps.
     """
     image = _noise(px)
+    n_registers = count_registers(model)
     proof = BlockProof()
     with torch.no_grad():
         with proof.watch(model):
@@ -222,7 +223,8 @@ def describe_taps(model: nn.Module, px: int) -> tuple[TokenSpec, ...]:
         final = final_widths(model, image, proof.outputs[-1]) if isotropic else {}
 
     def spec(tap: str, like: TapTokens, width: int) -> TokenSpec:
-        return TokenSpec(tap, like.grid.shape[1], like.grid.shape[2], like.prefix.shape[1], width)
+        n_prefix = like.prefix.shape[1]
+        return TokenSpec(tap, like.grid.shape[1], like.grid.shape[2], n_prefix, width, 0 < n_prefix == n_registers)
 
     specs = []
     for i, out in enumerate(outputs):
@@ -230,6 +232,12 @@ def describe_taps(model: nn.Module, px: int) -> tuple[TokenSpec, ...]:
         specs += [spec(f"blocks.{i}.{part}", out, inner[part]) for part in PARTS if part in inner]
         specs.append(spec(f"{'blocks' if isotropic else 'stages'}.{i}", out, out.grid.shape[3]))
     return (*specs, *(spec(tap, outputs[-1], width) for tap, width in final.items()))
+
+
+def count_registers(model: nn.Module) -> int:
+    """`num_reg_tokens` of ViTs and NaFlex; EVA's class (EVA-02, DINOv3, PE) has only the parameter."""
+    tokens: Any = getattr(model, "reg_token", None)
+    return int(getattr(model, "num_reg_tokens", tokens.shape[1] if isinstance(tokens, Tensor) else 0))
 
 
 def _noise(px: int) -> Float[Tensor, "1 3 S S"]:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from loffta.errors import UsageError, unknown_name
+from loffta.heads.attentive import AttentiveHead, AttentiveRecipe
 from loffta.heads.combo import ComboHead, ComboRecipe
+from loffta.heads.fusion import FusionHead, FusionRecipe
 from loffta.heads.linear import LinearHead, LinearRecipe
 from loffta.heads.recipe import Recipe
 from loffta.tokens import FeatureSpec
@@ -65,6 +67,8 @@ class HeadEntry(NamedTuple):
 
 HEADS: dict[str, HeadEntry] = {
     "linear": HeadEntry(LinearHead, LinearRecipe),
+    "attentive": HeadEntry(AttentiveHead, AttentiveRecipe),
+    "fusion": HeadEntry(FusionHead, FusionRecipe),
     "combo": HeadEntry(ComboHead, ComboRecipe),
 }
 

@@ -7,10 +7,9 @@ of MAE's linear probe (He et al., arXiv 2111.06377, appendix A.1); concatenating
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
@@ -18,7 +17,12 @@ from torch import Tensor, nn
 from loffta.heads.base import HeadBase
 from loffta.heads.block import make_linear
 from loffta.heads.recipe import Recipe, check_features, check_specs
+from loffta.heads.vectors import apply_batch_norm, check_vectors, count_vectors, take_vectors
 from loffta.tokens import FeatureSpec, Kind, Logits
+
+Pooling: TypeAlias = Literal["mean", "cls", "cls+mean"]
+KINDS_OF: dict[Pooling, tuple[Kind, ...]] = {"mean": ("mean",), "cls": ("prefix",), "cls+mean": ("prefix", "mean")}
+WITHOUT_CLASS_TOKEN = "use --set pooling=mean, or pooling=cls+mean to take its mean alone, or leave this backbone out"
 
 
 class LinearRecipe(Recipe, frozen=True):
@@ -32,48 +36,57 @@ class LinearRecipe(Recipe, frozen=True):
     batch_size: PositiveInt = 64
     lr: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 1e-4
+    pooling: Pooling = "mean"  # of each tap; a backbone without class token has its mean alone in cls+mean
 
     def kinds(self) -> tuple[Kind, ...]:
-        """Means."""
-        return ("mean",)
+        """Means, prefix tokens, or both."""
+        return KINDS_OF[self.pooling]
+
+    def resolve(self, specs: Sequence[FeatureSpec]) -> LinearRecipe:
+        """Fills in nothing; what the head would refuse is refused before a run is begun."""
+        check_vectors("linear", specs, remedy=WITHOUT_CLASS_TOKEN)
+        return self
+
+    def head_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `LinearHead`."""
+        return {"pooling": self.pooling}
 
 
 class LinearHead(HeadBase):
     """Logits from the pooled vectors of all taps of all backbones.
 
     Args:
-        specs: features of kind "mean"; K is the sum of L * D over them.
+        specs: features of the kinds that `pooling` needs; K is the sum of L * D over them, registers left out.
         rng: CPU generator that draws the initial weights.
+
+    Raises:
+        UsageError: features of other kinds, or a backbone without the class token that is asked for.
     """
 
     default_taps: ClassVar[str] = "last"
 
-    def __init__(self, specs: Sequence[FeatureSpec], n_classes: int, *, rng: torch.Generator) -> None:
+    def __init__(
+        self, specs: Sequence[FeatureSpec], n_classes: int, *, rng: torch.Generator, pooling: Pooling = "mean"
+    ) -> None:
         super().__init__()
-        check_specs("linear", ("mean",), specs)
+        check_specs("linear", KINDS_OF[pooling], specs)
+        check_vectors("linear", specs, remedy=WITHOUT_CLASS_TOKEN)
         self.specs = tuple(specs)
-        n_inputs = sum(len(spec.taps) * spec.dim for spec in specs)
+        n_inputs = sum(count_vectors(spec) * spec.dim for spec in specs)
         self.standardise = nn.BatchNorm1d(n_inputs, affine=False)
         self.classify = make_linear(n_inputs, n_classes, rng, std=0.01)  # MAE's standard deviation
 
     def prepare(self, features: Sequence[Float[Tensor, " ..."]]) -> Float[Tensor, "B K"]:
-        """Concatenates the vectors, float32; depends on no weights.
+        """Concatenates the vectors, float32, in the order of specs, taps, channels; depends on no weights.
 
         Args:
-            features: one [B, L, D] per spec.
+            features: one [B, L, D] or [B, L, P, D] per spec.
         """
         check_features("linear", self.specs, features)
-        return torch.cat([feature.float().flatten(1) for feature in features], dim=1)
+        vectors = [take_vectors(spec, feature) for spec, feature in zip(self.specs, features, strict=True)]
+        return torch.cat([found.float().flatten(1) for found in vectors], dim=1)
 
     def forward(self, prepared: Float[Tensor, "B K"], rng: torch.Generator | None = None) -> Logits:  # noqa: ARG002
         """Takes what `prepare` gave."""
-        logits: Tensor = self.classify(self._standardise(prepared))
+        logits: Tensor = self.classify(apply_batch_norm(self.standardise, prepared))
         return logits
-
-    def _standardise(self, prepared: Tensor) -> Tensor:
-        if self.training and len(prepared) == 1:
-            # one image left over for the last batch has no variance: BatchNorm would raise
-            norm = self.standardise
-            return F.batch_norm(prepared, norm.running_mean, norm.running_var, eps=norm.eps)
-        standardised: Tensor = self.standardise(prepared)
-        return standardised

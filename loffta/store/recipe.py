@@ -74,7 +74,7 @@ class StoreInfo:
 
     def to_json(self) -> bytes:
         """The group's zarr.json."""
-        attributes = {"format": FORMAT, **asdict(self)}
+        attributes = {"format": FORMAT, **asdict(self), "taps": [_tap_json(spec) for spec in self.taps]}
         document = {"zarr_format": 3, "node_type": "group", "attributes": {"loffta": attributes}}
         return json.dumps(document, indent=2).encode()
 
@@ -93,3 +93,11 @@ class StoreInfo:
             attributes["versions"],
             attributes.get("macs"),  # stores of older versions lack it
         )
+
+
+def _tap_json(spec: TokenSpec) -> dict[str, Any]:
+    """`registers_only` is written only where it is true: other stores stay as they were, for older readers, too."""
+    values = asdict(spec)
+    if not spec.registers_only:
+        del values["registers_only"]
+    return values

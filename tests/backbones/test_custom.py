@@ -110,6 +110,8 @@ def test_a_prefix_and_the_modules_mode():
     torch.testing.assert_close(got.grid, grid)
     torch.testing.assert_close(got.prefix[:, 0], grid.mean((1, 2)))
     assert not net.training
+    alone = custom.wrap_module(net, tokens, image_px=64, registers_only=True)
+    assert alone.specs == (TokenSpec("x", 4, 4, 1, 4, registers_only=True),)
     assert not any(p.requires_grad for p in net.parameters())
 
 

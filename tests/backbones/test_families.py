@@ -260,6 +260,7 @@ def test_inner_and_final_taps(case):
     assert {(spec.height, spec.width, spec.n_prefix) for spec in backbone.specs} == {
         (case.side, case.side, case.n_prefix)
     }
+    assert {spec.registers_only for spec in backbone.specs} == {case.name == "naflex-b"}
     paths = {f"blocks.1.{part}": f"blocks.1.{'mlp.act' if part == 'mlp.hidden' else part}" for part in case.inner}
     gave, _ = hooked(case.name, list(paths.values()))
     result = backbone(pixels_of(case.name), list(paths))

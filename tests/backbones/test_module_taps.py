@@ -59,6 +59,15 @@ def test_tokens_of_a_vits_modules(path, dim, n_prefix, before):
             torch.testing.assert_close(tokens.grid[:, row, column], expected[:, n_prefix + 4 * row + column])
 
 
+def test_modules_of_a_net_with_registers_alone_say_so(monkeypatch):
+    real = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: real(name, **options, depth=2))
+    backbone = load("naflexvit_base_patch16_gap", "blocks.1.norm1", "embeds.proj", px=32)
+    specs = {spec.tap: spec for spec in backbone.specs}
+    assert specs["module:blocks.1.norm1"] == TokenSpec("module:blocks.1.norm1", 2, 2, 4, 768, registers_only=True)
+    assert specs["module:embeds.proj"] == TokenSpec("module:embeds.proj", 2, 2, 0, 768)
+
+
 @pytest.mark.parametrize(
     ("name", "path", "size", "dim", "before"),
     [

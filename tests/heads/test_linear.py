@@ -4,8 +4,16 @@ import numpy as np
 import pytest
 import torch
 
+from loffta.config import TrainConfig
+from loffta.errors import LofftaError, UsageError
+from loffta.features import choose_features
+from loffta.heads import build_head
 from loffta.heads.linear import LinearHead, LinearRecipe
+from loffta.machine import StopFlag
 from loffta.tokens import FeatureSpec
+from loffta.train import train
+
+from ..caches import FakeStore, make_cache, make_table
 
 SPECS = [FeatureSpec("vit", ("1", "last"), "mean", (3,), 32), FeatureSpec("net", ("last",), "mean", (4,), 64)]
 
@@ -65,4 +73,84 @@ def test_learns_a_small_difference_on_a_large_offset():
 def test_default_recipe():
     recipe = LinearRecipe()
     assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay) == (100, 64, 1e-3, 1e-4)
-    assert recipe.head_arguments() == {}
+    assert recipe.head_arguments() == {"pooling": "mean"}
+
+
+POOLED = {"mean": ("mean",), "cls": ("prefix",), "cls+mean": ("prefix", "mean")}
+
+
+def both_kinds(backbone, dim, **options):
+    shapes = {"prefix": (3, dim), "mean": (dim,)}
+    return [FeatureSpec(backbone, ("1", "2"), kind, shape, 32, **options) for kind, shape in shapes.items()]
+
+
+@pytest.mark.parametrize("pooling", POOLED)
+def test_pooling(pooling):
+    """Two backbones and two taps; tokens behind the first are registers."""
+    recipe = LinearRecipe(pooling=pooling)
+    assert recipe.kinds() == POOLED[pooling]
+    specs = [spec for spec in (*both_kinds("vit", 4), *both_kinds("dino", 5)) if spec.kind in recipe.kinds()]
+    rng = torch.Generator().manual_seed(0)
+    features = [torch.randn(6, 2, *spec.shape, generator=rng) for spec in specs]
+    head = build_head("linear", specs, 3, recipe.resolve(specs), seed=0).eval()
+    columns = []
+    for spec, feature in zip(specs, features, strict=True):
+        for tap in range(2):
+            columns.append(feature[:, tap, 0] if spec.kind == "prefix" else feature[:, tap])
+    prepared = head.prepare(features)
+    assert torch.equal(prepared, torch.cat(columns, dim=1))
+    expected = prepared / np.sqrt(1 + 1e-5) @ head.classify.weight.T + head.classify.bias
+    torch.testing.assert_close(head(prepared), expected)
+
+
+def test_a_backbone_without_class_token():
+    """`cls` refuses it, before a run is begun; `cls+mean` takes its mean alone."""
+    registers, mean = both_kinds("naflex", 4, registers_only=True)
+    message = r"naflex has no class token: its prefix tokens are registers(.|\n)*--set pooling=mean"
+    with pytest.raises(UsageError, match=message):
+        LinearRecipe(pooling="cls").resolve([registers, both_kinds("vit", 3)[0]])
+    with pytest.raises(UsageError, match=message):
+        LinearHead([registers], 2, rng=torch.Generator(), pooling="cls")
+    specs = [registers, mean, *both_kinds("vit", 3)]
+    LinearRecipe(pooling="cls+mean").resolve(specs)
+    head = LinearHead(specs, 2, rng=torch.Generator(), pooling="cls+mean")
+    features = [torch.randn(6, 2, *spec.shape) for spec in specs]
+    expected = [features[1].flatten(1), features[2][:, :, 0].flatten(1), features[3].flatten(1)]
+    assert torch.equal(head.prepare(features), torch.cat(expected, dim=1))
+
+
+@pytest.mark.parametrize("registers_only", [False, True])
+def test_pooling_from_a_cache(tmp_path, registers_only):
+    """A transformer beside a convolutional net, which has no prefix at all."""
+    rng = np.random.default_rng(0)
+    grids = {name: rng.normal(size=(24, 2, 2, 4)).astype(np.float32) for name in ("vit", "net")}
+    prefixes = {"blocks.0": rng.normal(size=(24, 2, 4)).astype(np.float32)}
+    vit = FakeStore("vit", {"blocks.0": grids["vit"]}, kinds=("grid", "prefix"), prefixes=prefixes)
+    vit.registers_only = registers_only
+    stores = [vit, FakeStore("net", {"stages.0": grids["net"]})]
+    cache = make_cache(tmp_path / "cache", make_table(np.arange(24) % 2, ["train"] * 16 + ["test"] * 8), stores)
+
+    def go(pooling, *features):
+        recipe = {"epochs": 1, "pooling": pooling}
+        config = TrainConfig(cache=cache.paths.root, head="linear", device="cpu", recipe=recipe, features=features)
+        return train(config, tmp_path / f"run-{pooling}-{'-'.join(features)}", StopFlag())
+
+    assert go("cls+mean")["n"] == 8
+    with pytest.raises(LofftaError, match=r"net-.* has no prefix: its backbone has no prefix tokens"):
+        go("cls")
+    if registers_only:
+        with pytest.raises(UsageError, match="vit has no class token"):
+            go("cls", "vit")
+        assert not (tmp_path / "run-cls-vit").exists()
+    else:
+        assert go("cls", "vit")["n"] == 8
+
+
+def test_a_store_of_means_says_how_to_add_class_tokens(tmp_path):
+    grids = {"blocks.0": np.zeros((24, 2, 2, 4))}
+    store = FakeStore("vit", grids, kinds=("mean",), prefixes={"blocks.0": np.zeros((24, 1, 4))})
+    cache = make_cache(tmp_path / "cache", make_table(np.arange(24) % 2, ["train"] * 16 + ["test"] * 8), [store])
+    with pytest.raises(
+        LofftaError, match=r"blocks\.0 of vit-\w+ is not in the cache as 'prefix'(.|\n)*--kinds mean,prefix "
+    ):
+        choose_features(cache, [], ("prefix",), default_taps="last")

@@ -54,6 +54,16 @@ def test_store_info_survives_the_disk() -> None:
     assert document["attributes"]["loffta"]["recipe"] == RECIPE
 
 
+def test_registers_without_class_token_survive_the_disk_and_nothing_else_changes() -> None:
+    info = make_info()
+    alone = dataclasses.replace(info, taps=(TokenSpec("blocks.0", 2, 4, 4, 5, registers_only=True), *info.taps))
+    assert StoreInfo.from_json(alone.to_json()) == alone
+    first, second = json.loads(alone.to_json())["attributes"]["loffta"]["taps"]
+    plain = {"tap": "blocks.0", "height": 2, "width": 4, "dim": 5}  # as every store was before the key existed
+    assert first == {**plain, "n_prefix": 4, "registers_only": True}
+    assert second == {**plain, "n_prefix": 1}
+
+
 def test_random_weights_are_never_shown_without_saying_so() -> None:
     assert make_info().label == "vit/tiny"
     assert make_info("random:7").label == "vit/tiny [random:7 weights]"

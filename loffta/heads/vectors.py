@@ -1,0 +1,75 @@
+"""From features to vectors: class tokens, means, patch tokens; what several heads take from the same kinds.
+
+In: tensors of a batch as `features` orders them.   Out: vectors [B, n, D], in the order of specs, taps, positions.
+Registers are never taken: where they are the whole prefix (NaFlex), the backbone has no class token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from loffta.errors import UsageError
+from loffta.tokens import FeatureSpec
+
+
+def count_vectors(spec: FeatureSpec) -> int:
+    """How many vectors a feature gives for one image."""
+    if spec.kind == "prefix":
+        return len(spec.taps) if spec.has_class_token else 0
+    return len(spec.taps) * math.prod(spec.shape[:-1])
+
+
+def take_vectors(spec: FeatureSpec, feature: Float[Tensor, "B L *shape"]) -> Float[Tensor, "B n D"]:
+    """The class token of each tap, the mean of each tap, or every patch token of each tap; a view where it can be."""
+    if spec.kind == "prefix":
+        return feature[:, :, 0] if spec.has_class_token else feature[:, :0, 0]
+    return feature.flatten(1, -2)
+
+
+def check_vectors(head: str, specs: Sequence[FeatureSpec], *, remedy: str) -> None:
+    """Refuses backbones that give no vector.
+
+    Raises:
+        UsageError: a backbone whose features are prefix tokens without a class token.
+    """
+    for spec in specs:
+        if not any(count_vectors(other) for other in specs if other.backbone == spec.backbone):
+            raise UsageError(
+                f"{spec.backbone} has no class token: its prefix tokens are registers",
+                where=f"head '{head}'",
+                remedy=remedy,
+            )
+
+
+def unit_vectors(
+    specs: Sequence[FeatureSpec], features: Sequence[Float[Tensor, "..."]], dim: int
+) -> Float[Tensor, "B T {dim}"]:
+    """All vectors of all features side by side, each of length 1, then zero-padded at the end to `dim` channels.
+
+    Length 1 is over the channels of one vector; one that is all zeros stays so.
+
+    Returns:
+        float32, T in the order of specs, taps, positions.
+    """
+    found = []
+    for spec, feature in zip(specs, features, strict=True):
+        vectors = F.normalize(take_vectors(spec, feature).float(), dim=-1)
+        found.append(F.pad(vectors, (0, dim - spec.dim)) if spec.dim < dim else vectors)
+    return torch.cat(found, dim=1)
+
+
+def apply_batch_norm(norm: nn.BatchNorm1d, vectors: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+    """Batch normalisation that takes a single image in training, too: by the running statistics.
+
+    One image left over for the last batch has no variance: BatchNorm would raise.
+    """
+    if norm.training and len(vectors) == 1:
+        return F.batch_norm(vectors, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+    normed: Tensor = norm(vectors)
+    return normed

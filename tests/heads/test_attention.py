@@ -1,0 +1,178 @@
+"""The attentive probe against the plain computation: keys and values of every token, torch's own attention."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from loffta.heads.attention import AttentiveProbe, average_attention, drop, jitter
+
+WIDTHS = [20, 20, 12, 20, 12]
+N_HEADS = 3  # heads of width 12
+
+
+class PlainProbe(nn.Module):
+    """As the paper writes it; every layer is torch's."""
+
+    def __init__(self, probe):
+        super().__init__()
+        dim, inner = probe.query.numel(), probe.map_key.shape[0] * probe.map_key.shape[1]
+        self.n_heads, self.query = len(probe.map_key), nn.Parameter(probe.query.detach().clone()[None, None])
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(3))
+        self.maps = nn.ModuleList(nn.Linear(dim, inner, bias=False) for _ in range(3))
+        self.output, self.batch_norm = nn.Linear(inner, dim), nn.BatchNorm1d(dim)
+        self.classify = nn.Linear(dim, probe.classify.out_features)
+        for norm, name in zip(self.norms, ("norm_query", "norm_key", "norm_value"), strict=True):
+            norm.load_state_dict(getattr(probe, name).state_dict())
+        for linear, name in zip(self.maps, ("map_query", "map_key", "map_value"), strict=True):
+            linear.weight.data = getattr(probe, name).detach().flatten(0, 1).clone()
+        for name in ("output", "batch_norm", "classify"):
+            getattr(self, name).load_state_dict(getattr(probe, name).state_dict())
+
+    def project(self, tokens):
+        inputs = (self.query.expand(len(tokens), -1, -1), tokens, tokens)
+        mapped = [m(norm(given)) for m, norm, given in zip(self.maps, self.norms, inputs, strict=True)]
+        return [x.unflatten(2, (self.n_heads, -1)).transpose(1, 2) for x in mapped]  # [B, heads, 1 or T, E]
+
+    def finish(self, attended):
+        return self.classify(self.batch_norm(self.output(attended.transpose(1, 2).flatten(1))))
+
+    def forward(self, tokens):
+        return self.finish(F.scaled_dot_product_attention(*self.project(tokens)))
+
+
+def make_probe(widths=WIDTHS, n_heads=N_HEADS, n_classes=4, **options):
+    """In float64, every parameter far from its initial value."""
+    rng = torch.Generator().manual_seed(0)
+    probe = AttentiveProbe(widths, n_classes, n_heads=n_heads, rng=rng, **options)
+    for parameter in probe.parameters():
+        parameter.data.add_(0.3 * torch.randn(parameter.shape, generator=rng))
+    return probe.double()
+
+
+def draw_tokens(n_images=6, widths=WIDTHS):
+    rng = torch.Generator().manual_seed(1)
+    tokens = torch.randn(n_images, len(widths), max(widths), generator=rng, dtype=torch.float64)
+    for token, width in enumerate(widths):
+        tokens[:, token, width:] = 0
+    return F.normalize(tokens, dim=-1)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_logits_and_gradients_equal_the_plain_computation(training):
+    probe, tokens = make_probe().train(training), draw_tokens()
+    plain = PlainProbe(probe).double().train(training)
+    logits, expected = probe(tokens), plain(tokens)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(logits, expected, atol=1e-12, rtol=1e-10)
+    for result in (logits, expected):
+        F.cross_entropy(result, torch.arange(6) % 4).backward()
+    pairs = [(probe.query, plain.query), (probe.output.weight, plain.output.weight)]
+    pairs += zip((probe.map_query, probe.map_key, probe.map_value), (m.weight for m in plain.maps), strict=True)
+    for norm, other in zip((probe.norm_query, probe.norm_key, probe.norm_value), plain.norms, strict=True):
+        pairs += [(norm.weight, other.weight), (norm.bias, other.bias)]
+    for ours, other in pairs:
+        torch.testing.assert_close(ours.grad.flatten(), other.grad.flatten(), atol=1e-12, rtol=1e-8)
+
+
+def test_attention_is_that_of_the_keys():
+    probe, tokens = make_probe(), draw_tokens()
+    query, key, _ = PlainProbe(probe).double().project(tokens)
+    expected = (query @ key.transpose(2, 3) / math.sqrt(12)).softmax(dim=3)[:, :, 0]
+    torch.testing.assert_close(probe.attention(tokens), expected, atol=1e-12, rtol=1e-10)
+    assert expected.shape == (6, N_HEADS, 5)
+    assert (expected - 0.2).abs().max() > 0.05
+
+
+def test_dropout_is_that_of_the_weights():
+    """Dropped weights do not sum to 1, which the folded bias of the values' norm must know."""
+    probe, tokens = make_probe(attention_dropout=0.4, jitter_std=0).eval(), draw_tokens()
+    plain = PlainProbe(probe).double().eval()
+    kept = torch.rand(6, N_HEADS, 5, generator=torch.Generator().manual_seed(3)) >= 0.4
+    assert 0 < kept.sum() < kept.numel()
+    query, key, value = plain.project(tokens)
+    weights = (query @ key.transpose(2, 3) / math.sqrt(12)).softmax(dim=3) * kept[:, :, None] / 0.6
+    found = probe(tokens, torch.Generator().manual_seed(3))
+    torch.testing.assert_close(found, plain.finish(weights @ value), atol=1e-12, rtol=1e-10)
+
+
+def test_order_of_the_tokens_does_not_matter():
+    widths = [20] * 5
+    probe, tokens = make_probe(widths).eval(), draw_tokens(widths=widths)
+    order = torch.tensor([3, 1, 4, 0, 2])
+    torch.testing.assert_close(probe(tokens[:, order]), probe(tokens), atol=1e-12, rtol=1e-10)
+    torch.testing.assert_close(probe.attention(tokens[:, order]), probe.attention(tokens)[:, :, order])
+
+
+@pytest.mark.parametrize(
+    ("dim", "n_heads", "width"), [(768, 24, 64), (384, 24, 32), (1024, 48, 42), (768, 8, 192), (64, 24, 8), (8, 20, 8)]
+)
+def test_head_width(dim, n_heads, width):
+    assert AttentiveProbe([dim] * 3, 2, n_heads=n_heads, rng=torch.Generator()).head_width == width
+
+
+def test_initial_weights():
+    probe = AttentiveProbe([384] * 4, 10, n_heads=4, rng=torch.Generator().manual_seed(0))
+    drawn = (probe.query, probe.map_query, probe.map_key, probe.map_value, probe.output.weight, probe.classify.weight)
+    for weight in drawn:
+        assert weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert not probe.output.bias.any()
+    assert not probe.classify.bias.any()
+
+
+def test_noise_comes_from_its_generator_alone():
+    probe, tokens = make_probe(attention_dropout=0.3), draw_tokens()
+    probe.eval()
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = probe(tokens, torch.Generator().manual_seed(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(probe(tokens, torch.Generator().manual_seed(2)), first)
+    assert not torch.allclose(probe(tokens, torch.Generator().manual_seed(3)), first)
+    assert torch.equal(probe(tokens), probe(tokens))
+    quiet = make_probe(jitter_std=0).eval()
+    assert torch.equal(quiet(tokens, torch.Generator().manual_seed(2)), quiet(tokens))
+    certain = make_probe(jitter_probability=0).eval()
+    assert torch.equal(certain(tokens, torch.Generator().manual_seed(2)), certain(tokens))
+
+
+def test_jitter_is_one_coin_per_image():
+    tokens = torch.ones(2000, 3, 10)
+    noise = jitter(tokens, 0.05, 0.3, torch.Generator().manual_seed(0)) - 1
+    chosen = noise.flatten(1).any(dim=1)
+    assert chosen.float().mean().item() == pytest.approx(0.3, abs=0.04)
+    assert noise[chosen].std().item() == pytest.approx(0.05, rel=0.02)
+    assert abs(noise[chosen].mean().item()) < 1e-3
+    assert (noise[chosen] != 0).float().mean() > 0.999  # all tokens, all channels
+    assert torch.equal(tokens, torch.ones(2000, 3, 10))
+
+
+def test_padding_gets_no_noise():
+    probe = make_probe()
+    tokens = draw_tokens()
+    shaken = jitter(tokens, 1.0, 1.0, torch.Generator().manual_seed(0), real=probe.real)
+    assert not shaken[:, 2, 12:].any()
+    assert not shaken[:, 4, 12:].any()
+    assert (shaken != tokens)[:, [0, 1, 3]].all()
+    assert (shaken != tokens)[:, [2, 4], :12].all()
+    assert AttentiveProbe([4, 4], 2, n_heads=1, rng=torch.Generator()).real is None
+    assert "real" not in probe.state_dict()
+
+
+def test_dropout_keeps_the_expectation():
+    dropped = drop(torch.ones(500, 4, 10), 0.3, torch.Generator().manual_seed(0))
+    assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.7])
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.3, abs=0.02)
+
+
+def test_average_attention_is_over_images_then_heads():
+    probe, tokens = make_probe(), draw_tokens()
+    weights = probe.attention(tokens)
+    average = average_attention([weights[:4], weights[4:]])
+    for token in range(5):
+        per_head = [sum(weights[i, head, token].item() for i in range(6)) / 6 for head in range(N_HEADS)]
+        assert average[token].item() == pytest.approx(sum(per_head) / N_HEADS)
+    assert average.sum().item() == pytest.approx(1)
+    assert average_attention(iter([weights.float()])).dtype == torch.float64
