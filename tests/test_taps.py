@@ -52,8 +52,8 @@ def test_sets_of_a_shallow_net():
         ("blocks.12", "blocks.12", "did you mean blocks.2 or blocks.1 or blocks.11?"),
         ("last,fuor-even", "fuor-even", "did you mean four-even?"),
         ("lats4", "lats4", "did you mean last4 or last?"),
-        ("", "", f"known: last, last4, four-even, all, norm2, alf, {', '.join(BLOCKS)}"),
-        ("last,,all", "", f"known: last, last4, four-even, all, norm2, alf, {', '.join(BLOCKS)}"),
+        ("", "", f"known: last, last4, four-even, all, norm2, alf, every, {', '.join(BLOCKS)}"),
+        ("last,,all", "", f"known: last, last4, four-even, all, norm2, alf, every, {', '.join(BLOCKS)}"),
     ],
 )
 def test_unknown_name_lists_the_near_ones(request_, name, remedy):
@@ -102,8 +102,18 @@ def test_what_is_inner(name, inner):
 @pytest.mark.parametrize(
     ("request_", "available", "what", "remedy"),
     [
-        ("last", NORM2, "there are no outputs of blocks or stages", "use norm2 or names such as blocks.11.norm2"),
-        ("all", (*NORM2, "norm"), "there are no outputs of blocks or stages", "use norm2 or alf or names such as norm"),
+        (
+            "last",
+            NORM2,
+            "there are no outputs of blocks or stages",
+            "use norm2 or every or names such as blocks.11.norm2",
+        ),
+        (
+            "all",
+            (*NORM2, "norm"),
+            "there are no outputs of blocks or stages",
+            "use norm2 or alf or every or names such as norm",
+        ),
         ("norm2", ("blocks.0",), "no norm2 of any block", None),
         ("alf", NORM2, "there is neither a final `norm` nor a projection `head` over all tokens", None),
     ],
