@@ -21,7 +21,7 @@ from loffta.heads.block import Block, check_width, make_linear
 from loffta.heads.recipe import Recipe, check_features
 from loffta.heads.sources import TapSource, pair_taps
 from loffta.pooling import pool_grid
-from loffta.tokens import FeatureSpec, Kind, Logits, Tokens
+from loffta.tokens import FeatureSpec, Kind, Logits
 
 _NORM_EPS = 1e-6  # DeiT's, as timm's
 
@@ -127,13 +127,12 @@ class LoffHead(HeadBase):
         logits: Tensor = self.classify(self.norm(tokens[:, 0]))
         return logits
 
-    def _embed(self, prepared: Tensor) -> tuple[Float[Tensor, "B 1 D"], Float[Tensor, "B N D"]]:
-        """The class token and all patch tokens, D being the transformer's width."""
+    def _embed(self, prepared: Tensor) -> tuple[Float[Tensor, "B 1 M"], Float[Tensor, "B N M"]]:
+        """The class token and all patch tokens; M is the transformer's width."""
         sizes = [int(source.has_class_token) + self._n_cells(source) for source in self.sources]
+        parts = torch.split(prepared, sizes, dim=1)
         class_tokens, patches = [], []
-        for source, embed, tokens in zip(
-            self.sources, self.embeddings, torch.split(prepared, sizes, dim=1), strict=True
-        ):
+        for source, embed, tokens in zip(self.sources, self.embeddings, parts, strict=True):
             embedded = embed(tokens[:, :, : source.dim])
             if source.has_class_token:
                 class_tokens.append(embedded[:, :1])
@@ -162,7 +161,7 @@ class _TapEmbedding(nn.Module):
         self.norm = nn.LayerNorm(width, eps=_NORM_EPS)
         self.pos_embed = _make_embedding(n_cells, width, rng)
 
-    def forward(self, tokens: Tokens) -> Tokens:
+    def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N M"]:
         """Without the positions: the class token, which is among the tokens, has none."""
         embedded: Tensor = self.norm(self.project(tokens))
         return embedded

@@ -177,5 +177,6 @@ def test_recipe_of_the_paper():
     assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay) == (100, 64, 1e-3, 1e-4)
     assert (recipe.warmup_fraction, recipe.warmup_start_factor, recipe.final_lr_factor) == (0.1, 0.01, 0.001)
     sizes = {"grid": None, "width": 128, "depth": 6, "n_heads": 2, "mlp_ratio": 4}
-    assert recipe.head_arguments() == {**sizes, "relevance_weight": 0.0}
+    options = {"normalise": "embed_and_tokens", "resize": "auto", "relevance_weight": 0.0}
+    assert recipe.head_arguments() == sizes | options
     assert recipe.relevance_weight == 0
