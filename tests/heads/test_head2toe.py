@@ -162,7 +162,7 @@ def test_finds_the_features_that_matter():
     head.start_phase(1, rng)
     assert {6 + 2, 12 + 3} <= set(np.flatnonzero(head.kept))
     optimise(head.parameters(), lambda: F.cross_entropy(head(prepared), labels), n_steps=100)
-    assert (head.eval()(prepared).argmax(dim=1) == labels).float().mean() > 0.9
+    assert (head.eval()(prepared).argmax(dim=1) == labels).float().mean() > 0.8
 
 
 def test_recipe_of_the_code():
