@@ -228,7 +228,8 @@ def _recipe_options(request: dict[str, Any]) -> list[str]:
 
 
 def _taps_of(features: Sequence[Feature], store: Store) -> list[str]:
-    return [tap for feature in features if feature.store.name == store.name for tap in feature.spec.taps]
+    """Each once, though it be there as two kinds."""
+    return list(dict.fromkeys(tap for f in features if f.store.name == store.name for tap in f.spec.taps))
 
 
 def _settled(feature: Feature, n_rows: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

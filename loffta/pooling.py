@@ -6,12 +6,15 @@ Nothing here draws random numbers; every sum is taken in float32.
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+Resize: TypeAlias = Literal["auto", "paper"]
 
 
 def pool_mean(grid: Float[Tensor, "*B H W D"]) -> Float[Tensor, "*B D"]:
@@ -40,12 +43,14 @@ def pool_grid(grid: Float[Tensor, "*B H W D"], rows: int, columns: int) -> Float
     return pooled.reshape(*grid.shape[:-3], *pooled.shape[1:]).to(grid.dtype)
 
 
-def resize_grid(grid: Float[Tensor, "B L H W D"], size: int) -> Float[Tensor, "B L {size} {size} D"]:
+def resize_grid(
+    grid: Float[Tensor, "B L H W D"], size: int, *, resize: Resize = "auto"
+) -> Float[Tensor, "B L {size} {size} D"]:
     """Resizes every tap's grid to size x size cells.
 
-    Up-sampling and down-sampling by less than 2 are bilinear, align_corners=False, no antialias: ComBo's (arXiv
-    2512.01405). Down-sampling by 2 or more is the area average; ours, because bilinear looks at 4 cells per output
-    cell: from 32x32 to 4x4 it would see 64 of 1,024. Each axis goes by its own factor.
+    "paper" is bilinear, align_corners=False, no antialias: ComBo's (arXiv 2512.01405). "auto" is the same, but the area
+    average where an axis shrinks by 2 or more; ours, because bilinear looks at 4 cells per output cell: from 32x32 to
+    4x4 it would see 64 of 1,024. Each axis goes by its own factor.
 
     Returns:
         float32; the very values of `grid` where the size is right already.
@@ -55,7 +60,7 @@ def resize_grid(grid: Float[Tensor, "B L H W D"], size: int) -> Float[Tensor, "B
     if height == width == size:
         return cells
     cells = cells.flatten(0, 1).permute(0, 3, 1, 2)  # [B * L, D, H, W]; a channels-last view, not a copy
-    row_mode, column_mode = _resize_mode(height, size), _resize_mode(width, size)
+    row_mode, column_mode = _resize_mode(height, size, resize), _resize_mode(width, size, resize)
     if row_mode == column_mode:
         cells = _interpolate(cells, size, size, row_mode)
     else:
@@ -76,8 +81,51 @@ def normalise_layers(tokens: Float[Tensor, "B L N D"], eps: float = 1e-5) -> Flo
     return F.layer_norm(tokens.float(), tokens.shape[2:], eps=eps)
 
 
-def _resize_mode(cells: int, size: int) -> Literal["area", "bilinear"]:
-    return "area" if cells >= 2 * size else "bilinear"
+def normalise_tokens(tokens: Float[Tensor, "B L N D"], eps: float = 1e-5) -> Float[Tensor, "B L N D"]:
+    """Gives every token mean 0 and variance 1 over its channels: ComBo's "embed_only", not its paper's setting.
+
+    Returns:
+        float32.
+    """
+    return F.layer_norm(tokens.float(), tokens.shape[3:], eps=eps)
+
+
+def pool_sequence(tokens: Float[Tensor, "*B N D"], target: int) -> Float[Tensor, "*B K"]:
+    """Averages neighbouring tokens of a sequence until about `target` values are left: Head2Toe's pooling of ViTs.
+
+    The mean of all tokens where D >= target, else of windows of int(N / (target / D)) tokens, flattened; the tokens
+    behind the last whole window are left out (Evci et al., ICML 2022, and its code). A sequence of fewer than target
+    values is kept whole; ours.
+
+    Returns:
+        float32, K a multiple of D.
+    """
+    n_tokens, n_channels = tokens.shape[-2:]
+    window = n_tokens if n_channels >= target else max(1, int(n_tokens / (target / n_channels)))
+    n_windows = n_tokens // window
+    windows = tokens[..., : n_windows * window, :].reshape(*tokens.shape[:-2], n_windows, window, n_channels)
+    return windows.mean(dim=-2, dtype=torch.float32).flatten(-2)
+
+
+def pool_map(grid: Float[Tensor, "*B H W D"], target: int) -> Float[Tensor, "*B K"]:
+    """The same for convolutional maps: n x n windows with n = floor(sqrt(target / D)), at least 1.
+
+    A window is floor(H / n) x floor(W / n) cells; cells behind the last whole window are left out, as in the code. A
+    map with fewer than n x n cells is kept whole; ours.
+
+    Returns:
+        float32, K a multiple of D.
+    """
+    height, width, n_channels = grid.shape[-3:]
+    n = max(1, math.isqrt(target // n_channels))
+    rows, columns = max(1, height // n), max(1, width // n)
+    cells = grid.float().reshape(-1, height, width, n_channels).permute(0, 3, 1, 2)
+    pooled = F.avg_pool2d(cells, (rows, columns)).permute(0, 2, 3, 1)
+    return pooled.reshape(*grid.shape[:-3], -1)
+
+
+def _resize_mode(cells: int, size: int, resize: Resize) -> Literal["area", "bilinear"]:
+    return "area" if resize == "auto" and cells >= 2 * size else "bilinear"
 
 
 def _interpolate(cells: Tensor, rows: int, columns: int, mode: Literal["area", "bilinear"]) -> Tensor:

@@ -21,6 +21,11 @@ def is_inner(tap: str) -> bool:
     return INNER.fullmatch(tap) is not None
 
 
+def is_map(tap: str) -> bool:
+    """Whether a tap may be a convolutional map: a stage's output or a module's, not one of a uniform transformer."""
+    return tap.startswith(("stages.", MODULE))
+
+
 def module_paths(request: str) -> tuple[str, ...]:
     """The dotted paths of the `module:PATH` parts of `--taps`, each once."""
     parts = (part.strip() for part in request.split(","))
@@ -69,7 +74,8 @@ def _alf(available: Sequence[str]) -> Sequence[str]:
     return [*(tap for tap in _norm2(available) if tap != "blocks.0.norm2"), final] if final else []
 
 
-# each takes the taps that there are, in depth order, and gives its share of them; the first four give outputs only
+# each takes the taps that there are, in depth order, and gives its share of them; the first four give outputs only,
+# the last gives all that a backbone has (`extract`) or a store holds (`train`), inner taps and modules included
 SETS: dict[str, Callable[[Sequence[str]], Sequence[str]]] = {
     "last": lambda available: _outputs(available)[-1:],
     "last4": lambda available: _outputs(available)[-4:],
@@ -77,6 +83,7 @@ SETS: dict[str, Callable[[Sequence[str]], Sequence[str]]] = {
     "all": _outputs,
     "norm2": _norm2,
     "alf": _alf,
+    "every": lambda available: available,
 }
 
 

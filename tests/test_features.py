@@ -145,7 +145,7 @@ def test_store_of_inner_taps_alone(tmp_path):
     for request in ("last", "all"):
         with pytest.raises(UsageError, match=f"the set '{request}' is empty here") as caught:
             choose_features(cache, ["vit"], ("grid",), default_taps=request)
-        assert caught.value.remedy == "use norm2 or names such as blocks.1.norm2"
+        assert caught.value.remedy == "use norm2 or every or names such as blocks.1.norm2"
 
 
 def test_alf_needs_its_last_layer(tmp_path):

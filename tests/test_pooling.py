@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from loffta.pooling import normalise_layers, pool_grid, pool_mean, resize_grid
+from loffta.pooling import (
+    normalise_layers,
+    normalise_tokens,
+    pool_grid,
+    pool_map,
+    pool_mean,
+    pool_sequence,
+    resize_grid,
+)
 
 
 def draw(*shape, dtype=torch.float32):
@@ -73,6 +81,14 @@ def test_each_axis_goes_by_its_own_factor():
     np.testing.assert_allclose(resize_grid(grid, 4)[0, 0], bilinear_loop(rows, 4), atol=1e-5)
 
 
+@pytest.mark.parametrize(("cells", "size"), [(16, 4), (9, 2), (5, 7)])
+def test_the_papers_resize_is_always_bilinear(cells, size):
+    grid = draw(1, 2, cells, cells, 3)
+    resized = resize_grid(grid, size, resize="paper")
+    for tap in range(2):
+        np.testing.assert_allclose(resized[0, tap], bilinear_loop(grid[0, tap].numpy(), size), atol=1e-5)
+
+
 def test_resize_takes_a_grid_that_is_not_contiguous():
     grid = draw(2, 4, 6, 6, 3)
     assert torch.equal(resize_grid(grid[:, ::2], 4), resize_grid(grid, 4)[:, ::2])
@@ -89,6 +105,16 @@ def test_normalisation_equals_numpy_loop():
     flat = normalised.double().flatten(2)
     np.testing.assert_allclose(flat.mean(dim=2), 0, atol=1e-5)
     np.testing.assert_allclose(flat.var(dim=2, correction=0), 1, atol=2e-3)  # smallest variance 0.01, eps 1e-5
+
+
+def test_normalisation_per_token_equals_numpy_loop():
+    tokens = draw(2, 3, 5, 16) * torch.linspace(0.1, 50, 6).reshape(2, 3, 1, 1) + 7
+    normalised = normalise_tokens(tokens.half())
+    assert normalised.dtype == torch.float32
+    for image, tap, position in np.ndindex(2, 3, 5):
+        token = tokens.half()[image, tap, position].numpy().astype(np.float64)
+        expected = (token - token.mean()) / np.sqrt(token.var() + 1e-5)
+        np.testing.assert_allclose(normalised[image, tap, position], expected, atol=1e-4)
 
 
 def test_normalisation_takes_half_precision_and_constants():
@@ -117,3 +143,49 @@ def test_pool_grid_sums_in_float32():
 def test_loff_pool():
     """LOFF-TA + Pool: 512 px on a patch of 14 gives 36x36 tokens, pooled to the 18x18 of 256 px."""
     assert pool_grid(torch.zeros(1, 36, 36, 4), 2, 2).shape == (1, 18, 18, 4)
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "dim", "target", "window"),
+    [
+        (197, 768, 512, 197),  # wider than the target: the mean of all tokens
+        (197, 768, 768, 197),
+        (197, 768, 8192, 18),  # int(197 / 10.67): 10 windows, 17 tokens left out
+        (197, 16, 512, 6),
+        (10, 4, 8, 5),
+        (3, 4, 100, 1),  # fewer values than wanted: all of them
+    ],
+)
+def test_sequence_is_averaged_in_windows(n_tokens, dim, target, window):
+    tokens = draw(2, n_tokens, dim)
+    starts = range(0, n_tokens - window + 1, window)
+    expected = [tokens[:, start : start + window].numpy().mean(axis=1) for start in starts]
+    np.testing.assert_allclose(pool_sequence(tokens, target), np.concatenate(expected, axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim", "target", "n", "window"),
+    [
+        ((7, 7), 320, 256, 1, (7, 7)),  # wider than the target: the mean of all cells
+        ((7, 7), 320, 512, 1, (7, 7)),  # floor(sqrt(1)) windows a side
+        ((14, 14), 40, 512, 3, (4, 4)),  # floor(sqrt(12)): two rows and columns left out
+        ((8, 5), 3, 12, 2, (4, 2)),
+        ((2, 2), 4, 8192, 2, (1, 1)),  # fewer values than wanted: all of them
+    ],
+)
+def test_map_is_averaged_in_square_windows(shape, dim, target, n, window):
+    grid = draw(2, *shape, dim)
+    rows, columns = window
+    expected = [
+        grid[:, r * rows : (r + 1) * rows, c * columns : (c + 1) * columns].numpy().mean(axis=(1, 2))
+        for r in range(n)
+        for c in range(n)
+    ]
+    np.testing.assert_allclose(pool_map(grid, target), np.concatenate(expected, axis=1), atol=1e-5)
+
+
+def test_pooling_to_a_size_sums_in_float32():
+    tokens = torch.full((1, 64, 1), 1001.0, dtype=torch.float16)
+    for pooled in (pool_sequence(tokens, 1), pool_map(tokens.reshape(1, 8, 8, 1), 1)):
+        assert pooled.dtype == torch.float32
+        assert pooled.item() == 1001.0

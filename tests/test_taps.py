@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from loffta.errors import UsageError
-from loffta.taps import is_inner, merge_specs, module_paths, resolve_taps
+from loffta.taps import is_inner, is_map, merge_specs, module_paths, resolve_taps
 from loffta.tokens import TokenSpec
 
 BLOCKS = tuple(f"blocks.{i}" for i in range(12))
@@ -52,8 +52,8 @@ def test_sets_of_a_shallow_net():
         ("blocks.12", "blocks.12", "did you mean blocks.2 or blocks.1 or blocks.11?"),
         ("last,fuor-even", "fuor-even", "did you mean four-even?"),
         ("lats4", "lats4", "did you mean last4 or last?"),
-        ("", "", f"known: last, last4, four-even, all, norm2, alf, {', '.join(BLOCKS)}"),
-        ("last,,all", "", f"known: last, last4, four-even, all, norm2, alf, {', '.join(BLOCKS)}"),
+        ("", "", f"known: last, last4, four-even, all, norm2, alf, every, {', '.join(BLOCKS)}"),
+        ("last,,all", "", f"known: last, last4, four-even, all, norm2, alf, every, {', '.join(BLOCKS)}"),
     ],
 )
 def test_unknown_name_lists_the_near_ones(request_, name, remedy):
@@ -66,6 +66,7 @@ def test_unknown_name_lists_the_near_ones(request_, name, remedy):
 PARTS = (".attn", ".norm2", ".mlp.hidden", ".mlp", "")
 EVERY = (*(f"blocks.{i}{part}" for i in range(12) for part in PARTS), "norm")
 NORM2 = tuple(f"blocks.{i}.norm2" for i in range(12))
+NO_OUTPUTS = "there are no outputs of blocks or stages"
 
 
 @pytest.mark.parametrize("request_", ["last", "last4", "four-even", "all", "all,blocks.3"])
@@ -80,6 +81,9 @@ def test_sets_of_outputs_leave_inner_taps_out(request_):
         ("alf", EVERY, (*NORM2[1:], "norm")),
         ("alf", (*EVERY, "head"), (*NORM2[1:], "head")),
         ("alf,norm", (*EVERY, "head"), (*NORM2[1:], "norm", "head")),
+        ("every", EVERY, EVERY),
+        ("every", STAGES, STAGES),
+        ("every", ("module:patch_embed", "blocks.3.mlp", "norm"), ("module:patch_embed", "blocks.3.mlp", "norm")),
         ("norm,last,blocks.11.norm2", EVERY, ("blocks.11.norm2", "blocks.11", "norm")),
         ("blocks.2.mlp,blocks.2.attn,blocks.2.mlp.hidden", EVERY, [f"blocks.2{p}" for p in (".attn", *PARTS[2:4])]),
         ("norm2", NORM2, NORM2),  # a store that holds nothing else
@@ -102,8 +106,8 @@ def test_what_is_inner(name, inner):
 @pytest.mark.parametrize(
     ("request_", "available", "what", "remedy"),
     [
-        ("last", NORM2, "there are no outputs of blocks or stages", "use norm2 or names such as blocks.11.norm2"),
-        ("all", (*NORM2, "norm"), "there are no outputs of blocks or stages", "use norm2 or alf or names such as norm"),
+        ("last", NORM2, NO_OUTPUTS, "use norm2 or every or names such as blocks.11.norm2"),
+        ("all", (*NORM2, "norm"), NO_OUTPUTS, "use norm2 or alf or every or names such as norm"),
         ("norm2", ("blocks.0",), "no norm2 of any block", None),
         ("alf", NORM2, "there is neither a final `norm` nor a projection `head` over all tokens", None),
     ],
@@ -121,6 +125,14 @@ def test_unknown_name_lists_the_near_ones_of_inner_taps():
         resolve_taps("blocks.3.norm", EVERY, where="--taps")
     with pytest.raises(UsageError, match=r"unknown tap 'nrom2'(?s:.)*did you mean norm2"):
         resolve_taps("nrom2", EVERY, where="--taps")
+
+
+@pytest.mark.parametrize(
+    ("tap", "expected"),
+    [("stages.0", True), ("module:stem.conv", True), *((tap, False) for tap in (*EVERY[:5], "norm", "head"))],
+)
+def test_what_may_be_a_map(tap, expected):
+    assert is_map(tap) == expected
 
 
 @pytest.mark.parametrize("request_", ["norm2", "alf", "norm", "head", "blocks.0.mlp.hidden"])

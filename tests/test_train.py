@@ -24,6 +24,7 @@ from loffta.train import SMALL_STEP, train
 from .caches import FakeStore, make_cache, make_table, separable, toy_cache
 
 TINY = {"grid": 2, "width": 8, "depth": 1, "epochs": 2, "batch_size": 16}
+SMALL = {"combo": {"grid": 2, "width": 8, "depth": 1}, "loff": {"width": 8, "depth": 1, "n_heads": 2}}
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,7 @@ def cache(tmp_path_factory):
 
 
 def make_config(cache, head="linear", **changes):
-    recipe = changes.pop("recipe", TINY if head == "combo" else {"epochs": 2, "batch_size": 16, "min_steps": None})
+    recipe = changes.pop("recipe", {"epochs": 2, "batch_size": 16, "min_steps": None} | SMALL.get(head, {}))
     if head == "fusion":  # its own taps are a transformer's
         changes.setdefault("features", tuple(f"{store.name}:all" for store in cache.stores()))
     return TrainConfig(cache=cache.paths.root, head=head, device="cpu", recipe=recipe, **changes)
@@ -58,9 +59,7 @@ def log_of(out, seed=0):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_learns_what_can_be_learnt(cache, tmp_path, head):
-    recipe = {"epochs": 40, "batch_size": 16, "lr": 1e-2, "min_steps": None} | (
-        {"grid": 2, "width": 8, "depth": 1} if head == "combo" else {}
-    )
+    recipe = {"epochs": 40, "batch_size": 16, "lr": 1e-2, "min_steps": None} | SMALL.get(head, {})
     results = go(cache, tmp_path / "run", head, recipe=recipe)
     assert results["metrics"]["top1"]["mean"] == 1.0
     losses = [row["loss"] for row in log_of(tmp_path / "run")]

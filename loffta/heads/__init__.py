@@ -15,8 +15,11 @@ from loffta.errors import UsageError, unknown_name
 from loffta.heads.attentive import AttentiveHead, AttentiveRecipe
 from loffta.heads.combo import ComboHead, ComboRecipe
 from loffta.heads.fusion import FusionHead, FusionRecipe
+from loffta.heads.head2toe import Head2ToeHead, Head2ToeRecipe
 from loffta.heads.linear import LinearHead, LinearRecipe
+from loffta.heads.loff import LoffHead, LoffRecipe
 from loffta.heads.recipe import Recipe
+from loffta.heads.smp import SmpHead, SmpRecipe
 from loffta.tokens import FeatureSpec
 
 
@@ -63,6 +66,7 @@ class HeadEntry(NamedTuple):
 
     head: type[Head]
     recipe: type[Recipe]
+    label: str | None = None  # what reports call it where its name alone would claim too much
 
 
 HEADS: dict[str, HeadEntry] = {
@@ -70,6 +74,9 @@ HEADS: dict[str, HeadEntry] = {
     "attentive": HeadEntry(AttentiveHead, AttentiveRecipe),
     "fusion": HeadEntry(FusionHead, FusionRecipe),
     "combo": HeadEntry(ComboHead, ComboRecipe),
+    "loff": HeadEntry(LoffHead, LoffRecipe),
+    "head2toe": HeadEntry(Head2ToeHead, Head2ToeRecipe),
+    "smp": HeadEntry(SmpHead, SmpRecipe, label="smp (our approximation)"),
 }
 
 
@@ -82,6 +89,11 @@ def find_head(name: str) -> HeadEntry:
     if name not in HEADS:
         raise unknown_name("head", name, HEADS, where="head")
     return HEADS[name]
+
+
+def head_label(name: str) -> str:
+    """What reports call a head."""
+    return (HEADS[name].label if name in HEADS else None) or name
 
 
 def build_head(name: str, specs: Sequence[FeatureSpec], n_classes: int, recipe: Recipe, seed: int) -> Head:

@@ -21,6 +21,16 @@ def make_linear(n_inputs: int, n_outputs: int, rng: torch.Generator, *, std: flo
     return linear
 
 
+def check_width(width: int, n_heads: int) -> None:
+    """For recipes: refuses a width that does not divide into heads.
+
+    Raises:
+        ValueError: which a recipe's validator turns into the error that a user sees.
+    """
+    if width % n_heads:
+        raise ValueError(f"width {width} is not a multiple of n_heads {n_heads}")
+
+
 class Block(nn.Module):
     """x + attention(norm(x)), then x + MLP(norm(x)); no dropout.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -16,11 +16,13 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validat
 from torch import Tensor, nn
 
 from loffta.heads.base import HeadBase
-from loffta.heads.block import Block, make_linear
+from loffta.heads.block import Block, check_width, make_linear
 from loffta.heads.recipe import Recipe, check_features, check_specs
-from loffta.pooling import normalise_layers, resize_grid
+from loffta.pooling import Resize, normalise_layers, normalise_tokens, resize_grid
 from loffta.relevance import backbone_groups, penalty, tap_groups
 from loffta.tokens import FeatureSpec, Kind, Logits
+
+Normalise: TypeAlias = Literal["embed_and_tokens", "embed_only"]  # the official code's names
 
 
 class ComboRecipe(Recipe, frozen=True):
@@ -32,6 +34,8 @@ class ComboRecipe(Recipe, frozen=True):
     weight_decay: NonNegativeFloat = 1e-4
     relevance_weight: NonNegativeFloat = 0.0  # times `relevance.penalty`; the paper scores backbones with 0.01
     grid: PositiveInt | None = None  # cells per side; None: see `choose_grid`
+    resize: Resize = "auto"  # paper: bilinear always; auto: area average where a grid shrinks by 2 or more, ours
+    normalise: Normalise = "embed_and_tokens"  # embed_only: each token by itself; in the code, not in the paper
     width: PositiveInt = 128  # channels of the transformer
     depth: PositiveInt = 6  # blocks
     n_heads: PositiveInt = 2
@@ -39,8 +43,7 @@ class ComboRecipe(Recipe, frozen=True):
 
     @model_validator(mode="after")
     def _width_divides(self) -> ComboRecipe:
-        if self.width % self.n_heads:
-            raise ValueError(f"width {self.width} is not a multiple of n_heads {self.n_heads}")
+        check_width(self.width, self.n_heads)
         return self
 
     def kinds(self) -> tuple[Kind, ...]:
@@ -53,7 +56,8 @@ class ComboRecipe(Recipe, frozen=True):
 
     def head_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `ComboHead`."""
-        return self.model_dump(include={"grid", "width", "depth", "n_heads", "mlp_ratio", "relevance_weight"})
+        names = {"grid", "resize", "normalise", "width", "depth", "n_heads", "mlp_ratio", "relevance_weight"}
+        return self.model_dump(include=names)
 
 
 class ComboHead(HeadBase):
@@ -63,6 +67,8 @@ class ComboHead(HeadBase):
         specs: features of kind "grid"; K is the sum of L * D over them.
         rng: CPU generator that draws the initial weights.
         grid: cells per side of the common grid; None: see `choose_grid`.
+        resize: see `resize_grid`.
+        normalise: by one mean and standard deviation per image and tap, or per token.
         relevance_weight: of the group lasso over backbones.
     """
 
@@ -75,6 +81,8 @@ class ComboHead(HeadBase):
         *,
         rng: torch.Generator,
         grid: int | None = None,
+        resize: Resize = "auto",
+        normalise: Normalise = "embed_and_tokens",
         width: int = 128,
         depth: int = 6,
         n_heads: int = 2,
@@ -85,6 +93,8 @@ class ComboHead(HeadBase):
         check_specs("combo", ("grid",), specs)
         self.specs = tuple(specs)
         self.grid = choose_grid(specs) if grid is None else grid
+        self.resize = resize
+        self.normalise = normalise
         self.relevance_weight = relevance_weight
         self.backbone_groups = backbone_groups(specs)  # columns of `project.weight`
         self.tap_groups = tap_groups(specs)
@@ -106,8 +116,9 @@ class ComboHead(HeadBase):
             float32, N = grid * grid; columns in the order of specs, taps, channels.
         """
         check_features("combo", self.specs, features)
-        resized = (resize_grid(feature, self.grid).flatten(2, 3) for feature in features)
-        layers = [layer for tokens in resized for layer in normalise_layers(tokens).unbind(1)]
+        resized = (resize_grid(feature, self.grid, resize=self.resize).flatten(2, 3) for feature in features)
+        normalise = normalise_layers if self.normalise == "embed_and_tokens" else normalise_tokens
+        layers = [layer for tokens in resized for layer in normalise(tokens).unbind(1)]
         return torch.cat(layers, dim=2)  # one copy: the layers are views
 
     def forward(self, prepared: Float[Tensor, "B N K"], rng: torch.Generator | None = None) -> Logits:  # noqa: ARG002

@@ -13,6 +13,9 @@ from loffta.report.plots import Bar, bar_chart, grouped_chart
 from loffta.report.tables import LoadedRun
 from loffta.report.text import escape, human_bytes
 
+_COMBOS_PENALTY = "ComBo's group penalty (arXiv 2512.01405)"
+_PENALTIES = {"smp": "a group lasso over layers"}  # of the heads that have another one
+
 
 def relevance_section(run: LoadedRun) -> str:
     found = run.results["relevance"]
@@ -40,7 +43,7 @@ def relevance_section(run: LoadedRun) -> str:
     control = any(bar.control for bar in bars)
     return (
         f"<h2>Relevance: {escape(name)}</h2><p>How much the trained head relies on each backbone and layer: the norm "
-        "of the weights on its features, under ComBo's group penalty (arXiv 2512.01405). "
+        f"of the weights on its features, under {_PENALTIES.get(run.results['head'], _COMBOS_PENALTY)}. "
         f"{_score_note(found)}"
         + (" Hatched bars are a random control: a backbone with untrained weights." if control else "")
         + '</p><div class="charts">'

@@ -18,7 +18,7 @@ from rich.cells import cell_len, set_cell_size
 from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError, UsageError, printable
 from loffta.features import choose_features
-from loffta.heads import find_head
+from loffta.heads import find_head, head_label
 from loffta.report.text import NONE, human_bytes, human_seconds, interval, percent
 from loffta.runs import RunPaths, open_run, read_results
 from loffta.store.cache import Cache
@@ -178,7 +178,7 @@ def _row(name: str, results: Mapping[str, Any], image_bytes: dict[str, int] | No
         taps[label] = (*taps.get(label, ()), *feature["taps"])
     return RunRow(
         name=name,
-        head=results["head"],
+        head=head_label(results["head"]),
         taps=taps,
         top1=Measure(float(top1["mean"]), top1["std"], tuple(map(float, top1["per_seed"])), (float(low), float(high))),
         split=results["split"],

@@ -168,7 +168,7 @@ def test_pooled_norm_is_no_norm_of_tokens():
     assert resolve_taps("norm2", taps, where="x") == tuple(f"blocks.{i}.norm2" for i in range(9))
     with pytest.raises(UsageError, match="neither a final `norm` nor a projection") as caught:
         resolve_taps("alf", taps, where="x")
-    assert caught.value.remedy == "use last or last4 or four-even or all or norm2 or names such as blocks.8"
+    assert caught.value.remedy == "use last or last4 or four-even or all or norm2 or every or names such as blocks.8"
 
 
 def test_gated_mlp_has_no_hidden_tap():

@@ -103,6 +103,50 @@ def test_normalisation_comes_after_resizing():
         np.testing.assert_allclose(layer.var(dim=1, correction=0), 1, atol=1e-4)
 
 
+def test_embed_only_normalises_every_token():
+    head = ComboHead(MIXED, 2, rng=torch.Generator(), normalise="embed_only")
+    prepared = head.prepare(draw(MIXED)).double()
+    for group in head.tap_groups:
+        ((start, stop),) = group.ranges
+        tokens = prepared[:, :, start:stop]
+        np.testing.assert_allclose(tokens.mean(dim=2), 0, atol=1e-5)
+        np.testing.assert_allclose(tokens.var(dim=2, correction=0), 1, atol=1e-3)
+
+
+def test_resize_of_the_paper():
+    """On MIXED's grid, 4, the 8 x 8 tap alone shrinks by 2."""
+    features = draw(MIXED)
+    auto, paper = (
+        ComboHead(MIXED, 2, rng=torch.Generator(), grid=4, resize=resize).prepare(features)
+        for resize in ("auto", "paper")
+    )
+    assert torch.equal(auto[:, :, :12], paper[:, :, :12])
+    assert torch.equal(auto[:, :, 15:], paper[:, :, 15:])
+    # cell i of 4 lies between cells 2i and 2i + 1 of 8: there, bilinear is the average of 2 x 2
+    torch.testing.assert_close(auto[:, :, 12:15], paper[:, :, 12:15])
+    auto, paper = (
+        ComboHead(MIXED, 2, rng=torch.Generator(), grid=2, resize=resize).prepare(features)
+        for resize in ("auto", "paper")
+    )
+    assert (auto[:, :, 12:15] - paper[:, :, 12:15]).abs().max() > 0.1
+
+
+def test_step_in_bf16_is_near_float32():
+    """Forward, backward and the penalty under CPU autocast, as the trainer runs them."""
+    gradients = []
+    for enabled in (False, True):
+        head = ComboHead(MIXED, 2, rng=torch.Generator().manual_seed(0), depth=2, relevance_weight=0.01).train()
+        prepared = head.prepare(draw(MIXED))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            logits = head(prepared)
+        assert logits.dtype == (torch.bfloat16 if enabled else torch.float32)
+        loss = nn.functional.cross_entropy(logits.float(), torch.tensor([0, 1, 1])) + head.penalty()
+        loss.backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in head.parameters()]))
+    assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in gradients)
+    assert (gradients[0] - gradients[1]).norm() < 0.05 * gradients[0].norm()
+
+
 def test_groups_follow_the_columns():
     head = ComboHead(MIXED, 2, rng=torch.Generator())
     assert [(group.name, group.ranges) for group in head.backbone_groups] == [
@@ -172,10 +216,18 @@ def test_width_must_divide_into_heads():
         ComboRecipe(n_heads=3)
 
 
+@pytest.mark.parametrize(("field", "known"), [("normalise", "embed_only"), ("resize", "paper")])
+def test_options_are_known_by_name(field, known):
+    assert ComboRecipe(**{field: known}).head_arguments()[field] == known
+    with pytest.raises(ValidationError, match=known):
+        ComboRecipe(**{field: "none"})
+
+
 def test_recipe_of_the_paper():
     recipe = ComboRecipe()
     assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay) == (100, 64, 1e-3, 1e-4)
     assert (recipe.warmup_fraction, recipe.warmup_start_factor, recipe.final_lr_factor) == (0.1, 0.01, 0.001)
     sizes = {"grid": None, "width": 128, "depth": 6, "n_heads": 2, "mlp_ratio": 4}
-    assert recipe.head_arguments() == {**sizes, "relevance_weight": 0.0}
+    options = {"normalise": "embed_and_tokens", "resize": "auto", "relevance_weight": 0.0}
+    assert recipe.head_arguments() == sizes | options
     assert recipe.relevance_weight == 0

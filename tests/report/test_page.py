@@ -81,6 +81,13 @@ def test_the_table_and_the_figure_show_what_results_json_says(make_run, report):
     assert "linear on net stages.0\u20132" in page.text
 
 
+def test_the_approximation_of_smp_is_called_one(make_run, report, scores):
+    page = Page(report(make_run("probing", [0.8], BOTH, head="smp", relevance=scores())))
+    assert page.row("probing")[1] == "smp (our approximation)"
+    assert "under a group lasso over layers." in "".join(page.text)
+    assert "ComBo's group penalty" not in "".join(page.text)
+
+
 def test_nothing_leaves_the_page(make_run, report, scores):
     root = make_run("combo", [0.8], BOTH, head="combo", relevance=scores())
     text = report(root, stages=[StageCost("extract", "loffta extract x", 3, 4)])
