@@ -54,6 +54,26 @@ class RunPaths:
         """What happened, with times; only ever appended to."""
         return self.root / "log.txt"
 
+    @property
+    def checkpoint(self) -> Path:
+        """Where a training that goes on stands."""
+        return self.root / "checkpoint.safetensors"
+
+    @property
+    def search(self) -> Path:
+        """Settings and scores of --search."""
+        return self.root / "search.json"
+
+    @property
+    def holdout(self) -> Path:
+        """The rows that --holdout keeps out of the training."""
+        return self.root / "holdout.json"
+
+    @property
+    def training(self) -> Path:
+        """What the finished training took; there once all heads are."""
+        return self.root / "training.json"
+
     def results(self, split: str) -> Path:
         """What `evaluate` measured on one split."""
         return self.root / ("results.json" if split == "test" else f"results-{split}.json")
@@ -111,7 +131,7 @@ def check_out(root: Path, config: TrainConfig, *, ignore: Collection[str] = ()) 
     lines = differing_fields(
         old.model_dump(mode="json", exclude=set(ignore)), config.model_dump(mode="json", exclude=set(ignore))
     )
-    if lines and any(path not in (paths.config, paths.log, paths.scoring) for path in root.iterdir()):
+    if lines and any(path not in (paths.config, paths.log, paths.scoring, paths.holdout) for path in root.iterdir()):
         raise LofftaError(
             "this run was made with another configuration:\n    " + "\n    ".join(lines),
             where=paths.config,
@@ -159,6 +179,30 @@ def load_head(path: Path) -> dict[str, Tensor]:
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     """Writes one JSON object per line."""
     replace_file(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes one of the run's own small files."""
+    replace_file(path, json.dumps(values).encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads what `write_json` wrote.
+
+    Raises:
+        LofftaError: the file is missing or damaged.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+        if not isinstance(values, dict):
+            raise ValueError("it is no mapping")
+    except (OSError, ValueError) as error:
+        raise LofftaError(
+            f"this file of the run cannot be read ({error})",
+            where=path,
+            remedy="train again with another --out, or bring the file back",
+        ) from error
+    return values
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:

@@ -10,16 +10,19 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from loffta import fit as loop
+from loffta import members
 from loffta import train as module
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError, Stopped, UsageError
 from loffta.heads import HEADS
 from loffta.heads.combo import ComboRecipe
+from loffta.fit import SMALL_STEP
 from loffta.machine import StopFlag
 from loffta.optim import lr_at
 from loffta.relevance import penalty
 from loffta.runs import RunPaths
-from loffta.train import SMALL_STEP, train
+from loffta.train import train
 
 from .caches import FakeStore, make_cache, make_table, separable, toy_cache
 
@@ -79,9 +82,11 @@ def test_does_not_learn_what_is_not_there(tmp_path, head):
 @pytest.mark.parametrize("head", HEADS)
 def test_seeds_side_by_side_equal_seeds_alone(cache, tmp_path, monkeypatch, head):
     go(cache, tmp_path / "three", head, seeds=3)
-    build = module.build_head
+    build = module.Session.member
     for seed in range(3):
-        monkeypatch.setattr(module, "build_head", lambda *a, seed=seed: build(*a[:4], seed))
+        monkeypatch.setattr(module.Session, "member", lambda s, recipe, _, seed=seed: build(s, recipe, seed))
+        # its files are named after the seed, and looked for under the number of the run's first
+        monkeypatch.setattr(module, "_save", lambda paths, found, save=module._save: save(paths, [as_first(found[0])]))
         go(cache, tmp_path / f"alone-{seed}", head)
         together = load_file(RunPaths(tmp_path / "three").head(seed))
         alone = load_file(RunPaths(tmp_path / f"alone-{seed}").head(0))

@@ -36,6 +36,10 @@ class Recipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     min_batches: PositiveInt | None = None  # of an epoch; the batch is lowered until there are so many
     max_grad_norm: PositiveFloat | None = None  # gradients are scaled down to this norm, over all parameters
     class_weights: bool = False  # of the loss: n / (C * n_c) for a class of n_c of the n training images
+    search_lr: tuple[PositiveFloat, ...] = Field(
+        (1e-4, 1e-3, 1e-2), min_length=1
+    )  # `--search` tries all pairs of these
+    search_weight_decay: tuple[NonNegativeFloat, ...] = Field((1e-4, 1e-2), min_length=1)
     precision: Literal["fp32", "bf16"] | None = None  # None: bf16 autocast on CUDA (ComBo's), fp32 elsewhere
 
     def kinds(self) -> tuple[Kind, ...]:
