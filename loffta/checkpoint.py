@@ -152,5 +152,5 @@ def _checksum(tensors: Mapping[str, Tensor], text: str) -> int:
     checksum: int = crc32c.crc32c(text.encode())
     for name in sorted(tensors):
         checksum = crc32c.crc32c(name.encode(), checksum)
-        checksum = crc32c.crc32c(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()), checksum)
+        checksum = crc32c.crc32c(tensors[name].reshape(-1).view(torch.uint8).numpy().data, checksum)
     return checksum

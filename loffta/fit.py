@@ -1,7 +1,7 @@
 """The training loop: members side by side on one read of the data, from a checkpoint on if there is one.
 
-In: a Session, a Feed, members.   Out: the members, trained. The data order depends on `data_seed` alone and is shared by
-all members, so that a member trained among others equals the member trained alone.
+In: a Session, a Feed, members.   Out: the members, trained. The data order depends on `data_seed` alone and is shared
+by all members, so that a member trained among others equals the member trained alone.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ class Session:
         """What is learnt."""
         return TASKS[self.config.task]
 
-    @property
+    @cached_property
     def targets(self) -> Tensor:
         """Of every row of the table, on the device."""
         return torch.tensor(self.cache.table.labels, device=self.device)
@@ -117,46 +118,37 @@ def fit(
         LofftaError: a loss is not finite; the last good checkpoint is kept.
         Stopped: a signal came; a checkpoint is kept.
     """
-    stop, log, recipe, targets = session.stop, session.log, members[0].recipe, session.targets
+    recipe = members[0].recipe
     weights = _class_weights(session, feed.rows, recipe)
     if sum(p.numel() for p in members[0].head.parameters()) * recipe.batch_size < SMALL_STEP:
         torch.set_num_threads(1)
-    per_phase = n_steps(len(feed.rows), recipe.batch_size, recipe.epochs)
-    n_phases = members[0].head.n_phases
     begin = keeper.restore(members)
-    step, total = begin.epoch * len(feed) + begin.batch, per_phase * n_phases
+    per_phase = n_steps(len(feed.rows), recipe.batch_size, recipe.epochs)
+    n_epochs = members[0].head.n_phases * recipe.epochs
+    step, total, phase = begin.epoch * len(feed) + begin.batch, n_epochs * len(feed), begin.epoch // recipe.epochs
     if step:
-        log.write(f"{title}: goes on after step {step} of {total}", show=True)
-    phase = begin.epoch // recipe.epochs
+        session.log.write(f"{title}: goes on after step {step} of {total}", show=True)
     with Progress(title, total - step, "steps") as progress, _matmul_precision(recipe, session.device):
-        for epoch in range(begin.epoch, n_phases * recipe.epochs):
+        for epoch in range(begin.epoch, n_epochs):
             if epoch // recipe.epochs > phase:
                 phase += 1
                 for member in _going(members):
                     member.start_phase(phase)
             first = begin.batch if epoch == begin.epoch else 0
             for i, batch in enumerate(batches_from(feed, epoch, first), start=first):
-                if stop.signal is not None or keeper.is_due():
-                    kept = keeper.save(members, Position(epoch, i)) or keeper.path.exists()
-                    stop.check(f"training step {step} of {total}; {_what_is_kept(keeper, kept)}")
-                prepared = None if augment else _going(members)[0].head.prepare(batch.features)
-                found = []
+                _keep(session.stop, keeper, members, Position(epoch, i), f"training step {step} of {total}")
                 for member in _going(members):
-                    mix = None
-                    if augment is not None:  # the one place where raw features are changed
-                        features, mix = augment(batch.features, member.rng)
-                        prepared = member.head.prepare(features)
-                    lr = lr_at(step - phase * per_phase, per_phase, member.recipe)
-                    found.append(_step(member, prepared, targets[batch.rows], session.task, lr, weights, mix))
-                _note_losses(session, members, found, step, batch, drop_diverged)
+                    _set_lr(member, lr_at(step - phase * per_phase, per_phase, member.recipe))
+                found = _train_batch(session, _going(members), batch, weights, augment)
+                _note_losses(session, _going(members), found, step, batch, drop_diverged)
                 if not _going(members):
                     return
                 step += 1
                 progress.advance(1, f"loss {_going(members)[0].losses[-1]:.3f}")
-            _end_epoch(log, members, epoch, step, lambda m: lr_at(step - 1 - phase * per_phase, per_phase, m.recipe))
-    for member in list(_going(members)):
+            _end_epoch(session.log, _going(members), epoch, step)
+    for member in _going(members):
         if not member.is_finite():  # what the last step did shows in no loss
-            _diverge(session, members, member, step - 1, [], drop_diverged)
+            _diverge(session, member, step - 1, [], drop_diverged)
 
 
 def batches_from(feed: Feed, epoch: int, first: int) -> Iterator[Batch]:
@@ -164,19 +156,40 @@ def batches_from(feed: Feed, epoch: int, first: int) -> Iterator[Batch]:
     return islice(feed.epoch(epoch), first, None)
 
 
+def _keep(stop: machine.StopFlag, keeper: Keeper, members: Sequence[Member], position: Position, doing: str) -> None:
+    """Writes a checkpoint where it is time, and where a signal has come: that ends the training here."""
+    if stop.signal is None and not keeper.is_due():
+        return
+    keeper.save(members, position)
+    kept = "kept in " + keeper.path.name if keeper.path.exists() else "nothing is kept, for a weight is not finite"
+    stop.check(f"{doing}; {kept}")
+
+
+def _train_batch(
+    session: Session, members: Sequence[Member], batch: Batch, weights: Tensor | None, augment: Augment | None
+) -> list[Tensor]:
+    """One step of every member; their losses, still on the device."""
+    targets = session.targets[batch.rows]
+    if augment is None:
+        prepared = members[0].head.prepare(batch.features)
+        return [_step(member, prepared, targets, session.task, weights) for member in members]
+    found = []
+    for member in members:  # the one place where features are changed on their way to the heads
+        features, mix = augment(batch.features, member.rng)
+        found.append(_step(member, member.head.prepare(features), targets, session.task, weights, mix))
+    return found
+
+
+def _set_lr(member: Member, lr: float) -> None:
+    for group in member.optimizer.param_groups:
+        group["lr"] = lr
+
+
 def _step(
-    member: Member,
-    prepared: object,
-    targets: Tensor,
-    task: Task,
-    lr: float,
-    weights: Tensor | None = None,
-    mix: Mix | None = None,
+    member: Member, prepared: Any, targets: Tensor, task: Task, weights: Tensor | None = None, mix: Mix | None = None
 ) -> Tensor:
     """One optimiser step; returns the loss, penalty included, without waiting for the device."""
     recipe, device = member.recipe, member.rng.device
-    for group in member.optimizer.param_groups:
-        group["lr"] = lr
     with torch.autocast(device.type, torch.bfloat16, enabled=_precision(recipe, device) == "bf16"):
         loss = reduce_loss(task.loss, member.head(prepared, member.rng), targets, weights=weights, mix=mix)
     if (penalty := member.head.penalty()) is not None:
@@ -197,15 +210,13 @@ def _note_losses(
     session: Session, members: Sequence[Member], found: list[Tensor], step: int, batch: Batch, drop: bool
 ) -> None:
     losses: list[float] = torch.stack(found).tolist()  # the one wait for the device in a step
-    for member, loss in zip(_going(members), losses, strict=True):
+    for member, loss in zip(members, losses, strict=True):
         member.losses.append(loss)
         if not math.isfinite(loss):
-            _diverge(session, members, member, step, batch.rows.tolist(), drop)
+            _diverge(session, member, step, batch.rows.tolist(), drop)
 
 
-def _diverge(
-    session: Session, members: Sequence[Member], member: Member, step: int, rows: list[int], drop: bool
-) -> None:
+def _diverge(session: Session, member: Member, step: int, rows: list[int], drop: bool) -> None:
     """Leaves a member behind, or gives up."""
     keys = [printable(session.cache.table.keys[row]) for row in rows]
     what = f"the loss of seed {member.seed} is not finite at step {step} ({member.setting})"
@@ -217,23 +228,18 @@ def _diverge(
     raise LofftaError(
         what,
         where=f"images {', '.join(keys[:5])}, ..." if keys else "the last step",
-        remedy="lower the learning rate (--set lr=..., --set search_lr=[...]) and give a new --out, or look for damage with "
-        "`loffta verify CACHE --deep`; all images of the step stand in log.txt",
+        remedy="lower the learning rate (--set lr=...) and give a new --out, or look for damage with `loffta verify "
+        "CACHE --deep`; all images of the step stand in log.txt",
     )
 
 
-def _end_epoch(log: RunLog, members: Sequence[Member], epoch: int, step: int, lr_of: Callable[[Member], float]) -> None:
-    going = _going(members)
-    means = [sum(member.losses) / len(member.losses) for member in going]
-    for member, mean in zip(going, means, strict=True):
-        member.log.append({"epoch": epoch, "step": step, "loss": mean, "lr": lr_of(member)})
+def _end_epoch(log: RunLog, members: Sequence[Member], epoch: int, step: int) -> None:
+    means = [sum(member.losses) / len(member.losses) for member in members]
+    lrs = [float(member.optimizer.param_groups[0]["lr"]) for member in members]
+    for member, mean, lr in zip(members, means, lrs, strict=True):
+        member.log.append({"epoch": epoch, "step": step, "loss": mean, "lr": lr})
         member.losses.clear()
-    shown = " ".join(f"{mean:.4f}" for mean in means)
-    log.write(f"epoch {epoch}: loss {shown}, lr {lr_of(going[0]):.2e}")
-
-
-def _what_is_kept(keeper: Keeper, kept: bool) -> str:
-    return f"{keeper.path.name} keeps where it stands" if kept else "nothing is kept of a training that diverges"
+    log.write(f"epoch {epoch}: loss {' '.join(f'{mean:.4f}' for mean in means)}, lr {lrs[0]:.2e}")
 
 
 def _class_weights(session: Session, rows: NDArray[np.int64], recipe: Recipe) -> Tensor | None:

@@ -23,7 +23,7 @@ class Mix(NamedTuple):
 
 
 def class_weights(labels: Int[Tensor, " B"], n_classes: int) -> Float[Tensor, " C"]:
-    """n / (C * n_c) for a class of n_c of the n training images; 0 for a class without images, which is never asked for.
+    """n / (C * n_c) for a class of n_c of the n training images; 0 for a class without any: it is never asked for.
 
     Raises:
         UsageError: the targets are not one class per image.

@@ -38,8 +38,8 @@ def lr_factor(step: int, total: int, recipe: Recipe) -> float:
     """Learning rate of a step over recipe.lr.
 
     The closed form of pl_bolts' LinearWarmupCosineAnnealingLR stepped once per batch, as in ComBo. With W warm-up
-    steps of `total`, step 0 has warmup_start_factor, steps W - 1 and W have 1; step `total` would have final_lr_factor, or
-    with a recipe that has `final_lr`, that rate.
+    steps of `total`, step 0 has warmup_start_factor, steps W - 1 and W have 1; step `total` would have final_lr_factor,
+    or the rate `final_lr` where the recipe has one.
     """
     n_warmup = round(recipe.warmup_fraction * total)
     if step < n_warmup:

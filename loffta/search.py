@@ -1,4 +1,4 @@
-"""`--search`: every pair of the recipe's learning rates and weight decays, trained side by side, scored on other images.
+"""`--search`: all pairs of the recipe's learning rates and weight decays, trained side by side, scored on other images.
 
 In: a Session and the rows to train on.   Out: the recipe with the best pair, and search.json with all of them. What is
 finished in search.json is not repeated.
@@ -66,7 +66,7 @@ def _parts(session: Session, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64]
     held = draw_part(table.labels[rows], VALIDATION_SHARE, config.data_seed, "search")
     if warning := check_part(held, table.labels[rows], table, "--search"):
         session.log.write(warning, show=True)
-    return rows[~held], rows[held], f"{VALIDATION_SHARE:.0%} of {config.train_on}"
+    return rows[~held], rows[held], f"{100 * VALIDATION_SHARE:.0f} % of {config.train_on}"
 
 
 def _open_table(

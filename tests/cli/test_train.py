@@ -63,9 +63,11 @@ def test_every_option_arrives(cache, tmp_path):
         "2",
     ]
     options += ["--train-on", "test", "--test-on", "train", "--data-seed", "5", "--feed", "stream", "--partial"]
+    options += ["--holdout", "0.25", "--search", "--set", "search_lr=[0.1,0.01]", "--set", "search_weight_decay=[0.0]"]
+    options += ["--checkpoint-s", "7"]
     assert main(["train", cache, *options, *QUICK, "--set", "lr=1e-3", "--set", "precision=null"]) == 0
     config = config_of(out)
-    assert [f.split(":")[1] for f in config.pop("features")] == ["a.0", "a.1"]
+    assert [f.split(":")[1] for f in config.pop("features")] == ["a.0,a.1"]
     recipe = config.pop("recipe")
     assert (recipe["epochs"], recipe["lr"], recipe["precision"]) == (2, 0.001, None)
     assert config == {
@@ -73,15 +75,20 @@ def test_every_option_arrives(cache, tmp_path):
         "head": "linear",
         "task": "classification",
         "train_on": "test",
+        "validate_on": None,
+        "holdout": 0.25,
         "test_on": "train",
         "seeds": 2,
         "data_seed": 5,
+        "search": True,
         "select": None,
         "device": "cpu",
         "feed": "stream",
+        "checkpoint_s": 7.0,
         "partial": True,
     }
     assert RunPaths(out).results("train").exists()
+    assert RunPaths(out).results("holdout").exists()
     assert [RunPaths(out).head(seed).exists() for seed in range(3)] == [True, True, False]
 
 
