@@ -22,9 +22,11 @@ class Mix(NamedTuple):
     weight: Float[Tensor, " B"]  # in [0, 1]
 
 
-def class_weights(labels: Int[Tensor, " B"], n_classes: int) -> Float[Tensor, " C"]:
+def class_weights(labels: Tensor, n_classes: int) -> Float[Tensor, " C"]:
     """n / (C * n_c) for a class of n_c of the n training images; 0 for a class without any: it is never asked for.
 
+    Args:
+        labels: [B] int, the class of every training image.
     Raises:
         UsageError: the targets are not one class per image.
     """

@@ -1,4 +1,4 @@
-"""The loop against one written by hand, and what it does about augmentation, precision and losses that are no numbers."""
+"""The loop against one written by hand; augmentation, precision, and losses that are no numbers."""
 
 import json
 import math
@@ -57,7 +57,7 @@ def go(session, recipe, *, n_seeds=2, **options):
 
 def by_hand(session, recipe, seed):
     """No feed, no members: every step spelt out; clipping and weighting by their formulas or torch's own."""
-    labels = torch.from_numpy(session.cache.table.labels[:N_TRAIN])
+    labels = torch.tensor(session.cache.table.labels[:N_TRAIN])
     inputs = [f.finish(torch.from_numpy(open_array(f.array.paths).read(np.arange(N_TRAIN)))) for f in session.features]
     counts = torch.tensor([(labels == c).sum() for c in range(3)])
     weight = N_TRAIN / (3 * counts) if recipe.class_weights else None
@@ -192,7 +192,7 @@ def test_batches_and_steps_that_a_recipe_asks_for(cache, tmp_path, capsys):
     train(config, tmp_path / "run", StopFlag())
     log = [json.loads(line) for line in RunPaths(tmp_path / "run").metrics(0).read_text().splitlines()]
     assert [row["step"] for row in log] == [5, 10, 15, 20]
-    assert "linear: 4 epochs of batches of 9, for the recipe asks so for 40 images" in capsys.readouterr().err
+    assert "linear: 4 epochs of batches of 9, for this many images" in capsys.readouterr().err
     made = json.loads(RunPaths(tmp_path / "run").training.read_text())
     assert (made["epochs"], made["batch_size"]) == (4, 9)
 

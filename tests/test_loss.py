@@ -55,5 +55,5 @@ def test_unmixed_is_the_plain_mean(batch):
 
 @pytest.mark.parametrize("labels", [torch.zeros(3, 2, dtype=torch.long), torch.zeros(3)])
 def test_weights_need_classes(labels):
-    with pytest.raises((UsageError, Exception), match=r"one class per image(.|\n)*class_weights=false|violates"):
+    with pytest.raises(UsageError, match=r"one class per image(.|\n)*class_weights=false"):
         class_weights(labels, 2)
