@@ -151,6 +151,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | No
 def _checksum(tensors: Mapping[str, Tensor], text: str) -> int:
     checksum: int = crc32c.crc32c(text.encode())
     for name in sorted(tensors):
-        checksum = crc32c.crc32c(name.encode(), checksum)
-        checksum = crc32c.crc32c(tensors[name].reshape(-1).view(torch.uint8).numpy().data, checksum)
+        tensor = tensors[name]
+        checksum = crc32c.crc32c(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), checksum)
+        checksum = crc32c.crc32c(tensor.reshape(-1).view(torch.uint8).numpy().data, checksum)
     return checksum
