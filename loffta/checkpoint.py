@@ -29,10 +29,14 @@ _BEGIN_ANEW = "delete this file to begin the training anew"
 
 
 class Position(NamedTuple):
-    """What has been done: all epochs before `epoch`, and `batch` batches of it."""
+    """What has been done: all epochs before `epoch`, and `batch` batches of it. Epochs count on from phase to phase."""
 
     epoch: int = 0
     batch: int = 0
+
+    def phase(self, member: Member) -> int:
+        """The phase that this lies in; the last one, too, when all is done."""
+        return min(self.epoch // member.recipe.epochs, member.head.n_phases - 1)
 
 
 class Keeper:
@@ -103,7 +107,7 @@ class Keeper:
                 prefix = f"{i}/"
                 own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
                 try:
-                    member.restore(own, position.epoch // member.recipe.epochs)
+                    member.restore(own, position.phase(member))
                 except (RuntimeError, KeyError, ValueError) as error:
                     raise LofftaError(
                         f"this checkpoint does not fit the head ({str(error).splitlines()[0]})",

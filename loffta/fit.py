@@ -125,7 +125,7 @@ def fit(
     begin = keeper.restore(members)
     per_phase = n_steps(len(feed.rows), recipe.batch_size, recipe.epochs)
     n_epochs = members[0].head.n_phases * recipe.epochs
-    step, total, phase = begin.epoch * len(feed) + begin.batch, n_epochs * len(feed), begin.epoch // recipe.epochs
+    step, total, phase = begin.epoch * len(feed) + begin.batch, n_epochs * len(feed), begin.phase(members[0])
     if step:
         session.log.write(f"{title}: goes on after step {step} of {total}", show=True)
     with Progress(title, total - step, "steps") as progress, _matmul_precision(recipe, session.device):
@@ -149,6 +149,8 @@ def fit(
     for member in _going(members):
         if not member.is_finite():  # what the last step did shows in no loss
             _diverge(session, member, step - 1, [], drop_diverged)
+    if session.stop.signal is not None:
+        _keep(session.stop, keeper, members, Position(n_epochs), f"training step {step} of {total}")
 
 
 def batches_from(feed: Feed, epoch: int, first: int) -> Iterator[Batch]:

@@ -145,6 +145,8 @@ def _room(session: Session, member: Member, n_scored: int) -> int:
 def _scores(session: Session, members: Sequence[Member], rows: NDArray[np.int64]) -> list[float | None]:
     """The main metric of each member, None for one that diverged."""
     going = [member for member in members if member.diverged_at is None]
+    if not going:
+        return [None] * len(members)
     with session.stop.at_once("scoring the settings of the search; the training is kept up to its last checkpoint"):
         probabilities = predict(
             [member.head.eval() for member in going],
@@ -168,7 +170,7 @@ def _best(session: Session, settings: Sequence[dict[str, Any]]) -> dict[str, Any
     scored = [entry for entry in settings if entry["score"] is not None]
     if not scored:
         raise LofftaError(
-            f"all {len(settings)} settings of the search diverged",
+            "every setting of the search diverged",
             where=session.paths.search,
             remedy="give lower learning rates (--set search_lr=[...]) and a new --out",
         )

@@ -47,7 +47,7 @@ def test_every_class_gives_its_share(sizes, fraction):
     possible = 0
     for i, size in enumerate(sizes):
         n_held = held[labels == 3 * i].sum()
-        assert abs(n_held - min(fraction * size, size - 1)) < 1
+        assert abs(n_held - min(fraction * size, size - 1)) <= 1
         assert n_held < size
         possible += min(int(np.floor(fraction * size)) + 1, size - 1)
     assert held.sum() == min(round(fraction * len(labels)), possible)
@@ -70,9 +70,7 @@ def test_the_seed_decides():
 def test_nothing_to_hold_out(cache):
     labels = np.array([0, 1, 2])
     held = draw_part(labels, 0.9, 0, "holdout")
-    with pytest.raises(
-        LofftaError, match=r"no image of 3 can be held out(.|\n)*where:  --holdout\n(.|\n)*name a split"
-    ):
+    with pytest.raises(LofftaError, match=r"no image of 3 can be held out(.|\n)*--holdout\n(.|\n)*name a split"):
         check_part(held, labels, cache.table, "--holdout")
 
 
