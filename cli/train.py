@@ -17,12 +17,16 @@ from .common import emit, json_option, merge_config, parse_settings
 @click.option("--features", multiple=True, metavar="STORE[:TAPS]", help="Store or backbone, and taps.  [all stores]")
 @click.option("--task", default="classification", show_default=True)
 @click.option("--train-on", default="train", show_default=True, help="Split, or several joined by +.")
+@click.option("--validate-on", metavar="SPLIT", help="Measured too; --search chooses by it.")
+@click.option("--holdout", type=float, metavar="SHARE", help="Keep so much of --train-on out, as split 'holdout': 0.2.")
 @click.option("--test-on", default="test", show_default=True, help="Split to evaluate at the end.")
 @click.option("--seeds", type=int, default=1, show_default=True, help="Heads trained side by side on one read.")
 @click.option("--data-seed", type=int, default=0, show_default=True, help="Decides the order of the images.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change the head's recipe: epochs=12.")
+@click.option("--search", is_flag=True, help="Try the recipe's learning rates and weight decays first, keep the best.")
 @click.option("--select", type=int, metavar="K", help="Score the backbones, keep the K best, retrain (combo).")
 @click.option("--feed", type=click.Choice(["auto", "host", "stream"]), default="auto", show_default=True)
+@click.option("--checkpoint-s", type=float, default=60.0, show_default=True, help="Seconds between two checkpoints.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option("--partial", is_flag=True, help="Train on what is there though the cache is not finished.")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file with any of these options.")
@@ -33,7 +37,8 @@ def command(
 ) -> None:
     """Train a head on CACHE and evaluate it.
 
-    The recipe's defaults are those of the head's paper. A finished run is read back, not repeated.
+    The recipe's defaults are those of the head's paper. A finished run is read back, not repeated; one that was cut
+    off goes on from its last checkpoint.
     """
     from loffta.config import TrainConfig, parse
     from loffta.machine import StopFlag
@@ -54,6 +59,12 @@ def print_results(results: dict[str, Any]) -> None:
         low, high = metric["ci95"]
         click.echo(
             f"{name} {metric['mean']:.3f}{spread}, 95 % interval {low:.3f} to {high:.3f} ({results['n']} images)"
+        )
+    if "search" in results:
+        chosen = results["search"]["chosen"]
+        click.echo(
+            f"search chose lr {chosen['lr']:g}, weight decay {chosen['weight_decay']:g} "
+            f"({results['search']['metric']} {chosen['score']:.3f} on {results['search']['validated_on']})"
         )
     for entry in results.get("relevance", {}).get("backbones", []):
         click.echo(f"relevance {entry['score']:.3f}  {entry['backbone']}")

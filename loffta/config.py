@@ -97,13 +97,17 @@ class TrainConfig(StrictModel, frozen=True):
     features: tuple[str, ...] = ()  # STORE[:TAPS]; none: all stores
     task: str = "classification"
     train_on: str = "train"
+    validate_on: str | None = None  # measured too; what --search chooses by
+    holdout: float | None = Field(None, gt=0, lt=1)  # this share of train_on becomes the split "holdout"
     test_on: str = "test"
     seeds: int = Field(1, gt=0)
     data_seed: int = 0  # order of the images, shared by all seeds
     recipe: dict[str, Any] = Field(default_factory=dict)  # what differs from the head's defaults
+    search: bool = False  # try the recipe's learning rates and weight decays first
     select: int | None = Field(None, gt=0)  # score the backbones first, then train on the K best
     device: str = "auto"
     feed: Literal["auto", "host", "stream"] = "auto"
+    checkpoint_s: float = Field(60.0, gt=0)  # seconds between two checkpoints
     partial: bool = False  # train on the rows that are there, though the cache is not finished
 
 

@@ -19,11 +19,12 @@ from loffta import machine
 from loffta.batches import Feed
 from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError
-from loffta.features import Feature, check_labels, choose_features, n_bad, usable_rows
+from loffta.features import Feature, check_labels, choose_features, n_bad
 from loffta.heads import Head, build_head, find_head
 from loffta.heads.recipe import Recipe
 from loffta.relevance import raw_scores, scores
-from loffta.runs import RunPaths, load_head, open_run, read_results, write_predictions, write_results
+from loffta.runs import RunPaths, load_head, open_run, read_json, read_results, write_predictions, write_results
+from loffta.splits import split_rows
 from loffta.store.cache import Cache
 from loffta.tasks import TASKS
 
@@ -55,11 +56,15 @@ def evaluate(
     features = choose_features(cache, config.features, recipe.kinds(), default_taps="all")
     heads = load_heads(paths, config, features, recipe, len(cache.table.classes))
     target = machine.resolve_device(device)
-    rows = usable_rows(cache, features, split, partial=config.partial)
+    rows = split_rows(paths, config, cache, features, split)
     check_labels(cache, rows, split)
     with (stop or machine.StopFlag()).at_once(f"evaluating split '{split}'; no results were written"):
         probabilities = predict(heads, features, rows, batch_size=recipe.batch_size, device=target)
     results = _measure(config, cache, features, rows, probabilities, split)
+    if config.search:
+        table = read_json(paths.search)
+        results["search"] = {name: table[name] for name in ("metric", "validated_on", "seconds", "chosen")}
+        results["recipe"] = config.recipe | {name: table["chosen"][name] for name in ("lr", "weight_decay")}
     if getattr(recipe, "relevance_weight", 0.0) > 0:
         results["relevance"] = relevance(heads)
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}

@@ -127,8 +127,9 @@ def train_arguments(config: TrainConfig, run: Path) -> list[str]:
         arguments += ["--features", feature]
     for key, value in config.recipe.items():
         arguments += ["--set", f"{key}={json.dumps(value)}"]
-    names = ("task", "train_on", "test_on", "seeds", "data_seed", "select", "device", "feed")
-    return arguments + _options(_changed(config, names)) + (["--partial"] if config.partial else [])
+    names = ("task", "train_on", "validate_on", "holdout", "test_on", "seeds", "data_seed", "select", "device", "feed")
+    flags = [f"--{name}" for name in ("search", "partial") if getattr(config, name)]
+    return arguments + _options(_changed(config, (*names, "checkpoint_s"))) + flags
 
 
 def _changed(config: BaseModel, names: tuple[str, ...]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from loffta.config import TrainConfig, parse, read_yaml, to_yaml
 from loffta.errors import LofftaError
-from loffta.store.files import replace_file, write_guard
+from loffta.store.files import find_parts, replace_file, sweep_tree, write_guard
 from loffta.store.recipe import differing_fields
 
 
@@ -53,6 +53,26 @@ class RunPaths:
     def log(self) -> Path:
         """What happened, with times; only ever appended to."""
         return self.root / "log.txt"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where a training that goes on stands."""
+        return self.root / "checkpoint.safetensors"
+
+    @property
+    def search(self) -> Path:
+        """Settings and scores of --search."""
+        return self.root / "search.json"
+
+    @property
+    def holdout(self) -> Path:
+        """The rows that --holdout keeps out of the training."""
+        return self.root / "holdout.json"
+
+    @property
+    def training(self) -> Path:
+        """What the finished training took; there once all heads are."""
+        return self.root / "training.json"
 
     def results(self, split: str) -> Path:
         """What `evaluate` measured on one split."""
@@ -88,6 +108,7 @@ def start_run(root: Path, config: TrainConfig) -> RunPaths:
         LofftaError: as `check_out`.
     """
     check_out(root, config)
+    sweep_tree(root)  # a killed process may have left half a checkpoint
     paths = RunPaths(root)
     if _saved_config(paths) != config:
         replace_file(paths.config, to_yaml(config))
@@ -105,18 +126,24 @@ def check_out(root: Path, config: TrainConfig, *, ignore: Collection[str] = ()) 
     paths = RunPaths(root)
     old = _saved_config(paths)
     if old is None:
-        if root.exists() and (not root.is_dir() or any(p != paths.scoring for p in root.iterdir())):
+        if root.exists() and (not root.is_dir() or _others(root, paths.scoring)):
             raise LofftaError("this folder holds something else", where=root, remedy="choose an empty or new --out")
         return
     lines = differing_fields(
         old.model_dump(mode="json", exclude=set(ignore)), config.model_dump(mode="json", exclude=set(ignore))
     )
-    if lines and any(path not in (paths.config, paths.log, paths.scoring) for path in root.iterdir()):
+    if lines and _others(root, paths.config, paths.log, paths.scoring, paths.holdout):
         raise LofftaError(
             "this run was made with another configuration:\n    " + "\n    ".join(lines),
             where=paths.config,
             remedy="choose another --out, or give the old options to continue it",
         )
+
+
+def _others(root: Path, *known: Path) -> bool:
+    """Whether there is more in `root` than these and what killed processes left."""
+    parts = {part.path for part in find_parts(root)}
+    return any(path not in known and path not in parts for path in root.iterdir())
 
 
 def _saved_config(paths: RunPaths) -> TrainConfig | None:
@@ -159,6 +186,30 @@ def load_head(path: Path) -> dict[str, Tensor]:
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     """Writes one JSON object per line."""
     replace_file(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes one of the run's own small files."""
+    replace_file(path, json.dumps(values).encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads what `write_json` wrote.
+
+    Raises:
+        LofftaError: the file is missing or damaged.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+        if not isinstance(values, dict):
+            raise ValueError("it is no mapping")
+    except (OSError, ValueError) as error:
+        raise LofftaError(
+            f"this file of the run cannot be read ({error})",
+            where=path,
+            remedy="train again with another --out, or bring the file back",
+        ) from error
+    return values
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:

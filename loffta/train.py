@@ -1,93 +1,118 @@
 """Stage two: trains heads from a cache; several seeds side by side on one read of the data.
 
-In: a TrainConfig and a directory.   Out: a run with weights, metrics, predictions and results. The data order depends
-on `data_seed` alone and is shared by all seeds, so that a seed trained among others equals the seed trained alone.
+In: a TrainConfig and a directory.   Out: a run with weights, metrics, predictions and results. The same command goes on
+from the last checkpoint and repeats nothing that is finished.
 """
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from loffta import machine
-from loffta.batches import Feed, bytes_per_image
+from loffta.batches import bytes_per_image
 from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError, UsageError, unknown_name
 from loffta.evaluate import evaluate
 from loffta.features import Feature, check_labels, choose_features, resolved_choices, usable_rows
-from loffta.heads import Head, build_head, find_head
+from loffta.fit import Session, fit
+from loffta.heads import find_head
 from loffta.heads.recipe import Recipe
-from loffta.optim import lr_at, n_steps, parameter_groups
-from loffta.progress import Progress
-from loffta.runs import RunLog, RunPaths, check_out, read_results, save_head, start_run, write_lines
+from loffta.members import Member
+from loffta.optim import fit_to_images
+from loffta.runs import (
+    RunLog,
+    RunPaths,
+    check_out,
+    read_json,
+    read_results,
+    save_head,
+    start_run,
+    write_json,
+    write_lines,
+)
+from loffta.search import search
+from loffta.splits import HOLDOUT, check_part, choose_splits, hold_out, name_some, record_holdout
 from loffta.store.cache import Cache
 from loffta.tasks import TASKS
 
-# Parameters times images a step below which torch gets one thread on the CPU. A linear probe of K = 512 (330,000) makes
-# 1,400 steps/s of 3 seeds with one thread as with two; with two, 15 to 220 when other processes want the same CPUs.
-SMALL_STEP = 4_000_000
 SCORING_WEIGHT = 0.01  # lambda of the scoring run where none is given (second-hand from the ComBo paper)
 
 
-@dataclass
-class Member:
-    """One seed in training."""
-
-    seed: int
-    head: Head
-    optimizer: torch.optim.Optimizer
-    rng: torch.Generator  # on the head's device: what its training draws
-    losses: list[float] = field(default_factory=list)  # of the steps of this epoch
-    log: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch
-
-
 def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, Any]:
-    """Trains and evaluates; a finished run is read back, not repeated.
+    """Trains and evaluates; a finished run is read back, not repeated, and one that was cut off goes on.
 
     Raises:
         UsageError: unknown head, key, store, tap or split; near names are given.
         LofftaError: the cache lacks features, the directory holds another run, or the loss is not finite.
-        Stopped: a signal came; the same command starts the training again.
+        Stopped: a signal came; the same command goes on with the training.
     """
     machine.cap_threads()
     cache = Cache.open(config.cache)
     if config.task not in TASKS:
         raise unknown_name("task", config.task, TASKS, where="--task")
+    config = _absolute(choose_splits(config, cache))
     if config.select is not None:
-        check_out(out, _absolute(config), ignore=("features", "recipe"))  # before the scoring run, not after it
+        check_out(out, config, ignore=("features", "recipe"))  # before the scoring run, not after it
         config = _select(config, cache, out, stop)
     features, recipe = _resolve(config, cache)
-    config = _absolute(config).model_copy(
+    config = config.model_copy(
         update={"features": resolved_choices(features), "recipe": recipe.model_dump(mode="json")}
     )
     check_out(out, config)
-    results_path = RunPaths(out).results(config.test_on)
-    if results_path.exists():
-        return read_results(results_path)
-    rows = _check_splits(config, cache, features)
-    start = time.monotonic()
+    paths = RunPaths(out)
+    if all(paths.results(split).exists() for split in _measured_on(config)):
+        return read_results(paths.results(config.test_on))
+    rows, held = _check_splits(config, cache, features)
     paths = start_run(out, config)
-    log = RunLog(paths.log)
+    if held is not None:
+        record_holdout(paths, cache.table, config, held)
+    device = machine.resolve_device(config.device)
+    session = Session(config, cache, features, device, paths, RunLog(paths.log), stop)
     try:
-        members = _fit(config, cache, features, rows, recipe, stop, log)
+        if not paths.training.exists():
+            _train(session, rows, held, recipe)
     except LofftaError as error:
-        log.write(f"ended: {error.what}")
+        session.log.write(f"ended: {error.what}")
         raise
+    seconds = read_json(paths.training)["seconds"]
+    for split in _measured_on(config):
+        results = evaluate(out, split, device=config.device, train_seconds=seconds, stop=stop)
+    return results
+
+
+def _train(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | None, recipe: Recipe) -> None:
+    """From the search to the heads' files; `training.json` comes last and says that they are there."""
+    config, paths, log = session.config, session.paths, session.log
+    log.write(f"versions {machine.versions()}, device {session.device}")
+    _warn(session, rows, held)
+    if config.search:
+        recipe = search(session, rows, recipe)
+    fitted = fit_to_images(recipe, len(rows))
+    if fitted != recipe:
+        log.write(
+            f"{config.head}: {fitted.epochs} epochs of batches of {fitted.batch_size}, for this many images", show=True
+        )
+    members = [session.member(fitted, seed) for seed in range(config.seeds)]
+    keeper = session.keeper("final", rows, members)
+    with session.feed(rows, fitted) as feed:
+        size = bytes_per_image(session.features) * len(rows) / 1e6
+        log.write(f"{config.head}: {len(rows)} images, {size:.1f} MB of features, {feed.mode} mode", show=True)
+        fit(session, feed, members, keeper, title=f"train {config.head}")
+    _save(paths, members)
+    write_json(paths.training, {"seconds": keeper.seconds, "epochs": fitted.epochs, "batch_size": fitted.batch_size})
+    paths.checkpoint.unlink(missing_ok=True)
+    log.write(f"trained in {keeper.seconds:.1f} s")
+
+
+def _save(paths: RunPaths, members: Sequence[Member]) -> None:
     for member in members:
         write_lines(paths.metrics(member.seed), member.log)
         save_head(paths.head(member.seed), member.head.state_dict())
-    seconds = time.monotonic() - start
-    log.write(f"trained in {seconds:.1f} s")
-    return evaluate(out, config.test_on, device=config.device, train_seconds=seconds, stop=stop)
 
 
 def _select(config: TrainConfig, cache: Cache, out: Path, stop: machine.StopFlag) -> TrainConfig:
@@ -107,7 +132,8 @@ def _select(config: TrainConfig, cache: Cache, out: Path, stop: machine.StopFlag
             remedy=f"choose 1 to {len(labels) - 1}, or leave --select out",
         )
     penalised = {**config.recipe, "relevance_weight": config.recipe.get("relevance_weight") or SCORING_WEIGHT}
-    scoring = config.model_copy(update={"select": None, "recipe": penalised})
+    # the scores are ComBo's by its own recipe; a search is for the head that is kept
+    scoring = config.model_copy(update={"select": None, "search": False, "recipe": penalised})
     scored = train(scoring, RunPaths(out).scoring, stop)
     kept = {entry["backbone"] for entry in scored["relevance"]["backbones"][: config.select]}
     chosen = resolved_choices([feature for feature in features if feature.spec.backbone in kept])
@@ -127,86 +153,39 @@ def _absolute(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update={"cache": config.cache.absolute()})
 
 
-def _check_splits(config: TrainConfig, cache: Cache, features: Sequence[Feature]) -> NDArray[np.int64]:
-    """Rows to train on; the test split is looked at too: what is wrong with it shows before the training."""
+def _measured_on(config: TrainConfig) -> list[str]:
+    """Splits to evaluate; `test_on` last: its results say that the run is finished."""
+    extra = HOLDOUT if config.holdout is not None else config.validate_on
+    return [split for split in (extra,) if split not in (None, config.test_on)] + [config.test_on]
+
+
+def _check_splits(
+    config: TrainConfig, cache: Cache, features: Sequence[Feature]
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Rows to train on, and rows to hold out; all splits are looked at: what is wrong shows before the training."""
     machine.resolve_device(config.device)
-    for split in (config.test_on, config.train_on):
+    for split in [name for name in _measured_on(config) if name != HOLDOUT or config.holdout is None] + [
+        config.train_on
+    ]:
         rows = usable_rows(cache, features, split, partial=config.partial)
         check_labels(cache, rows, split)
-    return rows
+    if config.holdout is None:
+        return rows, None
+    held = hold_out(config, cache.table, rows)
+    check_part(np.isin(rows, held), cache.table.labels[rows], cache.table, "--holdout")
+    return np.setdiff1d(rows, held), held
 
 
-def _fit(
-    config: TrainConfig,
-    cache: Cache,
-    features: Sequence[Feature],
-    rows: NDArray[np.int64],
-    recipe: Recipe,
-    stop: machine.StopFlag,
-    log: RunLog,
-) -> list[Member]:
-    device = machine.resolve_device(config.device)
-    labels = torch.tensor(cache.table.labels, device=device)
-    specs = [feature.spec for feature in features]
-    members = []
-    for seed in range(config.seeds):
-        head = build_head(config.head, specs, len(cache.table.classes), recipe, seed).to(device).train()
-        groups = parameter_groups(head, recipe.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=device.type != "mps")
-        members.append(Member(seed, head, optimizer, torch.Generator(device).manual_seed(seed)))
-    total = n_steps(len(rows), recipe.batch_size, recipe.epochs)
-    with stop.at_once("reading the features; nothing is kept of an unfinished training"):
-        feed = Feed(
-            features, rows, batch_size=recipe.batch_size, device=device, mode=config.feed, seed=config.data_seed
-        )
-    if sum(p.numel() for p in members[0].head.parameters()) * recipe.batch_size < SMALL_STEP:
-        torch.set_num_threads(1)
-    log.write(f"versions {machine.versions()}, device {device}, {torch.get_num_threads()} threads")
-    size = bytes_per_image(features) * len(rows) / 1e6
-    log.write(f"{config.head}: {len(rows)} images, {size:.1f} MB of features, {feed.mode} mode", show=True)
-    step = 0
-    with feed, Progress(f"train {config.head}", total, "steps") as progress:
-        for epoch in range(recipe.epochs):
-            for batch in feed.epoch(epoch):
-                stop.check(f"training step {step} of {total}; nothing is kept of an unfinished training")
-                lr = lr_at(step, total, recipe)
-                prepared = members[0].head.prepare(batch.features)
-                targets = labels[batch.rows]
-                found = [_step(member, prepared, targets, config, recipe, lr) for member in members]
-                losses: list[float] = torch.stack(found).tolist()  # the one wait for the device in a step
-                for member, loss in zip(members, losses, strict=True):
-                    member.losses.append(loss)
-                    if not math.isfinite(loss):
-                        raise _diverged(step, member.seed, [cache.table.keys[row] for row in batch.rows.tolist()])
-                step += 1
-                progress.advance(1, f"loss {losses[0]:.3f}")
-            means = [sum(member.losses) / len(member.losses) for member in members]
-            for member, mean in zip(members, means, strict=True):
-                member.log.append({"epoch": epoch, "step": step, "loss": mean, "lr": lr})
-                member.losses.clear()
-            log.write(f"epoch {epoch}: loss {' '.join(f'{mean:.4f}' for mean in means)}, lr {lr:.2e}")
-    return members
-
-
-def _step(member: Member, prepared: Tensor, labels: Tensor, config: TrainConfig, recipe: Recipe, lr: float) -> Tensor:
-    """One optimiser step; returns the loss, penalty included, without waiting for the device."""
-    for group in member.optimizer.param_groups:
-        group["lr"] = lr
-    device = prepared.device.type
-    precision = recipe.precision or ("bf16" if device == "cuda" else "fp32")
-    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-        loss = TASKS[config.task].loss(member.head(prepared, member.rng), labels).mean()
-    if (penalty := member.head.penalty()) is not None:
-        loss = loss + penalty
-    member.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    member.optimizer.step()
-    return loss.detach()
-
-
-def _diverged(step: int, seed: int, keys: Sequence[str]) -> LofftaError:
-    return LofftaError(
-        f"the loss of seed {seed} is not finite at step {step}",
-        where=f"images {', '.join(keys[:5])}, ...",
-        remedy="lower the learning rate (--set lr=...), or look for damage with `loffta verify CACHE --deep`",
-    )
+def _warn(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | None) -> None:
+    """Says what a user may not have meant: classes without images to learn from or to measure on."""
+    table = session.cache.table
+    missing = [name for i, name in enumerate(table.classes) if not (table.labels[rows] == i).any()]
+    if missing:
+        words = name_some(missing)
+        session.log.write(f"no image to train on of {words}: the head cannot learn what is not there", show=True)
+    if held is not None:
+        everything = np.union1d(rows, held)
+        warning = check_part(np.isin(everything, held), table.labels[everything], table, "--holdout")
+        session.log.write(f"--holdout: {len(held)} of the {len(everything)} images of {session.config.train_on}")
+        if warning is not None:
+            session.log.write(warning, show=True)

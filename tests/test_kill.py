@@ -1,8 +1,11 @@
-"""kill -9 at seeded moments of a real extraction, and a scheduler's signals: the same command then ends it the same.
+"""kill -9 at seeded moments of a real extraction and training, and a scheduler's signals: the same command then ends
+it the same.
 
 `pytest -s` prints the moments and where they landed.
 """
 
+import contextlib
+import json
 import random
 import re
 import signal
@@ -18,7 +21,9 @@ import zarr
 from loffta.extract import extract
 from loffta.machine import StopFlag
 from tests import fakes
+from tests.caches import toy_cache
 from tests.fakes import FakeBackbone, PngSource, cache_files, fake_config
+from tests.survival.commands import Command, loffta
 
 CHILD = Path(fakes.__file__)
 SETTLED = ("stores/**/*", "targets/**/*", "done/**/*", "images.parquet", "cache.json")
@@ -111,3 +116,55 @@ def test_signals_end_with_75_and_the_same_command_continues(tmp_path):
     assert len(list((tmp_path / "stopped").rglob("thumb/u*.parquet"))) >= 4
     extract(fake_config(tmp_path / "stopped", batch_size=4), PngSource(n_images), lambda _: FakeBackbone(), StopFlag())
     assert_same_cache(tmp_path / "stopped", tmp_path / "whole")
+
+
+def trained(run):
+    """What a training leaves, but for times."""
+    assert list(run.rglob("*.part")) == list(run.glob("checkpoint*")) == []
+    table = json.loads((run / "search.json").read_text())
+    files = {p.relative_to(run): p.read_bytes() for p in run.rglob("seed-*/*")}
+    return table["settings"], table["chosen"], files, (run / "predictions.parquet").read_bytes()
+
+
+def stage(run):
+    """Where a kill landed, from what it left."""
+    if not (run / "search.json").exists():
+        return "before the search"
+    where = "the training" if "chosen" in (run / "search.json").read_text() else "the search"
+    kept = "a checkpoint" if (run / "checkpoint.safetensors").exists() else "no checkpoint"
+    return f"{where}, {kept}, {len(list(run.rglob('*.part')))} parts"
+
+
+@pytest.mark.parametrize("n_kills", [5, pytest.param(20, marks=pytest.mark.long)])
+def test_kill_9_at_random_moments_of_a_training(tmp_path, n_kills):
+    """Search and training, a checkpoint nearly every step: each life makes some steps, and dies anywhere in the next."""
+    seed = 20261122 + n_kills
+    cache = toy_cache(tmp_path / "cache").paths.root
+    options = ["--head", "combo", "--search", "--seeds", "2", "--checkpoint-s", "0.002", "--device", "cpu"]
+    settings = ["width=8", "depth=1", "grid=2", "batch_size=8", f"epochs={max(5, n_kills)}"]
+    settings += ["search_lr=[0.01,0.001]", "search_weight_decay=[0.0]"]
+    words = ["train", cache, *options, *(word for setting in settings for word in ("--set", setting)), "--out"]
+    loffta(tmp_path, *words, tmp_path / "whole")
+    rng, run, landed = random.Random(seed), tmp_path / "run", []
+    while len(landed) < n_kills:
+        n_held, moment_s = rng.randrange(2, 16), rng.uniform(0, 0.03)
+        command = Command(tmp_path, *words, run, hold="loffta.fit:_train_batch", n_hold=n_held)
+        if len(landed) < 0.2 * n_kills:  # the first moments fall into the making of the run
+            moment_s *= 10
+        else:
+            while command.process.is_alive() and not (command.files / "held").exists():
+                time.sleep(0.002)
+            command.go()
+        time.sleep(moment_s)
+        with contextlib.suppress(ProcessLookupError):
+            command.signal(signal.SIGKILL)
+        done = command.finish()
+        if done.code == 0:  # a machine that has become faster: begin again, with what has been killed so far
+            assert trained(run) == trained(tmp_path / "whole")
+            run = tmp_path / f"run-{len(landed)}"
+            continue
+        assert done.code == -signal.SIGKILL, done.err
+        landed.append(f"{moment_s * 1000:8.2f} ms: {stage(run)}")
+    loffta(tmp_path, *words, run)
+    print(f"\nseed {seed}; killed", *landed, sep="\n")
+    assert trained(run) == trained(tmp_path / "whole")

@@ -7,7 +7,8 @@ import torch
 
 from loffta.heads.combo import ComboHead, ComboRecipe
 from loffta.heads.linear import LinearHead
-from loffta.optim import lr_at, lr_factor, n_steps, parameter_groups
+from loffta.heads.recipe import Recipe
+from loffta.optim import fit_to_images, lr_at, lr_factor, make_optimizer, n_steps, parameter_groups
 from loffta.tokens import FeatureSpec
 
 
@@ -87,3 +88,44 @@ def test_adamw_takes_the_groups():
     optimiser.step()
     torch.testing.assert_close(head.classify.weight.detach(), weight * 0.95)
     assert torch.equal(head.classify.bias, bias)
+
+
+@pytest.mark.parametrize("n_images", [1, 4, 5, 9, 40, 1000, 2047, 8192, 8193, 10241])
+@pytest.mark.parametrize("min_batches", [None, 1, 2, 5, 7])
+def test_the_largest_batch_with_so_many_an_epoch(n_images, min_batches):
+    recipe = Recipe(epochs=40, batch_size=2048, lr=0.1, weight_decay=0.0, min_batches=min_batches, min_steps=1000)
+    fitted = fit_to_images(recipe, n_images)
+    sizes = [b for b in range(1, 2049) if math.ceil(n_images / b) >= (min_batches or 1)]
+    assert fitted.batch_size == max(sizes, default=1)
+    steps = [n_steps(n_images, fitted.batch_size, epochs) for epochs in (fitted.epochs - 1, fitted.epochs)]
+    assert steps[1] >= 1000
+    assert fitted.epochs == 40 or steps[0] < 1000
+    assert fit_to_images(fitted, n_images) == fitted
+    assert fit_to_images(ComboRecipe(), n_images) == ComboRecipe()
+
+
+def test_final_learning_rate_equals_torchs_cosine():
+    recipe = Recipe(epochs=1, batch_size=1, lr=0.1, weight_decay=0.0, warmup_fraction=0.0, final_lr=1e-6)
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=1000, eta_min=1e-6)
+    for step in range(1000):
+        assert lr_at(step, 1000, recipe) == pytest.approx(schedule.get_last_lr()[0], rel=1e-6)
+        optimiser.step()
+        schedule.step()
+    other = recipe.model_copy(update={"lr": 1e-3})
+    assert lr_at(1000, 1000, other) == pytest.approx(1e-6)
+
+
+def test_the_optimiser_is_adam_where_nothing_decays():
+    heads = [LinearHead([FeatureSpec("vit", ("1",), "mean", (4,), 32)], 3, rng=torch.Generator()) for _ in range(2)]
+    recipe = Recipe(epochs=1, batch_size=1, lr=0.1, weight_decay=0.0)
+    optimisers = [
+        make_optimizer(heads[0], recipe, torch.device("cpu")),
+        torch.optim.Adam(heads[1].parameters(), lr=0.1),
+    ]
+    for _ in range(3):
+        for head, optimiser in zip(heads, optimisers, strict=True):
+            optimiser.zero_grad()
+            head(torch.arange(20.0).view(5, 4)).square().sum().backward()
+            optimiser.step()
+    torch.testing.assert_close(heads[0].classify.weight, heads[1].classify.weight)

@@ -1,5 +1,7 @@
 """The folder of a run: what may be written into it, and what comes back out."""
 
+import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +16,17 @@ from loffta.runs import (
     check_out,
     load_head,
     open_run,
+    read_json,
     read_predictions,
     read_results,
     save_head,
     start_run,
+    write_json,
     write_lines,
     write_predictions,
     write_results,
 )
+from loffta.store.files import part_name
 
 CONFIG = TrainConfig(cache="cache", head="linear", features=("a:b",), recipe={"lr": 1e-5, "epochs": 3})
 
@@ -30,6 +35,7 @@ def test_every_name():
     paths = RunPaths(Path("r"))
     names = [paths.config, paths.predictions, paths.scoring, paths.head(2), paths.metrics(2)]
     names += [paths.results("test"), paths.results("val")]
+    names += [paths.checkpoint, paths.search, paths.holdout, paths.training]
     assert [p.as_posix() for p in names] == [
         "r/config.yaml",
         "r/predictions.parquet",
@@ -38,6 +44,10 @@ def test_every_name():
         "r/seed-2/metrics.jsonl",
         "r/results.json",
         "r/results-val.json",
+        "r/checkpoint.safetensors",
+        "r/search.json",
+        "r/holdout.json",
+        "r/training.json",
     ]
 
 
@@ -109,6 +119,40 @@ def test_results_and_lines(tmp_path):
         read_results(paths.results("test"))
     write_lines(paths.metrics(0), [{"epoch": 0}, {"epoch": 1}])
     assert paths.metrics(0).read_text() == '{"epoch": 0}\n{"epoch": 1}\n'
+
+
+def test_small_files(tmp_path):
+    path = RunPaths(tmp_path).search
+    write_json(path, {"ä": [1, 0.1, None]})
+    assert read_json(path) == {"ä": [1, 0.1, None]}
+    for text in ("[1]", "{", ""):
+        path.write_text(text)
+        with pytest.raises(LofftaError, match=r"this file of the run cannot be read(.|\n)*another --out"):
+            read_json(path)
+    with pytest.raises(LofftaError, match="cannot be read"):
+        read_json(tmp_path / "none")
+
+
+def test_a_checkpoint_is_something_to_lose(tmp_path):
+    other = CONFIG.model_copy(update={"seeds": 3})
+    paths = start_run(tmp_path / "run", CONFIG)
+    paths.holdout.write_text("{}")
+    check_out(paths.root, other)
+    for path in (paths.checkpoint, paths.search, paths.training):
+        path.write_text("{}")
+        with pytest.raises(LofftaError, match="seeds: 1 -> 3"):
+            check_out(paths.root, other)
+        path.unlink()
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path):
+    child = subprocess.Popen(["true"])
+    child.wait()
+    part = part_name(RunPaths(tmp_path).config)
+    left = part.with_name(part.name.replace(f".{os.getpid()}.", f".{child.pid}."))
+    left.write_text("cache: ")
+    paths = start_run(tmp_path, CONFIG)
+    assert list(tmp_path.iterdir()) == [paths.config]
 
 
 def test_predictions(tmp_path):

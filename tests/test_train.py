@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,16 +11,19 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from loffta import fit as loop
+from loffta import members
 from loffta import train as module
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError, Stopped, UsageError
+from loffta.fit import SMALL_STEP
 from loffta.heads import HEADS
 from loffta.heads.combo import ComboRecipe
 from loffta.machine import StopFlag
 from loffta.optim import lr_at
 from loffta.relevance import penalty
 from loffta.runs import RunPaths
-from loffta.train import SMALL_STEP, train
+from loffta.train import train
 
 from .caches import FakeStore, make_cache, make_table, separable, toy_cache
 
@@ -80,9 +84,10 @@ def test_does_not_learn_what_is_not_there(tmp_path, head):
 @pytest.mark.parametrize("head", HEADS)
 def test_seeds_side_by_side_equal_seeds_alone(cache, tmp_path, monkeypatch, head):
     go(cache, tmp_path / "three", head, seeds=3)
-    build = module.build_head
+    build = loop.Session.member
     for seed in range(3):
-        monkeypatch.setattr(module, "build_head", lambda *a, seed=seed: build(*a[:4], seed))
+        as_first = lambda self, recipe, _, seed=seed: replace(build(self, recipe, seed), seed=0)  # noqa: E731
+        monkeypatch.setattr(loop.Session, "member", as_first)
         go(cache, tmp_path / f"alone-{seed}", head)
         together = load_file(RunPaths(tmp_path / "three").head(seed))
         alone = load_file(RunPaths(tmp_path / f"alone-{seed}").head(0))
@@ -94,8 +99,8 @@ def test_seeds_side_by_side_equal_seeds_alone(cache, tmp_path, monkeypatch, head
 
 
 def test_same_run_whatever_the_feed(cache, tmp_path, monkeypatch):
-    make_feed, n_threads = module.Feed, iter([1, 2, 5, 2])
-    monkeypatch.setattr(module, "Feed", lambda *a, **k: make_feed(*a, **k, n_threads=next(n_threads)))
+    make_feed, n_threads = loop.Feed, iter([1, 2, 5, 2])
+    monkeypatch.setattr(loop, "Feed", lambda *a, **k: make_feed(*a, **k, n_threads=next(n_threads)))
     heads = []
     for i, feed in enumerate(["host", "stream", "stream"]):
         go(cache, tmp_path / str(i), "combo", feed=feed)
@@ -113,12 +118,12 @@ def test_steps_and_learning_rates_of_combos_recipe(tmp_path, monkeypatch, n_imag
     cache = make_cache(tmp_path / "cache", table, [FakeStore("net", {"x": grids})])
     rates, sizes = [], []
 
-    def cheap(member, prepared, labels, config, recipe, lr):
-        rates.append(lr)
+    def cheap(member, prepared, labels, *rest):
+        rates.append(member.optimizer.param_groups[0]["lr"])
         sizes.append(len(labels))
         return torch.zeros(())
 
-    monkeypatch.setattr(module, "_step", cheap)
+    monkeypatch.setattr(loop, "_step", cheap)
     go(cache, tmp_path / "run", "combo", recipe={"depth": 1})
     assert len(rates) == steps
     assert sizes[: steps // 100] == [64] * (steps // 100 - 1) + [n_images % 64]
@@ -164,7 +169,7 @@ def test_the_cache_may_be_named_from_another_folder(cache, tmp_path, monkeypatch
 def test_finished_run_is_read_back(cache, tmp_path, monkeypatch):
     first = go(cache, tmp_path / "run")
     before = files(tmp_path / "run")
-    monkeypatch.setattr(module, "_fit", None)
+    monkeypatch.setattr(module, "_train", None)
     assert go(cache, tmp_path / "run") == first
     assert files(tmp_path / "run") == before
 
@@ -230,29 +235,33 @@ def test_the_log_says_what_is_fed_and_how_it_went(cache, tmp_path, capsys):
 
 def test_stop(cache, tmp_path, monkeypatch):
     stop = StopFlag()
-    step = module._step
+    step = loop._step
 
     def stopping(*args):
         stop.signal = signal.SIGTERM
         return step(*args)
 
-    monkeypatch.setattr(module, "_step", stopping)
-    with pytest.raises(
-        Stopped, match=r"SIGTERM while training step 1 of 6; nothing is kept(.|\n)*same command"
-    ) as caught:
+    monkeypatch.setattr(loop, "_step", stopping)
+    with pytest.raises(Stopped, match=r"SIGTERM while training step 1 of 6; kept in checkpoint(.|\n)*same") as caught:
         train(make_config(cache), tmp_path / "run", stop)
     assert caught.value.exit_code == 75
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.yaml", "log.txt"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "checkpoint.safetensors",
+        "config.yaml",
+        "log.txt",
+    ]
     assert "ended: stopped by SIGTERM" in RunPaths(tmp_path / "run").log.read_text()
     monkeypatch.undo()
     go(cache, tmp_path / "run")
+    assert "train linear: goes on after step 1 of 6" in RunPaths(tmp_path / "run").log.read_text()
+    assert not RunPaths(tmp_path / "run").checkpoint.exists()
     go(cache, tmp_path / "straight")
     one, other = (load_file(RunPaths(tmp_path / name).head(0)) for name in ("run", "straight"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_what_is_wrong_with_a_split_shows_before_the_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_fit", None)
+    monkeypatch.setattr(module, "_train", None)
     labels, grids = separable(40)
     table = make_table(np.where(np.arange(40) == 3, -1, labels), ["train"] * 16 + ["val"] * 8 + ["test"] * 16)
     cache = make_cache(tmp_path / "cache", table, [FakeStore("net", {"x": grids}, missing=(4,))])
@@ -296,14 +305,14 @@ def test_unknown_names(cache, tmp_path):
 def test_penalty_enters_the_loss(cache, tmp_path, monkeypatch):
     recipe = {**TINY, "epochs": 1, "batch_size": 64, "relevance_weight": 0.5}
     fitted = []
-    build = module.build_head
+    build = members.build_head
 
     def keep(*args):
         head = build(*args)
         fitted.append(float(0.5 * penalty(head.project.weight.detach(), head.backbone_groups)))
         return head
 
-    monkeypatch.setattr(module, "build_head", keep)
+    monkeypatch.setattr(members, "build_head", keep)
     with_it = go(cache, tmp_path / "with", "combo", recipe=recipe)
     without = go(cache, tmp_path / "without", "combo", recipe={**recipe, "relevance_weight": 0.0})
     first, second = (log_of(tmp_path / name)[0]["loss"] for name in ("with", "without"))  # of one step, before it
@@ -341,7 +350,7 @@ def test_select_keeps_the_backbone_that_knows(backbones, tmp_path, monkeypatch):
     assert load_file(RunPaths(out).head(0))["project.weight"].shape == (8, 12)
 
     before = files(out)
-    monkeypatch.setattr(module, "_fit", None)
+    monkeypatch.setattr(module, "_train", None)
     assert go(backbones, out, "combo", select=1, seeds=2, recipe=SELECTING) == results
     assert files(out) == before
 
@@ -369,7 +378,7 @@ def test_select_that_cannot_be(backbones, tmp_path, head, select, message):
 
 def test_select_in_the_folder_of_another_run_fails_before_the_scoring(backbones, tmp_path, monkeypatch):
     go(backbones, tmp_path / "run", "combo")
-    monkeypatch.setattr(module, "_fit", None)
+    monkeypatch.setattr(module, "_train", None)
     with pytest.raises(LofftaError, match="select: None -> 1"):
         go(backbones, tmp_path / "run", "combo", select=1)
     assert not RunPaths(tmp_path / "run").scoring.exists()
@@ -378,9 +387,9 @@ def test_select_in_the_folder_of_another_run_fails_before_the_scoring(backbones,
 @pytest.mark.parametrize(("limit", "n_threads"), [(SMALL_STEP, 1), (0, 2)])
 def test_small_heads_get_one_thread(cache, tmp_path, monkeypatch, limit, n_threads):
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "2")
-    monkeypatch.setattr(module, "SMALL_STEP", limit)
+    monkeypatch.setattr(loop, "SMALL_STEP", limit)
     seen = set()
-    step = module._step
-    monkeypatch.setattr(module, "_step", lambda *a: seen.add(torch.get_num_threads()) or step(*a))
+    step = loop._step
+    monkeypatch.setattr(loop, "_step", lambda *a: seen.add(torch.get_num_threads()) or step(*a))
     go(cache, tmp_path / "run")
     assert seen == {n_threads}

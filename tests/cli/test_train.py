@@ -63,9 +63,11 @@ def test_every_option_arrives(cache, tmp_path):
         "2",
     ]
     options += ["--train-on", "test", "--test-on", "train", "--data-seed", "5", "--feed", "stream", "--partial"]
+    options += ["--holdout", "0.25", "--search", "--set", "search_lr=[0.1,0.01]", "--set", "search_weight_decay=[0.0]"]
+    options += ["--checkpoint-s", "7"]
     assert main(["train", cache, *options, *QUICK, "--set", "lr=1e-3", "--set", "precision=null"]) == 0
     config = config_of(out)
-    assert [f.split(":")[1] for f in config.pop("features")] == ["a.0", "a.1"]
+    assert [f.split(":")[1] for f in config.pop("features")] == ["a.0,a.1"]
     recipe = config.pop("recipe")
     assert (recipe["epochs"], recipe["lr"], recipe["precision"]) == (2, 0.001, None)
     assert config == {
@@ -73,15 +75,20 @@ def test_every_option_arrives(cache, tmp_path):
         "head": "linear",
         "task": "classification",
         "train_on": "test",
+        "validate_on": None,
+        "holdout": 0.25,
         "test_on": "train",
         "seeds": 2,
         "data_seed": 5,
+        "search": True,
         "select": None,
         "device": "cpu",
         "feed": "stream",
+        "checkpoint_s": 7.0,
         "partial": True,
     }
     assert RunPaths(out).results("train").exists()
+    assert RunPaths(out).results("holdout").exists()
     assert [RunPaths(out).head(seed).exists() for seed in range(3)] == [True, True, False]
 
 
@@ -260,3 +267,26 @@ def test_int8_from_images_to_accuracy(tmp_path, capsys):
     (folder,) = (tmp_path / "int8").glob("stores/*/grid-0-int8")
     assert array["scale_bytes"] == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert any(re.search(r"grid-0 .*int8: error \d\.\d+%, out of range 0\.\d+%", line) for line in lines)
+
+
+def test_search_prints_what_was_chosen(cache, tmp_path, capsys):
+    grid = ["--set", "search_lr=[0.1]", "--set", "search_weight_decay=[0.5]"]
+    assert main(["train", cache, "--head", "linear", "--out", str(tmp_path / "run"), "--search", *grid, *QUICK]) == 0
+    captured = capsys.readouterr()
+    (line,) = [line for line in captured.out.splitlines() if line.startswith("search")]
+    assert re.fullmatch(r"search chose lr 0.1, weight decay 0.5 \(balanced_accuracy \d\.\d+ on 20 % of train\)", line)
+    assert main(["evaluate", str(tmp_path / "run"), "--split", "train", "--device", "cpu"]) == 0
+    assert line in capsys.readouterr().out
+
+
+def test_holdout_is_a_split_like_others(cache, tmp_path, capsys):
+    out = str(tmp_path / "run")
+    assert main(["train", cache, "--head", "linear", "--out", out, "--holdout", "0.25", *QUICK, "--json"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", out, "--split", "holdout", "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["n"] == 10
+    for words, message in (
+        (["--holdout", "1.5"], "holdout: input should be less"),
+        (["--checkpoint-s", "0"], "checkpoint_s"),
+    ):
+        assert message in fails(["train", cache, "--head", "linear", "--out", tmp_path / "no", *words], 2, capsys)

@@ -104,9 +104,13 @@ def test_train_gives_up_at_once(tmp_path, whole, hold, doing):
 @pytest.mark.parametrize("number", SIGNALS)
 def test_train_ends_after_the_step(tmp_path, whole, number):
     words = ["train", whole, *TRAIN, "--out", tmp_path / "run"]
-    done = Command(tmp_path, *words, hold="loffta.train:lr_at").wait_held().signal(number).go().finish()
+    done = Command(tmp_path, *words, hold="loffta.fit:lr_at").wait_held().signal(number).go().finish()
     assert_stopped(done, number, "training step 1 of")
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yaml", "log.txt"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "checkpoint.safetensors",
+        "config.yaml",
+        "log.txt",
+    ]
     loffta(tmp_path, *words)
 
 

@@ -1,0 +1,161 @@
+"""Where a training stands, in one file: the same command goes on from there and ends with the same weights.
+
+In: members and a position.   Out: checkpoint.safetensors (tensors, and JSON in its metadata; nothing is pickled),
+replaced at once. Losses that were logged, generators and optimisers are in it, so no bit of the rest depends on the
+interruption.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import crc32c
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from loffta.errors import LofftaError
+from loffta.members import Member
+from loffta.store.files import replace_file
+from loffta.store.recipe import differing_fields
+
+FORMAT = 1
+_BEGIN_ANEW = "delete this file to begin the training anew"
+
+
+class Position(NamedTuple):
+    """What has been done: all epochs before `epoch`, and `batch` batches of it. Epochs count on from phase to phase."""
+
+    epoch: int = 0
+    batch: int = 0
+
+    def phase(self, member: Member) -> int:
+        """The phase that this lies in; the last one, too, when all is done."""
+        return min(self.epoch // member.recipe.epochs, member.head.n_phases - 1)
+
+
+class Keeper:
+    """The checkpoints of one training.
+
+    Args:
+        identity: what a checkpoint must agree with to be gone on from; JSON.
+        every_s: seconds between two.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any], every_s: float) -> None:
+        self.path = path
+        self._identity: dict[str, Any] = json.loads(json.dumps(identity))
+        self._every_s = every_s
+        self._started = self._saved = time.monotonic()
+        self._seconds_before = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """What the training took so far, earlier attempts included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def is_due(self) -> bool:
+        """Whether the last one is old enough."""
+        return time.monotonic() - self._saved >= self._every_s
+
+    def save(self, members: Sequence[Member], position: Position) -> bool:
+        """Replaces the checkpoint, unless a weight is no number any more: the last good one is kept then.
+
+        Raises:
+            LofftaError: the disk is full, or nothing may be written.
+        """
+        going = {str(i): member for i, member in enumerate(members) if member.diverged_at is None}
+        if not all(member.is_finite() for member in going.values()):
+            return False
+        state = {
+            "identity": self._identity,
+            "position": list(position),
+            "seconds": self.seconds,
+            "logs": [member.log for member in members],
+            "diverged_at": [member.diverged_at for member in members],
+        }
+        tensors = {f"{i}/{name}": value for i, member in going.items() for name, value in member.tensors().items()}
+        write_checkpoint(self.path, tensors, state)
+        self._saved = time.monotonic()
+        return True
+
+    def restore(self, members: Sequence[Member]) -> Position:
+        """Brings members that were just built to where the checkpoint is; the beginning where there is none.
+
+        Raises:
+            LofftaError: it is damaged, of a newer loffta, or of another training.
+        """
+        found = read_checkpoint(self.path)
+        if found is None:
+            return Position()
+        tensors, state = found
+        if lines := differing_fields(state["identity"], self._identity):
+            raise LofftaError(
+                "this checkpoint is of another training:\n    " + "\n    ".join(lines),
+                where=self.path,
+                remedy=f"give the old options (and cache) to continue it, or {_BEGIN_ANEW}",
+            )
+        position = Position(*state["position"])
+        for i, member in enumerate(members):
+            member.log, member.diverged_at = state["logs"][i], state["diverged_at"][i]
+            if member.diverged_at is None:
+                prefix = f"{i}/"
+                own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+                try:
+                    member.restore(own, position.phase(member))
+                except (RuntimeError, KeyError, ValueError) as error:
+                    raise LofftaError(
+                        f"this checkpoint does not fit the head ({str(error).splitlines()[0]})",
+                        where=self.path,
+                        remedy=f"was it made by another loffta? {_BEGIN_ANEW}",
+                    ) from error
+        self._seconds_before = state["seconds"]
+        return position
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Writes tensors and a JSON state, with a checksum over both: safetensors has none of its own."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(state)
+    metadata = {"format": str(FORMAT), "state": text, "crc32c": str(_checksum(plain, text))}
+    replace_file(path, save(plain, metadata))
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What `write_checkpoint` wrote; None where there is no file.
+
+    Raises:
+        LofftaError: it is damaged, or of a newer format.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        if int(metadata["format"]) > FORMAT:
+            raise LofftaError(
+                f"this checkpoint has format {metadata['format']}, and this loffta knows {FORMAT}",
+                where=path,
+                remedy=f"continue with the loffta that wrote it, or {_BEGIN_ANEW}",
+            )
+        tensors = load(data)
+        if _checksum(tensors, metadata["state"]) != int(metadata["crc32c"]):
+            raise ValueError("its checksum is wrong")
+        return tensors, json.loads(metadata["state"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise LofftaError(f"this checkpoint is damaged ({error})", where=path, remedy=_BEGIN_ANEW) from error
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> int:
+    checksum: int = crc32c.crc32c(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        checksum = crc32c.crc32c(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), checksum)
+        checksum = crc32c.crc32c(tensor.reshape(-1).view(torch.uint8).numpy().data, checksum)
+    return checksum

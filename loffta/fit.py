@@ -1,0 +1,275 @@
+"""The training loop: members side by side on one read of the data, from a checkpoint on if there is one.
+
+In: a Session, a Feed, members.   Out: the members, trained. The data order depends on `data_seed` alone and is shared
+by all members, so that a member trained among others equals the member trained alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from loffta import machine
+from loffta.batches import Batch, Feed
+from loffta.checkpoint import Keeper, Position
+from loffta.config import TrainConfig
+from loffta.errors import LofftaError, printable
+from loffta.features import Feature, resolved_choices
+from loffta.heads.recipe import Recipe
+from loffta.loss import Mix, class_weights, reduce_loss
+from loffta.members import Member, build_member
+from loffta.optim import lr_at, n_steps
+from loffta.progress import Progress
+from loffta.runs import RunLog, RunPaths
+from loffta.store.cache import Cache
+from loffta.tasks import TASKS, Task
+
+# Parameters times images a step below which torch gets one thread on the CPU. A linear probe of K = 512 (330,000) makes
+# 1,400 steps/s of 3 seeds with one thread as with two; with two, 15 to 220 when other processes want the same CPUs.
+SMALL_STEP = 4_000_000
+
+# What happens to the features of a batch before `prepare`, for each member anew, drawn from its generator
+Augment: TypeAlias = Callable[[Sequence[Tensor], torch.Generator], tuple[Sequence[Tensor], Mix | None]]
+
+
+@dataclass(frozen=True)
+class Session:
+    """What all trainings of one run share."""
+
+    config: TrainConfig
+    cache: Cache
+    features: Sequence[Feature]
+    device: torch.device
+    paths: RunPaths
+    log: RunLog
+    stop: machine.StopFlag
+
+    @property
+    def task(self) -> Task:
+        """What is learnt."""
+        return TASKS[self.config.task]
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """Of every row of the table, on the device."""
+        return torch.tensor(self.cache.table.labels, device=self.device)
+
+    def member(self, recipe: Recipe, seed: int) -> Member:
+        """A member before its first step."""
+        specs = [feature.spec for feature in self.features]
+        return build_member(self.config.head, specs, len(self.cache.table.classes), recipe, seed, self.device)
+
+    def feed(self, rows: NDArray[np.int64], recipe: Recipe) -> Feed:
+        """The feed of a training on some rows."""
+        with self.stop.at_once("reading the features; nothing has been trained yet"):
+            return Feed(
+                self.features,
+                rows,
+                batch_size=recipe.batch_size,
+                device=self.device,
+                mode=self.config.feed,
+                seed=self.config.data_seed,
+            )
+
+    def keeper(self, title: str, rows: NDArray[np.int64], members: Sequence[Member]) -> Keeper:
+        """The checkpoints of a training: only the same heads on the same images go on from them."""
+        recipe = members[0].recipe.model_dump(mode="json", exclude={"lr", "weight_decay"})
+        identity = {
+            "training": title,
+            "head": self.config.head,
+            "features": list(resolved_choices(self.features)),
+            "task": self.config.task,
+            "data_seed": self.config.data_seed,
+            "recipe": recipe,
+            "members": [f"seed {member.seed}, {member.setting}" for member in members],
+            "images": digest_of(self.cache, rows),
+            "device": self.device.type,
+        }
+        return Keeper(self.paths.checkpoint, identity, self.config.checkpoint_s)
+
+
+def fit(
+    session: Session,
+    feed: Feed,
+    members: Sequence[Member],
+    keeper: Keeper,
+    *,
+    title: str,
+    drop_diverged: bool = False,
+    augment: Augment | None = None,
+) -> None:
+    """Trains members whose recipes differ in lr and weight decay alone, phase after phase.
+
+    Args:
+        drop_diverged: a member whose loss is not finite is left behind, while another goes on.
+        augment: None: all members share what one of them prepares.
+    Raises:
+        LofftaError: a loss is not finite; the last good checkpoint is kept.
+        Stopped: a signal came; a checkpoint is kept.
+    """
+    recipe = members[0].recipe
+    weights = _class_weights(session, feed.rows, recipe)
+    if sum(p.numel() for p in members[0].head.parameters()) * recipe.batch_size < SMALL_STEP:
+        torch.set_num_threads(1)
+    begin = keeper.restore(members)
+    per_phase = n_steps(len(feed.rows), recipe.batch_size, recipe.epochs)
+    n_epochs = members[0].head.n_phases * recipe.epochs
+    step, total, phase = begin.epoch * len(feed) + begin.batch, n_epochs * len(feed), begin.phase(members[0])
+    if step:
+        session.log.write(f"{title}: goes on after step {step} of {total}", show=True)
+    with Progress(title, total - step, "steps") as progress, _matmul_precision(recipe, session.device):
+        for epoch in range(begin.epoch, n_epochs):
+            if epoch // recipe.epochs > phase:
+                phase += 1
+                for member in _going(members):
+                    member.start_phase(phase)
+            first = begin.batch if epoch == begin.epoch else 0
+            for i, batch in enumerate(batches_from(feed, epoch, first), start=first):
+                _keep(session.stop, keeper, members, Position(epoch, i), f"training step {step} of {total}")
+                for member in _going(members):
+                    _set_lr(member, lr_at(step - phase * per_phase, per_phase, member.recipe))
+                found = _train_batch(session, _going(members), batch, weights, augment)
+                _note_losses(session, _going(members), found, step, batch, drop_diverged)
+                if not _going(members):
+                    return
+                step += 1
+                progress.advance(1, f"loss {_going(members)[0].losses[-1]:.3f}")
+            _end_epoch(session.log, _going(members), epoch, step)
+    for member in _going(members):
+        if not member.is_finite():  # what the last step did shows in no loss
+            _diverge(session, member, step - 1, [], drop_diverged)
+    if session.stop.signal is not None:
+        _keep(session.stop, keeper, members, Position(n_epochs), f"training step {step} of {total}")
+
+
+def batches_from(feed: Feed, epoch: int, first: int) -> Iterator[Batch]:
+    """The batches of an epoch, the first ones left out."""
+    return islice(feed.epoch(epoch), first, None)
+
+
+def _keep(stop: machine.StopFlag, keeper: Keeper, members: Sequence[Member], position: Position, doing: str) -> None:
+    """Writes a checkpoint where it is time, and where a signal has come: that ends the training here."""
+    if stop.signal is None and not keeper.is_due():
+        return
+    keeper.save(members, position)
+    kept = "kept in " + keeper.path.name if keeper.path.exists() else "nothing is kept, for a weight is not finite"
+    stop.check(f"{doing}; {kept}")
+
+
+def _train_batch(
+    session: Session, members: Sequence[Member], batch: Batch, weights: Tensor | None, augment: Augment | None
+) -> list[Tensor]:
+    """One step of every member; their losses, still on the device."""
+    targets = session.targets[batch.rows]
+    if augment is None:
+        prepared = members[0].head.prepare(batch.features)
+        return [_step(member, prepared, targets, session.task, weights) for member in members]
+    found = []
+    for member in members:  # the one place where features are changed on their way to the heads
+        features, mix = augment(batch.features, member.rng)
+        found.append(_step(member, member.head.prepare(features), targets, session.task, weights, mix))
+    return found
+
+
+def _set_lr(member: Member, lr: float) -> None:
+    for group in member.optimizer.param_groups:
+        group["lr"] = lr
+
+
+def _step(
+    member: Member, prepared: Any, targets: Tensor, task: Task, weights: Tensor | None = None, mix: Mix | None = None
+) -> Tensor:
+    """One optimiser step; returns the loss, penalty included, without waiting for the device."""
+    recipe, device = member.recipe, member.rng.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=_precision(recipe, device) == "bf16"):
+        loss = reduce_loss(task.loss, member.head(prepared, member.rng), targets, weights=weights, mix=mix)
+    if (penalty := member.head.penalty()) is not None:
+        loss = loss + penalty
+    member.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if recipe.max_grad_norm is not None:
+        torch.nn.utils.clip_grad_norm_(member.head.parameters(), recipe.max_grad_norm)
+    member.optimizer.step()
+    return loss.detach()
+
+
+def _going(members: Sequence[Member]) -> list[Member]:
+    return [member for member in members if member.diverged_at is None]
+
+
+def _note_losses(
+    session: Session, members: Sequence[Member], found: list[Tensor], step: int, batch: Batch, drop: bool
+) -> None:
+    losses: list[float] = torch.stack(found).tolist()  # the one wait for the device in a step
+    for member, loss in zip(members, losses, strict=True):
+        member.losses.append(loss)
+        if not math.isfinite(loss):
+            _diverge(session, member, step, batch.rows.tolist(), drop)
+
+
+def _diverge(session: Session, member: Member, step: int, rows: list[int], drop: bool) -> None:
+    """Leaves a member behind, or gives up."""
+    keys = [printable(session.cache.table.keys[row]) for row in rows]
+    what = f"the loss of seed {member.seed} is not finite at step {step} ({member.setting})"
+    session.log.write(f"{what}; images of that step: {', '.join(keys) or 'not known'}")
+    member.diverged_at = step
+    if drop:
+        session.log.write(f"dropped: {member.setting}, not finite at step {step}", show=True)
+        return
+    raise LofftaError(
+        what,
+        where=f"images {', '.join(keys[:5])}, ..." if keys else "the last step",
+        remedy="lower the learning rate (--set lr=...) and give a new --out, or look for damage with `loffta verify "
+        "CACHE --deep`; all images of the step stand in log.txt",
+    )
+
+
+def _end_epoch(log: RunLog, members: Sequence[Member], epoch: int, step: int) -> None:
+    means = [sum(member.losses) / len(member.losses) for member in members]
+    lrs = [float(member.optimizer.param_groups[0]["lr"]) for member in members]
+    for member, mean, lr in zip(members, means, lrs, strict=True):
+        member.log.append({"epoch": epoch, "step": step, "loss": mean, "lr": lr})
+        member.losses.clear()
+    log.write(f"epoch {epoch}: loss {' '.join(f'{mean:.4f}' for mean in means)}, lr {lrs[0]:.2e}")
+
+
+def _class_weights(session: Session, rows: NDArray[np.int64], recipe: Recipe) -> Tensor | None:
+    if not recipe.class_weights:
+        return None
+    labels = session.targets[torch.from_numpy(rows).to(session.device)]
+    return class_weights(labels, len(session.cache.table.classes))
+
+
+def _precision(recipe: Recipe, device: torch.device) -> str:
+    return recipe.precision or ("bf16" if device.type == "cuda" else "fp32")
+
+
+@contextmanager
+def _matmul_precision(recipe: Recipe, device: torch.device) -> Iterator[None]:
+    """In bf16 what is left in float32 is multiplied as ComBo's code has it; in fp32 nothing changes."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        if _precision(recipe, device) == "bf16":
+            torch.set_float32_matmul_precision("medium")
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def digest_of(cache: Cache, rows: NDArray[np.int64]) -> str:
+    """Which images, and of which class: the same words for the same ones."""
+    keys = "\n".join(cache.table.keys[row] for row in rows)
+    labels = cache.table.labels[rows].tobytes()
+    digest = hashlib.blake2b(keys.encode(errors="surrogatepass") + labels, digest_size=8).hexdigest()
+    return f"{len(rows)}, digest {digest}"

@@ -1,0 +1,182 @@
+"""`--search`: all pairs of the recipe's learning rates and weight decays, trained side by side, scored on other images.
+
+In: a Session and the rows to train on.   Out: the recipe with the best pair, and search.json with all of them. What is
+finished in search.json is not repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from loffta import machine
+from loffta.errors import LofftaError
+from loffta.evaluate import predict
+from loffta.features import check_labels
+from loffta.fit import Session, digest_of, fit
+from loffta.heads.recipe import Recipe
+from loffta.members import Member
+from loffta.optim import fit_to_images
+from loffta.runs import read_json, write_json
+from loffta.splits import check_part, draw_part, split_rows
+
+MAIN_METRIC = "balanced_accuracy"
+VALIDATION_SHARE = 0.2  # of the images to train on, where no split is named (ALF's)
+SEED = 0  # of every setting's head
+MEMORY_SHARE = 0.5  # of the free memory that members may take
+# a checkpoint that is being written holds weights and moments twice: 24 bytes a parameter beside the member's own 16
+CHECKPOINT_COPIES = 1.5
+
+
+def search(session: Session, rows: NDArray[np.int64], recipe: Recipe) -> Recipe:
+    """The recipe with the learning rate and weight decay that score best; of equals, the first of the grid.
+
+    Args:
+        rows: to train on; a part of them validates where --validate-on names no split.
+    Raises:
+        LofftaError: every setting diverged, nothing can be held out, or the images are others than at the beginning.
+        Stopped: a signal came; what is finished, and a checkpoint, are kept.
+    """
+    train_rows, validation_rows, described = _parts(session, rows)
+    table = _open_table(session, recipe, train_rows, validation_rows, described)
+    if "chosen" not in table:
+        _score_all(session, fit_to_images(recipe, len(train_rows)), train_rows, validation_rows, table)
+        # before the retraining may write its own: a checkpoint that is still there is the search's
+        session.paths.checkpoint.unlink(missing_ok=True)
+        table["chosen"] = _best(session, table["settings"])
+        write_json(session.paths.search, table)
+        chosen = table["chosen"]
+        words = f"lr {chosen['lr']:g}, weight decay {chosen['weight_decay']:g}, {table['metric']} {chosen['score']:.4f}"
+        session.log.write(f"search: {words}", show=True)
+    return _with(recipe, table["chosen"])
+
+
+def _parts(session: Session, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], str]:
+    """Rows to train on while searching, rows to score on, and how one calls the latter."""
+    config, table = session.config, session.cache.table
+    if config.validate_on is not None:
+        found = split_rows(session.paths, config, session.cache, session.features, config.validate_on)
+        check_labels(session.cache, found, config.validate_on)
+        return rows, found, f"split {config.validate_on}"
+    held = draw_part(table.labels[rows], VALIDATION_SHARE, config.data_seed, "search")
+    if warning := check_part(held, table.labels[rows], table, "--search"):
+        session.log.write(warning, show=True)
+    return rows[~held], rows[held], f"{100 * VALIDATION_SHARE:.0f} % of {config.train_on}"
+
+
+def _open_table(
+    session: Session,
+    recipe: Recipe,
+    train_rows: NDArray[np.int64],
+    validation_rows: NDArray[np.int64],
+    described: str,
+) -> dict[str, Any]:
+    images = {
+        "trained_on": digest_of(session.cache, train_rows),
+        "scored_on": digest_of(session.cache, validation_rows),
+    }
+    path = session.paths.search
+    if path.exists():
+        table = read_json(path)
+        if table["images"] != images:
+            raise LofftaError(
+                "the cache has other images than when this search began", where=path, remedy="choose another --out"
+            )
+        return table
+    pairs = product(recipe.search_lr, recipe.search_weight_decay)
+    return {
+        "metric": MAIN_METRIC,
+        "validated_on": described,
+        "images": images,
+        "seconds": 0.0,
+        "group": 0,  # settings in training now: the next that have no score
+        "settings": [{"lr": lr, "weight_decay": decay, "score": None, "diverged_at": None} for lr, decay in pairs],
+    }
+
+
+def _score_all(
+    session: Session,
+    recipe: Recipe,
+    train_rows: NDArray[np.int64],
+    validation_rows: NDArray[np.int64],
+    table: dict[str, Any],
+) -> None:
+    """Trains and scores what has no score yet, as many settings at once as the memory takes."""
+    waiting = [entry for entry in table["settings"] if entry["score"] is None and entry["diverged_at"] is None]
+    if not waiting:
+        return
+    if table["group"] == 0:
+        session.paths.checkpoint.unlink(missing_ok=True)  # of a group that has its scores
+    n_settings = len(table["settings"])
+    session.log.write(f"search: {n_settings} settings on {len(train_rows)} images, {table['validated_on']}", show=True)
+    with session.feed(train_rows, recipe) as feed:
+        while waiting:
+            members = [session.member(_with(recipe, waiting[0]), SEED)]
+            room = table["group"] or _room(session, members[0], len(validation_rows))
+            members += [session.member(_with(recipe, entry), SEED) for entry in waiting[1:room]]
+            table["group"] = len(members)
+            write_json(session.paths.search, table)  # a checkpoint of this group goes with these settings
+            keeper = session.keeper("search", train_rows, members)
+            fit(session, feed, members, keeper, title=f"search {session.config.head}", drop_diverged=True)
+            for entry, member, score in zip(waiting, members, _scores(session, members, validation_rows), strict=False):
+                entry.update(score=score, diverged_at=member.diverged_at)
+            waiting = waiting[len(members) :]
+            table["group"], table["seconds"] = 0, table["seconds"] + keeper.seconds
+            write_json(session.paths.search, table)
+            session.paths.checkpoint.unlink(missing_ok=True)
+
+
+def _room(session: Session, member: Member, n_scored: int) -> int:
+    """How many such members the free memory takes."""
+    here = machine.free_memory_bytes()
+    scores = 8 * n_scored * len(session.cache.table.classes)
+    taken = int(CHECKPOINT_COPIES * member.n_bytes()) + scores
+    if session.device.type == "cuda":
+        there, _ = torch.cuda.mem_get_info(session.device)
+        return max(1, int(MEMORY_SHARE * min(there / member.n_bytes(), here / taken)))
+    return max(1, int(MEMORY_SHARE * here / (taken + member.n_bytes())))
+
+
+def _scores(session: Session, members: Sequence[Member], rows: NDArray[np.int64]) -> list[float | None]:
+    """The main metric of each member, None for one that diverged."""
+    going = [member for member in members if member.diverged_at is None]
+    if not going:
+        return [None] * len(members)
+    with session.stop.at_once("scoring the settings of the search; the training is kept up to its last checkpoint"):
+        probabilities = predict(
+            [member.head.eval() for member in going],
+            session.features,
+            rows,
+            batch_size=members[0].recipe.batch_size,
+            device=session.device,
+        )
+    labels, found = session.cache.table.labels[rows], iter(probabilities)
+    scores: list[float | None] = []
+    for member in members:
+        if member.diverged_at is not None:
+            scores.append(None)
+        else:
+            predicted = session.task.predict(torch.from_numpy(next(found))).numpy()
+            scores.append(session.task.metrics(predicted, labels)[MAIN_METRIC])
+    return scores
+
+
+def _best(session: Session, settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    scored = [entry for entry in settings if entry["score"] is not None]
+    if not scored:
+        raise LofftaError(
+            "every setting of the search diverged",
+            where=session.paths.search,
+            remedy="give lower learning rates (--set search_lr=[...]) and a new --out",
+        )
+    best = max(scored, key=lambda entry: entry["score"])
+    return {name: best[name] for name in ("lr", "weight_decay", "score")}
+
+
+def _with(recipe: Recipe, setting: dict[str, Any]) -> Recipe:
+    return recipe.model_copy(update={"lr": setting["lr"], "weight_decay": setting["weight_decay"]})

@@ -1,0 +1,165 @@
+"""Parts of a split that the image set itself does not have: drawn class by class from a seed.
+
+In: labels.   Out: which images are held out, for `--holdout` and for the validation of `--search`; and the rows of any
+split of a run, those held out included.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loffta.config import TrainConfig
+from loffta.errors import LofftaError, UsageError
+from loffta.features import Feature, usable_rows
+from loffta.runs import RunPaths, read_json, write_json
+from loffta.store.cache import Cache
+from loffta.store.table import ImageTable
+
+HOLDOUT = "holdout"  # the split's name
+_STREAMS = {"holdout": 1, "search": 2}  # what is drawn for one must say nothing about the other
+
+
+def draw_part(
+    labels: NDArray[np.int64], fraction: float, seed: int, purpose: Literal["holdout", "search"]
+) -> NDArray[np.bool_]:
+    """Which images are held out: `fraction` of all, rounded, and of every class its share, give or take one image.
+
+    Every class keeps an image for the training, so of a class with one image none is held out.
+
+    Args:
+        labels: [n], classes.
+    """
+    rng = np.random.Generator(np.random.PCG64([seed, _STREAMS[purpose]]))
+    classes, sizes = np.unique(labels, return_counts=True)
+    wanted = fraction * sizes
+    taken = np.minimum(np.floor(wanted).astype(np.int64), sizes - 1)
+    n_left = round(fraction * len(labels)) - int(taken.sum())
+    # the largest remainders first; equal ones by lot: in order, rare classes with high numbers would never be held out
+    order = np.lexsort((rng.random(len(classes)), taken - wanted))
+    more = [i for i in order if taken[i] < sizes[i] - 1][: max(0, n_left)]
+    taken[more] += 1
+    held = np.zeros(len(labels), dtype=bool)
+    for label, n_held in zip(classes, taken, strict=True):
+        held[rng.permutation(np.flatnonzero(labels == label))[:n_held]] = True
+    return held
+
+
+def check_part(held: NDArray[np.bool_], labels: NDArray[np.int64], table: ImageTable, what: str) -> str | None:
+    """What a user should know about a part that was drawn: the classes of which it has no image, because there is one.
+
+    Args:
+        what: the option that asked for the part.
+    Raises:
+        LofftaError: nothing is held out.
+    """
+    if not held.any():
+        raise LofftaError(
+            f"no image of {len(held)} can be held out: every class keeps one for the training",
+            where=what,
+            remedy="extract more images, or name a split to measure on instead",
+        )
+    found, sizes = np.unique(labels, return_counts=True)
+    single = [table.classes[label] if label >= 0 else "no class" for label in found[sizes == 1]]
+    if not single:
+        return None
+    return f"{what}: {name_some(single)} with one image: it is trained on, and none is held out"
+
+
+def name_some(classes: Sequence[str], n_shown: int = 5) -> str:
+    """`class a`, `classes a, b`, or the first few and their number."""
+    if len(classes) == 1:
+        return f"class {classes[0]}"
+    shown = ", ".join(classes[:n_shown])
+    return f"classes {shown}" if len(classes) <= n_shown else f"{len(classes)} classes ({shown}, ...)"
+
+
+def hold_out(config: TrainConfig, table: ImageTable, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows of `rows` that become the split `holdout`."""
+    assert config.holdout is not None
+    return rows[draw_part(table.labels[rows], config.holdout, config.data_seed, "holdout")]
+
+
+def record_holdout(paths: RunPaths, table: ImageTable, config: TrainConfig, held: NDArray[np.int64]) -> None:
+    """Writes down what is held out; nothing where that stands there."""
+    values = {
+        "of": config.train_on,
+        "fraction": config.holdout,
+        "seed": config.data_seed,
+        "keys_digest": _digest(table, held),
+        "rows": held.tolist(),
+    }
+    if not paths.holdout.exists() or read_json(paths.holdout) != values:
+        write_json(paths.holdout, values)
+
+
+def split_rows(
+    paths: RunPaths, config: TrainConfig, cache: Cache, features: Sequence[Feature], split: str
+) -> NDArray[np.int64]:
+    """Rows of a split that have all features; `holdout` is what this run kept out of its training.
+
+    Raises:
+        LofftaError: as `usable_rows`; or the cache is not that of the training.
+    """
+    if split != HOLDOUT or config.holdout is None:
+        return usable_rows(cache, features, split, partial=config.partial)
+    recorded = read_json(paths.holdout)
+    held = np.array(recorded["rows"], dtype=np.int64)
+    if held.max() >= len(cache.table) or _digest(cache.table, held) != recorded["keys_digest"]:
+        raise LofftaError(
+            "the images that this run held out are not in this cache",
+            where=cache.paths.root,
+            remedy="name the cache of the training with --cache, or another --split",
+        )
+    rows = np.intersect1d(held, usable_rows(cache, features, recorded["of"], partial=config.partial))
+    if not len(rows):
+        raise LofftaError(
+            "no image that was held out has features", where=cache.paths.root, remedy="run `loffta extract` first"
+        )
+    return rows
+
+
+def choose_splits(config: TrainConfig, cache: Cache) -> TrainConfig:
+    """The configuration with the split to test on settled: `holdout` where it is drawn and there is no `test`.
+
+    Raises:
+        UsageError: splits that contradict each other, or no split to test on.
+    """
+    known = cache.table.split_sizes()
+    if config.holdout is not None:
+        if config.validate_on is not None:
+            raise UsageError(
+                "--holdout and --validate-on exclude each other",
+                where="--holdout",
+                remedy="leave one of them out: what is held out is measured too",
+            )
+        if HOLDOUT in known:
+            raise UsageError(
+                f"the image set has a split '{HOLDOUT}' of its own",
+                where="--holdout",
+                remedy=f"measure on it with --test-on {HOLDOUT} or --validate-on {HOLDOUT}",
+            )
+        if config.test_on == "test" and "test" not in known:
+            config = config.model_copy(update={"test_on": HOLDOUT})
+    if config.test_on == "test" and "test" not in known:
+        raise UsageError(
+            "the image set has no split 'test'",
+            where=cache.paths.images,
+            remedy=f"hold a part of it back with --holdout 0.2, or name one with --test-on (known: {', '.join(known)})",
+        )
+    if config.validate_on is not None and {*config.validate_on.split("+")} & {*config.train_on.split("+")}:
+        raise UsageError(
+            f"split '{config.validate_on}' is trained on",
+            where="--validate-on",
+            remedy="validate on images that are not: leave it out of --train-on, or use --holdout 0.2",
+        )
+    return config
+
+
+def _digest(table: ImageTable, rows: NDArray[np.int64]) -> str:
+    text = "\n".join(table.keys[row] for row in rows)
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()

@@ -1,0 +1,186 @@
+"""Parts that are held out: their counts against a loop, and what a run does with them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from loffta.batches import Feed
+from loffta.config import TrainConfig
+from loffta.errors import LofftaError, UsageError
+from loffta.evaluate import evaluate
+from loffta.machine import StopFlag
+from loffta.runs import RunPaths, read_predictions
+from loffta.splits import check_part, draw_part, name_some
+from loffta.train import train
+
+from .caches import FakeStore, make_cache, make_table, separable
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+
+
+def cache_of(root, labels, splits, *, bad=(), classes=None):
+    _, grids = separable(len(labels))
+    return make_cache(root, make_table(labels, splits, classes=classes), [FakeStore("net", {"x": grids})], bad=bad)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """No split but train, as a folder of classes has it; two images are quarantined."""
+    return cache_of(tmp_path_factory.mktemp("holdout") / "cache", separable(50)[0], ["train"] * 50, bad=(3, 4))
+
+
+def go(cache, out, head="linear", **changes):
+    recipe = changes.pop("recipe", {"epochs": 2, "batch_size": 16})
+    config = TrainConfig(cache=cache.paths.root, head=head, device="cpu", recipe=recipe, **changes)
+    return train(config, out, StopFlag())
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.2, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("sizes", [(50, 50), (97, 13, 2, 1), (2,) * 40, (5, 15, 30), (1, 1, 8), (3,)])
+def test_every_class_gives_its_share(sizes, fraction):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)) * 3, sizes))
+    held = draw_part(labels, fraction, 5, "holdout")
+    possible = 0
+    for i, size in enumerate(sizes):
+        n_held = held[labels == 3 * i].sum()
+        assert abs(n_held - min(fraction * size, size - 1)) <= 1
+        assert n_held < size
+        possible += min(int(np.floor(fraction * size)) + 1, size - 1)
+    assert held.sum() == min(round(fraction * len(labels)), possible)
+
+
+def test_the_seed_decides():
+    labels = np.arange(200) % 5
+    one = draw_part(labels, 0.2, 1, "holdout")
+    assert np.array_equal(one, draw_part(labels, 0.2, 1, "holdout"))
+    for other in (draw_part(labels, 0.2, 2, "holdout"), draw_part(labels, 0.2, 1, "search")):
+        assert not np.array_equal(one, other)
+        assert (one & other).sum() < 20
+    picked = np.mean([draw_part(labels, 0.2, seed, "holdout") for seed in range(300)], axis=0)
+    assert 0.1 < picked.min() < picked.max() < 0.3  # no image is never or always held
+    pairs = np.repeat(np.arange(10), 2)
+    chosen = np.mean([draw_part(pairs, 0.2, seed, "holdout") for seed in range(300)], axis=0)
+    assert chosen.min() > 0.1  # of equal classes no one is always passed over
+
+
+def test_nothing_to_hold_out(cache):
+    labels = np.array([0, 1, 2])
+    held = draw_part(labels, 0.9, 0, "holdout")
+    with pytest.raises(LofftaError, match=r"no image of 3 can be held out(.|\n)*--holdout\n(.|\n)*name a split"):
+        check_part(held, labels, cache.table, "--holdout")
+
+
+def test_names():
+    assert name_some(["a"]) == "class a"
+    assert name_some(["a", "b"]) == "classes a, b"
+    assert name_some(list("abcdefg")) == "7 classes (a, b, c, d, e, ...)"
+
+
+def test_holdout_is_kept_out_recorded_and_found_again(cache, tmp_path, monkeypatch):
+    seen, make = [], Feed.__init__
+    monkeypatch.setattr(Feed, "__init__", lambda self, f, rows, **k: seen.append(rows) or make(self, f, rows, **k))
+    results = go(cache, tmp_path / "run", holdout=0.25)
+    trained, measured = seen
+    assert (results["split"], results["n"]) == ("holdout", 12)
+    assert results["images"] == {"used": 12, "bad": 0}
+    assert set(trained) | set(measured) == set(range(50)) - {3, 4}
+    assert not set(trained) & set(measured)
+    paths = RunPaths(tmp_path / "run")
+    recorded = json.loads(paths.holdout.read_text())
+    assert recorded["rows"] == measured.tolist()
+    assert (recorded["of"], recorded["fraction"], recorded["seed"]) == ("train", 0.25, 0)
+    again = evaluate(tmp_path / "run", "holdout", device="cpu")
+    assert again["metrics"] == results["metrics"]
+    assert read_predictions(paths.predictions)["row"].tolist() == recorded["rows"]
+    assert go(cache, tmp_path / "run", holdout=0.25) == again  # read back
+    assert len(seen) == 3
+    go(cache, tmp_path / "other", holdout=0.25, data_seed=1)
+    assert json.loads(RunPaths(tmp_path / "other").holdout.read_text())["rows"] != recorded["rows"]
+
+
+def test_holdout_of_another_cache(cache, tmp_path):
+    go(cache, tmp_path / "run", holdout=0.25)
+    renamed = cache_of(tmp_path / "cache", separable(50)[0], ["val"] * 50)
+    with pytest.raises(LofftaError, match=r"held out are not in this cache(.|\n)*--cache"):
+        evaluate(tmp_path / "run", "holdout", cache_root=renamed.paths.root, device="cpu")
+    smaller = cache_of(tmp_path / "small", separable(20)[0], ["train"] * 20)
+    with pytest.raises(LofftaError, match="held out are not in this cache"):
+        evaluate(tmp_path / "run", "holdout", cache_root=smaller.paths.root, device="cpu")
+    RunPaths(tmp_path / "run").holdout.write_text("{")
+    with pytest.raises(LofftaError, match=r"file of the run cannot be read(.|\n)*another --out"):
+        evaluate(tmp_path / "run", "holdout", device="cpu")
+
+
+def test_a_run_that_failed_may_begin_anew_with_another_holdout(cache, tmp_path):
+    with pytest.raises(LofftaError, match="not finite"):
+        go(cache, tmp_path / "run", holdout=0.25, recipe={"epochs": 9, "lr": 1e38, "weight_decay": 0.0})
+    assert go(cache, tmp_path / "run", holdout=0.5)["n"] == 24
+    assert len(json.loads(RunPaths(tmp_path / "run").holdout.read_text())["rows"]) == 24
+
+
+def test_a_class_of_one_image_is_trained_on(tmp_path, capsys):
+    labels = np.array([0, 1] * 20 + [2])
+    cache = cache_of(tmp_path / "cache", labels, ["train"] * 41, classes=("cat", "dog", "yeti"))
+    go(cache, tmp_path / "run", holdout=0.2)
+    line = "--holdout: class yeti with one image: it is trained on, and none is held out"
+    assert line in capsys.readouterr().err
+    assert line in RunPaths(tmp_path / "run").log.read_text()
+    assert 40 not in json.loads(RunPaths(tmp_path / "run").holdout.read_text())["rows"]
+    single = cache_of(tmp_path / "single", np.arange(3), ["train"] * 3)
+    with pytest.raises(LofftaError, match="no image of 3 can be held out"):
+        go(single, tmp_path / "none", holdout=0.5)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    splits = ["train"] * 30 + ["val"] * 12 + ["test"] * 18
+    return cache_of(tmp_path_factory.mktemp("three") / "cache", separable(60)[0], splits)
+
+
+def test_validation_is_measured_too(three, tmp_path):
+    results = go(three, tmp_path / "run", validate_on="val")
+    assert (results["split"], results["n"]) == ("test", 18)
+    val = json.loads(RunPaths(tmp_path / "run").results("val").read_text())
+    assert (val["split"], val["n"]) == ("val", 12)
+    assert len(read_predictions(RunPaths(tmp_path / "run").predictions)["row"]) == 18  # the test split's
+    RunPaths(tmp_path / "run").results("val").unlink()
+    go(three, tmp_path / "run", validate_on="val")
+    assert RunPaths(tmp_path / "run").results("val").exists()
+
+
+def test_holdout_beside_a_test_split(three, tmp_path):
+    assert go(three, tmp_path / "run", holdout=0.2, train_on="train+val")["split"] == "test"
+    assert json.loads(RunPaths(tmp_path / "run").results("holdout").read_text())["n"] == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"validate_on": "vl"}, r"unknown split 'vl'(.|\n)*did you mean val"),
+        ({"validate_on": "train"}, r"split 'train' is trained on(.|\n)*--holdout 0.2"),
+        ({"validate_on": "val", "train_on": "train+val"}, "split 'val' is trained on"),
+        ({"validate_on": "val", "holdout": 0.2}, "--holdout and --validate-on exclude each other"),
+        ({"test_on": "holdout"}, "unknown split 'holdout'"),
+    ],
+)
+def test_splits_that_cannot_be(three, tmp_path, changes, message):
+    with pytest.raises(UsageError, match=message):
+        go(three, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_split_to_test_on(cache, three, tmp_path):
+    with pytest.raises(UsageError, match=r"has no split 'test'(.|\n)*--holdout 0.2(.|\n)*known: train\)"):
+        go(cache, tmp_path / "run")
+    own = cache_of(tmp_path / "cache", separable(20)[0], ["train"] * 10 + ["holdout"] * 10)
+    with pytest.raises(UsageError, match=r"has a split 'holdout' of its own(.|\n)*--test-on holdout"):
+        go(own, tmp_path / "run", holdout=0.2)
+    assert go(own, tmp_path / "run", test_on="holdout")["n"] == 10
+    quarantined = cache_of(tmp_path / "bad", separable(16)[0], ["train"] * 8 + ["test"] * 8, bad=range(8, 16))
+    with pytest.raises(LofftaError, match="no image of split 'test' has features"):
+        go(quarantined, tmp_path / "none")
