@@ -22,7 +22,7 @@ from .common import emit, json_option, merge_config, parse_settings
 @click.option("--data-seed", type=int, default=0, show_default=True, help="Decides the order of the images.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change the head's recipe: epochs=12.")
 @click.option("--select", type=int, metavar="K", help="Score the backbones, keep the K best, retrain (combo).")
-@click.option("--feed", type=click.Choice(["auto", "host", "stream"]), default="auto", show_default=True)
+@click.option("--feed", type=click.Choice(["auto", "device", "host", "stream"]), default="auto", show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option("--partial", is_flag=True, help="Train on what is there though the cache is not finished.")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file with any of these options.")

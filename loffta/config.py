@@ -103,7 +103,7 @@ class TrainConfig(StrictModel, frozen=True):
     recipe: dict[str, Any] = Field(default_factory=dict)  # what differs from the head's defaults
     select: int | None = Field(None, gt=0)  # score the backbones first, then train on the K best
     device: str = "auto"
-    feed: Literal["auto", "host", "stream"] = "auto"
+    feed: Literal["auto", "device", "host", "stream"] = "auto"  # where features wait for their batches
     partial: bool = False  # train on the rows that are there, though the cache is not finished
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loffta import machine
-from loffta.batches import Feed, bytes_per_image
+from loffta.batches import Feed
 from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError, UsageError, unknown_name
 from loffta.evaluate import evaluate
@@ -162,8 +162,7 @@ def _fit(
     if sum(p.numel() for p in members[0].head.parameters()) * recipe.batch_size < SMALL_STEP:
         torch.set_num_threads(1)
     log.write(f"versions {machine.versions()}, device {device}, {torch.get_num_threads()} threads")
-    size = bytes_per_image(features) * len(rows) / 1e6
-    log.write(f"{config.head}: {len(rows)} images, {size:.1f} MB of features, {feed.mode} mode", show=True)
+    log.write(f"{config.head}: {len(rows)} images, {feed.describe()}", show=True)
     step = 0
     with feed, Progress(f"train {config.head}", total, "steps") as progress:
         for epoch in range(recipe.epochs):
