@@ -22,7 +22,7 @@ from loffta.features import Feature
 from loffta.feed_copies import Copy, DeviceCopies
 from loffta.feed_modes import Mode, ModeChoice, choose_placements, describe_placements, is_cold
 from loffta.feed_order import Order, OrderChoice, Window, choose_window, neighbour_share, uniform_order, windowed_order
-from loffta.feed_sources import make_sources, union_taps
+from loffta.feed_sources import make_sources, read_bytes
 
 WARM_THREADS = 2  # saturate the page cache
 COLD_THREADS = 16  # a disk wants many requests at a time
@@ -93,7 +93,7 @@ class Feed:
         self._device = device or torch.device("cpu")
         self._seed = seed
         self._placements = choose_placements(features, len(rows), self._device, mode)
-        streamed = _streamed_bytes(features, self.modes)
+        streamed = read_bytes([f for f, m in zip(features, self.modes, strict=True) if m == "stream"])
         cold = is_cold(streamed * len(rows))
         self._window = window or choose_window(max(1, streamed), len(rows), batch_size)
         self.order: Order = ("windowed" if cold else "uniform") if order == "auto" else order
@@ -107,7 +107,8 @@ class Feed:
         self._copies = DeviceCopies(self._device)
         self._running: Generator[Batch, None, None] | None = None
         try:
-            self._sources = make_sources(features, self._placements, rows, self._device, self._helpers, n_threads)
+            with ThreadPoolExecutor(COLD_THREADS) as pool:  # what is loaded may come from a cold disk
+                self._sources = make_sources(features, self._placements, rows, self._device, pool, COLD_THREADS)
             self._slots = [self._make_slot() for _ in range(n_reads + 2 if self._slot_batches == 1 else 2)]
         except BaseException:
             self.close()
@@ -239,17 +240,3 @@ class Feed:
         """Buffers are reused for the whole run: fresh ones halve the rate by their page faults."""
         n_images = min(self._slot_batches * self.batch_size, len(self.rows))
         return _Slot([self._copies.buffer(source.empty(n_images)) for source in self._sources])
-
-
-def _streamed_bytes(features: Sequence[Feature], modes: Sequence[Mode]) -> int:
-    """Bytes that are read of one image; what two features share counts once."""
-    by_array: dict[str, list[Feature]] = {}
-    for feature, mode in zip(features, modes, strict=True):
-        if mode == "stream":
-            by_array.setdefault(feature.array.paths.name, []).append(feature)
-    n_bytes = 0
-    for members in by_array.values():
-        layout, taps = members[0].array.layout, union_taps(members)
-        n_chunks = layout.chunks_per_image if taps is None else len(taps)
-        n_bytes += n_chunks * layout.chunk_bytes
-    return n_bytes

@@ -112,11 +112,8 @@ def make_sources(
     n_parts: int,
 ) -> list[Source]:
     """One source per streamed array, one per feature in memory, which is read here; each array is read once."""
-    by_array: dict[Path, list[int]] = {}
-    for i, feature in enumerate(features):
-        by_array.setdefault(feature.array.paths.folder, []).append(i)
     sources: list[Source] = []
-    for members in by_array.values():
+    for members in group_by_array(features):
         reader = open_array(features[members[0]].array.paths)
         streamed = [i for i in members if placements[i].mode == "stream"]
         kept = [i for i in members if placements[i].mode != "stream"]
@@ -128,6 +125,23 @@ def make_sources(
             make = DeviceFeature if placements[i].mode == "device" else HostFeature
             sources.append(make(features[i], i, held))
     return sources
+
+
+def group_by_array(features: Sequence[Feature]) -> list[list[int]]:
+    """Places of the features that one read serves, array by array."""
+    by_array: dict[Path, list[int]] = {}
+    for i, feature in enumerate(features):
+        by_array.setdefault(feature.array.paths.folder, []).append(i)
+    return list(by_array.values())
+
+
+def read_bytes(features: Sequence[Feature]) -> int:
+    """Bytes that are read of one image for these features; what several of them share counts once."""
+    n_bytes = 0
+    for members in group_by_array(features):
+        layout, taps = features[members[0]].array.layout, union_taps([features[i] for i in members])
+        n_bytes += layout.chunk_bytes * (layout.chunks_per_image if taps is None else len(taps))
+    return n_bytes
 
 
 def union_taps(features: Sequence[Feature]) -> list[int] | None:
