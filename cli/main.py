@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "drop": (".drop:command", "Give the space of a store or an array back."),
     "verify": (".verify:command", "Check a cache for damage, and repair it."),
     "report": (".report:command", "Write one HTML page about one or more runs."),
+    "bench": (".bench:command", "Show where the time of a training step goes."),
     "models": (".models:command", "List backbones: short names, shapes, bytes, licences, advice."),
     "fetch": (".fetch:command", "Download weights where there is a network, for jobs where there is none."),
     "demo": (".demo:command", "Cache, train and report on images that come with the packages."),

@@ -9,6 +9,8 @@ import click
 
 from .common import emit, json_option, merge_config, parse_settings
 
+AUGMENT = "augment."  # what --set changes of the augmentation begins with
+
 
 @click.command("train")
 @click.argument("cache", required=False, type=click.Path(path_type=Path))
@@ -23,9 +25,21 @@ from .common import emit, json_option, merge_config, parse_settings
 @click.option("--seeds", type=int, default=1, show_default=True, help="Heads trained side by side on one read.")
 @click.option("--data-seed", type=int, default=0, show_default=True, help="Decides the order of the images.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change the head's recipe: epochs=12.")
+@click.option(
+    "--augment",
+    metavar="PRESET",
+    help="none, loff-ta or trivial, of features; --set augment.KEY=VALUE changes it.",
+)
 @click.option("--search", is_flag=True, help="Try the recipe's learning rates and weight decays first, keep the best.")
 @click.option("--select", type=int, metavar="K", help="Score the backbones, keep the K best, retrain (combo).")
-@click.option("--feed", type=click.Choice(["auto", "host", "stream"]), default="auto", show_default=True)
+@click.option("--feed", type=click.Choice(["auto", "device", "host", "stream"]), default="auto", show_default=True)
+@click.option(
+    "--order",
+    type=click.Choice(["auto", "uniform", "windowed"]),
+    default="auto",
+    show_default=True,
+    help="Windowed: stored neighbours are read together and mixed in a window, for cold disks.",
+)
 @click.option("--checkpoint-s", type=float, default=60.0, show_default=True, help="Seconds between two checkpoints.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option("--partial", is_flag=True, help="Train on what is there though the cache is not finished.")
@@ -46,7 +60,12 @@ def command(
 
     values = merge_config(ctx, file, options)
     config = parse(TrainConfig, values, where=file or "loffta train")
-    config = config.model_copy(update={"recipe": config.recipe | parse_settings(settings)})
+    changes = parse_settings(settings)
+    ranges = {key.removeprefix(AUGMENT): value for key, value in changes.items() if key.startswith(AUGMENT)}
+    recipe = config.recipe | {key: value for key, value in changes.items() if not key.startswith(AUGMENT)}
+    preset = {"preset": config.augment} if isinstance(config.augment, str) else config.augment
+    augment = {**preset, **ranges} if ranges else config.augment
+    config = config.model_copy(update={"recipe": recipe, "augment": augment})
     results = train(config, out, StopFlag().listen())
     print_results(results)
     emit(results, as_json)

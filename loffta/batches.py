@@ -6,30 +6,32 @@ carries every batch across a process boundary.
 
 from __future__ import annotations
 
-import math
+import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loffta import machine
 from loffta.features import Feature
-from loffta.store.zarr_reader import open_array
+from loffta.feed_copies import Copy, DeviceCopies
+from loffta.feed_modes import Mode, ModeChoice, choose_placements, describe_placements, is_cold
+from loffta.feed_order import Order, OrderChoice, Window, choose_window, neighbour_share, uniform_order, windowed_order
+from loffta.feed_sources import make_sources, read_bytes
 
-Mode = Literal["host", "stream"]
-HOST_SHARE = 0.5  # of the free memory that host mode may take
-_LOAD_ROWS = 256  # images read at once when a host feed fills
+WARM_THREADS = 2  # saturate the page cache
+COLD_THREADS = 16  # a disk wants many requests at a time
+_MAX_READS = 4  # batches that are read at a time; more threads share them
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of one step. The tensors are views of reused buffers: valid until the next batch is asked for."""
+    """Images of one step. The features are views of reused buffers: valid until the next batch is asked for."""
 
     rows: Tensor  # [B] int64, rows of the image table
     features: tuple[Tensor, ...]  # one [B, L, *shape] per Feature, in the storage dtype; int8 as float32
@@ -37,14 +39,26 @@ class Batch:
 
 @dataclass
 class _Slot:
-    buffers: list[Tensor]  # one per feature, [batch_size, ...]; pinned where the device is CUDA
-    copied: Any = None  # CUDA event after the copies out of this slot
+    buffers: list[Tensor]  # one per source, for a batch or a whole window
+    copied: Any = None  # CUDA event after the last copy out of this slot
+
+
+@dataclass
+class _Part:
+    """One batch of a slot that is being read."""
+
+    slot: _Slot
+    read: Future[None]
+    first: int  # where in the slot it begins
+    places: NDArray[np.int64]
+    last: bool  # of its slot
+    copy: Copy | None = None
 
 
 class Feed:
     """Batches of some rows, in an order that depends on `seed` and epoch alone, not on threads.
 
-    host mode keeps all features in memory, stream mode reads them for each batch; both give the same tensors.
+    Where the features come from - device, host memory, disk - is decided for each array; all give the same tensors.
     """
 
     def __init__(
@@ -54,46 +68,98 @@ class Feed:
         *,
         batch_size: int,
         device: torch.device | None = None,
-        mode: Mode | Literal["auto"] = "auto",
+        mode: ModeChoice = "auto",
+        order: OrderChoice = "auto",
+        window: Window | None = None,
         seed: int = 0,
-        n_threads: int = 2,
+        n_threads: int | None = None,
     ) -> None:
-        """Opens the arrays; in host mode reads them.
+        """Opens the arrays; those to be kept in memory are read.
 
         Args:
             rows: rows to feed, each once an epoch.
-            n_threads: batches that are read at the same time; 2 saturate a page cache, a cold disk likes 16.
+            mode: see `feed_modes.choose_placements`.
+            order: auto is windowed where more is streamed than the page cache can keep, else uniform.
+            window: of the windowed order; None: see `feed_order.choose_window`.
+            n_threads: that read at the same time; None: 16 where the page cache cannot keep what is streamed, else 2.
+        Raises:
+            UsageError: a mode that this machine has no room for.
+            DamageFound: a chunk that is kept in memory is missing or damaged.
         """
         self.features = tuple(features)
         self.rows = rows
         self.batch_size = batch_size
-        self.mode: Mode = choose_mode(features, len(rows)) if mode == "auto" else mode
+        self.waited_s = 0.0  # that the consumer waited for data, all epochs together
         self._device = device or torch.device("cpu")
         self._seed = seed
-        self._pool = ThreadPoolExecutor(n_threads, thread_name_prefix="loffta-feed")
-        self._readers = [open_array(feature.array.paths) for feature in self.features]
-        self._held = self._load() if self.mode == "host" else None
-        self._slots = [self._make_slot() for _ in range(n_threads + 2)]
+        self._placements = choose_placements(features, len(rows), self._device, mode)
+        streamed = read_bytes([f for f, m in zip(features, self.modes, strict=True) if m == "stream"])
+        cold = is_cold(streamed * len(rows))
+        self._window = window or choose_window(max(1, streamed), len(rows), batch_size)
+        self.order: Order = ("windowed" if cold else "uniform") if order == "auto" else order
+        n_threads = n_threads or (COLD_THREADS if cold else WARM_THREADS)
+        # a window is read as one, by all threads, while the one before it is handed out
+        self._slot_batches = self._window.n_images // batch_size if self.order == "windowed" and streamed else 1
+        n_reads = min(n_threads, _MAX_READS) if self._slot_batches == 1 else 1
+        self._n_parts = -(-n_threads // n_reads)
+        self._reads = ThreadPoolExecutor(n_reads, thread_name_prefix="loffta-feed")
+        self._helpers = ThreadPoolExecutor(n_threads, thread_name_prefix="loffta-feed-part")
+        self._copies = DeviceCopies(self._device)
         self._running: Generator[Batch, None, None] | None = None
+        try:
+            with ThreadPoolExecutor(COLD_THREADS) as pool:  # what is loaded may come from a cold disk
+                self._sources = make_sources(features, self._placements, rows, self._device, pool, COLD_THREADS)
+            self._slots = [self._make_slot() for _ in range(n_reads + 2 if self._slot_batches == 1 else 2)]
+        except BaseException:
+            self.close()
+            raise
 
     def __len__(self) -> int:
         """Batches per epoch; the last may be smaller."""
         return -(-len(self.rows) // self.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """All rows once, in the seeded order of this epoch; an epoch that still runs ends."""
-        rng = np.random.Generator(np.random.PCG64([self._seed, epoch]))
-        return self._start(rng.permutation(len(self.rows)))
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """Where each feature comes from."""
+        return tuple(placement.mode for placement in self._placements)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """All rows once, in the seeded order of this epoch; an epoch that still runs ends.
+
+        Args:
+            start: batches to leave out, unread; those that follow are the same as without.
+        """
+        return self._begin(self._order_of(epoch), start)
+
+    @property
+    def ordering(self) -> str:
+        """All that decides the order beside seed and rows: a training may only go on in the same one."""
+        window = self._window
+        return "uniform" if self.order == "uniform" else f"windowed, {window.run_images} of {window.n_images}"
 
     def in_order(self) -> Iterator[Batch]:
         """All rows once, as given; an epoch that still runs ends."""
-        return self._start(np.arange(len(self.rows)))
+        return self._begin(np.arange(len(self.rows)), 0)
+
+    def describe(self) -> str:
+        """One line for the user: where each array comes from and why, and what the order is worth."""
+        placed = describe_placements(self.features, self._placements, len(self.rows))
+        if self.order == "uniform":
+            return f"{placed}; uniform order"
+        together = neighbour_share(self.rows, self._order_of(0), self.batch_size)
+        chance = neighbour_share(self.rows, uniform_order(len(self.rows), self._seed, 0), self.batch_size)
+        share = min(1.0, self._window.n_images / max(1, len(self.rows)))
+        return (
+            f"{placed}; windowed order: {self._window.n_images} images ({share:.1%} of all) are mixed at a time, "
+            f"{together:.1%} of a batch's images have a neighbour on disk in it (uniform: {chance:.1%})"
+        )
 
     def close(self) -> None:
         """Ends the epoch that still runs, and the threads."""
         if self._running is not None:
             self._running.close()
-        self._pool.shutdown(cancel_futures=True)
+        self._reads.shutdown(cancel_futures=True)
+        self._helpers.shutdown(cancel_futures=True)
 
     def __enter__(self) -> Feed:
         return self
@@ -101,82 +167,82 @@ class Feed:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self, order: NDArray[np.int64]) -> Iterator[Batch]:
+    def _order_of(self, epoch: int) -> NDArray[np.int64]:
+        if self.order == "windowed":
+            return windowed_order(self.rows, self._window, self._seed, epoch)
+        return uniform_order(len(self.rows), self._seed, epoch)
+
+    def _begin(self, order: NDArray[np.int64], start: int) -> Iterator[Batch]:
+        assert 0 <= start <= len(self), f"an epoch has {len(self)} batches, none with number {start}"
         if self._running is not None:
             self._running.close()  # two epochs would write into the same buffers
-        self._running = self._batches(order)
+        self._running = self._batches(order, start)
         return self._running
 
-    def _batches(self, order: NDArray[np.int64]) -> Generator[Batch, None, None]:
-        waiting = iter([order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)])
+    def _batches(self, order: NDArray[np.int64], start: int) -> Generator[Batch, None, None]:
+        per_slot = self._slot_batches * self.batch_size
+        bounds = [start * self.batch_size, *range((start // self._slot_batches + 1) * per_slot, len(order), per_slot)]
+        waiting = iter([places for places in np.split(order, bounds)[1:] if len(places)])
         free = deque(self._slots)
-        reading: deque[tuple[_Slot, NDArray[np.int64], Future[None]]] = deque()
+        parts: deque[_Part] = deque()
         try:
             while True:
                 while free and (places := next(waiting, None)) is not None:
-                    slot = free.popleft()
-                    reading.append((slot, places, self._pool.submit(self._fill, slot, places)))
-                if not reading:
+                    parts.extend(self._start_read(free.popleft(), places))
+                if not parts:
                     return
-                slot, places, future = reading.popleft()
-                future.result()
-                yield self._hand_out(slot, places)
-                free.append(slot)
+                self._wait(parts[0].read)
+                part = parts.popleft()
+                copy = self._start_copy(part)
+                following = parts[0] if parts and self._copies.overlap else None
+                if following and following.read.done() and following.read.exception() is None:
+                    self._start_copy(following)  # it runs while the device computes on this one
+                yield self._hand_out(part.places, copy)
+                if part.last:
+                    free.append(part.slot)
         finally:  # a consumer that stops early must not leave threads writing into buffers of the next epoch
-            for _, _, future in reading:
-                if not future.cancel():
-                    future.exception()
+            for part in parts:
+                if not part.read.cancel():
+                    part.read.exception()
+
+    def _start_read(self, slot: _Slot, places: NDArray[np.int64]) -> list[_Part]:
+        read = self._reads.submit(self._fill, slot, places)
+        firsts = range(0, len(places), self.batch_size)
+        return [
+            _Part(slot, read, i, places[i : i + self.batch_size], last=i + self.batch_size >= len(places))
+            for i in firsts
+        ]
 
     def _fill(self, slot: _Slot, places: NDArray[np.int64]) -> None:
         if slot.copied is not None:
             slot.copied.synchronize()
-        for i, (feature, reader) in enumerate(zip(self.features, self._readers, strict=True)):
-            out = slot.buffers[i].numpy()[: len(places)]
-            if self._held is not None:
-                # one row is one memcpy; "clip" spares numpy a second, buffered pass
-                np.take(self._held[i], places, axis=0, out=out, mode="clip")
-            else:
-                reader.read(self.rows[places], feature.raw_taps, out)
+        for source, buffer in zip(self._sources, slot.buffers, strict=True):
+            source.fill(places, buffer.numpy()[: len(places)], self._helpers, self._n_parts)
 
-    def _hand_out(self, slot: _Slot, places: NDArray[np.int64]) -> Batch:
-        rows = torch.from_numpy(self.rows[places])
-        raw = [buffer[: len(places)].to(self._device, non_blocking=True) for buffer in slot.buffers]
-        if self._device.type == "cuda":
-            slot.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            slot.copied.record()
-        done = [(f.finish if self._held is None else f.decode)(t) for f, t in zip(self.features, raw, strict=True)]
-        return Batch(rows.to(self._device, non_blocking=True), tuple(done))
+    def _wait(self, read: Future[None]) -> None:
+        if not read.done():
+            start = time.perf_counter()
+            try:
+                read.exception()
+            finally:
+                self.waited_s += time.perf_counter() - start
+        read.result()
+
+    def _start_copy(self, part: _Part) -> Copy:
+        if part.copy is None:
+            here = slice(part.first, part.first + len(part.places))
+            part.copy = self._copies.begin([buffer[here] for buffer in part.slot.buffers])
+            part.slot.copied = part.copy.done
+        return part.copy
+
+    def _hand_out(self, places: NDArray[np.int64], copy: Copy) -> Batch:
+        found: dict[int, Tensor] = {}
+        for source, raw in zip(self._sources, self._copies.take(copy), strict=True):
+            found |= zip(source.members, source.finish(raw), strict=True)
+        rows = torch.from_numpy(self.rows[places]).to(self._device, non_blocking=self._copies.overlap)
+        return Batch(rows, tuple(found[i] for i in range(len(self.features))))
 
     def _make_slot(self) -> _Slot:
         """Buffers are reused for the whole run: fresh ones halve the rate by their page faults."""
-        pinned = self._device.type == "cuda"
-        if self._held is not None:
-            like = [np.empty((self.batch_size, *array.shape[1:]), array.dtype) for array in self._held]
-        else:
-            like = [r.empty(self.batch_size, f.raw_taps) for f, r in zip(self.features, self._readers, strict=True)]
-        buffers = [torch.from_numpy(array) for array in like]
-        return _Slot([buffer.pin_memory() for buffer in buffers] if pinned else buffers)
-
-    def _load(self) -> list[NDArray[Any]]:
-        """Every feature of every row, reduced (chosen taps, pooled), [n, L, *shape]; int8 stays int8."""
-        held = []
-        for feature, reader in zip(self.features, self._readers, strict=True):
-            spec = feature.spec
-            target = np.empty((len(self.rows), len(spec.taps), *spec.shape), feature.held_dtype)
-            for first in range(0, len(self.rows), _LOAD_ROWS):
-                rows = self.rows[first : first + _LOAD_ROWS]
-                raw = reader.read(rows, feature.raw_taps, pool=self._pool, n_parts=2)
-                target[first : first + len(rows)] = feature.reduce(torch.from_numpy(raw)).numpy()
-            held.append(target)
-        return held
-
-
-def choose_mode(features: Sequence[Feature], n_rows: int) -> Mode:
-    """host where the features of all rows fit half of the free memory, else stream."""
-    room = HOST_SHARE * machine.free_memory_bytes()
-    return "host" if bytes_per_image(features) * n_rows <= room else "stream"
-
-
-def bytes_per_image(features: Sequence[Feature]) -> int:
-    """Bytes of one image's features as host mode keeps them."""
-    return sum(len(f.spec.taps) * math.prod(f.spec.shape) * f.held_dtype.itemsize for f in features)
+        n_images = min(self._slot_batches * self.batch_size, len(self.rows))
+        return _Slot([self._copies.buffer(source.empty(n_images)) for source in self._sources])

@@ -103,10 +103,12 @@ class TrainConfig(StrictModel, frozen=True):
     seeds: int = Field(1, gt=0)
     data_seed: int = 0  # order of the images, shared by all seeds
     recipe: dict[str, Any] = Field(default_factory=dict)  # what differs from the head's defaults
+    augment: str | dict[str, Any] = "none"  # a preset, or settings of `loffta.augment` on top of one
     search: bool = False  # try the recipe's learning rates and weight decays first
     select: int | None = Field(None, gt=0)  # score the backbones first, then train on the K best
     device: str = "auto"
-    feed: Literal["auto", "host", "stream"] = "auto"
+    feed: Literal["auto", "device", "host", "stream"] = "auto"  # where features wait for their batches
+    order: Literal["auto", "uniform", "windowed"] = "auto"  # of the images; see `feed_order`
     checkpoint_s: float = Field(60.0, gt=0)  # seconds between two checkpoints
     partial: bool = False  # train on the rows that are there, though the cache is not finished
 

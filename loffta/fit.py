@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loffta import machine
+from loffta import augment, machine
 from loffta.batches import Batch, Feed
 from loffta.checkpoint import Keeper, Position
 from loffta.config import TrainConfig
@@ -79,11 +78,27 @@ class Session:
                 batch_size=recipe.batch_size,
                 device=self.device,
                 mode=self.config.feed,
+                order=self.config.order,
                 seed=self.config.data_seed,
             )
 
-    def keeper(self, title: str, rows: NDArray[np.int64], members: Sequence[Member]) -> Keeper:
-        """The checkpoints of a training: only the same heads on the same images go on from them."""
+    @cached_property
+    def augment(self) -> Augment | None:
+        """What happens to the features of a batch before `prepare`; None: nothing."""
+        settings = augment.resolve(self.config.augment)
+        if settings == augment.AugmentConfig():
+            return None
+        specs = [feature.spec for feature in self.features]
+
+        def change(features: Sequence[Tensor], rng: torch.Generator) -> tuple[Sequence[Tensor], Mix | None]:
+            drawn = augment.draw(settings, len(features[0]), rng, self.device)
+            mix = None if drawn.partner is None or drawn.weight is None else Mix(drawn.partner, drawn.weight)
+            return augment.apply(features, specs, drawn), mix
+
+        return change
+
+    def keeper(self, title: str, feed: Feed, members: Sequence[Member]) -> Keeper:
+        """The checkpoints of a training: only the same heads on the same images, in the same order, go on from them."""
         recipe = members[0].recipe.model_dump(mode="json", exclude={"lr", "weight_decay"})
         identity = {
             "training": title,
@@ -93,7 +108,9 @@ class Session:
             "data_seed": self.config.data_seed,
             "recipe": recipe,
             "members": [f"seed {member.seed}, {member.setting}" for member in members],
-            "images": digest_of(self.cache, rows),
+            "images": digest_of(self.cache, feed.rows),
+            "order": feed.ordering,
+            "augment": self.config.augment,
             "device": self.device.type,
         }
         return Keeper(self.paths.checkpoint, identity, self.config.checkpoint_s)
@@ -107,13 +124,11 @@ def fit(
     *,
     title: str,
     drop_diverged: bool = False,
-    augment: Augment | None = None,
 ) -> None:
     """Trains members whose recipes differ in lr and weight decay alone, phase after phase.
 
     Args:
         drop_diverged: a member whose loss is not finite is left behind, while another goes on.
-        augment: None: all members share what one of them prepares.
     Raises:
         LofftaError: a loss is not finite; the last good checkpoint is kept.
         Stopped: a signal came; a checkpoint is kept.
@@ -135,11 +150,11 @@ def fit(
                 for member in _going(members):
                     member.start_phase(phase)
             first = begin.batch if epoch == begin.epoch else 0
-            for i, batch in enumerate(batches_from(feed, epoch, first), start=first):
+            for i, batch in enumerate(feed.epoch(epoch, first), start=first):
                 _keep(session.stop, keeper, members, Position(epoch, i), f"training step {step} of {total}")
                 for member in _going(members):
                     _set_lr(member, lr_at(step - phase * per_phase, per_phase, member.recipe))
-                found = _train_batch(session, _going(members), batch, weights, augment)
+                found = _train_batch(session, _going(members), batch, weights)
                 _note_losses(session, _going(members), found, step, batch, drop_diverged)
                 if not _going(members):
                     return
@@ -153,11 +168,6 @@ def fit(
         _keep(session.stop, keeper, members, Position(n_epochs), f"training step {step} of {total}")
 
 
-def batches_from(feed: Feed, epoch: int, first: int) -> Iterator[Batch]:
-    """The batches of an epoch, the first ones left out."""
-    return islice(feed.epoch(epoch), first, None)
-
-
 def _keep(stop: machine.StopFlag, keeper: Keeper, members: Sequence[Member], position: Position, doing: str) -> None:
     """Writes a checkpoint where it is time, and where a signal has come: that ends the training here."""
     if stop.signal is None and not keeper.is_due():
@@ -167,17 +177,15 @@ def _keep(stop: machine.StopFlag, keeper: Keeper, members: Sequence[Member], pos
     stop.check(f"{doing}; {kept}")
 
 
-def _train_batch(
-    session: Session, members: Sequence[Member], batch: Batch, weights: Tensor | None, augment: Augment | None
-) -> list[Tensor]:
+def _train_batch(session: Session, members: Sequence[Member], batch: Batch, weights: Tensor | None) -> list[Tensor]:
     """One step of every member; their losses, still on the device."""
     targets = session.targets[batch.rows]
-    if augment is None:
+    if session.augment is None:  # what one of them prepares serves all
         prepared = members[0].head.prepare(batch.features)
         return [_step(member, prepared, targets, session.task, weights) for member in members]
     found = []
     for member in members:  # the one place where features are changed on their way to the heads
-        features, mix = augment(batch.features, member.rng)
+        features, mix = session.augment(batch.features, member.rng)
         found.append(_step(member, member.head.prepare(features), targets, session.task, weights, mix))
     return found
 

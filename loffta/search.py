@@ -121,7 +121,7 @@ def _score_all(
             members += [session.member(_with(recipe, entry), SEED) for entry in waiting[1:room]]
             table["group"] = len(members)
             write_json(session.paths.search, table)  # a checkpoint of this group goes with these settings
-            keeper = session.keeper("search", train_rows, members)
+            keeper = session.keeper("search", feed, members)
             fit(session, feed, members, keeper, title=f"search {session.config.head}", drop_diverged=True)
             for entry, member, score in zip(waiting, members, _scores(session, members, validation_rows), strict=False):
                 entry.update(score=score, diverged_at=member.diverged_at)

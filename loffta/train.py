@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loffta import machine
-from loffta.batches import bytes_per_image
+from loffta import augment, machine
 from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError, UsageError, unknown_name
 from loffta.evaluate import evaluate
@@ -61,7 +60,11 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
         config = _select(config, cache, out, stop)
     features, recipe = _resolve(config, cache)
     config = config.model_copy(
-        update={"features": resolved_choices(features), "recipe": recipe.model_dump(mode="json")}
+        update={
+            "features": resolved_choices(features),
+            "recipe": recipe.model_dump(mode="json"),
+            "augment": augment.words(augment.resolve(config.augment)),
+        }
     )
     check_out(out, config)
     paths = RunPaths(out)
@@ -98,10 +101,9 @@ def _train(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | 
             f"{config.head}: {fitted.epochs} epochs of batches of {fitted.batch_size}, for this many images", show=True
         )
     members = [session.member(fitted, seed) for seed in range(config.seeds)]
-    keeper = session.keeper("final", rows, members)
     with session.feed(rows, fitted) as feed:
-        size = bytes_per_image(session.features) * len(rows) / 1e6
-        log.write(f"{config.head}: {len(rows)} images, {size:.1f} MB of features, {feed.mode} mode", show=True)
+        keeper = session.keeper("final", feed, members)
+        log.write(f"{config.head}: {len(rows)} images, {feed.describe()}", show=True)
         fit(session, feed, members, keeper, title=f"train {config.head}")
     _save(paths, members)
     write_json(paths.training, {"seconds": keeper.seconds, "epochs": fitted.epochs, "batch_size": fitted.batch_size})

@@ -3,27 +3,36 @@
 import threading
 import time
 import tracemalloc
+from itertools import chain
 
 import numpy as np
-import psutil
 import pytest
 import torch
 import zarr
 
-from loffta.batches import Feed, bytes_per_image, choose_mode
+from loffta import batches as module
+from loffta.batches import Feed
 from loffta.errors import DamageFound
 from loffta.features import choose_features
+from loffta.feed_modes import Placement, bytes_per_image
+from loffta.feed_order import Window, uniform_order, windowed_order
+from loffta.store import reader as reader_module
 from loffta.store.cache import Cache
 from loffta.store.files import remove_folder
 from loffta.store.quantise import Scales
 from loffta.store.reader import ArrayReader
 from loffta.store.scales import create_scales
+from loffta.store.shard import read_into
 
 from .caches import FakeStore, make_cache, make_table
 
 N = 43  # units of 8, the last one of 3
 ROWS = np.array([40, 3, 4, 5, 21, 9, 42, 0, 17, 30, 12, 11, 8])
 SHAPES = {"s.0": (4, 4, 3), "s.1": (2, 3, 5), "s.2": (2, 3, 5), "s.3": (2, 3, 5)}
+
+
+WINDOW = Window(6, 2)
+WINDOW_OF_2 = Window(4, 3)  # of two batches of 2
 
 
 def arrays(dtype="float16"):
@@ -42,6 +51,23 @@ def made(request, tmp_path_factory):
     features = choose_features(cache, ["net:s.0,s.1,s.3", "other"], ("grid",), default_taps="all")
     expected = [first["s.0"][:, None], np.stack([first["s.1"], first["s.3"]], axis=1), other[:, None]]
     return cache, features, expected
+
+
+def on_the_device(monkeypatch):
+    """Places features as on an accelerator; the CPU stands in for it."""
+    monkeypatch.setattr(module, "choose_placements", lambda f, *_: [Placement("device", "")] * len(f))
+
+
+def record_reads(monkeypatch):
+    """(taps, rows) of every call of a reader from now on."""
+    calls, read = [], ArrayReader.read
+
+    def recorded(self, rows, taps=None, *args, **kwargs):
+        calls.append((taps, rows.tolist()))
+        return read(self, rows, taps, *args, **kwargs)
+
+    monkeypatch.setattr(ArrayReader, "read", recorded)
+    return calls
 
 
 def copies(batches):
@@ -88,13 +114,134 @@ def test_means(tmp_path, mode, stored):
             np.testing.assert_allclose(first[:, 0].numpy(), means["s.0"][rows] - offset, atol=2e-3)
 
 
-def test_threads_and_mode_do_not_show(made):
+@pytest.mark.parametrize("order", ["uniform", "windowed"])
+def test_threads_and_mode_do_not_show(made, monkeypatch, order):
     _, features, _ = made
     seen = []
-    for mode, n_threads in [("host", 1), ("host", 5), ("stream", 1), ("stream", 2), ("stream", 5)]:
-        with Feed(features, ROWS, batch_size=4, mode=mode, n_threads=n_threads, seed=7) as feed:
+    options = {"batch_size": 3, "order": order, "window": WINDOW, "seed": 7}
+    for mode, n_threads in [("host", 1), ("host", 5), ("stream", 1), ("stream", 2), ("stream", 5), ("stream", 9)]:
+        with Feed(features, ROWS, mode=mode, n_threads=n_threads, **options) as feed:
             seen.append(copies(feed.epoch(0)) + copies(feed.epoch(1)))
+    on_the_device(monkeypatch)
+    with Feed(features, ROWS, **options) as feed:
+        assert feed.modes == ("device",) * len(features)
+        seen.append(copies(feed.epoch(0)) + copies(feed.epoch(1)))
     assert all(same(seen[0], other) for other in seen[1:])
+    found = np.concatenate([rows for rows, _ in seen[0]])
+    draw = {"uniform": lambda e: uniform_order(13, 7, e), "windowed": lambda e: windowed_order(ROWS, WINDOW, 7, e)}
+    assert found.tolist() == ROWS[np.concatenate([draw[order](0), draw[order](1)])].tolist()
+
+
+@pytest.mark.parametrize("order", ["uniform", "windowed"])
+@pytest.mark.parametrize("mode", ["host", "stream", "device"])
+def test_an_epoch_is_resumed_in_its_middle(made, monkeypatch, mode, order):
+    """What follows is the same bit for bit, and what was left out is not read."""
+    _, features, _ = made
+    if mode == "device":
+        on_the_device(monkeypatch)
+    read = record_reads(monkeypatch)
+    with Feed(
+        features, ROWS, batch_size=2, mode="auto" if mode == "device" else mode, order=order, window=WINDOW_OF_2
+    ) as feed:
+        whole = copies(feed.epoch(4))
+        for start in range(len(feed) + 1):
+            read.clear()
+            assert same(copies(feed.epoch(4, start)), whole[start:])
+            rows = sorted(row for _, rows in read for row in rows)
+            left = [row for batch in whole[start:] for row in batch[0].tolist()]
+            assert rows == (sorted(left * 3) if mode == "stream" else [])  # of three arrays
+        with pytest.raises(AssertionError, match="an epoch has 7 batches, none with number 8"):
+            feed.epoch(4, 8)
+
+
+def test_a_window_is_read_at_once_and_in_runs(made, monkeypatch):
+    """Neighbours on disk come with one system call, though they go to different batches."""
+    _, (feature, *_), _ = made
+    rows, window = np.arange(2, 38), Window(12, 6)
+    read = record_reads(monkeypatch)
+    calls = []
+    monkeypatch.setattr(
+        reader_module,
+        "read_into",
+        lambda fd, buffers, *a, **k: (calls.append(len(buffers)), read_into(fd, buffers, *a, **k)),
+    )
+    with Feed([feature], rows, batch_size=4, mode="stream", order="windowed", window=window, n_threads=3) as feed:
+        list(feed.epoch(0))
+        calls.clear(), read.clear()
+        batches = [batch.rows.tolist() for batch in feed.epoch(1)]
+    assert [sorted(found) for _, found in read] == [sorted(chain(*batches[i : i + 3])) for i in (0, 3, 6)]
+    assert sorted(chain(*batches)) == rows.tolist()
+    assert len(calls) <= 18  # at most: 6 or 7 runs, cut at 2 window and 4 unit borders; 36 images at random: about 34
+
+
+def test_features_of_one_array_share_a_read(tmp_path, monkeypatch):
+    """Grids and the means of grids, also where a mean of one tap is stored: one read of the union of taps a batch."""
+    grids = {tap: grid for tap, grid in arrays("float32").items() if tap != "s.0"}
+    cache = make_cache(
+        tmp_path / "cache", make_table(np.zeros(N), ["train"] * N), [FakeStore("net", grids, dtype="float32")]
+    )
+    both = choose_features(cache, ["net:s.1,s.3"], ("grid", "mean"), default_taps="all")
+    both += choose_features(cache, ["net:s.2,s.3"], ("grid",), default_taps="all")
+    both += choose_features(cache, ["net:s.1,s.3"], ("mean",), default_taps="all")
+    expected = [np.stack([grids[tap] for tap in f.spec.taps], axis=1) for f in both]
+    for feature, mode in zip(both, ("stream", "stream", "stream", "host"), strict=True):
+        assert feature.array.paths == both[0].array.paths, mode
+    placed = [Placement(mode, "") for mode in ("stream", "stream", "stream", "host")]
+    monkeypatch.setattr(module, "choose_placements", lambda *_: placed)
+    read = record_reads(monkeypatch)
+    with Feed(both, ROWS, batch_size=5) as feed:
+        assert read == [([0, 2], ROWS.tolist())]  # the mean that is held
+        read.clear()
+        for rows, tensors in copies(feed.in_order()):
+            for feature, tensor, grid in zip(both, tensors, expected, strict=True):
+                values = grid[rows].mean(axis=(2, 3)) if feature.is_pooled else grid[rows]
+                np.testing.assert_allclose(tensor.numpy(), values, atol=1e-6)
+    assert read == [([0, 1, 2], ROWS[i : i + 5].tolist()) for i in (0, 5, 10)]
+
+
+def test_waiting_is_counted(made, monkeypatch):
+    """Time that the consumer spends on its own is not waiting; the reads run meanwhile."""
+    _, (feature, *_), _ = made
+    gate = threading.Event()
+    read = ArrayReader.read
+    monkeypatch.setattr(ArrayReader, "read", lambda *a, **k: (gate.wait(), read(*a, **k))[1])
+    with Feed([feature], ROWS, batch_size=7, mode="stream") as feed:
+        batches = feed.in_order()
+        threading.Timer(0.05, gate.set).start()
+        next(batches)
+        assert feed.waited_s > 0.02
+        for part in list(feed._running.gi_frame.f_locals["parts"]):
+            part.read.result()
+        before = feed.waited_s
+        next(batches)
+        assert feed.waited_s == before
+
+
+def test_order_and_threads_follow_the_page_cache(made, monkeypatch):
+    """What is streamed and does not fit the memory comes from the disk in every epoch."""
+    _, features, _ = made
+    need = bytes_per_image(features) * len(ROWS)
+    for free, order, n_parts in [(need, "uniform", 1), (need - 1, "windowed", 16)]:
+        monkeypatch.setattr("loffta.machine.free_memory_bytes", lambda free=free: free)
+        with Feed(features, ROWS, batch_size=4) as feed:
+            assert set(feed.modes) >= {"stream"}
+        with Feed(features, ROWS, batch_size=4, mode="stream") as feed:
+            assert (feed.order, feed._n_parts) == (order, n_parts)
+            assert ("; uniform order" in feed.describe()) == (order == "uniform")
+        with Feed(features, ROWS, batch_size=4, mode="stream", order="uniform") as feed:
+            assert feed.order == "uniform"
+
+
+def test_describe_says_what_a_window_is_worth(made):
+    _, (feature, *_), _ = made
+    rows = np.arange(2, 42)
+    with Feed([feature], rows, batch_size=4, mode="stream", order="windowed", window=Window(8, 4)) as feed:
+        text = feed.describe()
+        on_disk = {row: i for i, batch in enumerate(feed.epoch(0)) for row in batch.rows.tolist()}
+    together = [any(on_disk.get(row + d) == on_disk[row] for d in (-1, 1)) for row in rows]
+    assert text.startswith(f"stream: {feature.array.paths.name} (")
+    assert "windowed order: 8 images (20.0% of all) are mixed at a time, " in text
+    assert f", {np.mean(together):.1%} of a batch's images have a neighbour on disk in it (uniform: " in text
 
 
 def test_order_is_seed_and_epoch(made):
@@ -193,21 +340,6 @@ def test_damage_reaches_the_consumer(tmp_path):
         Feed([feature], rows, batch_size=4, mode="host")
 
 
-def test_auto_mode_looks_at_the_memory(made, monkeypatch):
-    _, features, _ = made
-    itemsize = features[0].array.layout.dtype.itemsize
-    need = (48 + 2 * 30 + 8) * itemsize * len(ROWS)
-
-    def free(n_bytes):
-        monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": n_bytes}))
-        with Feed(features, ROWS, batch_size=4) as feed:
-            assert feed.mode == choose_mode(features, len(ROWS))
-            return feed.mode
-
-    assert free(2 * need) == "host"
-    assert free(2 * need - 2) == "stream"
-
-
 def test_stream_mode_holds_the_ring_alone(tmp_path):
     grids = {"x": np.zeros((256, 16, 16, 32), np.float16)}  # 4 MiB
     cache = make_cache(tmp_path / "cache", make_table(np.zeros(256), ["train"] * 256), [FakeStore("net", grids)])
@@ -259,7 +391,7 @@ def test_int8_is_decoded_to_the_same_bits_that_others_read(tmp_path, mode):
                 assert tensor.dtype == torch.float32
                 assert np.array_equal(tensor.numpy(), values[rows])
         if mode == "host":
-            assert [held.dtype for held in feed._held] == [np.int8] * len(features)
+            assert [source.held.dtype for source in feed._sources] == [np.int8] * len(features)
         assert all(buffer.dtype == torch.int8 for slot in feed._slots for buffer in slot.buffers)
     truth = np.stack([arrays()["s.1"], arrays()["s.3"]], axis=1).astype(np.float32)
     assert np.abs(expected[1] - truth).max() < 0.05

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from loffta import augment
 from loffta import fit as loop
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError
@@ -49,9 +50,8 @@ def make_session(cache, out, **changes):
 def go(session, recipe, *, n_seeds=2, **options):
     rows = np.arange(N_TRAIN)
     members = [session.member(recipe, seed) for seed in range(n_seeds)]
-    keeper = session.keeper("test", rows, members)
     with session.feed(rows, recipe) as feed:
-        fit(session, feed, members, keeper, title="test", **options)
+        fit(session, feed, members, session.keeper("test", feed, members), title="test", **options)
     return members
 
 
@@ -114,18 +114,20 @@ def test_settings_side_by_side_equal_settings_alone(cache, tmp_path):
     rows = np.arange(N_TRAIN)
     together = [session.member(recipe, 3) for recipe in recipes]
     with session.feed(rows, recipes[0]) as feed:
-        fit(session, feed, together, session.keeper("all", rows, together), title="all")
+        fit(session, feed, together, session.keeper("all", feed, together), title="all")
         for recipe, member in zip(recipes, together, strict=True):
             alone = [session.member(recipe, 3)]
-            fit(session, feed, alone, session.keeper("one", rows, alone), title="one")
+            fit(session, feed, alone, session.keeper("one", feed, alone), title="one")
             assert torch.equal(alone[0].head.classify.weight, member.head.classify.weight)
             assert alone[0].log == member.log
 
 
 def test_augmentation_is_each_members_own(cache, tmp_path):
     recipe = NoisyRecipe(epochs=1, noise=0.0)
-    plain = go(make_session(cache, tmp_path / "plain"), recipe)
-    same = go(make_session(cache, tmp_path / "same"), recipe, augment=lambda features, rng: (features, None))
+    sessions = {name: make_session(cache, tmp_path / name) for name in ("plain", "same", "moved")}
+    plain = go(sessions["plain"], recipe)
+    vars(sessions["same"])["augment"] = lambda features, rng: (features, None)
+    same = go(sessions["same"], recipe)
     seen = []
 
     def noisy(features, rng):
@@ -133,7 +135,8 @@ def test_augmentation_is_each_members_own(cache, tmp_path):
         seen.append(draw[:2].tolist())
         return [f + draw.view(-1, *[1] * (f.ndim - 1)) for f in features], Mix(torch.arange(len(draw)).flip(0), draw)
 
-    moved = go(make_session(cache, tmp_path / "moved"), recipe, augment=noisy)
+    vars(sessions["moved"])["augment"] = noisy
+    moved = go(sessions["moved"], recipe)
     for one, other, third in zip(plain, same, moved, strict=True):
         assert torch.equal(one.head.classify.weight, other.head.classify.weight)
         assert not torch.equal(one.head.classify.weight, third.head.classify.weight)
@@ -211,3 +214,28 @@ def test_classes_without_an_image_are_named(tmp_path, capsys, n_absent):
     assert line in capsys.readouterr().err
     assert line in RunPaths(tmp_path / "run").log.read_text()
     assert all(t.isfinite().all() for t in load_file(RunPaths(tmp_path / "run").head(0)).values())
+
+
+def test_presets_and_their_settings_reach_the_features(cache, tmp_path):
+    recipe = NoisyRecipe(epochs=1, noise=0.0)
+    plain = go(make_session(cache, tmp_path / "plain", augment="none"), recipe)
+    drawn = [go(make_session(cache, tmp_path / name, augment="loff-ta"), recipe) for name in ("one", "again")]
+    mixed = go(make_session(cache, tmp_path / "mixed", augment={"preset": "none", "mixup_alpha": 0.4}), recipe)
+    for seed in range(2):
+        weights = [members[seed].head.classify.weight for members in (plain, *drawn, mixed)]
+        assert torch.equal(weights[1], weights[2])
+        assert not torch.equal(weights[0], weights[1])
+        assert not torch.equal(weights[0], weights[3])
+
+
+def test_augmentation_equals_its_own_functions(cache, tmp_path):
+    """What a session does to a batch is `draw` with the member's generator, then `apply`; mixing goes to the loss."""
+    settings = augment.from_preset("loff-ta", {"mixup_alpha": 1.0})
+    session = make_session(cache, tmp_path / "run", augment=augment.words(settings))
+    batch = [torch.randn(5, len(f.spec.taps), *f.spec.shape) for f in session.features]
+    found, mix = session.augment(batch, torch.Generator().manual_seed(3))
+    drawn = augment.draw(settings, 5, torch.Generator().manual_seed(3), torch.device("cpu"))
+    for one, other in zip(found, augment.apply(batch, [f.spec for f in session.features], drawn), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(mix.partner, drawn.partner)
+    assert torch.equal(mix.weight, drawn.weight)

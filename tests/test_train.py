@@ -225,7 +225,7 @@ def test_the_log_says_what_is_fed_and_how_it_went(cache, tmp_path, capsys):
     lines = RunPaths(tmp_path / "run").log.read_text().splitlines()
     texts = [line.partition(" ")[2] for line in lines]
     assert texts[1].startswith(f"linear: {n_train} images, ")
-    assert texts[1].endswith("MB of features, stream mode")
+    assert texts[1].endswith("as asked); uniform order")
     assert texts[1] in capsys.readouterr().err
     losses = [row["loss"] for row in log_of(tmp_path / "run")]
     assert [text.rpartition(",")[0] for text in texts[2:4]] == [

@@ -17,13 +17,24 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from loffta.augment.config import PRESETS, AugmentConfig, from_preset
+from loffta.augment.config import PRESETS, AugmentConfig, from_preset, resolve, words
 from loffta.augment.matrix import N_DRAWS, make_matrix
 from loffta.augment.ops import FILLS, Fill, add_noise, bilinear, drop_tokens, find_sources, mix, move_grid, spread
 from loffta.augment.targets import Boxes, move_boxes, move_depth, move_mask
 from loffta.tokens import FeatureSpec
 
-__all__ = ["PRESETS", "AugmentConfig", "Boxes", "Parameters", "apply", "apply_targets", "draw", "from_preset"]
+__all__ = [
+    "PRESETS",
+    "AugmentConfig",
+    "Boxes",
+    "Parameters",
+    "apply",
+    "apply_targets",
+    "draw",
+    "from_preset",
+    "resolve",
+    "words",
+]
 
 TargetKind: TypeAlias = Literal["mask", "instances", "depth", "boxes"]
 _OUTSIDE = {"mask": 255, "instances": 0}  # Pascal VOC's "ignore"; no instance

@@ -74,6 +74,23 @@ PRESETS: dict[str, AugmentConfig] = {
 }
 
 
+def resolve(value: str | Mapping[str, Any]) -> AugmentConfig:
+    """From what a configuration says: a preset's name, or a mapping of settings and, if need be, a `preset`.
+
+    Raises:
+        UsageError: as `from_preset`.
+    """
+    if isinstance(value, str):
+        return from_preset(value, {})
+    changes = dict(value)
+    return from_preset(str(changes.pop("preset", "none")), changes)
+
+
+def words(config: AugmentConfig) -> str | dict[str, Any]:
+    """The same as a configuration file has it: "none", or all settings; `resolve` gives it back."""
+    return "none" if config == AugmentConfig() else config.model_dump(mode="json")
+
+
 def from_preset(name: str, changes: Mapping[str, Any], *, where: str = "--augment") -> AugmentConfig:
     """A preset with some of its settings changed.
 

@@ -232,7 +232,7 @@ def test_train_and_evaluate_as_processes(tmp_path):
 
     trained = loffta("train", "cache", "--head", "combo", "--out", "run", *QUICK, "--set", "depth=1", "--json")
     assert trained.returncode == 0
-    assert re.fullmatch(r"\w+: \d+ images, [\d.]+ MB of features, host mode\n", trained.stderr)
+    assert re.fullmatch(r"\w+: \d+ images, host: [^\n]+; uniform order\n", trained.stderr)
     moved = root.rename(tmp_path / "moved")
     assert loffta("evaluate", "run").returncode == 1
     again = loffta("evaluate", "run", "--cache", moved, "--device", "cpu", "--json")

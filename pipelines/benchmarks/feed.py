@@ -1,0 +1,268 @@
+"""The feed against the direct reader, a training step against one on a resident batch, cold orders, stream-mode memory.
+
+Run:     python pipelines/benchmarks/feed.py [--images 512] [--pairs 7] [--steps 4] [--batch 64] [--dir DIR]
+Needs:   4.5 MB of disk an image, and page cache for as much; `--images 64 --pairs 1 --batch 16` tries it out.
+Expect:  lines with a goal say whether it was reached; minutes, most of them for ComBo's steps on a CPU.
+Caches:  ComBo: grids of 12 taps x 14 x 14 x 768. LOFF-TA: 1 tap x 16 x 16 x 768 as grid and its class token as prefix,
+         twice as many images. Both float16, 256 images a unit. Memory: 1 tap x 8 x 8 x 768, 1 and 8 times the images.
+Method:  jobs take turns in alternating order; a ratio is the median over the pairs. The feed streams (the prefix, being
+         small, is held in memory) with as many threads as the direct reader, which reads the same bytes, batch by batch
+         in random order, into one reused buffer. The consumer looks at one value of each batch. A step is prepare,
+         forward, backward and AdamW of the head `combo`; its rival takes the same step on one batch that is there.
+         COLD is an epoch from the disk with 16 threads, windowed against uniform; as root the whole page cache is
+         dropped, else the cache's own files. Memory is the kernel's account of a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from clock import alternate, print_machine, ratio_text
+
+from loffta import machine
+from loffta.batches import COLD_THREADS, WARM_THREADS, Batch, Feed
+from loffta.bench_parts import Job, train_step
+from loffta.features import Feature, choose_features
+from loffta.heads import build_head
+from loffta.heads.combo import ComboRecipe
+from loffta.store.cache import Cache
+from loffta.store.ledger import OK, ImageStatus
+from loffta.store.reader import ArrayReader
+from loffta.store.recipe import StoreInfo
+from loffta.store.table import ImageTable
+from loffta.store.writer import UnitWriter, to_storage
+from loffta.tokens import Kind, TokenSpec
+
+UNIT, DIM, MODEL = 256, 768, "made-up-vit"
+FEED_GOAL, STEP_GOAL = 0.9, 0.95
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Tokens of one cache."""
+
+    name: str
+    n_taps: int
+    side: int
+    kinds: tuple[Kind, ...]
+
+
+COMBO = Shape("ComBo: 12 taps x 196 tokens x 768", 12, 14, ("grid",))
+LOFF_TA = Shape("LOFF-TA: 1 tap x (256 + 1) tokens x 768", 1, 16, ("grid", "prefix"))
+SMALL = Shape("1 tap x 64 tokens x 768", 1, 8, ("grid",))
+
+
+def main() -> None:
+    """Makes the caches in a temporary folder, measures, prints and deletes them."""
+    parser = argparse.ArgumentParser(description="feed benchmark: the feed against the direct reader")
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--pairs", type=int, default=7, help="interleaved repeats")
+    parser.add_argument("--steps", type=int, default=4, help="training steps a turn")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--dir", type=Path, default=None, help="where the temporary folder goes")
+    parser.add_argument("--stream", type=Path, default=None, help=argparse.SUPPRESS)  # a child of measure_memory
+    options = parser.parse_args()
+    machine.cap_threads()
+    if options.stream:
+        stream_once(options.stream, options.batch)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="loffta-bench-", dir=options.dir))
+    try:
+        print_machine(("torch", "numpy", "crc32c"))
+        for shape, n_images in ((COMBO, options.images), (LOFF_TA, 2 * options.images)):
+            features = make_cache(root := folder / "cache", shape, n_images)
+            n_bytes = sum(math.prod(feature.array.layout.shape) for feature in features) * 2
+            print(f"\n{shape.name}: {n_images} images, {n_bytes / 1e9:.2f} GB, batches of {options.batch}", flush=True)
+            measure_feed(features, n_images, options.batch, options.pairs)
+            measure_step(features, n_images, options.batch, options.steps, options.pairs)
+            measure_orders(root, features, n_images, options.batch, options.pairs)
+            shutil.rmtree(root)
+        measure_memory(folder, options.images, options.batch)
+    finally:
+        shutil.rmtree(folder)
+
+
+def make_cache(root: Path, shape: Shape, n_images: int) -> list[Feature]:
+    """A cache of noise, written by loffta's own writer, and its features."""
+    keys = [f"{row:06d}.png" for row in range(n_images)]
+    zeros = np.zeros(n_images, dtype=np.int64)
+    table = ImageTable("folder:none", keys, zeros + 1, ["train"] * n_images, zeros, ("one", "two"))
+    cache = Cache.create(root, table, unit_images=UNIT, thumb_px=8)
+    specs = tuple(TokenSpec(f"blocks.{i}", shape.side, shape.side, 1, DIM) for i in range(shape.n_taps))
+    recipe = {
+        "backbone": MODEL,
+        "weights": "random:0",
+        "input": {"image_px": 16 * shape.side},
+        "pool": None,
+        "view": None,
+        "precision": "fp32",
+        "dtype": "float16",
+    }
+    store = cache.create_store(StoreInfo(recipe, {"backbone": MODEL}, {"spec": "random:0"}, specs))
+    rng = np.random.default_rng(0)
+    for kind in shape.kinds:
+        (array,) = cache.add_arrays(store, kind, specs, "float16")
+        tokens = torch.from_numpy(rng.standard_normal((16, *array.layout.item_shape), dtype=np.float32))
+        for unit in range(cache.n_units):
+            rows, writer = cache.rows_of_unit(unit), UnitWriter(array.paths, array.layout, unit)
+            for first in rows[:: len(tokens)]:
+                batch = range(first, min(first + len(tokens), rows.stop))
+                writer.append(batch, to_storage(tokens[: len(batch)], "float16"), [keys[row] for row in batch])
+            writer.commit([ImageStatus(row, OK) for row in rows], {})
+    return choose_features(Cache.open(root), [], shape.kinds, default_taps="all")
+
+
+def open_feed(features: Sequence[Feature], n_images: int, batch_size: int, n_threads: int, **options) -> Feed:
+    """A feed that streams."""
+    rows = np.arange(n_images)
+    return Feed(features, rows, batch_size=batch_size, mode="stream", n_threads=n_threads, **options)
+
+
+def look_at(batch: Batch) -> float:
+    """The trivial consumer."""
+    return sum(float(tensor.reshape(-1)[0]) for tensor in batch.features)
+
+
+def measure_feed(features: Sequence[Feature], n_images: int, batch_size: int, n_pairs: int) -> None:
+    """An epoch of batches, warm, against the reader alone."""
+    rng, numbers = np.random.default_rng(1), iter(range(10**9))
+    readers = [ArrayReader(feature.array.paths) for feature in features]
+    out = [reader.empty(batch_size) for reader in readers]
+    with (
+        open_feed(features, n_images, batch_size, WARM_THREADS, order="uniform") as feed,
+        ThreadPoolExecutor(WARM_THREADS) as pool,
+    ):
+
+        def direct() -> None:
+            order = rng.permutation(n_images)
+            for first in range(0, n_images, batch_size):
+                rows = order[first : first + batch_size]
+                for reader, buffer in zip(readers, out, strict=True):
+                    reader.read(rows, None, buffer[: len(rows)], pool=pool, n_parts=WARM_THREADS)
+
+        jobs: dict[str, Callable[[], object]] = {
+            "direct": direct,
+            "feed": lambda: [look_at(batch) for batch in feed.epoch(next(numbers))],
+        }
+        alternate(jobs, 0)  # fills the page cache and checks every checksum
+        found = [alternate(jobs, repeat) for repeat in range(n_pairs)]
+    print_rates(found, n_images)
+    print(f"  {ratio_text([(s['direct'], s['feed']) for s in found], 'of the direct reader', FEED_GOAL)}", flush=True)
+
+
+def measure_step(features: Sequence[Feature], n_images: int, batch_size: int, n_steps: int, n_pairs: int) -> None:
+    """Steps on batches from the feed, and on one batch over and over."""
+    grids = [feature for feature in features if feature.spec.kind == "grid"]
+    specs = [feature.spec for feature in grids]
+    recipe = ComboRecipe().resolve(specs)
+    head = build_head("combo", specs, 2, recipe, 0).train()
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-4)
+    job = Job(grids, np.arange(n_images), head, recipe, optimizer, torch.device("cpu"), batch_size)
+    # whole batches alone, and an epoch as long as a turn: the feed reads ahead within a turn, not between turns
+    n_fed = min(n_steps, n_images // batch_size) * batch_size
+    rows, numbers = np.random.default_rng(2).permutation(n_images)[:n_fed], iter(range(10**9))
+    with Feed(grids, rows, batch_size=batch_size, mode="stream", n_threads=WARM_THREADS) as feed:
+        resident = tuple(tensor.clone() for tensor in next(feed.in_order()).features)
+
+        def with_feed() -> None:
+            for batch in feed.epoch(next(numbers)):
+                train_step(job, head.prepare(batch.features))
+
+        def without() -> None:
+            for _ in range(len(feed)):
+                train_step(job, head.prepare(resident))
+
+        jobs: dict[str, Callable[[], object]] = {"resident batch": without, "with the feed": with_feed}
+        alternate(jobs, 0)
+        found = [alternate(jobs, repeat) for repeat in range(n_pairs)]
+        print_rates(found, n_fed)
+        pairs = [(s["resident batch"], s["with the feed"]) for s in found]
+        print(f"  {ratio_text(pairs, 'of the steps on a resident batch', STEP_GOAL)}", flush=True)
+
+
+def measure_orders(root: Path, features: Sequence[Feature], n_images: int, batch_size: int, n_pairs: int) -> None:
+    """Cold epochs in both orders."""
+    numbers = iter(range(10**9))
+    evict = Evictor(root)
+    print(f"  COLD ({evict.how})")
+    with (
+        open_feed(features, n_images, batch_size, COLD_THREADS, order="uniform") as uniform,
+        open_feed(features, n_images, batch_size, COLD_THREADS, order="windowed") as windowed,
+    ):
+        jobs: dict[str, Callable[[], object]] = {
+            "uniform": lambda: [look_at(batch) for batch in uniform.epoch(next(numbers))],
+            "windowed": lambda: [look_at(batch) for batch in windowed.epoch(next(numbers))],
+        }
+        alternate(jobs, 0)  # opens the shards and checks every checksum
+        found = [alternate(jobs, repeat, before=evict) for repeat in range(n_pairs)]
+        print_rates(found, n_images)
+        print(f"  {ratio_text([(s['uniform'], s['windowed']) for s in found], 'times the uniform rate, windowed')}")
+        print(f"  {windowed.describe().rpartition('; ')[2]}", flush=True)
+
+
+class Evictor:
+    """Empties the page cache of a cache's bytes; the host of a virtual machine may still hold them."""
+
+    def __init__(self, root: Path) -> None:
+        self.files = sorted(root.glob("stores/*/*/c.*"))
+        self.knob = Path("/proc/sys/vm/drop_caches")
+        self.how = "drop_caches" if os.access(self.knob, os.W_OK) else "posix_fadvise DONTNEED"
+
+    def __call__(self) -> None:
+        """All of it, or these files."""
+        if self.how == "drop_caches":
+            os.sync()
+            self.knob.write_text("3")
+            return
+        for path in self.files:
+            fd = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+
+
+def measure_memory(folder: Path, n_images: int, batch_size: int) -> None:
+    """Largest resident memory of an epoch that streams, as processes of their own."""
+    print(f"\nlargest resident memory of an epoch in stream mode ({SMALL.name})", flush=True)
+    peaks = []
+    for n in (n_images, 8 * n_images):
+        make_cache(root := folder / f"memory-{n}", SMALL, n)
+        command = [sys.executable, __file__, "--stream", str(root), "--batch", str(batch_size)]
+        peaks.append(float(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
+        print(f"  {n:6} images: {peaks[-1]:.0f} MiB", flush=True)
+        shutil.rmtree(root)
+    print(f"  eight times the images: {peaks[1] / peaks[0]:.2f} times the memory", flush=True)
+
+
+def stream_once(root: Path, batch_size: int) -> None:
+    """What a child of `measure_memory` does; prints its largest resident memory, MiB."""
+    cache = Cache.open(root)
+    features = choose_features(cache, [], SMALL.kinds, default_taps="all")
+    with open_feed(features, len(cache.table), batch_size, WARM_THREADS) as feed:
+        for batch in feed.epoch(0):
+            look_at(batch)
+    # not getrusage: what it says of a child counts the parent's memory until the child's exec
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    print(int(status["VmHWM"].split()[0]) / 1024)
+
+
+def print_rates(found: Sequence[dict[str, float]], n_images: int) -> None:
+    """The median rate of each job."""
+    rates = {name: statistics.median(n_images / s[name] for s in found) for name in found[0]}
+    print("  " + ", ".join(f"{name} {rate:,.1f} images/s" for name, rate in rates.items()), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""`loffta bench`: its table, its JSON, and a cache that nobody may write to."""
+
+import json
+import stat
+
+import pytest
+from loffta_cli.main import main
+
+from tests.caches import toy_cache
+
+QUICK = ["--seconds", "0.05", "--device", "cpu"]
+
+
+def test_table_and_json(tmp_path, capsys):
+    root = toy_cache(tmp_path / "cache").paths.root
+    small = ["--set", "width=8", "--set", "depth=1", "--batch-size", "8", "--features", "good:a.0", "--feed", "stream"]
+    assert main(["bench", str(root), "--head", "combo", *small, *QUICK, "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = json.loads(lines[-1])
+    assert lines[0] == "head combo on cpu, batches of 8 of 60 images, 48 B each"
+    assert [line.split("  ")[0] for line in lines[3:9]] == [
+        "disk, 16 threads",
+        "page cache, 2 threads",
+        "crc32c, first touch alone",
+        "pool, dequantise",
+        "head: prepare",
+        "head: forward, backward",
+    ]
+    disk, cached = (line.split() for line in lines[3:5])
+    assert disk[-1] == "-"
+    assert cached[-2] == "-"
+    assert lines[10].startswith("whole steps with the feed: ")
+    assert lines[11].startswith("  stream: good-")
+    assert lines[11].endswith("as asked); uniform order")
+    assert lines[13] == found["advice"]
+    assert (found["head"], found["batch_size"]) == ("combo", 8)
+
+
+def test_a_read_only_cache_is_measured(tmp_path):
+    root = toy_cache(tmp_path / "cache").paths.root
+    paths = [root, *root.rglob("*")]
+    for path in paths:
+        path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
+    try:
+        assert main(["bench", str(root), *QUICK]) == 0
+    finally:
+        for path in paths:
+            path.chmod(path.stat().st_mode | stat.S_IWUSR)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--head", "combox"], "did you mean combo"),
+        (["--feed", "device"], "remedy: use --feed host"),
+        (["--set", "colour=1"], "unknown key 'colour'"),
+        (["--batch-size", "0"], "0 is not in the range x>=1"),
+        (["--feed", "disk"], "'disk' is not one of"),
+    ],
+)
+def test_what_cannot_be_done_is_a_usage_error(tmp_path, capsys, words, message):
+    root = toy_cache(tmp_path / "cache").paths.root
+    assert main(["bench", str(root), *words, *QUICK]) == 2
+    assert message in capsys.readouterr().err
