@@ -111,8 +111,7 @@ def test_memory_decides_the_size_of_a_group(cache, tmp_path, monkeypatch):
     one = (16 + 24) * n_parameters + 8 * 12 * 3  # weights, gradients, moments; a checkpoint; the scores of 12 images
     for n, bytes_free in ((6, 10**12), (2, 2 * one * 2), (1, 2 * one * 2 - 2), (1, 0)):
         free[0], rooms[:] = bytes_free, []
-        monkeypatch.setattr("loffta.batches.choose_mode", lambda *_: "stream")
-        go(cache, tmp_path / f"{n}-{bytes_free}", search=True, recipe={**RECIPE, "epochs": 1})
+        go(cache, tmp_path / f"{n}-{bytes_free}", search=True, feed="stream", recipe={**RECIPE, "epochs": 1})
         assert min(rooms[0], 6) == n
 
 
