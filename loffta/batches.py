@@ -21,7 +21,16 @@ from torch import Tensor
 from loffta.features import Feature
 from loffta.feed_copies import Copy, DeviceCopies
 from loffta.feed_modes import Mode, ModeChoice, choose_placements, describe_placements, is_cold
-from loffta.feed_order import Order, OrderChoice, Window, choose_window, neighbour_share, uniform_order, windowed_order
+from loffta.feed_order import (
+    RUNS_HELP_BELOW,
+    Order,
+    OrderChoice,
+    Window,
+    choose_window,
+    neighbour_share,
+    uniform_order,
+    windowed_order,
+)
 from loffta.feed_sources import make_sources, read_bytes
 
 WARM_THREADS = 2  # saturate the page cache
@@ -79,7 +88,8 @@ class Feed:
         Args:
             rows: rows to feed, each once an epoch.
             mode: see `feed_modes.choose_placements`.
-            order: auto is windowed where more is streamed than the page cache can keep, else uniform.
+            order: auto is windowed where more is streamed than the page cache can keep and an image is less than 1 MiB
+                of its array, else uniform. It depends on the memory of the machine: keep `Feed.order` for a resume.
             window: of the windowed order; None: see `feed_order.choose_window`.
             n_threads: that read at the same time; None: 16 where the page cache cannot keep what is streamed, else 2.
         Raises:
@@ -93,10 +103,11 @@ class Feed:
         self._device = device or torch.device("cpu")
         self._seed = seed
         self._placements = choose_placements(features, len(rows), self._device, mode)
-        streamed = read_bytes([f for f, m in zip(features, self.modes, strict=True) if m == "stream"])
+        from_disk = [f for f, m in zip(features, self.modes, strict=True) if m == "stream"]
+        streamed = read_bytes(from_disk)
         cold = is_cold(streamed * len(rows))
         self._window = window or choose_window(max(1, streamed), len(rows), batch_size)
-        self.order: Order = ("windowed" if cold else "uniform") if order == "auto" else order
+        self.order: Order = choose_order(from_disk, cold) if order == "auto" else order
         n_threads = n_threads or (COLD_THREADS if cold else WARM_THREADS)
         # a window is read as one, by all threads, while the one before it is handed out
         self._slot_batches = self._window.n_images // batch_size if self.order == "windowed" and streamed else 1
@@ -246,3 +257,10 @@ class Feed:
         """Buffers are reused for the whole run: fresh ones halve the rate by their page faults."""
         n_images = min(self._slot_batches * self.batch_size, len(self.rows))
         return _Slot([self._copies.buffer(source.empty(n_images)) for source in self._sources])
+
+
+def choose_order(streamed: Sequence[Feature], cold: bool) -> Order:
+    """windowed where the disk is read in every epoch, and gains by reading runs (docs/decisions.md)."""
+    layouts = [feature.array.layout for feature in streamed]
+    in_runs = any(layout.chunk_bytes * layout.chunks_per_image < RUNS_HELP_BELOW for layout in layouts)
+    return "windowed" if cold and in_runs else "uniform"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from loffta import machine
-from loffta.batches import Feed
+from loffta.batches import Feed, choose_order
 from loffta.bench_parts import Job, evict, time_parts, train_step, wait_for
 from loffta.config import parse
 from loffta.errors import UsageError
@@ -75,7 +75,8 @@ def bench(
     streamed = [f for f, placement in zip(job.features, placements, strict=True) if placement.mode == "stream"]
     cold = is_cold(read_bytes(streamed) * len(job.rows))
     parts = time_parts(job, seconds / 2)
-    step = _time_step(job, placements[0].mode if not streamed else "stream", cold, parts, seconds / 2)
+    mode: Mode = "stream" if streamed else placements[0].mode
+    step = _time_step(job, mode, choose_order(streamed, cold), cold, parts, seconds / 2)
     needed = bytes_per_image(job.features) * len(job.rows)
     return {
         "head": head,
@@ -154,7 +155,9 @@ def _prepare(
     return Job(features, rows, built, recipe, optimizer, device, batch_size)
 
 
-def _time_step(job: Job, mode: Mode, cold: bool, parts: Mapping[str, float], seconds: float) -> dict[str, Any]:
+def _time_step(
+    job: Job, mode: Mode, order: Order, cold: bool, parts: Mapping[str, float], seconds: float
+) -> dict[str, Any]:
     """Steps with the feed: images a second, and the share of the time in which the head waited.
 
     A sample of the images, as many as the time allows, stands for all; where the page cache cannot keep the features,
@@ -162,12 +165,13 @@ def _time_step(job: Job, mode: Mode, cold: bool, parts: Mapping[str, float], sec
     """
     per_batch = parts["disk"] + sum(parts[name] for name in parts if name not in READING)
     n_batches = max(2, min(int(seconds / per_batch), -(-len(job.rows) // job.batch_size)))
-    rows = np.random.default_rng(1).permutation(job.rows)[: n_batches * job.batch_size]
+    n_sample = n_batches * job.batch_size
+    # a windowed order reads neighbours, which a random sample has not
+    rows = (job.rows if order == "windowed" else np.random.default_rng(1).permutation(job.rows))[:n_sample]
     if cold:
         for members in group_by_array(job.features):
             evict(ArrayReader(job.features[members[0]].array.paths), rows, None)
     n_images, epoch, start = 0, 0, time.perf_counter()
-    order: Order = "windowed" if cold else "uniform"  # as for all images
     with Feed(job.features, rows, batch_size=job.batch_size, device=job.device, mode=mode, order=order) as feed:
         start = time.perf_counter()
         while True:
@@ -182,7 +186,7 @@ def _time_step(job: Job, mode: Mode, cold: bool, parts: Mapping[str, float], sec
                     "images_per_s": n_images / taken,
                     "waited": feed.waited_s / taken,
                     "images": len(rows),
-                    "order": feed.order,
+                    "order": order,
                 }
 
 

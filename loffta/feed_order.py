@@ -20,6 +20,7 @@ OrderChoice = Literal["auto", "uniform", "windowed"]
 ORDERS: tuple[OrderChoice, ...] = get_args(OrderChoice)
 WINDOW_BYTES = 1 << 30  # of features in a window; two of them are in memory
 RUN_BYTES = 4 << 20  # a disk that seeks in 10 ms and reads 200 MB/s is at two thirds of its rate with runs of 4 MB
+RUNS_HELP_BELOW = 1 << 20  # bytes of an image in its array: reads of larger ones are runs by themselves
 _MIN_BATCHES = 4  # of a window, however large its images are
 _MIN_RUNS = 32  # of a window: with fewer, neighbours would fill its batches
 

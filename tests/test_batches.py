@@ -1,8 +1,10 @@
 """Every batch against numpy indexing of the arrays that went in; threads and modes must not show."""
 
+import math
 import threading
 import time
 import tracemalloc
+from concurrent.futures import Executor, Future
 from itertools import chain
 
 import numpy as np
@@ -14,6 +16,7 @@ from loffta import batches as module
 from loffta.batches import Feed
 from loffta.errors import DamageFound
 from loffta.features import choose_features
+from loffta.feed_copies import Copy, DeviceCopies
 from loffta.feed_modes import Placement, bytes_per_image
 from loffta.feed_order import Window, uniform_order, windowed_order
 from loffta.store import reader as reader_module
@@ -174,6 +177,70 @@ def test_a_window_is_read_at_once_and_in_runs(made, monkeypatch):
     assert len(calls) <= 18  # at most: 6 or 7 runs, cut at 2 window and 4 unit borders; 36 images at random: about 34
 
 
+class Inline(Executor):
+    """Its work is done when it is submitted."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def submit(self, work, *args):
+        future = Future()
+        future.set_result(work(*args))
+        return future
+
+
+class LateCopies(DeviceCopies):
+    """As on CUDA: copies are begun early, and happen as late as they may, when someone waits for their event."""
+
+    overlap = True
+
+    def __init__(self, device):
+        super().__init__(device)
+        self.events = []
+
+    def buffer(self, array):
+        return torch.from_numpy(array)
+
+    def begin(self, tensors):
+        event = LateEvent(self.events, [(tensor, torch.zeros_like(tensor)) for tensor in tensors])
+        self.events.append(event)
+        return Copy([target for _, target in event.pairs], event)
+
+    def take(self, copy):
+        return copy.tensors
+
+
+class LateEvent:
+    def __init__(self, stream, pairs):
+        self.stream, self.pairs = stream, pairs
+
+    def synchronize(self):
+        """A stream does one thing after the other: what was begun before is done, too."""
+        for event in self.stream[: self.stream.index(self) + 1]:
+            for source, target in event.pairs:
+                target.copy_(source)
+            event.pairs = []
+
+
+@pytest.mark.parametrize("order", ["uniform", "windowed"])
+def test_the_next_copy_is_begun_before_this_batch_is_handed_out(made, monkeypatch, order):
+    _, features, _ = made
+    options = {"batch_size": 2, "mode": "stream", "order": order, "window": WINDOW_OF_2, "n_threads": 1}
+    with Feed(features, ROWS, **options) as feed:
+        expected = copies(feed.epoch(0)) + copies(feed.epoch(1, 3))
+    monkeypatch.setattr(module, "ThreadPoolExecutor", Inline)
+    monkeypatch.setattr(module, "DeviceCopies", LateCopies)
+    with Feed(features, ROWS, **options) as feed:
+        found, begun = [], []
+        for batch in feed.epoch(0):
+            found.append(batch)  # kept: on a device a batch is no view
+            begun.append(len(feed._copies.events))
+        found += feed.epoch(1, 3)
+        assert begun == [2, 3, 4, 5, 6, 7, 7]
+        feed._copies.events[-1].synchronize()  # those of slots that were not used again
+        assert same(copies(found), expected)
+
+
 def test_features_of_one_array_share_a_read(tmp_path, monkeypatch):
     """Grids and the means of grids, also where a mean of one tap is stored: one read of the union of taps a batch."""
     grids = {tap: grid for tap, grid in arrays("float32").items() if tap != "s.0"}
@@ -230,6 +297,12 @@ def test_order_and_threads_follow_the_page_cache(made, monkeypatch):
             assert ("; uniform order" in feed.describe()) == (order == "uniform")
         with Feed(features, ROWS, batch_size=4, mode="stream", order="uniform") as feed:
             assert feed.order == "uniform"
+    largest = max(math.prod(feature.array.layout.item_shape) for feature in features)
+    itemsize = features[0].array.layout.dtype.itemsize
+    for limit, order in [(largest * itemsize + 1, "windowed"), (1, "uniform")]:  # large images are runs by themselves
+        monkeypatch.setattr(module, "RUNS_HELP_BELOW", limit)
+        with Feed(features, ROWS, batch_size=4, mode="stream") as feed:
+            assert feed.order == order
 
 
 def test_describe_says_what_a_window_is_worth(made):
@@ -336,8 +409,10 @@ def test_damage_reaches_the_consumer(tmp_path):
         assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
         with pytest.raises(DamageFound, match="row 16"):  # and the feed can go on
             list(feed.in_order())
+    before = threading.active_count()
     with pytest.raises(DamageFound, match="row 16"):
         Feed([feature], rows, batch_size=4, mode="host")
+    assert threading.active_count() == before
 
 
 def test_stream_mode_holds_the_ring_alone(tmp_path):
