@@ -137,7 +137,7 @@ def stage(run):
 
 @pytest.mark.parametrize("n_kills", [5, pytest.param(20, marks=pytest.mark.long)])
 def test_kill_9_at_random_moments_of_a_training(tmp_path, n_kills):
-    """Search and training, a checkpoint nearly every step: each life makes some steps, and dies anywhere in the next."""
+    """Search and training, a checkpoint nearly every step: each life makes some steps and dies in the next."""
     seed = 20261122 + n_kills
     cache = toy_cache(tmp_path / "cache").paths.root
     options = ["--head", "combo", "--search", "--seeds", "2", "--checkpoint-s", "0.002", "--device", "cpu"]
