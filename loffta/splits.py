@@ -78,23 +78,36 @@ def name_some(classes: Sequence[str], n_shown: int = 5) -> str:
     return f"classes {shown}" if len(classes) <= n_shown else f"{len(classes)} classes ({shown}, ...)"
 
 
-def hold_out(config: TrainConfig, table: ImageTable, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The rows of `rows` that become the split `holdout`."""
+def hold_out(paths: RunPaths, config: TrainConfig, table: ImageTable, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows of `rows` that become the split `holdout`: what this run once drew, or a new draw.
+
+    Drawn once: were the cache to gain or lose a row half way, a new draw would measure on what has been trained on.
+    """
     assert config.holdout is not None
+    if paths.holdout.exists():
+        recorded = read_json(paths.holdout)
+        held = np.array(recorded["rows"], dtype=np.int64)
+        if recorded == _record(config, table, held):
+            return held
     return rows[draw_part(table.labels[rows], config.holdout, config.data_seed, "holdout")]
 
 
 def record_holdout(paths: RunPaths, table: ImageTable, config: TrainConfig, held: NDArray[np.int64]) -> None:
-    """Writes down what is held out; nothing where that stands there."""
-    values = {
-        "of": config.train_on,
-        "fraction": config.holdout,
-        "seed": config.data_seed,
-        "keys_digest": _digest(table, held),
-        "rows": held.tolist(),
-    }
-    if not paths.holdout.exists() or read_json(paths.holdout) != values:
-        write_json(paths.holdout, values)
+    """Writes down what is held out; nothing where that stands there.
+
+    Raises:
+        LofftaError: others were held out of what has been trained already.
+    """
+    values = _record(config, table, held)
+    if paths.holdout.exists() and read_json(paths.holdout) == values:
+        return
+    if paths.training.exists() or paths.checkpoint.exists() or paths.search.exists():
+        raise LofftaError(
+            "the images that this run held out are not in this cache any more",
+            where=paths.holdout,
+            remedy="bring back the cache of the training, or choose another --out",
+        )
+    write_json(paths.holdout, values)
 
 
 def split_rows(
@@ -109,7 +122,7 @@ def split_rows(
         return usable_rows(cache, features, split, partial=config.partial)
     recorded = read_json(paths.holdout)
     held = np.array(recorded["rows"], dtype=np.int64)
-    if held.max() >= len(cache.table) or _digest(cache.table, held) != recorded["keys_digest"]:
+    if _digest(cache.table, held) != recorded["keys_digest"]:
         raise LofftaError(
             "the images that this run held out are not in this cache",
             where=cache.paths.root,
@@ -160,6 +173,17 @@ def choose_splits(config: TrainConfig, cache: Cache) -> TrainConfig:
     return config
 
 
+def _record(config: TrainConfig, table: ImageTable, held: NDArray[np.int64]) -> dict[str, object]:
+    return {
+        "of": config.train_on,
+        "fraction": config.holdout,
+        "seed": config.data_seed,
+        "keys_digest": _digest(table, held),
+        "rows": held.tolist(),
+    }
+
+
 def _digest(table: ImageTable, rows: NDArray[np.int64]) -> str:
-    text = "\n".join(table.keys[row] for row in rows)
+    """Of the images' names; rows that the table does not have count as nameless."""
+    text = "\n".join(table.keys[row] if row < len(table) else "" for row in rows)
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()

@@ -70,14 +70,14 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
     paths = RunPaths(out)
     if all(paths.results(split).exists() for split in _measured_on(config)):
         return read_results(paths.results(config.test_on))
-    rows, held = _check_splits(config, cache, features)
+    rows, held = _check_splits(config, cache, features, paths)
     paths = start_run(out, config)
     if held is not None:
         record_holdout(paths, cache.table, config, held)
     device = machine.resolve_device(config.device)
     session = Session(config, cache, features, device, paths, RunLog(paths.log), stop)
     try:
-        if not paths.training.exists():
+        if not (paths.training.exists() and all(paths.head(seed).exists() for seed in range(config.seeds))):
             _train(session, rows, held, recipe)
     except LofftaError as error:
         session.log.write(f"ended: {error.what}")
@@ -162,7 +162,7 @@ def _measured_on(config: TrainConfig) -> list[str]:
 
 
 def _check_splits(
-    config: TrainConfig, cache: Cache, features: Sequence[Feature]
+    config: TrainConfig, cache: Cache, features: Sequence[Feature], paths: RunPaths
 ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
     """Rows to train on, and rows to hold out; all splits are looked at: what is wrong shows before the training."""
     machine.resolve_device(config.device)
@@ -173,7 +173,7 @@ def _check_splits(
         check_labels(cache, rows, split)
     if config.holdout is None:
         return rows, None
-    held = hold_out(config, cache.table, rows)
+    held = hold_out(paths, config, cache.table, rows)
     check_part(np.isin(rows, held), cache.table.labels[rows], cache.table, "--holdout")
     return np.setdiff1d(rows, held), held
 

@@ -238,3 +238,12 @@ def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(cache, tmp_path, mon
     go(cache, tmp_path / "run", checkpoint_s=1e-9)
     go(cache, tmp_path / "whole")
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_a_head_that_was_deleted_is_trained_again(cache, tmp_path):
+    go(cache, tmp_path / "run")
+    expected = outcome(tmp_path / "run")
+    RunPaths(tmp_path / "run").head(1).unlink()
+    RunPaths(tmp_path / "run").results("test").unlink()
+    go(cache, tmp_path / "run")
+    assert outcome(tmp_path / "run") == expected

@@ -137,7 +137,7 @@ def stage(run):
 
 @pytest.mark.parametrize("n_kills", [5, pytest.param(20, marks=pytest.mark.long)])
 def test_kill_9_at_random_moments_of_a_training(tmp_path, n_kills):
-    """Search and training, a checkpoint nearly every step: each life makes steps, and dies anywhere in the next."""
+    """Search and training, a checkpoint nearly every step: each life makes some steps and dies in the next."""
     seed = 20261122 + n_kills
     cache = toy_cache(tmp_path / "cache").paths.root
     options = ["--head", "combo", "--search", "--seeds", "2", "--checkpoint-s", "0.002", "--device", "cpu"]
@@ -168,3 +168,19 @@ def test_kill_9_at_random_moments_of_a_training(tmp_path, n_kills):
     loffta(tmp_path, *words, run)
     print(f"\nseed {seed}; killed", *landed, sep="\n")
     assert trained(run) == trained(tmp_path / "whole")
+
+
+def test_kill_9_while_a_checkpoint_is_written(tmp_path):
+    """Between the writing of the new file and its taking the old one's place: the old one counts, the new one goes."""
+    cache = toy_cache(tmp_path / "cache").paths.root
+    options = ["--head", "linear", "--checkpoint-s", "1e-9", "--device", "cpu", "--set", "epochs=3"]
+    loffta(tmp_path, "train", cache, *options, "--out", tmp_path / "whole")
+    words = ["train", cache, *options, "--out", tmp_path / "run"]
+    for n_held in (2, 3):  # the first checkpoint, after config.yaml; then the second of those that follow
+        command = Command(tmp_path, *words, hold="pathlib:Path.replace", n_hold=n_held).wait_held()
+        assert command.signal(signal.SIGKILL).finish().code == -signal.SIGKILL
+        assert len(list((tmp_path / "run").glob(".checkpoint*.part"))) == 1
+    loffta(tmp_path, *words)
+    assert list((tmp_path / "run").rglob("*.part")) == []
+    heads = [(tmp_path / name / "seed-0" / "head.safetensors").read_bytes() for name in ("run", "whole")]
+    assert heads[0] == heads[1]

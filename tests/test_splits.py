@@ -184,3 +184,18 @@ def test_no_split_to_test_on(cache, three, tmp_path):
     quarantined = cache_of(tmp_path / "bad", separable(16)[0], ["train"] * 8 + ["test"] * 8, bad=range(8, 16))
     with pytest.raises(LofftaError, match="no image of split 'test' has features"):
         go(quarantined, tmp_path / "none")
+
+
+def test_what_is_held_out_is_drawn_once(cache, tmp_path, monkeypatch):
+    """Two images are repaired between training and evaluation: a new draw would measure on trained ones."""
+    first = go(cache, tmp_path / "run", holdout=0.25)
+    paths = RunPaths(tmp_path / "run")
+    recorded = paths.holdout.read_bytes()
+    paths.results("holdout").unlink()
+    monkeypatch.setattr("loffta.train.usable_rows", lambda *a, **k: np.arange(50))
+    assert go(cache, tmp_path / "run", holdout=0.25)["metrics"] == first["metrics"]
+    assert paths.holdout.read_bytes() == recorded
+    paths.results("holdout").unlink()
+    paths.holdout.unlink()
+    with pytest.raises(LofftaError, match=r"held out are not in this cache any more(.|\n)*another --out"):
+        go(cache, tmp_path / "run", holdout=0.25)
