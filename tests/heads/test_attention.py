@@ -138,6 +138,18 @@ def test_noise_comes_from_its_generator_alone():
     assert torch.equal(certain(tokens, torch.Generator().manual_seed(2)), certain(tokens))
 
 
+def test_training_in_bfloat16_is_near_float32():
+    """With the same noise, dropout and statistics of the batch."""
+    probe, tokens = make_probe(attention_dropout=0.3, jitter_std=0.01).float().train(), draw_tokens(32).float()
+    expected = probe(tokens, torch.Generator().manual_seed(2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = probe(tokens, torch.Generator().manual_seed(2))
+        assert probe.attention(tokens).dtype == torch.float32
+    torch.testing.assert_close(logits.float(), expected, atol=0.15, rtol=0.05)
+    F.cross_entropy(logits.float(), torch.arange(32) % 4).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in probe.parameters())
+
+
 def test_jitter_is_one_coin_per_image():
     tokens = torch.ones(2000, 3, 10)
     noise = jitter(tokens, 0.05, 0.3, torch.Generator().manual_seed(0)) - 1
