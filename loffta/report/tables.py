@@ -175,7 +175,7 @@ def _row(name: str, results: Mapping[str, Any], image_bytes: dict[str, int] | No
     taps: dict[str, tuple[str, ...]] = {}
     for feature in results["features"]:
         label = feature.get("label", feature["store"])
-        taps[label] = (*taps.get(label, ()), *feature["taps"])
+        taps[label] = tuple(dict.fromkeys((*taps.get(label, ()), *feature["taps"])))  # a tap may be there as two kinds
     return RunRow(
         name=name,
         head=head_label(results["head"]),
