@@ -89,6 +89,17 @@ class ExtractConfig(StrictModel, frozen=True):
     ignore_space: bool = False  # begin though the file system or the quota has no room for all of it
 
 
+class OnlineConfig(StrictModel, frozen=True):
+    """Training without a cache: what the features are made from at every step."""
+
+    source: str
+    backbone: BackboneConfig  # its taps: empty for the head's own
+    unfrozen: bool = False  # the backbone is trained, too
+    pooling: Literal["auto", "class", "mean"] = "auto"  # of `online-linear`; auto: the class token where there is one
+    resize: Literal["squash", "crop"] = "squash"  # of images that are not augmented
+    augment: Literal["none", "crop-flip"] = "crop-flip"  # of training images
+
+
 class TrainConfig(StrictModel, frozen=True):
     """All that stage two needs; `recipe` is checked against the head's own recipe."""
 
@@ -105,6 +116,7 @@ class TrainConfig(StrictModel, frozen=True):
     device: str = "auto"
     feed: Literal["auto", "host", "stream"] = "auto"
     partial: bool = False  # train on the rows that are there, though the cache is not finished
+    online: OnlineConfig | None = None  # no cache: `cache` is the source's name, and nothing is read there
 
 
 def parse(model: type[Model], values: Mapping[str, Any], *, where: str | Path) -> Model:

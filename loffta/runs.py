@@ -40,6 +40,11 @@ class RunPaths:
         return self.root / "config.yaml"
 
     @property
+    def stores(self) -> Path:
+        """Where the features come from: enough to make them anew from images without the cache."""
+        return self.root / "stores.json"
+
+    @property
     def predictions(self) -> Path:
         """One row per image and seed of the split evaluated last."""
         return self.root / "predictions.parquet"
@@ -61,6 +66,14 @@ class RunPaths:
     def head(self, seed: int) -> Path:
         """The trained weights of one seed."""
         return self.root / f"seed-{seed}" / "head.safetensors"
+
+    def backbone(self, seed: int) -> Path:
+        """The weights of a backbone that was trained along with one seed's head (`train --online --unfrozen`)."""
+        return self.root / f"seed-{seed}" / "backbone.safetensors"
+
+    def online_checkpoint(self, seed: int) -> Path:
+        """Where one seed's training online stands, between its epochs."""
+        return self.root / f"seed-{seed}" / "online.safetensors"
 
     def metrics(self, seed: int) -> Path:
         """One line per epoch of one seed's training."""

@@ -27,6 +27,7 @@ from loffta.features import Feature, check_labels, choose_features, resolved_cho
 from loffta.heads import Head, build_head, find_head
 from loffta.heads.recipe import Recipe
 from loffta.optim import lr_at, n_steps, parameter_groups
+from loffta.origins import write_origins
 from loffta.progress import Progress
 from loffta.runs import RunLog, RunPaths, check_out, read_results, save_head, start_run, write_lines
 from loffta.store.cache import Cache
@@ -82,6 +83,7 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
     except LofftaError as error:
         log.write(f"ended: {error.what}")
         raise
+    write_origins(paths.stores, features, cache.table.classes)
     for member in members:
         write_lines(paths.metrics(member.seed), member.log)
         save_head(paths.head(member.seed), member.head.state_dict())

@@ -80,6 +80,7 @@ def test_every_option_arrives(cache, tmp_path):
         "device": "cpu",
         "feed": "stream",
         "partial": True,
+        "online": None,
     }
     assert RunPaths(out).results("train").exists()
     assert [RunPaths(out).head(seed).exists() for seed in range(3)] == [True, True, False]
