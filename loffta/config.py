@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PositiveFloat, PositiveInt, ValidationError
 
 from loffta.errors import LofftaError, UsageError, unknown_name
 from loffta.tokens import Kind
@@ -98,6 +98,8 @@ class OnlineConfig(StrictModel, frozen=True):
     pooling: Literal["auto", "class", "mean"] = "auto"  # of `online-linear`; auto: the class token where there is one
     resize: Literal["squash", "crop"] = "squash"  # of images that are not augmented
     augment: Literal["none", "crop-flip"] = "crop-flip"  # of training images
+    lr_backbone: PositiveFloat = 1e-5  # where it is trained; ours: a hundredth of the linear head's rate
+    max_bad_frac: float = Field(0.01, ge=0, le=1)
 
 
 class TrainConfig(StrictModel, frozen=True):

@@ -174,6 +174,11 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     replace_file(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """What `write_lines` wrote."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
     """Writes results.json."""
     replace_file(path, json.dumps(results, indent=2).encode())
