@@ -23,8 +23,10 @@ _OPTIONS = (
     click.option("--lr-backbone", type=float, metavar="RATE", help="With --unfrozen.  [1e-5]"),
     click.option("--max-bad-frac", type=float, help="With --online: more bad images: exit code 3.  [0.01]"),
 )
-_NAMES = ("backbone", "weights", "image_px", "taps", "pooling", "augment_images", "unfrozen")
-_NAMES += ("lr_backbone", "max_bad_frac")
+_NAMES = (
+    *("backbone", "weights", "image_px", "taps", "pooling"),
+    *("augment_images", "unfrozen", "lr_backbone", "max_bad_frac"),
+)
 
 
 def online_options(command: Callable[..., Any]) -> Callable[..., Any]:

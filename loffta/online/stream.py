@@ -169,8 +169,7 @@ def _reload(store: Store, taps: Sequence[str], load: Load) -> Backbone:
     if lines:
         path = store.info.weights.get("path")
         raise LofftaError(
-            f"{request['backbone']} is not the backbone that this run's features are from:\n    "
-            + "\n    ".join(lines),
+            "this is not the backbone that made the run's features:\n    " + "\n    ".join(lines),
             where=f"store {store.name}",
             remedy=f"bring the old weights back ({path})" if path else "bring back what made the features",
         )
