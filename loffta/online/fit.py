@@ -93,7 +93,7 @@ class Setting:
     def refuse_bad(self, rows: NDArray[np.int64], *, done: str) -> None:
         """Raises TooManyBadImages where too many of `rows` were quarantined."""
         here = set(rows.tolist())
-        bad = {row: reason for row, reason in self.bad.items() if row in here}
+        bad = {row: self.bad[row] for row in sorted(here.intersection(self.bad))}
         judge_bad(bad, self.listing.keys, len(rows), self.online.max_bad_frac, done=done)
 
 

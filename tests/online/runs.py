@@ -1,4 +1,4 @@
-"""Caches of generated pictures by a fake backbone, and finished runs on them: what the online twins are compared with."""
+"""Caches of generated pictures by a fake backbone and finished runs on them: rivals of the online twins."""
 
 import torch
 

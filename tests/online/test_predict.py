@@ -70,7 +70,7 @@ def test_it_is_what_the_cached_path_says(run, tmp_path):
 
 def test_bad_images_have_their_rows_and_reasons(run, tmp_path):
     out = tmp_path / "p.parquet"
-    broken = {1: b"", 19: OSError("the disk is gone")} | {i: b"?" for i in range(8, 16)}
+    broken = {1: b"", 19: OSError("the disk is gone")} | dict.fromkeys(range(8, 16), b"?")
     whole = told(run, tmp_path / "whole.parquet")
     done = told(run, out, PngSource(20, broken), max_bad_frac=1.0)
     found, good = pq.read_table(out).to_pydict(), pq.read_table(tmp_path / "whole.parquet").to_pydict()
@@ -151,7 +151,7 @@ def test_the_command_on_a_folder_a_table_and_one_file(run, tmp_path, capsys, com
     for i in range(3):
         (pictures / f"{i}.png").write_bytes(png(picture(i)))
     (pictures / "3.png").write_bytes(b"")
-    (tmp_path / "t.csv").write_text("image\npictures/2.png\npictures/0.png\n")
+    (tmp_path / "t.csv").write_text("image,label\npictures/2.png,\npictures/0.png,\n")
     told(run, tmp_path / "whole.parquet")
     right = pq.read_table(tmp_path / "whole.parquet").to_pydict()["predicted"]
     out = tmp_path / "p.parquet"
@@ -173,9 +173,9 @@ def test_sources(tmp_path):
     file.write_bytes(b"x")
     assert isinstance(open_images(str(file)), OneFile)
     assert open_images(str(file)).read("a b.webp") == b"x"
-    with pytest.raises(OSError, match="outside|leaves|'..'"):
+    with pytest.raises(OSError, match=r"holds '\.\.'"):
         open_images(str(file)).read("../secret")
-    with pytest.raises(UsageError, match="no folder and no .csv"):
+    with pytest.raises(UsageError, match=r"no folder and no \.csv"):
         open_images(str(tmp_path / "nothing.png"))
     with pytest.raises(UsageError, match="the file's name cannot be used"):
         OneFile(Path("a\nb.png"))

@@ -82,7 +82,7 @@ def test_taps_in_any_number_and_rows_in_any_order(tmp_path):
 
 def test_bad_images_are_told_and_left_out(tmp_path):
     _, fresh = origins_of(make_fake_cache(tmp_path / "cache"))
-    broken = {i: b"no image" for i in range(5, 10)} | {11: b""}  # the second batch has no good image
+    broken = dict.fromkeys(range(5, 10), b"no image") | {11: b""}  # the second batch has no good image
     found = stream(fresh, PngSource(N, broken))
     batches = list(found)
     assert [row for batch in batches for row in batch.rows] == [row for row in range(N) if row not in broken]
