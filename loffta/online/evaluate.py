@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,12 @@ from loffta.errors import LofftaError, unknown_name
 from loffta.evaluate import relevance
 from loffta.images.sources import ImageSource
 from loffta.jobs import Load
+from loffta.online.measured import Measured, measure, prediction_columns
 from loffta.online.opened import OpenedRun, open_for_images
 from loffta.online.stream import BATCH_SIZE, FreshStream, judge_bad
 from loffta.progress import Progress
 from loffta.runs import read_results, write_predictions, write_results
 from loffta.store.table import ImageTable
-from loffta.tasks import TASKS
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What the heads of one run said about the good images, in the order of `rows`."""
-
-    rows: NDArray[np.int64]
-    labels: NDArray[np.int64]  # in the run's order of classes
-    probabilities: NDArray[np.float32]  # [S, B, C]
 
 
 def evaluate_online(
@@ -179,38 +169,3 @@ def _write(
     write_predictions(run.paths.predictions, prediction_columns(listing, measured))
     write_results(path, results)
     return results
-
-
-def measure(task_name: str, measured: Measured, *, seed: int) -> dict[str, Any]:
-    """The `metrics` of results.json.
-
-    Args:
-        seed: of the bootstrap.
-    """
-    task = TASKS[task_name]
-    predicted = np.stack([task.predict(torch.from_numpy(p)).numpy() for p in measured.probabilities])
-    per_seed = [task.metrics(p, measured.labels) for p in predicted]
-    ci95 = task.ci95(predicted, measured.labels, seed=seed)
-    values = {name: [metrics[name] for metrics in per_seed] for name in per_seed[0]}
-    return {
-        name: {
-            "mean": float(np.mean(v)),
-            "std": float(np.std(v, ddof=1)) if len(v) > 1 else None,
-            "per_seed": v,
-            "ci95": list(ci95[name]),
-        }
-        for name, v in values.items()
-    }
-
-
-def prediction_columns(listing: ImageTable, measured: Measured) -> dict[str, Any]:
-    """The columns of predictions.parquet; rows count in the listing."""
-    n_seeds = len(measured.probabilities)
-    return {
-        "row": np.tile(measured.rows, n_seeds),
-        "key": [listing.keys[row] for row in measured.rows] * n_seeds,
-        "label": np.tile(measured.labels, n_seeds),
-        "seed": np.repeat(np.arange(n_seeds), len(measured.rows)),
-        "predicted": measured.probabilities.argmax(axis=2).reshape(-1),
-        "confidence": measured.probabilities.max(axis=2).reshape(-1),
-    }

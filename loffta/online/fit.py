@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -83,7 +83,9 @@ class Setting:
         name, n_classes = head_of(self.config.head), len(self.listing.classes)
         return build_head(name, self.network.specs, n_classes, self.recipe, seed).to(self.device)
 
-    def read(self, rows: Sequence[int], geometry: PixelGeometry, batch_size: int) -> Iterator[PixelBatch | None]:
+    def read(
+        self, rows: Sequence[int], geometry: PixelGeometry, batch_size: int
+    ) -> Generator[PixelBatch | None, None, None]:
         """The good images of each stretch of `rows`; None where there is none. Signals give it up at once."""
         stretches = read_pixels(self.source, self.listing.keys, [geometry], rows, batch_size)
         for statuses, batch in self.stop.each(stretches, "training online; finished epochs are kept"):
@@ -195,14 +197,15 @@ def _fit_epoch(
         module.train()
     losses: list[float] = []
     lr = 0.0
-    batches = setting.read(rows[order].tolist(), geometry, member.schedule.batch_size)
-    for step, batch in enumerate(batches, start=epoch * member.schedule.steps):
-        lr = lr_at(step, member.schedule.total, setting.recipe)
-        if batch is not None:
-            losses.append(_step(setting, member, batch, geometry, lr, weights))
-            if not math.isfinite(losses[-1]):
-                raise _diverged(setting, member.seed, step, batch.rows)
-        progress.advance(1, f"loss {losses[-1]:.3f}" if losses else "")
+    stretches = setting.read(rows[order].tolist(), geometry, member.schedule.batch_size)
+    with closing(stretches) as batches:  # an error must not leave threads that decode
+        for step, batch in enumerate(batches, start=epoch * member.schedule.steps):
+            lr = lr_at(step, member.schedule.total, setting.recipe)
+            if batch is not None:
+                losses.append(_step(setting, member, batch, geometry, lr, weights))
+                if not math.isfinite(losses[-1]):
+                    raise _diverged(setting, member.seed, step, batch.rows)
+            progress.advance(1, f"loss {losses[-1]:.3f}" if losses else "")
     return sum(losses) / max(1, len(losses)), lr
 
 

@@ -19,6 +19,7 @@ from loffta.evaluate import load_heads
 from loffta.features import choose_features
 from loffta.heads import Head, find_head
 from loffta.heads.recipe import Recipe
+from loffta.online.measured import activate
 from loffta.origins import Origins, read_origins
 from loffta.runs import RunPaths, open_run
 from loffta.store.cache import Cache
@@ -38,7 +39,7 @@ class OpenedRun:
         """Class probabilities of every seed, on the CPU; one [B, L, *shape] per Feature is due."""
         with torch.no_grad():
             prepared = self.heads[0].prepare(features)
-            return torch.stack([head(prepared).float().softmax(dim=1) for head in self.heads]).cpu()
+            return torch.stack([activate(head(prepared)) for head in self.heads]).cpu()
 
 
 def open_for_images(root: Path, device: torch.device, cache_root: Path | None = None) -> OpenedRun:

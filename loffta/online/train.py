@@ -25,8 +25,9 @@ from loffta.errors import LofftaError, UsageError
 from loffta.heads import find_head
 from loffta.images.sources import ImageSource
 from loffta.jobs import Load
-from loffta.online.evaluate import Measured, measure, prediction_columns, rows_to_use
+from loffta.online.evaluate import rows_to_use
 from loffta.online.fit import ONLINE_LINEAR, Setting, fit_seed, head_of
+from loffta.online.measured import Measured, activate, measure, prediction_columns
 from loffta.online.network import linear_network, network_for
 from loffta.runs import (
     RunLog,
@@ -143,7 +144,7 @@ def _predict_seeds(
             if batch is not None:
                 pixels = torch.from_numpy(batch.pixels[geometry]).permute(0, 3, 1, 2)
                 prepared = heads[0].prepare(setting.network.features(pixels, gradients=False))
-                found.append(torch.stack([head(prepared).float().softmax(dim=1) for head in heads]).cpu())
+                found.append(torch.stack([activate(head(prepared)) for head in heads]).cpu())
                 good += batch.rows
     if not found:
         setting.refuse_bad(rows, done="no results were written")
