@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
 from loffta.config import BackboneConfig, OnlineConfig, TrainConfig
 from loffta.errors import LofftaError
 from loffta.machine import StopFlag
@@ -21,6 +23,7 @@ def config(**recipe):
 
 
 def main():
+    torch.set_num_threads(1)
     said = lambda _: os.write(sys.stdout.fileno(), b"batch\n")  # noqa: E731
     backbone = FakeBackbone(delay_s=0.02, before=said)
     try:
