@@ -1,26 +1,89 @@
-"""`loffta evaluate`: options in, one call of loffta.evaluate.evaluate, a summary out."""
+"""`loffta evaluate`: options in, one call of loffta.evaluate or of its online twin, a summary out."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import emit, json_option
+from .common import emit, json_option, show
 from .train import print_results
+
+if TYPE_CHECKING:
+    from loffta.machine import StopFlag
 
 
 @click.command("evaluate")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN...")
 @click.option("--split", default="test", show_default=True, help="Split, or several joined by +.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Where the cache is now.  [where it was in training]")
+@click.option("--online", metavar="SOURCE", help="Images that are not cached: features are made and forgotten.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="With --online: images per pass.  [32]")
+@click.option("--max-bad-frac", type=click.FloatRange(0, 1), help="With --online: more are exit code 3.  [0.01]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @json_option
-def command(run: Path, split: str, cache: Path | None, device: str, as_json: bool) -> None:
-    """Measure the trained heads of RUN on a split; results and predictions are written into RUN."""
-    from loffta.evaluate import evaluate
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    runs: tuple[Path, ...],
+    split: str,
+    cache: Path | None,
+    online: str | None,
+    device: str,
+    as_json: bool,
+    **online_options: Any,
+) -> None:
+    """Measure the trained heads of RUNs on a split; results and predictions are written into each RUN.
+
+    With --online the split is one of SOURCE, whose classes are matched with the run's by name; several runs share one
+    pass over the images, and no cache is needed.
+    """
     from loffta.machine import StopFlag
 
-    results = evaluate(run, split, cache_root=cache, device=device, stop=StopFlag().listen())
-    print_results(results)
-    emit(results, as_json)
+    given = {name: value for name, value in online_options.items() if value is not None}
+    if given and online is None:
+        option = next(iter(given)).replace("_", "-")
+        raise click.UsageError(f"--{option} is for --online SOURCE", ctx)
+    stop = StopFlag().listen()
+    if online is not None:
+        found = _evaluate_online(runs, online, split, device, stop, cache_root=cache, **given)
+    else:
+        found = [_evaluate(run, split, cache, device, stop) for run in runs]
+    for run, results in zip(runs, found, strict=True):
+        if len(runs) > 1:
+            show(f"{run}:")
+        print_results(results)
+    emit(found[0] if len(runs) == 1 else {"runs": found}, as_json)
+
+
+def _evaluate(run: Path, split: str, cache: Path | None, device: str, stop: StopFlag) -> dict[str, Any]:
+    from loffta.errors import UsageError
+    from loffta.evaluate import evaluate
+    from loffta.runs import open_run, read_results
+
+    paths, config = open_run(run)
+    if config.online is None:
+        return evaluate(run, split, cache_root=cache, device=device, stop=stop)
+    if split != config.test_on:
+        raise UsageError(
+            f"this run was trained online, and measured on split '{config.test_on}' at its end",
+            where=f"--split {split}",
+            remedy=f"use --split {config.test_on}, or train with --test-on {split} and another --out",
+        )
+    return read_results(paths.results(split))
+
+
+def _evaluate_online(
+    runs: tuple[Path, ...], online: str, split: str, device: str, stop: StopFlag, **options: Any
+) -> list[dict[str, Any]]:
+    from loffta import machine
+    from loffta.begin import backbone_loader
+    from loffta.images.sources import open_source
+    from loffta.online.evaluate import evaluate_online
+
+    machine.cap_threads()
+    target = machine.resolve_device(device)
+    source = open_source(online)
+    return evaluate_online(runs, source, split, backbone_loader(target), device=target, stop=stop, **options)

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": (".plan:command", "Show what an extraction would take: bytes, files, hours."),
     "train": (".train:command", "Train a head on cached tokens."),
     "evaluate": (".evaluate:command", "Measure a trained head on a split."),
+    "predict": (".predict:command", "Tell the classes of new images by a trained head."),
     "info": (".info:command", "Show what a cache holds and what it weighs."),
     "drop": (".drop:command", "Give the space of a store or an array back."),
     "verify": (".verify:command", "Check a cache for damage, and repair it."),

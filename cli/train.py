@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from .common import emit, json_option, merge_config, parse_settings
+from .train_online import online_options, run_online, take_online
 
 AUGMENT = "augment."  # what --set changes of the augmentation begins with
 
@@ -44,12 +45,13 @@ AUGMENT = "augment."  # what --set changes of the augmentation begins with
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option("--partial", is_flag=True, help="Train on what is there though the cache is not finished.")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file with any of these options.")
+@online_options
 @json_option
 @click.pass_context
 def command(
     ctx: click.Context, /, out: Path, settings: tuple[str, ...], file: Path | None, as_json: bool, **options: Any
 ) -> None:
-    """Train a head on CACHE and evaluate it.
+    """Train a head on CACHE and evaluate it; with --online on images, without a cache.
 
     The recipe's defaults are those of the head's paper. A finished run is read back, not repeated; one that was cut
     off goes on from its last checkpoint.
@@ -58,7 +60,8 @@ def command(
     from loffta.machine import StopFlag
     from loffta.train import train
 
-    values = merge_config(ctx, file, options)
+    online = take_online(options)
+    values = merge_config(ctx, file, options) | online
     config = parse(TrainConfig, values, where=file or "loffta train")
     changes = parse_settings(settings)
     ranges = {key.removeprefix(AUGMENT): value for key, value in changes.items() if key.startswith(AUGMENT)}
@@ -66,7 +69,8 @@ def command(
     preset = {"preset": config.augment} if isinstance(config.augment, str) else config.augment
     augment = {**preset, **ranges} if ranges else config.augment
     config = config.model_copy(update={"recipe": recipe, "augment": augment})
-    results = train(config, out, StopFlag().listen())
+    stop = StopFlag().listen()
+    results = train(config, out, stop) if config.online is None else run_online(config, out, stop)
     print_results(results)
     emit(results, as_json)
 

@@ -97,7 +97,7 @@ def _compare(cache: Cache, n_images: int, device: str, stop: StopFlag) -> list[d
     from loffta import machine
     from loffta.begin import backbone_loader
     from loffta.images.sources import open_source
-    from loffta.online import recompute
+    from loffta.online.recompute import recompute
 
     machine.cap_threads()
     load = backbone_loader(machine.resolve_device(device))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PositiveFloat, PositiveInt, ValidationError
 
 from loffta.errors import LofftaError, UsageError, unknown_name
 from loffta.tokens import Kind
@@ -89,6 +89,19 @@ class ExtractConfig(StrictModel, frozen=True):
     ignore_space: bool = False  # begin though the file system or the quota has no room for all of it
 
 
+class OnlineConfig(StrictModel, frozen=True):
+    """Training without a cache: what the features are made from at every step."""
+
+    source: str
+    backbone: BackboneConfig  # its taps: empty for the head's own
+    unfrozen: bool = False  # the backbone is trained, too
+    pooling: Literal["auto", "class", "mean"] = "auto"  # of `online-linear`; auto: the class token where there is one
+    resize: Literal["squash", "crop"] = "squash"  # of images that are not augmented
+    augment: Literal["none", "crop-flip"] = "crop-flip"  # of training images
+    lr_backbone: PositiveFloat = 1e-5  # where it is trained; ours: a hundredth of the linear head's rate
+    max_bad_frac: float = Field(0.01, ge=0, le=1)
+
+
 class TrainConfig(StrictModel, frozen=True):
     """All that stage two needs; `recipe` is checked against the head's own recipe."""
 
@@ -111,6 +124,7 @@ class TrainConfig(StrictModel, frozen=True):
     order: Literal["auto", "uniform", "windowed"] = "auto"  # of the images; see `feed_order`
     checkpoint_s: float = Field(60.0, gt=0)  # seconds between two checkpoints
     partial: bool = False  # train on the rows that are there, though the cache is not finished
+    online: OnlineConfig | None = None  # no cache: `cache` is the source's name, and nothing is read there
 
 
 def parse(model: type[Model], values: Mapping[str, Any], *, where: str | Path) -> Model:

@@ -1,4 +1,4 @@
-"""Compares a cache with what it was made from: the images by their hashes. `online.py` compares the features.
+"""Compares a cache with what it was made from: the images by their hashes. `online.recompute` compares the features.
 
 Called by `loffta verify --images`.
 """

@@ -40,6 +40,11 @@ class RunPaths:
         return self.root / "config.yaml"
 
     @property
+    def stores(self) -> Path:
+        """Where the features come from: enough to make them anew from images without the cache."""
+        return self.root / "stores.json"
+
+    @property
     def predictions(self) -> Path:
         """One row per image and seed of the split evaluated last."""
         return self.root / "predictions.parquet"
@@ -81,6 +86,14 @@ class RunPaths:
     def head(self, seed: int) -> Path:
         """The trained weights of one seed."""
         return self.root / f"seed-{seed}" / "head.safetensors"
+
+    def backbone(self, seed: int) -> Path:
+        """The weights of a backbone that was trained along with one seed's head (`train --online --unfrozen`)."""
+        return self.root / f"seed-{seed}" / "backbone.safetensors"
+
+    def online_checkpoint(self, seed: int) -> Path:
+        """Where one seed's training online stands, between its epochs."""
+        return self.root / f"seed-{seed}" / "online.safetensors"
 
     def metrics(self, seed: int) -> Path:
         """One line per epoch of one seed's training."""
@@ -210,6 +223,11 @@ def read_json(path: Path) -> dict[str, Any]:
             remedy="train again with another --out, or bring the file back",
         ) from error
     return values
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """What `write_lines` wrote."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:

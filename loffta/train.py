@@ -23,6 +23,7 @@ from loffta.heads import find_head
 from loffta.heads.recipe import Recipe
 from loffta.members import Member
 from loffta.optim import fit_to_images
+from loffta.origins import write_origins
 from loffta.runs import (
     RunLog,
     RunPaths,
@@ -105,6 +106,7 @@ def _train(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | 
         keeper = session.keeper("final", feed, members)
         log.write(f"{config.head}: {len(rows)} images, {feed.describe()}", show=True)
         fit(session, feed, members, keeper, title=f"train {config.head}")
+    write_origins(paths.stores, session.features, session.cache.table.classes)
     _save(paths, members)
     write_json(paths.training, {"seconds": keeper.seconds, "epochs": fitted.epochs, "batch_size": fitted.batch_size})
     paths.checkpoint.unlink(missing_ok=True)

@@ -123,6 +123,11 @@ class TimmBackbone:
         Raises:
             UsageError: a tap that this model does not have.
         """
+        with torch.no_grad():  # inference_mode would forbid the tensors to later autograd
+            return self.run(pixels, taps)
+
+    def run(self, pixels: UInt8[Tensor, "B 3 S S"], taps: Sequence[str]) -> Mapping[str, TapTokens]:
+        """As a call, but gradients flow where the caller has them on: `train --online --unfrozen`."""
         assert pixels.shape[-1] == self.geometry.image_px, "the caller resizes to this backbone's geometry"
         for tap in taps:
             if tap not in self._specs:
@@ -130,11 +135,10 @@ class TimmBackbone:
         inner = [tap for tap in taps if is_inner(tap)]
         plain = {tap: self._depth(tap) for tap in taps if not is_inner(tap)}
         indices = sorted({*plain.values(), max(map(self._depth, taps))})  # the last: how deep hooks need it
-        with torch.no_grad():  # inference_mode would forbid the tensors to later autograd
-            with watch({tap: self._hooked(tap) for tap in inner}) as calls:
-                outputs = run_intermediates(self.model, self._normalise(pixels), indices, grid=self._grid)
-            at = dict(zip(indices, outputs, strict=True))
-            return {tap: at[plain[tap]] if tap in plain else self._read(tap, calls[tap].gave) for tap in taps}
+        with watch({tap: self._hooked(tap) for tap in inner}) as calls:
+            outputs = run_intermediates(self.model, self._normalise(pixels), indices, grid=self._grid)
+        at = dict(zip(indices, outputs, strict=True))
+        return {tap: at[plain[tap]] if tap in plain else self._read(tap, calls[tap].gave) for tap in taps}
 
     @cached_property
     def macs(self) -> int:

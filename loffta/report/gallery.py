@@ -100,9 +100,11 @@ def _first_seed(run: LoadedRun) -> dict[str, NDArray[Any]]:
     columns = {name: values[first] for name, values in columns.items()}
     assert run.cache is not None
     wanted = run.cache.table.rows_of(run.row.split)
-    if len(columns["row"]) != run.row.n_images or not np.isin(columns["row"], wanted).all():
+    keys = run.cache.table.keys
+    here = len(columns["row"]) == run.row.n_images and np.isin(columns["row"], wanted).all()
+    if not (here and all(keys[row] == key for row, key in zip(columns["row"], columns["key"], strict=True))):
         raise LofftaError(
-            "the predictions are those of another split",
+            "the predictions are those of another split, or of images that are not in the cache",
             where=path,
             remedy=f"run `loffta evaluate RUN --split {run.row.split}`",
         )

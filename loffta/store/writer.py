@@ -105,7 +105,7 @@ class UnitWriter:
         layout = self._layout
         assert stored.values.shape == (len(rows), *layout.item_shape), f"{layout.item_shape} is due"
         assert stored.values.dtype == layout.dtype, f"{layout.dtype} is due"
-        self._refuse_non_finite(stored, keys)
+        refuse_non_finite(stored, layout, keys, where=self._paths.name)
         per_image = layout.chunks_per_image
         first = self._unit * layout.unit_images
         assert all(0 <= row - first < layout.unit_images for row in rows), f"rows outside unit {self._unit}"
@@ -140,19 +140,21 @@ class UnitWriter:
         """Forgets the unit and deletes its temporary file."""
         self._shard.abort()
 
-    def _refuse_non_finite(self, stored: Stored, keys: Sequence[str]) -> None:
-        if stored.finite.all():
-            return
-        image, tap = np.argwhere(~stored.finite)[0].tolist()
-        name, dtype = self._layout.taps[tap], self._layout.dtype
-        largest = float(stored.abs_max[image, tap])
-        if not np.isfinite(largest):
-            raise not_finite(name, keys[image], where=self._paths.name)
-        raise LofftaError(
-            f"tap {name} reaches {largest:.4g}, over {dtype}'s {np.finfo(dtype).max:.5g} for image {keys[image]}",
-            where=self._paths.name,
-            remedy="store it as float32: --dtype float32",
-        )
+
+def refuse_non_finite(stored: Stored, layout: ArrayLayout, keys: Sequence[str], *, where: str) -> None:
+    """Raises a LofftaError that names the tap and image where a value is NaN, infinite or too large for the dtype."""
+    if stored.finite.all():
+        return
+    image, tap = np.argwhere(~stored.finite)[0].tolist()
+    name, dtype = layout.taps[tap], layout.dtype
+    largest = float(stored.abs_max[image, tap])
+    if not np.isfinite(largest):
+        raise not_finite(name, keys[image], where=where)
+    raise LofftaError(
+        f"tap {name} reaches {largest:.4g}, over {dtype}'s {np.finfo(dtype).max:.5g} for image {keys[image]}",
+        where=where,
+        remedy="store it as float32: --dtype float32",
+    )
 
 
 def not_finite(tap: str, key: str, *, where: str) -> LofftaError:

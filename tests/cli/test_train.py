@@ -86,6 +86,7 @@ def test_every_option_arrives(cache, tmp_path):
         "feed": "stream",
         "checkpoint_s": 7.0,
         "partial": True,
+        "online": None,
     }
     assert RunPaths(out).results("train").exists()
     assert RunPaths(out).results("holdout").exists()

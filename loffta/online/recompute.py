@@ -1,4 +1,4 @@
-"""The one module that joins both halves: features as the backbone gives them now, beside those of the cache.
+"""Features as the backbone gives them now, beside those of the cache.
 
 In: an open cache and its images.   Out: how far fresh features are from stored ones. Imported by `loffta verify
 --recompute` when it is asked for: it needs images, backbones and stores at once.

@@ -16,7 +16,7 @@ from loffta.errors import LofftaError
 from loffta.extract import extract
 from loffta.images import batches
 from loffta.machine import StopFlag
-from loffta.online import TOLERANCE, choose_rows, distance, recompute, tolerance_of
+from loffta.online.recompute import TOLERANCE, choose_rows, distance, recompute, tolerance_of
 from loffta.store.cache import Cache
 from tests.fakes import FakeBackbone, PngSource, fake_config, picture, png
 

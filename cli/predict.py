@@ -1,0 +1,64 @@
+"""`loffta predict`: options in, one call of loffta.online.predict.predict, a summary out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from .common import emit, json_option, show
+
+
+@click.command("predict")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("source")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE.parquet")
+@click.option("--per-seed", is_flag=True, help="Each seed's own prediction, too, beside the mean of all.")
+@click.option("--cache", type=click.Path(path_type=Path), help="For runs of older versions: where the cache is now.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images per pass.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
+@click.option(
+    "--max-bad-frac", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="More bad images: exit code 3."
+)
+@json_option
+def command(
+    run: Path,
+    source: str,
+    out: Path,
+    per_seed: bool,
+    cache: Path | None,
+    batch_size: int,
+    device: str,
+    max_bad_frac: float,
+    as_json: bool,
+) -> None:
+    """Tell the classes of images by the trained heads of RUN.
+
+    SOURCE is a folder, a table, one image file, or anything that `extract` takes. The file has a row per image, in
+    order: key, status, reason (of images that cannot be used), predicted, confidence, and probabilities in the order of
+    the classes in its metadata. Nothing is cached, and no cache is needed.
+    """
+    from loffta import machine
+    from loffta.begin import backbone_loader
+    from loffta.online.predict import open_images, predict
+
+    stop = machine.StopFlag().listen()
+    machine.cap_threads()
+    target = machine.resolve_device(device)
+    done = predict(
+        run,
+        open_images(source),
+        out,
+        backbone_loader(target),
+        device=target,
+        cache_root=cache,
+        per_seed=per_seed,
+        batch_size=batch_size,
+        max_bad_frac=max_bad_frac,
+        stop=stop,
+    )
+    for name, n in sorted(done.counts.items(), key=lambda item: -item[1])[:10]:
+        show(f"{n:7}  {name}")
+    show(f"{done.images} images, {done.bad} bad; {done.out}")
+    emit(asdict(done), as_json)

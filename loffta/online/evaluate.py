@@ -1,0 +1,171 @@
+"""Measures trained heads on images that no cache holds: test sets too large to keep.
+
+In: finished runs and a source of images with classes.   Out: results and predictions in each run, as those of the
+cached path. All runs are measured on one pass; what they share of the networks is computed once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from loffta import machine
+from loffta.errors import LofftaError, unknown_name
+from loffta.evaluate import relevance
+from loffta.images.sources import ImageSource
+from loffta.jobs import Load
+from loffta.online.measured import Measured, measure, prediction_columns
+from loffta.online.opened import OpenedRun, open_for_images
+from loffta.online.stream import BATCH_SIZE, FreshStream, judge_bad
+from loffta.progress import Progress
+from loffta.runs import read_results, write_predictions, write_results
+from loffta.store.table import ImageTable
+
+
+def evaluate_online(
+    roots: Sequence[Path],
+    source: ImageSource,
+    split: str,
+    load: Load,
+    *,
+    device: torch.device,
+    cache_root: Path | None = None,
+    batch_size: int = BATCH_SIZE,
+    max_bad_frac: float = 0.01,
+    stop: machine.StopFlag | None = None,
+) -> list[dict[str, Any]]:
+    """Evaluates every seed of finished trainings on images that are not cached.
+
+    Args:
+        load: makes a backbone on `device`.
+        cache_root: see `open_for_images`.
+        batch_size: images per forward pass.
+    Returns:
+        The results of each run, as in its results file.
+    Raises:
+        UsageError: no such split.
+        LofftaError: the images' classes are not the runs'; a backbone is not the one of the features.
+        TooManyBadImages: over `max_bad_frac`; the results are written.
+        Stopped: a signal came; nothing is written.
+    """
+    start = time.monotonic()
+    stop = stop or machine.StopFlag()
+    doing = "evaluating; no results were written"
+    with stop.at_once(doing):
+        runs = [open_for_images(root, device, cache_root) for root in roots]
+        listing = source.listing()
+        rows = rows_to_use(listing, split)
+        labels = [labels_by_name(listing, rows, run) for run in runs]
+        features = [feature for run in runs for feature in run.origins.features]
+        stream = FreshStream(
+            features, source, listing.keys, rows.tolist(), load=load, device=device, batch_size=batch_size
+        )
+    ends = np.cumsum([0, *(len(run.origins.features) for run in runs)])
+    found: list[list[torch.Tensor]] = [[] for _ in runs]
+    good: list[int] = []
+    with Progress("evaluate --online", len(rows), "images") as progress:
+        for batch in stop.each(stream, doing):
+            progress.advance(len(batch.statuses))
+            if batch.rows:
+                good += batch.rows
+                for i, run in enumerate(runs):
+                    found[i].append(run.predict(batch.features[ends[i] : ends[i + 1]]))
+    if not good:
+        judge_bad(stream.bad, listing.keys, len(rows), 0.0, done="no results were written")
+    used = np.isin(rows, good)
+    results = []
+    for run, parts, of_run in zip(runs, found, labels, strict=True):
+        measured = Measured(rows[used], of_run[used], torch.cat(parts, dim=1).numpy())
+        results.append(_write(run, listing, split, measured, len(stream.bad), start))
+    judge_bad(stream.bad, listing.keys, len(rows), max_bad_frac, done="the results of the good images are written")
+    return results
+
+
+def rows_to_use(listing: ImageTable, split: str) -> NDArray[np.int64]:
+    """Rows of a split of a listing, of which every image has one class.
+
+    Raises:
+        UsageError: no such split.
+        LofftaError: another kind of labels, or images without a class.
+    """
+    sizes = listing.split_sizes()
+    for part in split.split("+"):
+        if part not in sizes:
+            raise unknown_name("split", part, sizes, where=f"--split, {listing.source}")
+    rows = listing.rows_of(split)
+    if listing.label_kind != "single-label":
+        raise LofftaError(
+            f"the labels of these images are {listing.label_kind}, and classification needs one class per image",
+            where=listing.source,
+            remedy="name a table with one class per image in its column label",
+        )
+    without = rows[listing.labels[rows] < 0]
+    if len(without):
+        raise LofftaError(
+            f"{len(without)} of the {len(rows)} images of split '{split}' have no class",
+            where=f"{listing.source}, first {listing.keys[without[0]]}",
+            remedy="choose a split whose images all have one; `loffta predict RUN SOURCE` needs no classes",
+        )
+    return rows
+
+
+def labels_by_name(listing: ImageTable, rows: NDArray[np.int64], run: OpenedRun) -> NDArray[np.int64]:
+    """The classes of some rows as a run numbers them; matched by name, whatever their order.
+
+    Raises:
+        LofftaError: images of classes that the run does not know.
+    """
+    place = {name: i for i, name in enumerate(run.origins.classes)}
+    mapped = np.array([place.get(name, -1) for name in listing.classes], dtype=np.int64)
+    labels = mapped[listing.labels[rows]]
+    unknown = sorted({listing.classes[label] for label in np.unique(listing.labels[rows][labels < 0])})
+    if unknown:
+        shown = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+        known = ", ".join(run.origins.classes[:5]) + (", ..." if len(run.origins.classes) > 5 else "")
+        raise LofftaError(
+            f"{int((labels < 0).sum())} images are of classes that the run was not trained on: {shown}",
+            where=f"{listing.source}; {run.paths.root} knows {len(run.origins.classes)} classes: {known}",
+            remedy="name the classes as in training, or leave these images out",
+        )
+    return labels
+
+
+def _write(
+    run: OpenedRun, listing: ImageTable, split: str, measured: Measured, n_bad: int, start: float
+) -> dict[str, Any]:
+    results = measure(run.config.task, measured, seed=run.config.data_seed)
+    results = {
+        "task": run.config.task,
+        "head": run.config.head,
+        "split": split,
+        "n": len(measured.rows),
+        "metrics": results,
+        "features": [
+            {
+                "store": feature.store.name,
+                "label": feature.spec.backbone,
+                "recipe_hash": feature.store.hash,
+                "taps": list(feature.spec.taps),
+            }
+            for feature in run.origins.features
+        ],
+        "images": {"used": len(measured.rows), "bad": n_bad},
+        "recipe": run.config.recipe,
+        "online": {"source": listing.source, "digest": listing.digest},
+    }
+    if getattr(run.recipe, "relevance_weight", 0.0) > 0:
+        results["relevance"] = relevance(run.heads)
+    path = run.paths.results(split)
+    results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
+    results["versions"] = machine.versions()
+    if path.exists() and "train_seconds" in (before := read_results(path)):
+        results["train_seconds"] = before["train_seconds"]
+    write_predictions(run.paths.predictions, prediction_columns(listing, measured))
+    write_results(path, results)
+    return results

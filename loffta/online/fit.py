@@ -1,0 +1,268 @@
+"""Trains one seed of a head, and of its backbone where that is wanted, on images as they come.
+
+In: a Setting, which all seeds share, and rows.   Out: weights and metrics in the run. A seed continues behind its last
+finished epoch; order, crops and noise depend on seeds and epochs alone, so that it ends as it would have.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from loffta import machine
+from loffta.config import OnlineConfig, TrainConfig
+from loffta.errors import LofftaError
+from loffta.heads import Head, build_head
+from loffta.heads.recipe import Recipe
+from loffta.images.batches import PixelBatch
+from loffta.images.geometry import PixelGeometry, View
+from loffta.images.sources import ImageSource
+from loffta.online.checkpoint import load_state, save_state
+from loffta.online.network import Network
+from loffta.online.stream import judge_bad, read_pixels
+from loffta.optim import lr_at, parameter_groups
+from loffta.progress import Progress
+from loffta.runs import RunLog, RunPaths, save_head, write_lines
+from loffta.store.ledger import BAD
+from loffta.store.table import ImageTable
+from loffta.tasks import TASKS
+
+ONLINE_LINEAR = "online-linear"
+
+
+class Schedule(NamedTuple):
+    """How long a seed is trained."""
+
+    batch_size: int
+    epochs: int
+    steps: int  # of an epoch; the last may have fewer images
+
+    @property
+    def total(self) -> int:
+        """Steps of the training."""
+        return self.epochs * self.steps
+
+    @classmethod
+    def of(cls, recipe: Recipe, n_images: int) -> Schedule:
+        """With the recipe's least numbers of batches and steps."""
+        batch_size = recipe.batch_size
+        if recipe.min_batches is not None and recipe.min_batches > 1:
+            batch_size = max(1, min(batch_size, math.ceil(n_images / (recipe.min_batches - 1)) - 1))
+        steps = math.ceil(n_images / batch_size)
+        return cls(batch_size, max(recipe.epochs, math.ceil((recipe.min_steps or 0) / steps)), steps)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all seeds share."""
+
+    config: TrainConfig
+    online: OnlineConfig
+    recipe: Recipe
+    network: Network
+    source: ImageSource
+    listing: ImageTable
+    device: torch.device
+    paths: RunPaths
+    log: RunLog
+    stop: machine.StopFlag
+    initial: dict[str, Tensor]  # weights of a backbone that is trained, before the first seed; else nothing
+    bad: dict[int, str] = field(default_factory=dict)  # quarantined images so far, and why
+
+    def build_head(self, seed: int) -> Head:
+        """A new head on the device."""
+        name, n_classes = head_of(self.config.head), len(self.listing.classes)
+        return build_head(name, self.network.specs, n_classes, self.recipe, seed).to(self.device)
+
+    def read(
+        self, rows: Sequence[int], geometry: PixelGeometry, batch_size: int
+    ) -> Generator[PixelBatch | None, None, None]:
+        """The good images of each stretch of `rows`; None where there is none. Signals give it up at once."""
+        stretches = read_pixels(self.source, self.listing.keys, [geometry], rows, batch_size)
+        for statuses, batch in self.stop.each(stretches, "training online; finished epochs are kept"):
+            self.bad.update({status.row: status.reason for status in statuses if status.status == BAD})
+            yield batch
+
+    def refuse_bad(self, rows: NDArray[np.int64], *, done: str) -> None:
+        """Raises TooManyBadImages where too many of `rows` were quarantined."""
+        here = set(rows.tolist())
+        bad = {row: self.bad[row] for row in sorted(here.intersection(self.bad))}
+        judge_bad(bad, self.listing.keys, len(rows), self.online.max_bad_frac, done=done)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One seed in training."""
+
+    seed: int
+    head: Head
+    modules: dict[str, nn.Module]  # all that is trained, by the names of the checkpoint
+    optimizer: torch.optim.Optimizer
+    rng: torch.Generator
+    schedule: Schedule
+
+
+def head_of(name: str) -> str:
+    """The head in HEADS; `online-linear` is the linear probe on one vector."""
+    return "linear" if name == ONLINE_LINEAR else name
+
+
+def fit_seed(setting: Setting, seed: int, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """Trains one seed, or what is left of it, and writes its weights.
+
+    Returns:
+        Its log, a row per epoch; `seconds` are those of the training so far, resumed or not.
+    Raises:
+        TooManyBadImages: after the first epoch.
+        Stopped: a signal came; the epoch in hand is lost.
+    """
+    paths = setting.paths
+    member = _start(setting, seed, len(rows))
+    checkpoint, schedule = paths.online_checkpoint(seed), member.schedule
+    log: list[dict[str, Any]] = []
+    if checkpoint.exists():
+        log = load_state(checkpoint, member.modules, member.optimizer, member.rng)["log"]
+    weights = _class_weights(setting, rows)
+    with Progress(f"train {setting.config.head}, seed {seed}", schedule.total, "steps") as progress:
+        progress.advance(len(log) * schedule.steps)
+        for epoch in range(len(log), schedule.epochs):
+            start = time.monotonic()
+            with _own_randomness(seed, epoch, setting.device):
+                loss, lr = _fit_epoch(setting, member, epoch, rows, weights, progress)
+            seconds = (log[-1]["seconds"] if log else 0.0) + time.monotonic() - start
+            log.append(
+                {"epoch": epoch, "step": (epoch + 1) * schedule.steps, "loss": loss, "lr": lr, "seconds": seconds}
+            )
+            setting.log.write(f"seed {seed}, epoch {epoch}: loss {loss:.4f}, lr {lr:.2e}")
+            save_state(checkpoint, member.modules, member.optimizer, member.rng, {"log": log})
+            if epoch == 0:
+                setting.refuse_bad(rows, done=f"{paths.root}: one epoch is done")
+    write_lines(paths.metrics(seed), log)
+    if setting.online.unfrozen:
+        save_head(paths.backbone(seed), member.modules["backbone"].state_dict())
+    save_head(paths.head(seed), member.head.state_dict())  # last: it says that the seed is done
+    checkpoint.unlink(missing_ok=True)
+    return log
+
+
+def _start(setting: Setting, seed: int, n_images: int) -> _Member:
+    recipe, online = setting.recipe, setting.online
+    head = setting.build_head(seed).train()
+    assert isinstance(head, nn.Module), "every head is one"
+    modules: dict[str, nn.Module] = {"head": head}
+    groups = [group | {"scale": 1.0} for group in parameter_groups(head, recipe.weight_decay)]
+    if online.unfrozen:
+        model = setting.network.model
+        model.load_state_dict(setting.initial)
+        modules["backbone"] = model.requires_grad_(True)
+        groups += _backbone_groups(model, recipe.weight_decay, online.lr_backbone / recipe.lr)
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=setting.device.type != "mps")
+    rng = torch.Generator(setting.device).manual_seed(seed)
+    return _Member(seed, head, modules, optimizer, rng, Schedule.of(recipe, n_images))
+
+
+def _backbone_groups(model: nn.Module, weight_decay: float, scale: float) -> list[dict[str, Any]]:
+    """Vectors do not decay; the rate is that of the head times `scale` at every step."""
+    parameters = list(model.parameters())
+    return [
+        {"name": name, "params": [p for p in parameters if (p.ndim > 1) == decays], "scale": scale}
+        | {"weight_decay": weight_decay if decays else 0.0}
+        for name, decays in (("backbone", True), ("backbone_no_decay", False))
+    ]
+
+
+def _fit_epoch(
+    setting: Setting,
+    member: _Member,
+    epoch: int,
+    rows: NDArray[np.int64],
+    weights: Tensor | None,
+    progress: Progress,
+) -> tuple[float, float]:
+    """All images once; returns the mean loss and the last rate. The order is that of a cached training."""
+    order = np.random.Generator(np.random.PCG64([setting.config.data_seed, epoch])).permutation(len(rows))
+    geometry = setting.network.geometry
+    if setting.online.augment == "crop-flip":
+        geometry = replace(geometry, view=View(member.seed, epoch))  # drawn from (seed, epoch, key)
+    for module in member.modules.values():
+        module.train()
+    losses: list[float] = []
+    lr = 0.0
+    stretches = setting.read(rows[order].tolist(), geometry, member.schedule.batch_size)
+    with closing(stretches) as batches:  # an error must not leave threads that decode
+        for step, batch in enumerate(batches, start=epoch * member.schedule.steps):
+            lr = lr_at(step, member.schedule.total, setting.recipe)
+            if batch is not None:
+                losses.append(_step(setting, member, batch, geometry, lr, weights))
+                if not math.isfinite(losses[-1]):
+                    raise _diverged(setting, member.seed, step, batch.rows)
+            progress.advance(1, f"loss {losses[-1]:.3f}" if losses else "")
+    return sum(losses) / max(1, len(losses)), lr
+
+
+def _step(
+    setting: Setting, member: _Member, batch: PixelBatch, geometry: PixelGeometry, lr: float, weights: Tensor | None
+) -> float:
+    """One optimiser step; returns the loss, penalty included."""
+    recipe, device = setting.recipe, setting.device
+    for group in member.optimizer.param_groups:
+        group["lr"] = lr * group["scale"]
+    pixels = torch.from_numpy(batch.pixels[geometry]).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(setting.listing.labels[batch.rows]).to(device)
+    precision = recipe.precision or ("bf16" if device.type == "cuda" else "fp32")
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        features = setting.network.features(pixels, gradients=setting.online.unfrozen)
+        logits = member.head(member.head.prepare(features), member.rng)
+        per_image = TASKS[setting.config.task].loss(logits, labels)
+    if weights is None:
+        loss = per_image.mean()
+    else:
+        of_image = weights[labels]
+        loss = (per_image * of_image).sum() / of_image.sum()
+    if (penalty := member.head.penalty()) is not None:
+        loss = loss + penalty
+    member.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if recipe.max_grad_norm is not None:
+        trained = [p for module in member.modules.values() for p in module.parameters()]
+        nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
+    member.optimizer.step()
+    return float(loss.detach())
+
+
+def _class_weights(setting: Setting, rows: NDArray[np.int64]) -> Tensor | None:
+    """n / (C * n_c) per class, 0 for one without images; None where the recipe wants none."""
+    if not setting.recipe.class_weights:
+        return None
+    n_classes = len(setting.listing.classes)
+    counts = np.bincount(setting.listing.labels[rows], minlength=n_classes)
+    weights = np.divide(len(rows), n_classes * counts, out=np.zeros(n_classes), where=counts > 0)
+    return torch.from_numpy(weights.astype(np.float32)).to(setting.device)
+
+
+@contextmanager
+def _own_randomness(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
+    """What a network itself draws (timm's drop path, where it has any) depends on seed and epoch alone."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed * 1_000_003 + epoch)
+        yield
+
+
+def _diverged(setting: Setting, seed: int, step: int, rows: Sequence[int]) -> LofftaError:
+    keys = [setting.listing.keys[row] for row in rows]
+    setting.log.write(f"seed {seed}, step {step}: the loss is not finite for images {', '.join(keys)}")
+    return LofftaError(
+        f"the loss of seed {seed} is not finite at step {step}",
+        where=f"images {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}",
+        remedy="lower the learning rate (--set lr=..., --lr-backbone)",
+    )

@@ -1,0 +1,80 @@
+"""A finished run made ready for images: its heads, and the features that they are fed, without its cache.
+
+In: a run's directory.   Out: OpenedRun. Called by `evaluate` and `predict` of this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loffta.config import TrainConfig, parse
+from loffta.errors import LofftaError
+from loffta.evaluate import load_heads
+from loffta.features import choose_features
+from loffta.heads import Head, find_head
+from loffta.heads.recipe import Recipe
+from loffta.online.measured import activate
+from loffta.origins import Origins, read_origins
+from loffta.runs import RunPaths, open_run
+from loffta.store.cache import Cache
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run whose heads can predict."""
+
+    paths: RunPaths
+    config: TrainConfig
+    recipe: Recipe
+    origins: Origins
+    heads: list[Head]  # one per seed, in evaluation mode, on the device
+
+    def predict(self, features: Sequence[Tensor]) -> Float[Tensor, "S B C"]:
+        """Class probabilities of every seed, on the CPU; one [B, L, *shape] per Feature is due."""
+        with torch.no_grad():
+            prepared = self.heads[0].prepare(features)
+            return torch.stack([activate(head(prepared)) for head in self.heads]).cpu()
+
+
+def open_for_images(root: Path, device: torch.device, cache_root: Path | None = None) -> OpenedRun:
+    """Opens a finished run.
+
+    Args:
+        cache_root: where the cache is now, for runs made before runs kept what is needed; None: where it was.
+    Raises:
+        LofftaError: no run, no trained head, a run of `train --online`; or an old run whose cache is gone.
+    """
+    paths, config = open_run(root)
+    if config.online is not None:
+        raise LofftaError(
+            "this run was trained online, and its heads belong to a backbone without a recipe of stored features",
+            where=paths.config,
+            remedy="train a head on a cache (`loffta extract`, `loffta train CACHE`) to use it on other images",
+        )
+    recipe = parse(find_head(config.head).recipe, config.recipe, where=f"{paths.config}: recipe")
+    if paths.stores.exists():
+        origins = read_origins(paths.stores)
+    else:
+        origins = _origins_of_cache(paths, config, recipe, cache_root)
+    heads = load_heads(paths, config, origins.features, recipe, len(origins.classes))
+    return OpenedRun(paths, config, recipe, origins, [head.to(device) for head in heads])
+
+
+def _origins_of_cache(paths: RunPaths, config: TrainConfig, recipe: Recipe, cache_root: Path | None) -> Origins:
+    """For a run that an older loffta made."""
+    try:
+        cache = Cache.open(cache_root or config.cache)
+    except LofftaError as error:
+        raise LofftaError(
+            f"this run keeps no {paths.stores.name}, and its cache is gone",
+            where=cache_root or config.cache,
+            remedy="bring the cache back, or name its place with --cache; newer runs do without",
+        ) from error
+    features = choose_features(cache, config.features, recipe.kinds(), default_taps="all")
+    return Origins.of(features, cache.table.classes)

@@ -1,0 +1,216 @@
+"""Classes of new images by a trained head: images -> backbones -> head -> one parquet file.
+
+In: a finished run and any source of images, with or without classes.   Out: FILE.parquet with a row per image in the
+source's order, bad images included. Rows are written as they come, so memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float
+
+from loffta import __version__, machine
+from loffta.errors import LofftaError
+from loffta.images.files import is_there, user_path
+from loffta.images.one_file import OneFile
+from loffta.images.sources import ImageSource, open_source
+from loffta.images.table_file import SUFFIXES as TABLES
+from loffta.jobs import Load
+from loffta.online.opened import OpenedRun, open_for_images
+from loffta.online.stream import BATCH_SIZE, FreshBatch, FreshStream, judge_bad
+from loffta.progress import Progress
+from loffta.store.files import part_name, sync_folder, write_guard
+from loffta.store.ledger import OK
+
+ROW_GROUP = 4096  # rows that are gathered before they are written
+_META = b"loffta-predictions"
+
+
+@dataclass
+class Prediction:
+    """What one call did."""
+
+    out: str
+    images: int  # all of the source
+    bad: int
+    classes: list[str]
+    counts: dict[str, int]  # images by predicted class
+
+
+def open_images(spec: str) -> ImageSource:
+    """As `open_source`, but the path of one image file is an image set, too."""
+    path = user_path(spec)
+    if path.suffix.lower() not in TABLES and is_there(path, folder=False):
+        return OneFile(path)
+    return open_source(spec)
+
+
+def check_out(out: Path) -> None:
+    """Refuses to replace what `predict` has not written.
+
+    Raises:
+        LofftaError: a folder, or another file.
+    """
+    if not out.exists() and not out.is_symlink():
+        return
+    try:
+        with out.open("rb") as file:
+            ours = _META in (pq.read_schema(file).metadata or {})
+    except (OSError, pa.ArrowException):
+        ours = False
+    if not ours:
+        raise LofftaError(
+            "this is no file of predictions, and will not be replaced", where=out, remedy="choose another --out"
+        )
+
+
+def predict(
+    root: Path,
+    source: ImageSource,
+    out: Path,
+    load: Load,
+    *,
+    device: torch.device,
+    cache_root: Path | None = None,
+    per_seed: bool = False,
+    batch_size: int = BATCH_SIZE,
+    max_bad_frac: float = 0.01,
+    stop: machine.StopFlag | None = None,
+) -> Prediction:
+    """Predicts the class of every image by the mean of the seeds' probabilities.
+
+    Args:
+        out: the file; replaced at once when all of it is written, if it was one of predictions.
+        load: makes a backbone on `device`.
+        cache_root: see `open_for_images`.
+        per_seed: each seed's own prediction beside the mean.
+        batch_size: images per forward pass.
+    Raises:
+        LofftaError: `out` is something else, no run, no trained head, a backbone that is not the features'.
+        TooManyBadImages: over `max_bad_frac`; the file is written.
+        Stopped: a signal came; nothing is written.
+    """
+    stop = stop or machine.StopFlag()
+    check_out(out)
+    doing = f"predicting; {out.name} was not written"
+    with stop.at_once(doing):
+        run = open_for_images(root, device, cache_root)
+        listing = source.listing()
+        rows = range(len(listing))
+        stream = FreshStream(
+            run.origins.features, source, listing.keys, rows, load=load, device=device, batch_size=batch_size
+        )
+    classes = list(run.origins.classes)
+    counts = np.zeros(len(classes), np.int64)
+    with (
+        _writer(out, _schema(run, listing.source, per_seed)) as write,
+        Progress("predict", len(rows), "images") as progress,
+    ):
+        for batch in stop.each(stream, doing):
+            columns, predicted = _columns(batch, listing.keys, run, per_seed)
+            counts += np.bincount(predicted, minlength=len(classes))
+            write(columns)
+            progress.advance(len(batch.statuses))
+    judge_bad(stream.bad, listing.keys, len(rows), max_bad_frac, done=f"{out} is written")
+    found = {name: int(n) for name, n in zip(classes, counts, strict=True) if n}
+    return Prediction(str(out), len(rows), len(stream.bad), classes, found)
+
+
+def _schema(run: OpenedRun, source: str, per_seed: bool) -> pa.Schema:
+    """One column per fact; probabilities are lists in the order of `classes`, which the metadata hold."""
+    score: list[tuple[str, pa.DataType]] = [
+        ("predicted", pa.string()),
+        ("confidence", pa.float32()),
+        ("probabilities", pa.list_(pa.float32())),
+    ]
+    seeds = range(len(run.heads)) if per_seed else ()
+    fields: list[tuple[str, pa.DataType]] = [
+        ("key", pa.string()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        *score,
+    ]
+    fields += [(f"seed_{seed}_{name}", kind) for seed in seeds for name, kind in score]
+    meta = {
+        "classes": list(run.origins.classes),
+        "run": str(run.paths.root.absolute()),
+        "source": source,
+        "loffta": __version__,
+    }
+    return pa.schema(fields, metadata={_META: json.dumps(meta).encode()})
+
+
+def _columns(
+    batch: FreshBatch, keys: Sequence[str], run: OpenedRun, per_seed: bool
+) -> tuple[dict[str, list[Any]], np.ndarray[Any, np.dtype[np.int64]]]:
+    """The rows of one batch, and the positions of the classes predicted for its good images."""
+    good = [i for i, status in enumerate(batch.statuses) if status.status == OK]
+    columns: dict[str, list[Any]] = {
+        "key": [keys[status.row] for status in batch.statuses],
+        "status": [status.status for status in batch.statuses],
+        "reason": [status.reason or None for status in batch.statuses],
+    }
+    if good:
+        scores = run.predict(batch.features).numpy()
+    else:
+        scores = np.empty((len(run.heads), 0, len(run.origins.classes)), np.float32)
+    mean = scores.mean(axis=0, dtype=np.float64).astype(np.float32)
+    parts = {"": mean} | {f"seed_{seed}_": part for seed, part in enumerate(scores) if per_seed}
+    for prefix, probabilities in parts.items():
+        for name, values in _scores(probabilities, run.origins.classes).items():
+            column: list[Any] = [None] * len(batch.statuses)
+            for place, value in zip(good, values, strict=True):
+                column[place] = value
+            columns[prefix + name] = column
+    return columns, mean.argmax(axis=1)
+
+
+def _scores(probabilities: Float[np.ndarray, "B C"], classes: Sequence[str]) -> dict[str, list[Any]]:
+    best = probabilities.argmax(axis=1)
+    return {
+        "predicted": [classes[i] for i in best],
+        "confidence": probabilities.max(axis=1).tolist(),
+        "probabilities": list(probabilities),
+    }
+
+
+@contextmanager
+def _writer(out: Path, schema: pa.Schema) -> Iterator[Any]:
+    """Gives a function that takes columns; the file is in place when the block has ended well."""
+    part = part_name(out)
+    waiting: list[pa.Table] = []
+    try:
+        with write_guard(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("xb") as file:
+                with pq.ParquetWriter(file, schema) as writer:
+
+                    def flush() -> None:
+                        if waiting:
+                            writer.write_table(pa.concat_tables(waiting))
+                            waiting.clear()
+
+                    def write(columns: dict[str, list[Any]]) -> None:
+                        waiting.append(pa.table(columns, schema=schema))
+                        if sum(map(len, waiting)) >= ROW_GROUP:
+                            flush()
+
+                    yield write
+                    flush()
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(out)
+        sync_folder(out.parent)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,177 @@
+"""Training without a cache: images -> augmentation -> backbone -> head at every step. The honest rival of the cache.
+
+In: a TrainConfig with its `online` part.   Out: a run with the results of a cached one. LOFF-TA's reference rows are
+`online-linear` with the backbone frozen and with it trained; any head of HEADS trains this way, too. Seeds come one
+after the other; `fit` trains each.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from loffta import machine
+from loffta.config import TrainConfig, parse
+from loffta.errors import LofftaError, UsageError
+from loffta.heads import find_head
+from loffta.images.sources import ImageSource
+from loffta.jobs import Load
+from loffta.online.evaluate import rows_to_use
+from loffta.online.fit import ONLINE_LINEAR, Setting, fit_seed, head_of
+from loffta.online.measured import Measured, activate, measure, prediction_columns
+from loffta.online.network import linear_network, network_for
+from loffta.runs import (
+    RunLog,
+    RunPaths,
+    check_out,
+    load_head,
+    read_lines,
+    read_results,
+    start_run,
+    write_predictions,
+    write_results,
+)
+from loffta.store.recipe import recipe_hash
+from loffta.zoo import ZOO
+
+
+def train_online(
+    config: TrainConfig, out: Path, source: ImageSource, load: Load, stop: machine.StopFlag
+) -> dict[str, Any]:
+    """Trains on images as they come, and evaluates; a finished run is read back, not repeated.
+
+    Args:
+        load: makes a backbone on the device of `config`.
+    Raises:
+        UsageError: unknown head, key, tap or split; a head of several phases; a backbone that cannot be trained.
+        LofftaError: labels that cannot be used, another run in `out`, a loss that is not finite.
+        TooManyBadImages: over `max_bad_frac`, after the first epoch or when the results are written.
+        Stopped: a signal came; the same command continues behind the last finished epoch.
+    """
+    assert config.online is not None, "the caller wants to train online"
+    online = config.online
+    named = online.backbone.model_copy(update={"name": ZOO.get(online.backbone.name, online.backbone.name)})
+    online = online.model_copy(update={"backbone": named})
+    entry = find_head(head_of(config.head))
+    recipe = parse(entry.recipe, config.recipe, where=f"recipe of head '{config.head}'")
+    if entry.head.n_phases > 1:
+        raise UsageError(
+            f"head '{config.head}' trains in several phases", where="--online", remedy="train it on a cache"
+        )
+    device = machine.resolve_device(config.device)
+    with stop.at_once("listing the images and loading the backbone"):
+        listing = source.listing()
+        rows = {split: rows_to_use(listing, split) for split in (config.train_on, config.test_on)}
+        backbone = load(online.backbone)
+    if config.head == ONLINE_LINEAR:
+        network = linear_network(backbone, online)
+    else:
+        network = network_for(backbone, online, recipe.kinds(), entry.head.default_taps)
+    initial = copy.deepcopy(network.model.state_dict()) if online.unfrozen else {}
+    recipe = recipe.resolve(network.specs)
+    config = config.model_copy(update={"online": online, "recipe": recipe.model_dump(mode="json")})
+    check_out(out, config)
+    results_path = RunPaths(out).results(config.test_on)
+    if results_path.exists():
+        return read_results(results_path)
+    paths = start_run(out, config)
+    log = RunLog(paths.log)
+    setting = Setting(config, online, recipe, network, source, listing, device, paths, log, stop, initial)
+    results = _fit_all(setting, rows[config.train_on], rows[config.test_on])
+    setting.refuse_bad(rows[config.test_on], done=f"the results of {out} are written")
+    return results
+
+
+def _fit_all(setting: Setting, train_rows: NDArray[np.int64], test_rows: NDArray[np.int64]) -> dict[str, Any]:
+    config, paths, log = setting.config, setting.paths, setting.log
+    log.write(f"versions {machine.versions()}, device {setting.device}, {torch.get_num_threads()} threads")
+    state = "trained, too" if setting.online.unfrozen else "frozen"
+    log.write(f"{config.head} online: {len(train_rows)} images, {setting.network.info.label} {state}", show=True)
+    try:
+        for seed in range(config.seeds):
+            if not paths.head(seed).exists():
+                fit_seed(setting, seed, train_rows)
+    except LofftaError as error:
+        log.write(f"ended: {error.what}")
+        raise
+    seconds = sum(read_lines(paths.metrics(seed))[-1]["seconds"] for seed in range(config.seeds))
+    log.write(f"trained in {seconds:.1f} s")
+    start = time.monotonic()
+    measured = _predict(setting, test_rows)
+    results = _results(setting, measured, len(test_rows) - len(measured.rows))
+    results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
+    results |= {"versions": machine.versions(), "train_seconds": seconds}
+    write_predictions(paths.predictions, prediction_columns(setting.listing, measured))
+    write_results(paths.results(config.test_on), results)
+    return results
+
+
+def _predict(setting: Setting, rows: NDArray[np.int64]) -> Measured:
+    """Every seed on the test images: one pass for all where the backbone is frozen, else one each."""
+    seeds = range(setting.config.seeds)
+    groups = [[seed] for seed in seeds] if setting.online.unfrozen else [list(seeds)]
+    parts = [_predict_seeds(setting, group, rows) for group in groups]
+    used = parts[0][0]
+    probabilities = torch.cat([part for _, part in parts]).numpy()
+    return Measured(used, setting.listing.labels[used], probabilities)
+
+
+def _predict_seeds(
+    setting: Setting, seeds: Sequence[int], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], Float[Tensor, "S B C"]]:
+    """The good rows, and the seeds' probabilities, from the weights as they are on disk."""
+    heads = [setting.build_head(seed) for seed in seeds]
+    for head, seed in zip(heads, seeds, strict=True):
+        head.load_state_dict(load_head(setting.paths.head(seed)))
+        head.eval()
+    if setting.online.unfrozen:
+        setting.network.model.load_state_dict(load_head(setting.paths.backbone(seeds[0])))
+        setting.network.model.eval()
+    geometry = setting.network.geometry
+    good: list[int] = []
+    found: list[Tensor] = []
+    with torch.no_grad():
+        for batch in setting.read(rows.tolist(), geometry, setting.recipe.batch_size):
+            if batch is not None:
+                pixels = torch.from_numpy(batch.pixels[geometry]).permute(0, 3, 1, 2)
+                prepared = heads[0].prepare(setting.network.features(pixels, gradients=False))
+                found.append(torch.stack([activate(head(prepared)) for head in heads]).cpu())
+                good += batch.rows
+    if not found:
+        setting.refuse_bad(rows, done="no results were written")
+        raise LofftaError("no image of the test split can be used", where=setting.listing.source, remedy="mend them")
+    return np.array(good, dtype=np.int64), torch.cat(found, dim=1)
+
+
+def _results(setting: Setting, measured: Measured, n_bad: int) -> dict[str, Any]:
+    config, online, info = setting.config, setting.online, setting.network.info
+    label = f"{info.label} (trained, too)" if online.unfrozen else info.label
+    return {
+        "task": config.task,
+        "head": config.head,
+        "split": config.test_on,
+        "n": len(measured.rows),
+        "metrics": measure(config.task, measured, seed=config.data_seed),
+        "features": [
+            {"store": info.name, "label": label, "recipe_hash": recipe_hash(info.recipe), "taps": list(spec.taps)}
+            for spec in setting.network.specs
+        ],
+        "images": {"used": len(measured.rows), "bad": n_bad},
+        "recipe": config.recipe,
+        "online": {
+            "source": setting.listing.source,
+            "digest": setting.listing.digest,
+            "unfrozen": online.unfrozen,
+            "augment": online.augment,
+            "backbone": info.recipe,
+        },
+    }

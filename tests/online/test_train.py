@@ -1,0 +1,353 @@
+"""`train --online` against the cached training, against a plain torch loop, and against itself after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from loffta_cli.main import main
+from PIL import Image
+
+from loffta.backbones.timm_backbone import load_timm
+from loffta.config import BackboneConfig, OnlineConfig, TrainConfig
+from loffta.errors import LofftaError, Stopped, TooManyBadImages, UsageError
+from loffta.heads import HEADS
+from loffta.images.geometry import View, view_box
+from loffta.machine import StopFlag
+from loffta.online.fit import Schedule
+from loffta.online.train import train_online
+from loffta.report.tables import read_rows
+from loffta.runs import RunPaths, load_head, read_lines
+from loffta.train import train
+from tests.fakes import FakeBackbone, PngSource, picture
+from tests.online.runs import loader, make_fake_cache
+
+N = 20
+TRAIN = [row for row in range(N) if row % 4]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    torch.set_num_threads(1)  # as in the child: another number gives other last bits
+
+
+def config_of(head="online-linear", *, name="fake", taps="blocks.1", seeds=1, recipe=None, px=16, **online):
+    backbone = BackboneConfig(name=name, weights="random:0", image_px=px, taps=taps)
+    return TrainConfig(
+        cache=Path("fake:png"),
+        head=head,
+        seeds=seeds,
+        device="cpu",
+        recipe={"epochs": 2, "batch_size": 4, "lr": 0.01} | (recipe or {}),
+        online=OnlineConfig(source="fake:png", backbone=backbone, **online),
+    )
+
+
+def run(config, out, source=None, *, load=None, stop=None):
+    return train_online(config, out, source or PngSource(N), load or loader(), stop or StopFlag())
+
+
+def assert_same_heads(one, other, seed):
+    """Bit for bit; safetensors writes its tensors in any order."""
+    a, b = (load_head(RunPaths(root).head(seed)) for root in (one, other))
+    assert set(a) == set(b)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    ("head", "cached", "recipe", "taps"),
+    [
+        ("online-linear", "linear", {}, "blocks.1"),
+        ("linear", "linear", {"class_weights": False}, "blocks.0,stages.2"),
+        ("combo", "combo", {"width": 8, "depth": 1, "relevance_weight": 0.01}, "all"),
+    ],
+)
+def test_frozen_and_plain_it_is_the_cached_training(tmp_path, head, cached, recipe, taps):
+    """float32 features, no crops: the same numbers on both ways, so the same heads."""
+    recipe = {"epochs": 2, "batch_size": 4, "lr": 0.01} | recipe
+    cache = make_fake_cache(tmp_path / "cache", dtype="float32")
+    train_config = TrainConfig(
+        cache=cache.paths.root, head=cached, features=(f"fake:{taps}",), seeds=2, device="cpu", recipe=recipe
+    )
+    expected = train(train_config, tmp_path / "cached", StopFlag())
+    config = config_of(head, taps=taps, seeds=2, recipe=recipe, augment="none", pooling="mean")
+    found = run(config, tmp_path / "online")
+    for seed in range(2):
+        a, b = (load_head(RunPaths(tmp_path / name).head(seed)) for name in ("cached", "online"))
+        assert set(a) == set(b)
+        for key in a:
+            torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-5)
+        logs = [read_lines(RunPaths(tmp_path / name).metrics(seed)) for name in ("cached", "online")]
+        np.testing.assert_allclose(*([row["loss"] for row in log] for log in logs), rtol=1e-4)
+        assert [row["lr"] for row in logs[0]] == [row["lr"] for row in logs[1]]
+    assert found["metrics"] == expected["metrics"]
+    assert found["features"] == expected["features"]  # the very recipe hash
+    assert (found["head"], found["n"], found["images"]) == (head, 5, {"used": 5, "bad": 0})
+    assert set(expected) <= {*found, "relevance"}
+
+
+def test_unfrozen_it_is_a_plain_torch_loop(tmp_path):
+    """test_vit's class token behind its norm, BatchNorm without affine, a linear map, AdamW with two rates."""
+    config = config_of(
+        name="test_vit", taps="", px=32, unfrozen=True, lr_backbone=1e-3, augment="none",
+        recipe={"warmup_fraction": 0.0, "final_lr_factor": 1.0, "max_grad_norm": 0.5},
+    )  # fmt: skip
+    load = lambda wanted: load_timm(wanted.name, weights=wanted.weights, image_px=wanted.image_px)  # noqa: E731
+    run(config, tmp_path / "run", load=load)
+
+    backbone = load(config.online.backbone)
+    model, geometry = backbone.model.train().requires_grad_(True), backbone.geometry
+    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    pixels = [
+        np.asarray(Image.fromarray(picture(i)).resize((32, 32), filters[geometry.interpolation])) for i in range(N)
+    ]
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (backbone.mean, backbone.std))
+    inputs = (torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255 - mean) / std
+    labels = torch.arange(N) % 3
+    start = torch.nn.Linear(64, 3)
+    torch.nn.init.trunc_normal_(start.weight, std=0.01, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.zeros_(start.bias)
+    norm = torch.nn.BatchNorm1d(64, affine=False)
+    split = lambda module, decays: [p for p in module.parameters() if (p.ndim > 1) == decays]  # noqa: E731
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": split(start, True), "lr": 0.01, "weight_decay": 1e-4},
+            {"params": split(start, False), "lr": 0.01, "weight_decay": 0.0},
+            {"params": split(model, True), "lr": 1e-3, "weight_decay": 1e-4},
+            {"params": split(model, False), "lr": 1e-3, "weight_decay": 0.0},
+        ]
+    )
+    for epoch in range(2):
+        order = np.random.Generator(np.random.PCG64([0, epoch])).permutation(15)
+        for rows in np.array_split(np.array(TRAIN)[order], [4, 8, 12]):
+            loss = F.cross_entropy(start(norm(model.forward_features(inputs[rows])[:, 0])), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_([*start.parameters(), *model.parameters()], 0.5)
+            optimizer.step()
+    paths = RunPaths(tmp_path / "run")
+    trained = load_head(paths.backbone(0))
+    for name, tensor in model.state_dict().items():
+        if name != "norm.bias":  # BatchNorm takes it out again: its gradient is rounding, which Adam blows up
+            torch.testing.assert_close(trained[name], tensor, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(load_head(paths.head(0))["classify.weight"], start.weight.data, rtol=1e-3, atol=1e-5)
+    assert not all(torch.equal(trained[n], t) for n, t in load(config.online.backbone).model.state_dict().items())
+    results = json.loads(paths.results("test").read_text())
+    assert results["features"][0]["label"] == "test_vit [random:0 weights] (trained, too)"
+    assert results["features"][0]["taps"] == ["norm"]
+
+
+def test_every_seed_starts_from_the_same_backbone(tmp_path):
+    """Trained beside another seed, a seed is what it is alone; and the head of one is not the other's."""
+    load = lambda wanted: load_timm(wanted.name, weights=wanted.weights, image_px=wanted.image_px)  # noqa: E731
+    config = config_of(name="test_vit", taps="", px=32, unfrozen=True, lr_backbone=1e-3, seeds=2, recipe={"epochs": 1})
+    run(config, tmp_path / "two", load=load)
+    run(config.model_copy(update={"seeds": 1}), tmp_path / "one", load=load)
+    one, two = (load_head(RunPaths(tmp_path / name).backbone(0)) for name in ("one", "two"))
+    other = load_head(RunPaths(tmp_path / "two").backbone(1))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not all(torch.equal(other[name], two[name]) for name in other)
+
+
+def test_crops_are_drawn_from_seed_epoch_and_key(tmp_path):
+    """What the network saw in training are the views of the format's definition; the test images are whole."""
+    seen = []
+
+    class Noting(FakeBackbone):
+        def __call__(self, pixels, taps):
+            seen.append(pixels.permute(0, 2, 3, 1).numpy().copy())
+            return super().__call__(pixels, taps)
+
+    run(config_of(recipe={"epochs": 2, "batch_size": 15}), tmp_path / "run", load=lambda _: Noting())
+    resample = Image.Resampling.BICUBIC
+    for epoch in range(2):
+        order = np.random.Generator(np.random.PCG64([0, epoch])).permutation(15)
+        for image, row in zip(seen[epoch], np.array(TRAIN)[order], strict=True):
+            whole = Image.fromarray(picture(row))
+            box = view_box(View(0, epoch), f"{row:04d}.png", *whole.size)
+            square = whole.crop(box[:4]).resize((16, 16), resample)
+            expected = np.asarray(square)[:, ::-1] if box.mirrored else np.asarray(square)
+            np.testing.assert_array_equal(image, expected)
+    for image, row in zip(seen[2], range(0, N, 4), strict=True):
+        np.testing.assert_array_equal(image, np.asarray(Image.fromarray(picture(row)).resize((16, 16), resample)))
+
+
+def test_class_weights_are_torchs(tmp_path):
+    """One batch of everything: the logged loss is that of the untrained head."""
+    source = PngSource(N)
+    listing = source.listing()
+    labels = np.array([0, 0, 0, 1, 2] * 4)
+    source.listing = lambda: replace(listing, labels=labels)
+    recipe = {"epochs": 1, "batch_size": 99, "class_weights": True}
+    run(config_of(recipe=recipe, augment="none", pooling="mean"), tmp_path / "run", source)
+    (row,) = read_lines(RunPaths(tmp_path / "run").metrics(0))
+    backbone = FakeBackbone()
+    order = np.array(TRAIN)[np.random.Generator(np.random.PCG64([0, 0])).permutation(15)]
+    squares = [np.asarray(Image.fromarray(picture(i)).resize((16, 16), Image.Resampling.BICUBIC)) for i in order]
+    tokens = backbone(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2), ["blocks.1"])["blocks.1"]
+    vectors = F.batch_norm(tokens.grid.mean(dim=(1, 2)), None, None, training=True)
+    weight = torch.empty(3, 6)
+    torch.nn.init.trunc_normal_(weight, std=0.01, generator=torch.Generator().manual_seed(0))
+    counts = np.bincount(labels[TRAIN])
+    loss = F.cross_entropy(
+        vectors @ weight.T, torch.from_numpy(labels[order]), weight=torch.tensor(15 / (3 * counts)).float()
+    )
+    assert row["loss"] == pytest.approx(float(loss), rel=1e-4)
+
+
+def test_schedule():
+    recipe = HEADS["linear"].recipe()
+    for update, n_images, expected in [
+        ({}, 800, (64, 100, 13)),
+        ({"min_batches": 5}, 100, (24, 100, 5)),
+        ({"min_batches": 5}, 3, (1, 100, 3)),
+        ({"min_steps": 1000, "epochs": 2}, 640, (64, 100, 10)),
+        ({"min_steps": 15, "epochs": 2}, 640, (64, 2, 10)),
+    ]:
+        assert tuple(Schedule.of(recipe.model_copy(update=update), n_images)) == expected
+
+
+def test_a_stopped_training_ends_as_it_would_have(tmp_path):
+    config = config_of(seeds=2, recipe={"epochs": 3})
+    expected = run(config, tmp_path / "whole")
+    stops = 0
+    for _ in range(20):
+        stop = StopFlag()
+
+        def interrupt(backbone, stop=stop):
+            if len(backbone.batches) == 6:  # in every second epoch of four batches
+                stop.signal = signal.SIGTERM
+
+        try:
+            found = run(config, tmp_path / "stopped", load=lambda _: FakeBackbone(before=interrupt), stop=stop)
+        except Stopped:
+            stops += 1
+        else:
+            break
+    assert stops >= 3
+    assert found["metrics"] == expected["metrics"]
+    paths = [RunPaths(tmp_path / name) for name in ("whole", "stopped")]
+    for seed in range(2):
+        assert_same_heads(tmp_path / "whole", tmp_path / "stopped", seed)
+        assert not paths[1].online_checkpoint(seed).exists()
+    assert run(config, tmp_path / "stopped", load=None) == json.loads(paths[1].results("test").read_text())
+
+
+def test_a_killed_process_ends_as_it_would_have(tmp_path):
+    from tests.online.child import config
+
+    run(config(), tmp_path / "whole")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(Path(__file__).parent / "child.py"), str(tmp_path / "killed")]
+    for n_batches in (7, None):
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+        for n_lines, _ in enumerate(child.stdout, start=1):
+            if n_lines == n_batches:
+                child.kill()
+        _, error = child.communicate()
+        assert child.returncode == (-signal.SIGKILL if n_batches else 0), error.decode()
+    for seed in range(2):
+        assert_same_heads(tmp_path / "whole", tmp_path / "killed", seed)
+
+
+def test_a_checkpoint_that_cannot_be_continued(tmp_path):
+    stop = StopFlag()
+
+    def interrupt(backbone):
+        if len(backbone.batches) == 6:
+            stop.signal = signal.SIGTERM
+
+    with pytest.raises(Stopped):
+        run(config_of(), tmp_path / "run", load=lambda _: FakeBackbone(before=interrupt), stop=stop)
+    checkpoint = RunPaths(tmp_path / "run").online_checkpoint(0)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-7])
+    with pytest.raises(LofftaError, match=r"checkpoint cannot be continued(.|\n)*delete it and run") as caught:
+        run(config_of(), tmp_path / "run")
+    assert caught.value.where == str(checkpoint)
+    with pytest.raises(LofftaError, match=r"made with another configuration:\n    recipe.lr: 0.01 -> 0.02"):
+        run(config_of(recipe={"lr": 0.02}), tmp_path / "run")
+
+
+def test_bad_images(tmp_path):
+    found = run(config_of(max_bad_frac=0.5), tmp_path / "few", PngSource(N, {0: b"", 1: b"", 2: b""}))
+    assert found["images"] == {"used": 4, "bad": 1}
+    with pytest.raises(TooManyBadImages, match=r"3 of 15 images cannot be used; the first: 0001\.png"):
+        run(config_of(), tmp_path / "many", PngSource(N, {1: b"", 2: b"", 3: b""}))
+    assert not RunPaths(tmp_path / "many").results("test").exists()
+    with pytest.raises(TooManyBadImages, match="1 of 5 images cannot be used"):
+        run(config_of(), tmp_path / "tested", PngSource(N, {4: b""}))
+    assert RunPaths(tmp_path / "tested").results("test").exists()
+
+
+def test_a_loss_that_is_not_finite_names_images(tmp_path):
+    backbone = FakeBackbone()
+    backbone.matrices["blocks.1"] = backbone.matrices["blocks.1"] * float("nan")
+    with pytest.raises(LofftaError, match=r"loss of seed 0 is not finite at step 0\n  where:  images 00\d\d.png, "):
+        run(config_of(pooling="mean"), tmp_path / "run", load=lambda _: backbone)
+    assert "the loss is not finite for images" in RunPaths(tmp_path / "run").log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (config_of(taps="stages.2", pooling="class"), "fake has no class token"),
+        (config_of(taps="all"), "online-linear takes one tap"),
+        (config_of(unfrozen=True), "fake is no timm model and cannot be trained"),
+        (config_of("comboo"), "unknown head 'comboo'"),
+        (config_of("combo", taps="blocks.7"), "unknown tap 'blocks.7'"),
+        (config_of().model_copy(update={"train_on": "tran"}), "unknown split 'tran'"),
+    ],
+)
+def test_mistakes(tmp_path, config, words):
+    with pytest.raises(UsageError, match=words):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--online", "demo:digits"], "--online needs a backbone"),
+        (["--backbone", "test_vit"], "--backbone is for training without a cache"),
+        (["cache", "--online", "demo:digits"], "exclude each other"),
+        (["--online", "demo:digits", "--backbone", "test_vit", "--lr-backbone", "1e-3"], "add --unfrozen"),
+    ],
+)
+def test_options_that_do_not_go_together(tmp_path, capsys, options, words):
+    assert main(["train", "--out", str(tmp_path / "run"), *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_command_and_the_report(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("loffta.images.sources.open_source", lambda _: PngSource(N))
+    monkeypatch.setattr("loffta.begin.backbone_loader", lambda _: loader())
+    out = tmp_path / "run"
+    words = ["train", "--online", "fake:png", "--backbone", "fake", "--weights", "random:0", "--image-px", "16"]
+    words += ["--taps", "blocks.0", "--pooling", "mean", "--augment-images", "none", "--max-bad-frac", "0.2"]
+    words += ["--out", str(out), "--set", "epochs=1", "--seeds", "2", "--device", "cpu", "--json"]
+    assert main(words) == 0
+    results = json.loads(capsys.readouterr().out.splitlines()[-1])
+    config = yaml.safe_load(RunPaths(out).config.read_text())
+    backbone = {"name": "fake", "weights": "random:0", "taps": "blocks.0", "image_px": 16}
+    assert config["online"] == {
+        "source": "fake:png", "backbone": backbone, "unfrozen": False, "pooling": "mean", "resize": "squash",
+        "augment": "none", "lr_backbone": 1e-5, "max_bad_frac": 0.2,
+    }  # fmt: skip
+    (row,) = read_rows([out])
+    assert (row.head, row.taps, row.n_seeds) == ("online-linear", {"fake [random:0 weights]": ("blocks.0",)}, 2)
+    assert main(["evaluate", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == results
+    assert main(["evaluate", str(out), "--split", "train"]) == 2
+    assert "was trained online, and measured on split 'test'" in capsys.readouterr().err
+    assert main(["predict", str(out), str(tmp_path), "--out", str(tmp_path / "p.parquet"), "--device", "cpu"]) == 1
+    assert "this run was trained online" in capsys.readouterr().err
