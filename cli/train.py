@@ -15,7 +15,7 @@ from .common import emit, json_option, merge_config, parse_settings
 @click.option("--head", help="linear or combo.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--features", multiple=True, metavar="STORE[:TAPS]", help="Store or backbone, and taps.  [all stores]")
-@click.option("--task", default="classification", show_default=True)
+@click.option("--task", default="auto", show_default=True, help="auto, by the labels; classification, multi-label.")
 @click.option("--train-on", default="train", show_default=True, help="Split, or several joined by +.")
 @click.option("--test-on", default="test", show_default=True, help="Split to evaluate at the end.")
 @click.option("--seeds", type=int, default=1, show_default=True, help="Heads trained side by side on one read.")
@@ -55,5 +55,7 @@ def print_results(results: dict[str, Any]) -> None:
         click.echo(
             f"{name} {metric['mean']:.3f}{spread}, 95 % interval {low:.3f} to {high:.3f} ({results['n']} images)"
         )
+    for name, note in results.get("notes", {}).items():
+        click.echo(f"{name}: {note}")
     for entry in results.get("relevance", {}).get("backbones", []):
         click.echo(f"relevance {entry['score']:.3f}  {entry['backbone']}")

@@ -95,7 +95,7 @@ class TrainConfig(StrictModel, frozen=True):
     cache: Path
     head: str
     features: tuple[str, ...] = ()  # STORE[:TAPS]; none: all stores
-    task: str = "classification"
+    task: str = "auto"  # or a task by name; `train` resolves it by the kind of labels
     train_on: str = "train"
     test_on: str = "test"
     seeds: int = Field(1, gt=0)

@@ -21,15 +21,16 @@ from torch import Tensor
 from loffta import machine
 from loffta.batches import Feed, bytes_per_image
 from loffta.config import TrainConfig, parse
-from loffta.errors import LofftaError, UsageError, unknown_name
+from loffta.errors import LofftaError, UsageError
 from loffta.evaluate import evaluate
-from loffta.features import Feature, check_labels, choose_features, resolved_choices, usable_rows
+from loffta.features import Feature, choose_features, resolved_choices, usable_rows
 from loffta.heads import Head, build_head, find_head
 from loffta.heads.recipe import Recipe
 from loffta.optim import lr_at, n_steps, parameter_groups
 from loffta.progress import Progress
 from loffta.runs import RunLog, RunPaths, check_out, read_results, save_head, start_run, write_lines
 from loffta.store.cache import Cache
+from loffta.targets import check_targets, choose_task, read_targets
 from loffta.tasks import TASKS
 
 # Parameters times images a step below which torch gets one thread on the CPU. A linear probe of K = 512 (330,000) makes
@@ -60,8 +61,7 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
     """
     machine.cap_threads()
     cache = Cache.open(config.cache)
-    if config.task not in TASKS:
-        raise unknown_name("task", config.task, TASKS, where="--task")
+    config = config.model_copy(update={"task": choose_task(cache.table, config.task)})
     if config.select is not None:
         check_out(out, _absolute(config), ignore=("features", "recipe"))  # before the scoring run, not after it
         config = _select(config, cache, out, stop)
@@ -132,7 +132,7 @@ def _check_splits(config: TrainConfig, cache: Cache, features: Sequence[Feature]
     machine.resolve_device(config.device)
     for split in (config.test_on, config.train_on):
         rows = usable_rows(cache, features, split, partial=config.partial)
-        check_labels(cache, rows, split)
+        check_targets(cache.table, rows, split, config.task)
     return rows
 
 
@@ -146,7 +146,7 @@ def _fit(
     log: RunLog,
 ) -> list[Member]:
     device = machine.resolve_device(config.device)
-    labels = torch.tensor(cache.table.labels, device=device)
+    all_targets = read_targets(cache.table, config.task).to(device)
     specs = [feature.spec for feature in features]
     members = []
     for seed in range(config.seeds):
@@ -171,7 +171,7 @@ def _fit(
                 stop.check(f"training step {step} of {total}; nothing is kept of an unfinished training")
                 lr = lr_at(step, total, recipe)
                 prepared = members[0].head.prepare(batch.features)
-                targets = labels[batch.rows]
+                targets = all_targets[batch.rows]
                 found = [_step(member, prepared, targets, config, recipe, lr) for member in members]
                 losses: list[float] = torch.stack(found).tolist()  # the one wait for the device in a step
                 for member, loss in zip(members, losses, strict=True):
@@ -188,14 +188,14 @@ def _fit(
     return members
 
 
-def _step(member: Member, prepared: Tensor, labels: Tensor, config: TrainConfig, recipe: Recipe, lr: float) -> Tensor:
+def _step(member: Member, prepared: Tensor, targets: Tensor, config: TrainConfig, recipe: Recipe, lr: float) -> Tensor:
     """One optimiser step; returns the loss, penalty included, without waiting for the device."""
     for group in member.optimizer.param_groups:
         group["lr"] = lr
     device = prepared.device.type
     precision = recipe.precision or ("bf16" if device == "cuda" else "fp32")
     with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-        loss = TASKS[config.task].loss(member.head(prepared, member.rng), labels).mean()
+        loss = TASKS[config.task].loss(member.head(prepared, member.rng), targets).mean()
     if (penalty := member.head.penalty()) is not None:
         loss = loss + penalty
     member.optimizer.zero_grad(set_to_none=True)
