@@ -62,7 +62,8 @@ def evaluate(
     with (stop or machine.StopFlag()).at_once(f"evaluating split '{split}'; no results were written"):
         probabilities = predict(heads, features, rows, task, batch_size=recipe.batch_size, device=target)
         targets = read_targets(cache.table, config.task)[rows].numpy()
-        measured = measure(task, probabilities, targets, cache.table.classes, seed=config.data_seed)
+        keys = [cache.table.keys[row] for row in rows]
+        measured = measure(task, probabilities, targets, cache.table.classes, keys=keys, seed=config.data_seed)
     results = describe(config, features, split, n_used=len(rows), n_bad=n_bad(cache, features, split)) | measured
     if getattr(recipe, "relevance_weight", 0.0) > 0:
         results["relevance"] = relevance(heads)
@@ -72,7 +73,6 @@ def evaluate(
         train_seconds = read_results(paths.results(split)).get("train_seconds")
     if train_seconds is not None:
         results["train_seconds"] = train_seconds
-    keys = [cache.table.keys[row] for row in rows]
     write_predictions(paths.predictions, prediction_columns(task, probabilities, targets, rows, keys))
     write_results(paths.results(split), results)
     return results
@@ -122,7 +122,7 @@ def predict_batches(heads: Sequence[Head], batches: Iterable[Batch], task: Task)
     found = []
     for batch in batches:
         prepared = heads[0].prepare(batch.features)
-        found.append(torch.stack([task.activate(head(prepared)) for head in heads]).cpu())
+        found.append(torch.stack([task.activation(head(prepared)) for head in heads]).cpu())
     return torch.cat(found, dim=1).numpy()
 
 

@@ -27,6 +27,7 @@ def measure(
     targets: Integer[np.ndarray, "B *target"],
     classes: Sequence[str],
     *,
+    keys: Sequence[str] | None = None,
     seed: int = 0,
     n_resamples: int = N_RESAMPLES,
 ) -> dict[str, Any]:
@@ -35,9 +36,10 @@ def measure(
     The interval is a percentile bootstrap of the mean over seeds: images are drawn anew, the heads stay.
 
     Args:
-        scores: what the task's `activate` gives, a head per seed.
+        scores: what the task's `activation` gives, a head per seed.
         targets: of the same images, none without a label.
         classes: names of the C classes.
+        keys: of the images, to name one in an error.
         seed: of the resamples.
     Returns:
         metrics, by name mean, std (None for one seed), per_seed and ci95; notes, by metric, on what these labels leave
@@ -50,7 +52,7 @@ def measure(
         seed_, image = np.argwhere(bad)[0]
         raise LofftaError(
             f"the head of seed {seed_} gives no finite score for {int(bad[seed_].sum())} of {bad.shape[1]} images",
-            where=f"image {image} of the split",
+            where=f"image {keys[image] if keys else image}",
             remedy="train again with a lower learning rate, or look for damaged features with "
             "`loffta verify CACHE --deep`",
         )

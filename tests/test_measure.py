@@ -60,8 +60,12 @@ def test_notes_say_what_is_left_out():
 def test_heads_that_give_no_numbers():
     scores, labels = draw()
     scores[1, [7, 9]] = np.nan
-    with pytest.raises(LofftaError, match=r"head of seed 1 gives no finite score for 2 of 40 images(.|\n)*image 7"):
+    with pytest.raises(
+        LofftaError, match=r"head of seed 1 gives no finite score for 2 of 40 images(.|\n)*where:  image 7\n"
+    ):
         measure(CLASSIFICATION, scores, labels, "abc")
+    with pytest.raises(LofftaError, match=r"image 07\.png"):
+        measure(CLASSIFICATION, scores, labels, "abc", keys=[f"{i:02d}.png" for i in range(40)])
 
 
 def test_labels_that_define_nothing():

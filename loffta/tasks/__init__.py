@@ -18,7 +18,7 @@ from loffta.tasks import classification, multi_label
 class Task(NamedTuple):
     """What `train`, `measure` and the reports use of a task; S seeds, B images, C classes, fractions 0-1.
 
-    Scores are what `activate` gives: probabilities [S, B, C] of all seeds, or [B, C] of one.
+    Scores are what `activation` gives: probabilities [S, B, C] of all seeds, or [B, C] of one.
     """
 
     label_kind: str  # of the image sets that it is for
@@ -26,7 +26,7 @@ class Task(NamedTuple):
     main_metric: str  # what a search maximises
     headline: str  # the metric that reports rank by
     loss: Callable[[Tensor, Tensor], Tensor]  # logits, targets -> [B], of each image
-    activate: Callable[[Tensor], Tensor]  # logits -> probabilities
+    activation: Callable[[Tensor], Tensor]  # logits -> probabilities
     decide: Callable[[NDArray[Any]], NDArray[Any]]  # scores -> the class, or for each class whether it is there
     metrics: Callable[[NDArray[Any], NDArray[Any]], dict[str, float]]  # of one seed
     notes: Callable[[NDArray[Any], Sequence[str]], dict[str, str]]  # targets, classes -> what is left out, by metric
@@ -41,7 +41,7 @@ TASKS: dict[str, Task] = {
         main_metric="balanced_accuracy",
         headline="top1",
         loss=classification.loss,
-        activate=classification.activate,
+        activation=classification.activation,
         decide=classification.decide,
         metrics=classification.metrics,
         notes=classification.notes,
@@ -54,7 +54,7 @@ TASKS: dict[str, Task] = {
         main_metric="map",
         headline="map",
         loss=multi_label.loss,
-        activate=multi_label.activate,
+        activation=multi_label.activation,
         decide=multi_label.decide,
         metrics=multi_label.metrics,
         notes=multi_label.notes,

@@ -38,7 +38,7 @@ def loss(logits: Logits, labels: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
     return F.cross_entropy(logits, labels, reduction="none")
 
 
-def activate(logits: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch C"]:
+def activation(logits: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch C"]:
     """Probabilities of the classes: softmax, in float32."""
     return logits.float().softmax(dim=-1)
 

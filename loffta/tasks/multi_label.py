@@ -30,7 +30,7 @@ def loss(logits: Logits, has_class: Int[Tensor, "B C"]) -> Float[Tensor, " B"]:
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
 
 
-def activate(logits: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch C"]:
+def activation(logits: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch C"]:
     """Probabilities of the classes, each for itself: sigmoid, in float32."""
     return logits.float().sigmoid()
 

@@ -27,6 +27,17 @@ def index_bootstrap(metrics, scores, targets, n_resamples, seed=1):
     return {name: np.nanquantile(values, [0.025, 0.975]) for name, values in found.items()}
 
 
+def quadratic_kappa(predicted, labels):
+    """By chance: every label with every prediction."""
+    return 1 - ((labels - predicted) ** 2).mean() / ((labels[:, None] - predicted) ** 2).mean()
+
+
+def average_precision(scores, positive):
+    """Precision among the images that score at least as high, mean over the positive images."""
+    above = scores >= scores[positive][:, None]
+    return ((above & positive).sum(axis=1) / above.sum(axis=1)).mean()
+
+
 def area(scores, positive):
     """Area under the ROC curve, by comparing all pairs."""
     above = scores[positive][:, None] - scores[~positive]

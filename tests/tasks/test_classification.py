@@ -18,7 +18,7 @@ from sklearn.metrics import (
 from loffta.tasks.bootstrap import image_weights, interval
 from loffta.tasks.classification import (
     Kappa,
-    activate,
+    activation,
     among_top,
     decide,
     details,
@@ -28,7 +28,7 @@ from loffta.tasks.classification import (
     resampled,
 )
 
-from .scores import area, draw_labels, draw_scores, index_bootstrap
+from .scores import area, draw_labels, draw_scores, index_bootstrap, quadratic_kappa
 
 SEVEN = (0.3, 0.2, 0.15, 0.15, 0.1, 0.05, 0.05)
 
@@ -39,7 +39,7 @@ def test_loss_is_plain_cross_entropy():
     odds = np.exp(logits.numpy())
     expected = -np.log([odds[0, 0] / odds[0].sum(), odds[1, 2] / odds[1].sum()])
     np.testing.assert_allclose(loss(logits, labels), expected, rtol=1e-6)
-    np.testing.assert_allclose(activate(logits.bfloat16()), odds / odds.sum(axis=1, keepdims=True), rtol=1e-6)
+    np.testing.assert_allclose(activation(logits.bfloat16()), odds / odds.sum(axis=1, keepdims=True), rtol=1e-6)
     assert decide(logits.numpy()).tolist() == [0, 0]
 
 
@@ -114,7 +114,7 @@ def test_intervals_equal_a_plain_bootstrap(n_classes, n_seeds):
             predicted = of_seed.argmax(axis=1)
             found["top1"].append((predicted == labels).mean())
             found["balanced_accuracy"].append(np.mean([(predicted[labels == c] == c).mean() for c in there]))
-            found["kappa"].append(cohen_kappa_score(labels, predicted, weights="quadratic"))
+            found["kappa"].append(quadratic_kappa(predicted, labels))
             curves = [1] if n_classes == 2 else there
             found["roc_auc"].append(np.mean([area(of_seed[:, c], labels == c) for c in curves]))
         return {name: np.mean(values) for name, values in found.items()}

@@ -20,7 +20,7 @@ def test_task(name):
     task, targets = find_task(name), TARGETS[name]
     logits = torch.randn(2, 12, 3, generator=torch.Generator().manual_seed(0))
     assert task.loss(logits[0], targets).shape == (12,)
-    scores = task.activate(logits).numpy()
+    scores = task.activation(logits).numpy()
     assert scores.dtype == np.float32
     assert ((scores > 0) & (scores < 1)).all()
     assert task.decide(scores[0]).shape == targets.shape
@@ -35,7 +35,7 @@ def test_task(name):
 @pytest.mark.parametrize("name", TASKS)
 def test_the_order_of_images_has_no_part(name):
     task, targets = TASKS[name], TARGETS[name].numpy()
-    scores = task.activate(torch.randn(1, 12, 3, generator=torch.Generator().manual_seed(0))).numpy()
+    scores = task.activation(torch.randn(1, 12, 3, generator=torch.Generator().manual_seed(0))).numpy()
     order = np.random.default_rng(0).permutation(12)
     assert task.metrics(scores[0, order], targets[order]) == pytest.approx(task.metrics(scores[0], targets))
 
