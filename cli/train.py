@@ -18,7 +18,7 @@ AUGMENT = "augment."  # what --set changes of the augmentation begins with
 @click.option("--head", help="linear or combo.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--features", multiple=True, metavar="STORE[:TAPS]", help="Store or backbone, and taps.  [all stores]")
-@click.option("--task", default="classification", show_default=True)
+@click.option("--task", default="auto", show_default=True, help="auto, by the labels; classification, multi-label.")
 @click.option("--train-on", default="train", show_default=True, help="Split, or several joined by +.")
 @click.option("--validate-on", metavar="SPLIT", help="Measured too; --search chooses by it.")
 @click.option("--holdout", type=float, metavar="SHARE", help="Keep so much of --train-on out, as split 'holdout': 0.2.")
@@ -89,5 +89,7 @@ def print_results(results: dict[str, Any]) -> None:
             f"search chose lr {chosen['lr']:g}, weight decay {chosen['weight_decay']:g} "
             f"({results['search']['metric']} {chosen['score']:.3f} on {results['search']['validated_on']})"
         )
+    for name, note in results.get("notes", {}).items():
+        click.echo(f"{name}: {note}")
     for entry in results.get("relevance", {}).get("backbones", []):
         click.echo(f"relevance {entry['score']:.3f}  {entry['backbone']}")

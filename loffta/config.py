@@ -108,7 +108,7 @@ class TrainConfig(StrictModel, frozen=True):
     cache: Path
     head: str
     features: tuple[str, ...] = ()  # STORE[:TAPS]; none: all stores
-    task: str = "classification"
+    task: str = "auto"  # or a task by name; `train` resolves it by the kind of labels
     train_on: str = "train"
     validate_on: str | None = None  # measured too; what --search chooses by
     holdout: float | None = Field(None, gt=0, lt=1)  # this share of train_on becomes the split "holdout"

@@ -7,7 +7,7 @@ and at the end of `loffta train`.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,19 @@ import torch
 from numpy.typing import NDArray
 
 from loffta import machine
-from loffta.batches import Feed
+from loffta.batches import Batch, Feed
 from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError
-from loffta.features import Feature, check_labels, choose_features, n_bad
+from loffta.features import Feature, choose_features, n_bad
 from loffta.heads import Head, build_head, find_head
 from loffta.heads.recipe import Recipe
+from loffta.measure import measure, prediction_columns
 from loffta.relevance import raw_scores, scores
 from loffta.runs import RunPaths, load_head, open_run, read_json, read_results, write_predictions, write_results
 from loffta.splits import split_rows
 from loffta.store.cache import Cache
-from loffta.tasks import TASKS
+from loffta.targets import check_targets, read_targets
+from loffta.tasks import Task, find_task
 
 
 def evaluate(
@@ -55,12 +57,15 @@ def evaluate(
     recipe = parse(find_head(config.head).recipe, config.recipe, where=f"{paths.config}: recipe")
     features = choose_features(cache, config.features, recipe.kinds(), default_taps="all")
     heads = load_heads(paths, config, features, recipe, len(cache.table.classes))
-    target = machine.resolve_device(device)
+    task, target = find_task(config.task), machine.resolve_device(device)
     rows = split_rows(paths, config, cache, features, split)
-    check_labels(cache, rows, split)
+    check_targets(cache.table, rows, split, config.task)
     with (stop or machine.StopFlag()).at_once(f"evaluating split '{split}'; no results were written"):
-        probabilities = predict(heads, features, rows, batch_size=recipe.batch_size, device=target)
-    results = _measure(config, cache, features, rows, probabilities, split)
+        probabilities = predict(heads, features, rows, task, batch_size=recipe.batch_size, device=target)
+        targets = read_targets(cache.table, config.task)[rows].numpy()
+        keys = [cache.table.keys[row] for row in rows]
+        measured = measure(task, probabilities, targets, cache.table.classes, keys=keys, seed=config.data_seed)
+    results = describe(config, features, split, n_used=len(rows), n_bad=n_bad(cache, features, split)) | measured
     if config.search:
         table = read_json(paths.search)
         results["search"] = {name: table[name] for name in ("metric", "validated_on", "seconds", "chosen")}
@@ -73,7 +78,7 @@ def evaluate(
         train_seconds = read_results(paths.results(split)).get("train_seconds")
     if train_seconds is not None:
         results["train_seconds"] = train_seconds
-    _write_predictions(paths, cache, rows, probabilities)
+    write_predictions(paths.predictions, prediction_columns(task, probabilities, targets, rows, keys))
     write_results(paths.results(split), results)
     return results
 
@@ -105,17 +110,24 @@ def predict(
     heads: Sequence[Head],
     features: Sequence[Feature],
     rows: NDArray[np.int64],
+    task: Task,
     *,
     batch_size: int,
     device: torch.device,
 ) -> NDArray[np.float32]:
-    """Class probabilities [S, B, C] of S heads for B rows, in the order of `rows`; one read feeds all heads."""
+    """Probabilities [S, B, C] of S heads for B rows, in the order of `rows`; one read feeds all heads."""
     heads = [head.to(device) for head in heads]
+    with Feed(features, rows, batch_size=batch_size, device=device) as feed:
+        return predict_batches(heads, feed.in_order(), task)
+
+
+@torch.no_grad()
+def predict_batches(heads: Sequence[Head], batches: Iterable[Batch], task: Task) -> NDArray[np.float32]:
+    """Probabilities [S, B, C] of S heads for the images of all batches, which lie on the heads' device."""
     found = []
-    with torch.no_grad(), Feed(features, rows, batch_size=batch_size, device=device) as feed:
-        for batch in feed.in_order():
-            prepared = heads[0].prepare(batch.features)
-            found.append(torch.stack([head(prepared).float().softmax(dim=1) for head in heads]).cpu())
+    for batch in batches:
+        prepared = heads[0].prepare(batch.features)
+        found.append(torch.stack([task.activation(head(prepared)) for head in heads]).cpu())
     return torch.cat(found, dim=1).numpy()
 
 
@@ -142,34 +154,16 @@ def relevance(heads: Sequence[Head]) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _measure(
-    config: TrainConfig,
-    cache: Cache,
-    features: Sequence[Feature],
-    rows: NDArray[np.int64],
-    probabilities: NDArray[np.float32],
-    split: str,
+def describe(
+    config: TrainConfig, features: Sequence[Feature], split: str, *, n_used: int, n_bad: int
 ) -> dict[str, Any]:
-    task = TASKS[config.task]
-    labels = cache.table.labels[rows]
-    predicted = np.stack([task.predict(torch.from_numpy(p)).numpy() for p in probabilities])
-    per_seed = [task.metrics(p, labels) for p in predicted]
-    ci95 = task.ci95(predicted, labels, seed=config.data_seed)
-    values = {name: [metrics[name] for metrics in per_seed] for name in per_seed[0]}
+    """What results.json says of the run and its features; `measure` adds how good it is."""
     return {
         "task": config.task,
         "head": config.head,
         "split": split,
-        "n": len(rows),
-        "metrics": {
-            name: {
-                "mean": float(np.mean(v)),
-                "std": float(np.std(v, ddof=1)) if len(v) > 1 else None,
-                "per_seed": v,
-                "ci95": list(ci95[name]),
-            }
-            for name, v in values.items()
-        },
+        "n": n_used,
+        "metrics": {},
         "features": [
             {
                 "store": feature.store.name,
@@ -179,23 +173,6 @@ def _measure(
             }
             for feature in features
         ],
-        "images": {"used": len(rows), "bad": n_bad(cache, features, split)},
+        "images": {"used": n_used, "bad": n_bad},
         "recipe": config.recipe,
     }
-
-
-def _write_predictions(
-    paths: RunPaths, cache: Cache, rows: NDArray[np.int64], probabilities: NDArray[np.float32]
-) -> None:
-    n_seeds = len(probabilities)
-    write_predictions(
-        paths.predictions,
-        {
-            "row": np.tile(rows, n_seeds),
-            "key": [cache.table.keys[row] for row in rows] * n_seeds,
-            "label": np.tile(cache.table.labels[rows], n_seeds),
-            "seed": np.repeat(np.arange(n_seeds), len(rows)),
-            "predicted": probabilities.argmax(axis=2).reshape(-1),
-            "confidence": probabilities.max(axis=2).reshape(-1),
-        },
-    )

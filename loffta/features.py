@@ -176,27 +176,6 @@ def _refuse_missing_shards(cache: Cache, features: Sequence[Feature]) -> None:
         )
 
 
-def check_labels(cache: Cache, rows: NDArray[np.int64], split: str) -> None:
-    """Refuses images without a class, and sets whose labels are not one class per image.
-
-    Raises:
-        LofftaError: the kind of labels; or how many have none, and the first.
-    """
-    if cache.table.label_kind != "single-label":
-        raise LofftaError(
-            f"the labels of this image set are {cache.table.label_kind}, and classification needs one class per image",
-            where=cache.paths.images,
-            remedy="extract from a table with one class per image in its column label; no head learns these labels yet",
-        )
-    without = rows[cache.table.labels[rows] < 0]
-    if len(without):
-        raise LofftaError(
-            f"{len(without)} of the {len(rows)} images of split '{split}' have no label",
-            where=f"{cache.paths.images}, first {cache.table.keys[without[0]]}",
-            remedy="choose a split whose images all have one",
-        )
-
-
 def n_bad(cache: Cache, features: Sequence[Feature], split: str) -> int:
     """Images of a split that are quarantined in any of the features."""
     bad = {row for feature in features for row in feature.array.ledger.bad}

@@ -245,13 +245,20 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def write_predictions(path: Path, columns: Mapping[str, NDArray[Any] | list[Any]]) -> None:
-    """Writes predictions.parquet: row, key, label, seed, predicted, confidence."""
+    """Writes predictions.parquet: the columns of `measure.prediction_columns`; arrays [n, C] become lists of C."""
     buffer = io.BytesIO()
-    pq.write_table(pa.table({name: pa.array(values) for name, values in columns.items()}), buffer)
+    pq.write_table(pa.table({name: _column(values) for name, values in columns.items()}), buffer)
     replace_file(path, buffer.getvalue())
 
 
-def read_predictions(path: Path) -> dict[str, NDArray[Any]]:
-    """The columns of predictions.parquet."""
-    table = pq.read_table(pa.BufferReader(path.read_bytes()))  # pyarrow takes no path that is not UTF-8
+def _column(values: NDArray[Any] | list[Any]) -> pa.Array[Any]:
+    if isinstance(values, np.ndarray) and values.ndim == 2:
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+    column: pa.Array[Any] = pa.array(values)
+    return column
+
+
+def read_predictions(path: Path, columns: list[str] | None = None) -> dict[str, NDArray[Any]]:
+    """Columns of predictions.parquet, None for all; a column of lists becomes an array of objects."""
+    table = pq.read_table(pa.BufferReader(path.read_bytes()), columns=columns)  # pyarrow takes no path but UTF-8
     return {name: np.asarray(table[name].to_numpy(zero_copy_only=False)) for name in table.column_names}

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from loffta import augment, machine
 from loffta.config import TrainConfig, parse
-from loffta.errors import LofftaError, UsageError, unknown_name
+from loffta.errors import LofftaError, UsageError
 from loffta.evaluate import evaluate
-from loffta.features import Feature, check_labels, choose_features, resolved_choices, usable_rows
+from loffta.features import Feature, choose_features, resolved_choices, usable_rows
 from loffta.fit import Session, fit
 from loffta.heads import find_head
 from loffta.heads.recipe import Recipe
@@ -38,6 +38,7 @@ from loffta.runs import (
 from loffta.search import search
 from loffta.splits import HOLDOUT, check_part, choose_splits, hold_out, name_some, record_holdout
 from loffta.store.cache import Cache
+from loffta.targets import check_targets, choose_task, read_targets
 from loffta.tasks import TASKS
 
 SCORING_WEIGHT = 0.01  # lambda of the scoring run where none is given (second-hand from the ComBo paper)
@@ -53,8 +54,7 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
     """
     machine.cap_threads()
     cache = Cache.open(config.cache)
-    if config.task not in TASKS:
-        raise unknown_name("task", config.task, TASKS, where="--task")
+    config = config.model_copy(update={"task": choose_task(cache.table, config.task)})
     config = _absolute(choose_splits(config, cache))
     if config.select is not None:
         check_out(out, config, ignore=("features", "recipe"))  # before the scoring run, not after it
@@ -172,7 +172,7 @@ def _check_splits(
         config.train_on
     ]:
         rows = usable_rows(cache, features, split, partial=config.partial)
-        check_labels(cache, rows, split)
+        check_targets(cache.table, rows, split, config.task)
     if config.holdout is None:
         return rows, None
     held = hold_out(paths, config, cache.table, rows)

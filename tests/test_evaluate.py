@@ -1,5 +1,6 @@
 """results.json and predictions.parquet against scikit-learn, and runs whose cache or head is not what it was."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, roc_auc_score
 
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError, UsageError
@@ -70,7 +71,10 @@ def test_fields(finished):
     assert results["train_seconds"] > 0
     assert results["peak_rss_mib"] > 10
     assert {"python", "loffta", "torch"} <= set(results["versions"])
-    assert set(results["metrics"]) == {"top1", "balanced_accuracy"}
+    assert list(results["metrics"]) == ["top1", "balanced_accuracy", "macro_recall", "kappa", "roc_auc"]
+    assert results["notes"] == {}
+    assert results["confusion"]["classes"] == ["a", "b", "c"]
+    assert np.sum(results["confusion"]["counts"]) == 3 * 39, "of all seeds"
     assert all(set(m) == {"mean", "std", "per_seed", "ci95"} for m in results["metrics"].values())
 
 
@@ -79,10 +83,14 @@ def test_metrics_equal_scikit_learns_on_the_predictions(finished):
     rows = {name: np.array(column) for name, column in columns.items()}
     metrics = results_of(finished / "run")["metrics"]
     table = Cache.open(finished / "cache").table
-    assert list(rows) == ["row", "key", "label", "seed", "predicted", "confidence"]
+    assert list(rows) == ["row", "key", "label", "seed", "predicted", "confidence", "probabilities"]
     of_seed = [rows["seed"] == seed for seed in range(3)]
-    for name, score in (("top1", accuracy_score), ("balanced_accuracy", balanced_accuracy_score)):
-        found = [score(rows["label"][here], rows["predicted"][here]) for here in of_seed]
+    by_class = (("top1", accuracy_score), ("balanced_accuracy", balanced_accuracy_score))
+    found_of = {name: [f(rows["label"][here], rows["predicted"][here]) for here in of_seed] for name, f in by_class}
+    found_of["roc_auc"] = [
+        roc_auc_score(rows["label"][here][:, None] == range(3), rows["probabilities"][here]) for here in of_seed
+    ]
+    for name, found in found_of.items():
         assert metrics[name]["per_seed"] == pytest.approx(found)
         assert metrics[name]["mean"] == pytest.approx(np.mean(found))
         assert metrics[name]["std"] == pytest.approx(np.std(found, ddof=1))
@@ -96,6 +104,7 @@ def test_metrics_equal_scikit_learns_on_the_predictions(finished):
     assert columns["seed"] == [seed for seed in range(3) for _ in expected]
     assert all(1 / 3 < confidence <= 1 for confidence in columns["confidence"])
     assert len({rows["confidence"][here].sum() for here in of_seed}) == 3
+    np.testing.assert_array_equal(rows["probabilities"].max(axis=1), rows["confidence"])
 
 
 def test_predictions_are_the_trained_heads(finished):
@@ -113,6 +122,39 @@ def test_predictions_are_the_trained_heads(finished):
         here = slice(39 * seed, 39 * (seed + 1))
         np.testing.assert_allclose(columns["confidence"][here], probabilities.max(axis=1), atol=2e-3)
         assert columns["predicted"][here] == probabilities.argmax(axis=1).tolist()
+
+
+def test_several_classes_per_image(tmp_path):
+    """Labels choose the task, from training to predictions; channel c of the features says whether class c is there."""
+    rng = np.random.default_rng(0)
+    has_class = rng.random((60, 3)) < [0.5, 0.3, 0.2]
+    grids = rng.normal(size=(60, 2, 2, 4)).astype(np.float32)
+    grids[:, :, :, :3] += 1.5 * has_class[:, None, None]
+    table = make_table([-1] * 60, ["train"] * 30 + ["test"] * 30, classes=("a", "b", "c"))
+    table = dataclasses.replace(table, label_sets=[tuple(np.flatnonzero(row).tolist()) for row in has_class])
+    make_cache(tmp_path / "cache", table, [FakeStore("net", {"s.0": grids})])
+    recipe = {"epochs": 20, "lr": 0.1}
+    config = TrainConfig(cache=tmp_path / "cache", head="linear", seeds=2, device="cpu", recipe=recipe)
+    results = train(config, tmp_path / "run", StopFlag())
+    assert results["task"] == yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["task"] == "multi-label"
+    assert list(results["metrics"]) == ["map", "roc_auc"]
+    assert results["metrics"]["map"]["mean"] > 0.7
+    assert [row["class"] for row in results["per_class"]] == ["a", "b", "c"]
+    columns = pq.read_table(RunPaths(tmp_path / "run").predictions).to_pydict()
+    assert columns["label"] == [np.flatnonzero(row).tolist() for row in has_class[30:]] * 2
+    scores = np.array(columns["probabilities"])
+    assert columns["predicted"] == [np.flatnonzero(row >= 0.5).tolist() for row in scores]
+    expected = [average_precision_score(has_class[30:], of_seed, average="macro") for of_seed in np.split(scores, 2)]
+    assert results["metrics"]["map"]["per_seed"] == pytest.approx(expected)
+    assert train(config, tmp_path / "run", StopFlag()) == results, "read back, not repeated"
+
+
+def test_cache_with_labels_of_another_kind(finished, copied, tmp_path):
+    table = dataclasses.replace(Cache.open(finished / "cache").table, label_sets=[(0,)] * 100)
+    grids = np.zeros((100, 2, 2, 6), np.float32)
+    make_cache(tmp_path / "other", table, [FakeStore("net", {"s.0": grids}, weights="random:0")])
+    with pytest.raises(LofftaError, match="are multi-label, and classification needs one class per image"):
+        evaluate(copied, "test", cache_root=tmp_path / "other", device="cpu")
 
 
 def test_one_seed_has_no_spread(finished, tmp_path):

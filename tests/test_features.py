@@ -1,6 +1,5 @@
 """What `--features` resolves to, and which rows can be used: against caches whose every array is known."""
 
-import dataclasses
 import shlex
 
 import numpy as np
@@ -9,7 +8,6 @@ import torch
 
 from loffta.errors import LofftaError, UsageError
 from loffta.features import (
-    check_labels,
     choose_features,
     extract_command,
     n_bad,
@@ -238,30 +236,6 @@ def test_unknown_split(tmp_path):
     features = choose_features(cache, [], ("grid",), default_taps="all")
     with pytest.raises(UsageError, match=r"unknown split 'tset'(.|\n)*did you mean test"):
         usable_rows(cache, features, "train+tset")
-
-
-def test_images_without_label(tmp_path):
-    table = make_table([0, 1, -1, -1, 0], ["train"] * 2 + ["test"] * 3)
-    cache = make_cache(tmp_path / "c", table, [FakeStore("net", {"x": grid(1, 2)[:5]})])
-    check_labels(cache, np.array([0, 1]), "train")
-    with pytest.raises(LofftaError, match=r"2 of the 3 images of split 'test' have no label(.|\n)*test/002.png"):
-        check_labels(cache, np.array([2, 3, 4]), "test")
-
-
-@pytest.mark.parametrize(
-    ("columns", "kind"),
-    [({"label_sets": [(0,), (), None]}, "multi-label"), ({"values": np.array([0.5, 1.0, 2.0])}, "regression")],
-)
-def test_labels_that_are_not_one_class(tmp_path, columns, kind):
-    table = dataclasses.replace(make_table([-1, -1, -1], ["train"] * 3, classes=("a",)), **columns)
-    cache = make_cache(tmp_path / "c", table, [FakeStore("net", {"x": grid(1, 2)[:3]})])
-    with pytest.raises(LofftaError) as caught:
-        check_labels(cache, np.array([0]), "train")
-    assert caught.value.what == (
-        f"the labels of this image set are {kind}, and classification needs one class per image"
-    )
-    assert caught.value.where == str(cache.paths.images)
-    assert caught.value.remedy.startswith("extract from a table with one class per image in its column label")
 
 
 VIEW = {"kind": "crop-flip", "seed": 7, "index": 1, "area": [0.25, 1.0], "aspect": [0.75, 1.33]}

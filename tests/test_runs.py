@@ -163,6 +163,12 @@ def test_predictions(tmp_path):
     assert list(back) == list(columns)
     assert all(back[name].tolist() == list(columns[name]) for name in columns)
     assert back["confidence"].dtype == np.float32
+    several = columns | {"label": [[3, 1], []], "probabilities": np.array([[0.5, 0.25], [1.0, 0.0]], np.float32)}
+    write_predictions(path, several)
+    back = read_predictions(path, ["label", "probabilities"])
+    assert list(back) == ["label", "probabilities"]
+    assert [found.tolist() for found in back["label"]] == several["label"]
+    np.testing.assert_array_equal(np.stack(back["probabilities"]), several["probabilities"])
 
 
 def test_config_file_is_plain_yaml(tmp_path):

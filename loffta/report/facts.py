@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loffta.report.tables import LoadedRun, RunRow
-from loffta.report.text import count, human_bytes, interval, percent
+from loffta.report.text import count, human_bytes, interval, metric_name, percent
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def headline_facts(runs: Sequence[LoadedRun]) -> list[Fact]:
             Fact(
                 "Not ranked",
                 "The runs were tested on different images",
-                "Their accuracies stand side by side below, but their differences say nothing about the heads.",
+                "Their scores stand side by side below, but their differences say nothing about the heads.",
             )
         ]
     rows = [run.row for run in runs]
@@ -40,11 +40,6 @@ def headline_facts(runs: Sequence[LoadedRun]) -> list[Fact]:
 def comparable(runs: Sequence[LoadedRun]) -> bool:
     """Whether all runs were tested on the same images."""
     return len({_test_images(run) for run in runs}) == 1
-
-
-def best_run(runs: Sequence[LoadedRun]) -> LoadedRun:
-    """The run with the highest mean top-1; of equals, the first."""
-    return max(runs, key=lambda run: run.row.top1.mean)
 
 
 def chosen_score(entries: Sequence[dict[str, object]]) -> str:
@@ -58,21 +53,21 @@ def is_random(label: str) -> bool:
 
 
 def _best(rows: Sequence[RunRow]) -> Fact:
-    ranked = sorted(rows, key=lambda row: -row.top1.mean)
+    ranked = sorted(rows, key=lambda row: -row.main.mean)
     best = ranked[0]
     text = (
-        f"{_describe(best)}. 95 % interval {interval(best.top1.ci95)}, {count(best.n_seeds, 'seed')}, "
+        f"{_describe(best)}. 95 % interval {interval(best.main.ci95)}, {count(best.n_seeds, 'seed')}, "
         f"{count(best.n_images, 'image')} of split {best.split}."
     )
     if len(ranked) == 1:
-        return Fact(f"{percent(best.top1.mean)} %", "Top-1 accuracy", text)
+        return Fact(f"{percent(best.main.mean)} %", metric_name(best.headline, first=True), text)
     second = ranked[1]
-    gap = f"{percent(best.top1.mean - second.top1.mean)} points ahead of {second.name}"
-    if best.top1.overlaps(second.top1):
+    gap = f"{percent(best.main.mean - second.main.mean)} points ahead of {second.name}"
+    if best.main.overlaps(second.main):
         text += f" It is {gap}, but their intervals overlap: which of the two is better stays open."
     else:
         text += f" It is {gap}, and their intervals do not overlap."
-    return Fact(f"{percent(best.top1.mean)} %", "Highest mean top-1 of these runs", text)
+    return Fact(f"{percent(best.main.mean)} %", f"Highest mean {metric_name(best.headline)} of these runs", text)
 
 
 def _all_taps(rows: Sequence[RunRow]) -> list[Fact]:
@@ -89,15 +84,15 @@ def _all_taps(rows: Sequence[RunRow]) -> list[Fact]:
             if one.n_taps == 1 and one.taps[label][0] == more.taps[label][-1]
         ]
         if pairs:  # the same head first, for then only the taps differ; then the better pair
-            facts.append(_tap_fact(label, *max(pairs, key=lambda p: (p[0].head == p[1].head, p[1].top1.mean))))
+            facts.append(_tap_fact(label, *max(pairs, key=lambda p: (p[0].head == p[1].head, p[1].main.mean))))
     return facts
 
 
 def _tap_fact(label: str, one: RunRow, more: RunRow) -> Fact:
-    gain = more.top1.mean - one.top1.mean
+    gain = more.main.mean - one.main.mean
     heads = f"the {one.head} head" if one.head == more.head else f"heads {one.head} and {more.head}"
     text = (
-        f"{label}, {heads}: {percent(one.top1.mean)} % from the last tap alone, {percent(more.top1.mean)} % from "
+        f"{label}, {heads}: {percent(one.main.mean)} % from the last tap alone, {percent(more.main.mean)} % from "
         f"{more.n_taps} taps ({one.name}, {more.name})."
     )
     if one.head != more.head:
@@ -118,8 +113,8 @@ def _selection(rows: Sequence[RunRow]) -> list[Fact]:
         if scoring is None or scoring is row or len(row.taps) >= len(scoring.taps):
             continue
         text = (
-            f"{row.name} kept {', '.join(row.taps)} and reached {percent(row.top1.mean)} %; the scoring run on all "
-            f"{len(scoring.taps)}, which trains with the penalty, {percent(scoring.top1.mean)} %."
+            f"{row.name} kept {', '.join(row.taps)} and reached {percent(row.main.mean)} %; the scoring run on all "
+            f"{len(scoring.taps)}, which trains with the penalty, {percent(scoring.main.mean)} %."
         )
         if row.bytes_per_image is not None and scoring.bytes_per_image is not None:
             text += (
@@ -158,7 +153,7 @@ def _controls(runs: Sequence[LoadedRun]) -> list[Fact]:
 
 
 def _verdict(one: RunRow, other: RunRow) -> str:
-    if one.top1.overlaps(other.top1):
+    if one.main.overlaps(other.main):
         return " The 95 % intervals overlap, so the difference stays open."
     return " The 95 % intervals do not overlap."
 

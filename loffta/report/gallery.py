@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,22 +57,23 @@ def read_gallery(run: LoadedRun, n_pictures: int = 16) -> Gallery:
         raise LofftaError("the cache is gone", where=run.config.cache, remedy="bring it back to where it was")
     columns = _first_seed(run)
     thumbs = run.cache.thumbs()
-    shown = thumbs.ledger.ready[columns["row"]] & (columns["label"] >= 0)
+    shown = thumbs.ledger.ready[columns["row"]]
     columns = {name: values[shown] for name, values in columns.items()}
-    chosen = choose(columns["label"] == columns["predicted"], columns["confidence"], n_pictures)
+    right = np.array([np.array_equal(*pair) for pair in zip(columns["label"], columns["predicted"], strict=True)], bool)
+    chosen = choose(right, columns["confidence"], n_pictures)
     pixels = ArrayReader(thumbs.paths).read(columns["row"][chosen])
     classes = run.cache.table.classes
     pictures = tuple(
         Picture(
             str(columns["key"][i]),
-            classes[columns["label"][i]],
-            classes[columns["predicted"][i]],
+            _names(columns["label"][i], classes),
+            _names(columns["predicted"][i], classes),
             float(columns["confidence"][i]),
             png_uri(image),
         )
         for i, image in zip(chosen.tolist(), pixels, strict=True)
     )
-    return Gallery(pictures, int((columns["label"] != columns["predicted"]).sum()), len(columns["row"]))
+    return Gallery(pictures, int((~right).sum()), len(right))
 
 
 def choose(right: NDArray[np.bool_], confidence: NDArray[np.float32], n_pictures: int) -> NDArray[np.int64]:
@@ -91,11 +93,16 @@ def png_uri(image: UInt8[np.ndarray, "H W 3"]) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
+def _names(found: Any, classes: Sequence[str]) -> str:
+    """One class, or several in a row."""
+    return ", ".join(classes[i] for i in np.atleast_1d(found)) or "none"
+
+
 def _first_seed(run: LoadedRun) -> dict[str, NDArray[Any]]:
     path = run.paths.predictions
     if not path.exists():
         raise LofftaError("this run has no predictions", where=path, remedy="run `loffta evaluate RUN`")
-    columns = read_predictions(path)
+    columns = read_predictions(path, ["row", "key", "label", "seed", "predicted", "confidence"])
     first = columns["seed"] == columns["seed"].min()
     columns = {name: values[first] for name, values in columns.items()}
     assert run.cache is not None

@@ -26,8 +26,9 @@ def _kind(figures: bool) -> str:
     return ' class="n"' if figures else ""
 
 
-def figure(caption: str, svg: str) -> str:
-    return f"<figure><strong>{escape(caption)}</strong>{svg}</figure>"
+def figure(caption: str, svg: str, *, wide: bool = False) -> str:
+    kind = ' class="wide"' if wide else ""
+    return f"<figure{kind}><strong>{escape(caption)}</strong>{svg}</figure>"
 
 
 def text_lines(text: str) -> str:

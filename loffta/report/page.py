@@ -11,18 +11,20 @@ from pathlib import Path
 
 from loffta import __version__
 from loffta.errors import LofftaError
-from loffta.report.facts import best_run, comparable, headline_facts, is_random
+from loffta.report.classes import classes_section
+from loffta.report.facts import comparable, headline_facts, is_random
 from loffta.report.gallery import Picture, read_gallery
 from loffta.report.markup import figure, table
 from loffta.report.plots import Bar, bar_chart, percent_ticks
 from loffta.report.provenance import provenance_section
 from loffta.report.relevance import relevance_section
 from loffta.report.style import CSS
-from loffta.report.tables import LoadedRun, RunRow, StageCost, read_runs
-from loffta.report.text import NONE, count, escape, human_bytes, human_seconds, interval, percent
+from loffta.report.tables import LoadedRun, Measure, RunRow, StageCost, read_runs
+from loffta.report.text import NONE, count, escape, human_bytes, human_seconds, interval, metric_name, percent
 from loffta.store.files import replace_file
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # a second lock: nothing is fetched or run
+_HEADLINES = {"Top-1": "Top-1 accuracy", "Mean AP": "Mean average precision"}
 _ZOOM_BELOW = 0.5  # a second chart without the zero is drawn where all intervals together span less than this
 
 
@@ -41,14 +43,16 @@ def write_report(runs: Sequence[Path], out: Path, *, stages: Sequence[StageCost]
 
 def render(runs: Sequence[LoadedRun], stages: Sequence[StageCost] = ()) -> str:
     """The page as text."""
-    ranked = sorted(runs, key=lambda run: -run.row.top1.mean)
+    groups: dict[str, list[LoadedRun]] = {}  # by what they are ranked by
+    for run in sorted(runs, key=lambda run: -run.row.main.mean):
+        groups.setdefault(run.row.headline, []).append(run)
     title = "Frozen features, small heads"
     body = [
         _introduction(title, runs),
-        _accuracy(ranked),
+        *[_scores(ranked) for ranked in groups.values()],
         *[relevance_section(run) for run in runs if "relevance" in run.results],
         _costs(stages),
-        _images(best_run(runs)),
+        *[part for ranked in groups.values() for part in (classes_section(ranked[0]), _images(ranked[0]))],
         provenance_section(runs),
         f"<footer>Made by loffta {escape(__version__)}. This file is complete in itself.</footer>",
     ]
@@ -82,39 +86,60 @@ def _unbroken(text: str) -> str:
 
 
 def _test_note(runs: Sequence[LoadedRun]) -> str:
-    """Whether the accuracies are of images that the heads had not seen."""
+    """Whether the scores are of images that the heads had not seen."""
     seen = [run.row.name for run in runs if {*run.config.train_on.split("+")} & {*run.row.split.split("+")}]
     if seen:
         return f"<strong>Tested on images that were trained on, too: {escape(', '.join(seen))}.</strong>"
-    return "Accuracies are those on test images that no head was trained on."
+    return "Scores are those on test images that no head was trained on."
 
 
-def _accuracy(ranked: Sequence[LoadedRun]) -> str:
+def _scores(ranked: Sequence[LoadedRun]) -> str:
+    name = metric_name(ranked[0].row.headline, first=True)
     bars = [
         Bar(
             label=run.row.name,
-            value=run.row.top1.mean,
-            text=f"{percent(run.row.top1.mean)} %",
+            value=run.row.main.mean,
+            text=f"{percent(run.row.main.mean)} %",
             detail=_what_it_read(run.row),
-            dots=run.row.top1.per_seed,
-            whisker=run.row.top1.ci95,
+            dots=run.row.main.per_seed,
+            whisker=run.row.main.ci95,
         )
         for run in ranked
     ]
-    figures = [figure("From zero", bar_chart(bars, title="Top-1", high=1.0, ticks=percent_ticks(0, 1)))]
-    low, high = min(run.row.top1.ci95[0] for run in ranked), max(run.row.top1.ci95[1] for run in ranked)
+    figures = [figure("From zero", bar_chart(bars, title=name, high=1.0, ticks=percent_ticks(0, 1)))]
+    low, high = min(run.row.main.ci95[0] for run in ranked), max(run.row.main.ci95[1] for run in ranked)
     low, high = int(low * 50) / 50, min(1.0, -(-high * 50 // 1) / 50)  # to the next 2 %
     if 0 < low < high < low + _ZOOM_BELOW:
-        zoomed = bar_chart(bars, title="Top-1, zoomed", low=low, high=high, ticks=percent_ticks(low, high))
+        zoomed = bar_chart(bars, title=f"{name}, zoomed", low=low, high=high, ticks=percent_ticks(low, high))
         figures.append(figure("Closer: the axis does not start at zero", zoomed))
     return (
-        "<h2>Accuracy</h2><p>Top-1 accuracy in percent. Bars and upright strokes: mean over seeds. Circles: single "
-        "seeds. Whiskers: 95 % bootstrap intervals over the test images.</p>"
+        f"<h2>{_HEADLINES.get(name, name)}</h2><p>In percent. Bars and upright strokes: mean over seeds. "
+        "Circles: single seeds. Whiskers: 95 % bootstrap intervals over the test images.</p>"
         f'<div class="charts">{"".join(figures)}</div>{_runs_table(ranked)}'
-        '<p class="note">The best of several runs, chosen by its test accuracy, looks a little better than it is. '
-        "Top-1: mean and standard deviation over seeds, below it the 95 % interval. Read per image: what an epoch "
+        '<p class="note">The best of several runs, chosen by its test score, looks a little better than it is. '
+        f"{name}: mean and standard deviation over seeds, below it the 95 % interval. Read per image: what an epoch "
         "reads of the cache for each image, without checksums; stored: the same taps of all images.</p>"
+        + _further_metrics(ranked)
     )
+
+
+def _further_metrics(runs: Sequence[LoadedRun]) -> str:
+    """What else was measured, a column per metric; and what the labels of the split leave out."""
+    names = list(dict.fromkeys(name for run in runs for name in run.row.further))
+    if not names:
+        return ""
+    lines = [[f"<b>{escape(run.row.name)}</b>", *(_cell(run.row.further.get(name)) for name in names)] for run in runs]
+    columns = [("Run", False), *((f"{metric_name(name, first=True)} %", True) for name in names)]
+    notes: dict[str, list[str]] = {}
+    for run in runs:
+        for name, note in run.results.get("notes", {}).items():
+            notes.setdefault(f"{metric_name(name, first=True)}: {note}", []).append(run.row.name)
+    listed = "".join(f'<p class="note">{escape(note)} ({escape(", ".join(of))}).</p>' for note, of in notes.items())
+    return f"<h3>Further metrics</h3>{table(columns, lines)}{listed}"
+
+
+def _cell(found: Measure | None) -> str:
+    return NONE if found is None else f"{escape(found)}<small>{interval(found.ci95)}</small>"
 
 
 def _what_it_read(row: RunRow) -> str:
@@ -128,7 +153,8 @@ def _what_it_read(row: RunRow) -> str:
 
 def _runs_table(ranked: Sequence[LoadedRun]) -> str:
     columns = [("Run", False), ("Head", False)]
-    columns += [(name, True) for name in ("Taps", "Top-1 %", "Seeds", "Epochs", "Grid", "Training", "Read per image")]
+    name = f"{metric_name(ranked[0].row.headline, first=True)} %"
+    columns += [(head, True) for head in ("Taps", name, "Seeds", "Epochs", "Grid", "Training", "Read per image")]
     lines = []
     for row in (run.row for run in ranked):
         stored = "" if row.stored_bytes is None else f"<small>of {human_bytes(row.stored_bytes)} stored</small>"
@@ -137,7 +163,7 @@ def _runs_table(ranked: Sequence[LoadedRun]) -> str:
                 f"<b>{escape(row.name)}</b><small>{escape(row.features)}</small>",
                 escape(row.head),
                 f"{row.n_taps}",
-                f"{escape(row.top1)}<small>{interval(row.top1.ci95)}</small>",
+                f"{escape(row.main)}<small>{interval(row.main.ci95)}</small>",
                 f"{row.n_seeds}",
                 escape(NONE if row.epochs is None else row.epochs),
                 escape(NONE if row.grid is None else row.grid),
@@ -173,11 +199,16 @@ def _images(run: LoadedRun) -> str:
         return f'{heading}<p class="note">No pictures: {escape(error.what)} ({escape(error.where)}).</p>'
     tiles = "".join(_tile(picture) for picture in gallery.pictures)
     return (
-        f"{heading}<p>The run with the highest mean accuracy, first seed: {count(gallery.n_wrong, 'mistake')} on "
-        f"{count(gallery.n_images, 'image')}. Chosen to show both kinds, not at random: the most confident mistakes "
-        "first (dashed frames), then right ones at even distances. Percentages are the head's confidence.</p>"
+        f"{heading}<p>The run with the highest mean {metric_name(run.row.headline)}, first seed: "
+        f"{count(gallery.n_wrong, 'mistake')} on {count(gallery.n_images, 'image')}{_what_a_mistake_is(run)}. "
+        "Chosen to show both kinds, not at random: the most confident mistakes first (dashed frames), then right ones "
+        "at even distances. Percentages are the head's confidence.</p>"
         f'<ul class="tiles">{tiles}</ul>'
     )
+
+
+def _what_a_mistake_is(run: LoadedRun) -> str:
+    return ", where one class too many or too few is a mistake" if run.results.get("task") == "multi-label" else ""
 
 
 def _tile(picture: Picture) -> str:

@@ -1,7 +1,8 @@
-"""Bar charts as inline SVG, without a plotting library.
+"""Bar charts and heat maps as inline SVG, without a plotting library.
 
-In: bars with the text to print.   Out: one <svg> string each, for `page`. Colours are CSS variables of the page, each
-with a fallback; a chart is 420 units wide, so that its text is readable both at 350 px on a phone and at 450 px.
+In: bars with the text to print, counts.   Out: one <svg> string each, for `page`. Colours are CSS variables of the
+page, each with a fallback; a chart is 420 units wide, so that its text is readable both at 350 px on a phone and at
+450 px.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ _LEFT_X, _LEFT_END = 116.0, 368.0  # plot area of charts whose labels stand left
 _FONT = "font-family:inherit"
 _INK, _QUIET, _LINE = "var(--ink,#1b1f24)", "var(--quiet,#59636e)", "var(--line,#d5dae0)"
 _BAR, _CONTROL, _DOT = "var(--bar,#5b9bd0)", "var(--control,#8d8d8d)", "var(--mark,#0b3d66)"
+_WRONG = "var(--wrong,#a3341b)"
+_CELL = 14.0  # smallest side of a heat map's cell: names of 12 units still fit; 50 classes make 816 units
 _PATTERN = (
     '<defs><pattern id="{id}" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
     f'<rect width="6" height="6" style="fill:{_CONTROL};opacity:.35"/>'
@@ -99,6 +102,44 @@ def grouped_chart(groups: Sequence[tuple[str, Sequence[Bar]]], *, title: str) ->
     return _svg(title, y, parts)
 
 
+def heat_map(counts: Sequence[Sequence[int]], names: Sequence[str], *, title: str) -> str:
+    """Counts of truth (rows) by prediction (columns), each row shaded by its shares; mistakes in another colour.
+
+    Where there is room for it a cell shows its share in percent; a hover shows names, count and share.
+    """
+    cell = max(_CELL, min(40.0, (WIDTH - _LEFT_X) / len(names)))
+    top, size = _LEFT_X, min(12.5, cell - 2)
+    parts = []
+    for i, (row, truth) in enumerate(zip(counts, names, strict=True)):
+        parts.append(_text(truth, _LEFT_X - 6, top + cell * (i + 0.5) + 4, limit=17, size=size, anchor="end"))
+        x, y = _LEFT_X + cell * (i + 0.5) + 4, top - 6
+        parts.append(f'<g transform="rotate(-90 {x:.2f} {y:.2f})">{_text(truth, x, y, limit=17, size=size)}</g>')
+        parts += [
+            _cell(_LEFT_X + cell * j, top + cell * i, cell, count / sum(row), count, truth, names[j], i == j)
+            for j, count in enumerate(row)
+            if count
+        ]
+    side = cell * len(names)
+    parts.append(
+        f'<rect x="{_LEFT_X:.2f}" y="{top:.2f}" width="{side:.2f}" height="{side:.2f}" '
+        f'style="fill:none;stroke:{_LINE};stroke-width:1"/>'
+    )
+    return _svg(title, top + side + 2, parts, max(WIDTH, _LEFT_X + side + 2))
+
+
+def _cell(x: float, y: float, side: float, share: float, count: int, truth: str, predicted: str, right: bool) -> str:
+    """One cell of a heat map; the smallest share is still seen."""
+    colour = _BAR if right else _WRONG
+    hover = f"{escape(truth)} \N{RIGHTWARDS ARROW} {escape(predicted)}: {count:,} ({100 * share:.1f} %)"
+    shown = f"{100 * share:.0f}" if side >= 24 else ""
+    return (
+        f'<g><title>{hover}</title><rect class="cell" x="{x:.2f}" y="{y:.2f}" width="{side:.2f}" height="{side:.2f}" '
+        f'style="fill:{colour};fill-opacity:{0.12 + 0.88 * share:.3f}"/>'
+        + (_text(shown, x + side / 2, y + side / 2 + 4, size=11.5, anchor="middle") if shown else "")
+        + "</g>"
+    )
+
+
 def percent_ticks(low: float | int, high: float | int) -> list[tuple[float, str]]:
     """Three to six round fractions between `low` and `high`, as percent."""
     for step in (1, 2, 5, 10, 20, 25):
@@ -166,10 +207,10 @@ def _text(
     return f'<text x="{x:.2f}" y="{y:.2f}" text-anchor="{anchor}" style="{style};{halo}">{hover}{escape(short)}</text>'
 
 
-def _svg(title: str, height: float, parts: Sequence[str]) -> str:
+def _svg(title: str, height: float, parts: Sequence[str], width: float = WIDTH) -> str:
     name = escape(title)
     return (
-        f'<svg viewBox="0 0 {WIDTH:.0f} {height:.0f}" role="img" aria-label="{name}"><title>{name}</title>'
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{name}"><title>{name}</title>'
         f"{''.join(parts)}</svg>"
     )
 

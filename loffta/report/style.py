@@ -28,6 +28,7 @@ letter-spacing:-.02em}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,25rem),1fr));gap:1.5rem 3rem;
 align-items:start;margin:1rem 0}
 figure{margin:0;max-width:32rem;min-width:0}
+figure.wide{max-width:54rem}
 figure>strong{display:block;font-size:.95rem;margin-bottom:.6rem}
 figure svg{display:block;width:100%;height:auto}
 figcaption{margin-top:.5rem}

@@ -19,9 +19,10 @@ from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError, UsageError, printable
 from loffta.features import choose_features
 from loffta.heads import find_head, head_label
-from loffta.report.text import NONE, human_bytes, human_seconds, interval, percent
+from loffta.report.text import NONE, human_bytes, human_seconds, interval, metric_name, percent
 from loffta.runs import RunPaths, open_run, read_results
 from loffta.store.cache import Cache
+from loffta.tasks import find_task
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class RunRow:
     name: str  # its folder, relative to the parent that all runs of the report share
     head: str
     taps: dict[str, tuple[str, ...]]  # by backbone label, in depth order
-    top1: Measure
+    headline: str  # the metric that its task is ranked by
+    metrics: dict[str, Measure]
     split: str
     n_images: int  # tested on
     epochs: int | None
@@ -68,6 +70,16 @@ class RunRow:
     train_seconds: float | int | None
     image_bytes: dict[str, int] | None  # read from the cache per image, by backbone label; None: the cache is gone
     stored_bytes: int | None  # of the taps it used, over all images that have them
+
+    @property
+    def main(self) -> Measure:
+        """The headline metric."""
+        return self.metrics[self.headline]
+
+    @property
+    def further(self) -> dict[str, Measure]:
+        """The other metrics."""
+        return {name: measure for name, measure in self.metrics.items() if name != self.headline}
 
     @property
     def features(self) -> str:
@@ -82,7 +94,7 @@ class RunRow:
     @property
     def n_seeds(self) -> int:
         """Heads trained."""
-        return len(self.top1.per_seed)
+        return len(self.main.per_seed)
 
     @property
     def bytes_per_image(self) -> int | None:
@@ -124,15 +136,19 @@ def read_rows(roots: Sequence[Path]) -> list[RunRow]:
 
 
 def format_table(rows: Sequence[RunRow], width: int = 100) -> str:
-    """A table for the terminal, no line wider than `width`: a line of figures per run, its features below it."""
-    heads = ("run", "head", "taps", "top-1 %", "95 % CI", "seeds", "epochs", "grid", "train", "read/image")
+    """A table for the terminal, no line wider than `width`: a line of figures per run, its features and further
+    metrics below it.
+    """
+    metrics = {row.headline for row in rows}
+    score = f"{metric_name(min(metrics))} %" if len(metrics) == 1 else "score %"
+    heads = ("run", "head", "taps", score, "95 % CI", "seeds", "epochs", "grid", "train", "read/image")
     cells = [
         (
             printable(row.name),
             printable(row.head),
             str(row.n_taps),
-            str(row.top1),
-            interval(row.top1.ci95),
+            str(row.main),
+            interval(row.main.ci95),
             str(row.n_seeds),
             _or_none(row.epochs),
             _or_none(row.grid),
@@ -146,8 +162,12 @@ def format_table(rows: Sequence[RunRow], width: int = 100) -> str:
     lines = [_aligned(heads, widths), "  ".join("-" * w for w in widths)]
     for row, line in zip(rows, cells, strict=True):
         lines.append(_aligned(line, widths))
+        below = [row.features, ", ".join(f"{metric_name(name)} {found}" for name, found in row.further.items())]
+        if len(metrics) > 1:
+            below[1] = "; ".join(filter(None, [f"score: {metric_name(row.headline)}", below[1]]))
         indent = "    "
-        lines += textwrap.wrap(printable(row.features), width, initial_indent=indent, subsequent_indent=indent)
+        for text in below:
+            lines += textwrap.wrap(printable(text), width, initial_indent=indent, subsequent_indent=indent)
     return "\n".join(line[:width].rstrip() for line in lines)
 
 
@@ -170,8 +190,10 @@ def _load(folder: Path, name: str, caches: dict[Path, Cache | None]) -> LoadedRu
 
 
 def _row(name: str, results: Mapping[str, Any], image_bytes: dict[str, int] | None, stored_bytes: int | None) -> RunRow:
-    top1, recipe = results["metrics"]["top1"], results.get("recipe", {})
-    low, high = top1["ci95"]
+    headline, recipe = find_task(results.get("task", "classification")).headline, results.get("recipe", {})
+    metrics = {name: _measure(found) for name, found in results["metrics"].items()}
+    if headline not in metrics:
+        raise KeyError(headline)
     taps: dict[str, tuple[str, ...]] = {}
     for feature in results["features"]:
         label = feature.get("label", feature["store"])
@@ -180,7 +202,8 @@ def _row(name: str, results: Mapping[str, Any], image_bytes: dict[str, int] | No
         name=name,
         head=head_label(results["head"]),
         taps=taps,
-        top1=Measure(float(top1["mean"]), top1["std"], tuple(map(float, top1["per_seed"])), (float(low), float(high))),
+        headline=headline,
+        metrics=metrics,
         split=results["split"],
         n_images=results["n"],
         epochs=recipe.get("epochs"),
@@ -189,6 +212,11 @@ def _row(name: str, results: Mapping[str, Any], image_bytes: dict[str, int] | No
         image_bytes=image_bytes,
         stored_bytes=stored_bytes,
     )
+
+
+def _measure(found: Mapping[str, Any]) -> Measure:
+    low, high = found["ci95"]
+    return Measure(float(found["mean"]), found["std"], tuple(map(float, found["per_seed"])), (float(low), float(high)))
 
 
 def _open_cache(root: Path) -> Cache | None:

@@ -12,6 +12,21 @@ from loffta.errors import printable
 
 _NBSP = "\N{NO-BREAK SPACE}"
 NONE = "\N{EN DASH}"  # stands where there is no value
+_METRICS = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_recall": "macro recall",
+    "kappa": "quadratic kappa",
+    "roc_auc": "ROC AUC",
+    "map": "mean AP",
+}
+
+
+def metric_name(name: str, *, first: bool = False) -> str:
+    """A metric of results.json in words; `first`: with a capital, to begin a heading."""
+    words = _METRICS.get(name, name)
+    return words[:1].upper() + words[1:] if first else words
 
 
 def escape(text: object) -> str:

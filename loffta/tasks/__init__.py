@@ -1,29 +1,75 @@
-"""Tasks: from logits and targets to a loss, predictions and metrics, one file each."""
+"""Tasks: from logits and targets to a loss, probabilities and metrics, one file each.
+
+Nothing here knows tables or files: `targets` reads the targets of an image set, `measure` puts metrics together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from numpy.typing import NDArray
 from torch import Tensor
 
-from loffta.tasks import classification
+from loffta.errors import unknown_name
+from loffta.tasks import classification, multi_label
 
 
 class Task(NamedTuple):
-    """What `train` and `evaluate` use of a task; S seeds, fractions 0-1."""
+    """What `train`, `measure` and the reports use of a task; S seeds, B images, C classes, fractions 0-1.
 
+    Scores are what `activation` gives: probabilities [S, B, C] of all seeds, or [B, C] of one.
+    """
+
+    label_kind: str  # of the image sets that it is for
+    targets: str  # in words: what it needs of every image
+    main_metric: str  # what a search maximises
+    headline: str  # the metric that reports rank by
     loss: Callable[[Tensor, Tensor], Tensor]  # logits, targets -> [B], of each image
-    predict: Callable[[Tensor], Tensor]  # logits -> what predictions.parquet keeps
-    metrics: Callable[[Any, Any], dict[str, float]]  # predictions and targets of all images, of one seed
-    ci95: Callable[..., dict[str, tuple[float, float]]]  # predictions [S, ...] and targets, seed=
+    activation: Callable[[Tensor], Tensor]  # logits -> probabilities
+    decide: Callable[[NDArray[Any]], NDArray[Any]]  # scores -> the class, or for each class whether it is there
+    metrics: Callable[[NDArray[Any], NDArray[Any]], dict[str, float]]  # of one seed
+    notes: Callable[[NDArray[Any], Sequence[str]], dict[str, str]]  # targets, classes -> what is left out, by metric
+    resampled: Callable[[NDArray[Any], NDArray[Any], Iterable[Any]], dict[str, NDArray[Any]]]  # see tasks.bootstrap
+    details: Callable[[NDArray[Any], NDArray[Any], Sequence[str]], dict[str, Any]]  # what results keep beside metrics
 
 
 TASKS: dict[str, Task] = {
     "classification": Task(
+        label_kind="single-label",
+        targets="one class per image",
+        main_metric="balanced_accuracy",
+        headline="top1",
         loss=classification.loss,
-        predict=classification.predict,
+        activation=classification.activation,
+        decide=classification.decide,
         metrics=classification.metrics,
-        ci95=classification.bootstrap_ci95,
+        notes=classification.notes,
+        resampled=classification.resampled,
+        details=classification.details,
+    ),
+    "multi-label": Task(
+        label_kind="multi-label",
+        targets="any number of classes per image",
+        main_metric="map",
+        headline="map",
+        loss=multi_label.loss,
+        activation=multi_label.activation,
+        decide=multi_label.decide,
+        metrics=multi_label.metrics,
+        notes=multi_label.notes,
+        resampled=multi_label.resampled,
+        details=multi_label.details,
     ),
 }
+
+
+def find_task(name: str) -> Task:
+    """Looks a task up.
+
+    Raises:
+        UsageError: unknown name, with its nearest neighbours.
+    """
+    if name not in TASKS:
+        raise unknown_name("task", name, ["auto", *TASKS], where="--task")
+    return TASKS[name]

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from loffta.config import TrainConfig
+from loffta.measure import summary
 from loffta.runs import start_run, write_predictions, write_results
 from loffta.store.cache import Cache
 from loffta.store.ledger import BAD, OK, ImageStatus
@@ -63,9 +64,25 @@ def cache(tmp_path):
 
 @pytest.fixture
 def make_run(tmp_path, cache):
-    """Writes a finished run: make_run(name, per_seed, taps by backbone, ...) gives its folder."""
+    """Writes a finished run: make_run(name, per_seed, taps by backbone, ...) gives its folder.
 
-    def make(name, per_seed, taps, *, head="linear", ci95=(0.5, 0.9), recipe=None, relevance=None, train_on="train"):
+    Without `more` (further metrics) and `extra` (further keys) its results are those of before these were kept.
+    """
+
+    def make(
+        name,
+        per_seed,
+        taps,
+        *,
+        head="linear",
+        ci95=(0.5, 0.9),
+        recipe=None,
+        relevance=None,
+        train_on="train",
+        metric="top1",
+        more=None,
+        **extra,
+    ):
         stores = {store.info.recipe["backbone"]: store for store in cache.stores()}
         config = TrainConfig(
             cache=cache.paths.root,
@@ -81,14 +98,7 @@ def make_run(tmp_path, cache):
             "head": head,
             "split": "test",
             "n": len(rows),
-            "metrics": {
-                "top1": {
-                    "mean": float(np.mean(per_seed)),
-                    "std": float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None,
-                    "per_seed": list(per_seed),
-                    "ci95": list(ci95),
-                }
-            },
+            "metrics": {metric: summary(per_seed) | {"ci95": list(ci95)}, **(more or {})},
             "features": [
                 {"store": stores[b].name, "label": stores[b].info.label, "recipe_hash": stores[b].hash, "taps": names}
                 for b, names in taps.items()
@@ -99,6 +109,7 @@ def make_run(tmp_path, cache):
             "versions": {"torch": "9.9.9"},
             "train_seconds": 61.7,
         }
+        results |= extra
         if relevance:
             results["relevance"] = relevance
         write_results(paths.results("test"), results)

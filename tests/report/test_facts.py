@@ -30,7 +30,7 @@ def test_the_best_run_is_hedged_by_the_intervals(make_run, low, said):
 
 def test_one_run_is_not_called_best(make_run):
     (fact,) = facts_of(make_run("a", [0.7], ALL))
-    assert fact.title == "Top-1 accuracy"
+    assert fact.title == "Top-1"
     assert "ahead" not in fact.text
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from loffta.errors import LofftaError
 from loffta.report.page import write_report
 from loffta.report.tables import StageCost
+from loffta.runs import read_predictions, write_predictions
 
 ALL = {"net": ["stages.0", "stages.1", "stages.2"]}
 BOTH = ALL | {"wild": ["stages.0", "stages.1", "stages.2"]}
@@ -207,3 +208,85 @@ def test_no_results_no_page(make_run, tmp_path):
     with pytest.raises(LofftaError, match="remedy: run `loffta evaluate RUN`"):
         write_report([root], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+def measured(mean, per_seed=(0.5,)):
+    return {"mean": mean, "std": None, "per_seed": list(per_seed), "ci95": [mean - 0.05, mean + 0.05]}
+
+
+def test_further_metrics_have_a_table_and_notes(make_run, report):
+    more = {"kappa": measured(0.25), "macro_recall": measured(0.5)}
+    notes = {"macro_recall": f"1 of 2 classes does not occur ({HOSTILE})"}
+    roots = make_run("new", [0.8], ALL, more=more, notes=notes), make_run("old", [0.7], ALL)
+    text = report(*roots)
+    page = Page(text)
+    head, new, old = further_of(page)
+    assert head == ["Run", "Quadratic kappa %", "Macro recall %"]
+    assert new == ["new", "25.00|20.0\u201330.0", "50.00|45.0\u201355.0"]
+    assert old == ["old", "\u2013", "\u2013"]
+    assert "<script" not in text
+    assert f"Macro recall: 1 of 2 classes does not occur ({HOSTILE}) (new)." in page.text
+
+
+def further_of(page):
+    start = next(i for i, row in enumerate(page.rows) if row[1:2] == ["Quadratic kappa %"])
+    return page.rows[start : start + 3]
+
+
+def test_results_of_before_have_no_further_sections(make_run, report):
+    text = report(make_run("old", [0.8], ALL))
+    assert not {"Further metrics", "Confusions", "Classes:"} & set(
+        re.findall(r"Further metrics|Confusions|Classes:", text)
+    )
+    assert "Top-1 accuracy" in text
+
+
+def test_confusion_matrix(make_run, report):
+    confusion = {"classes": [HOSTILE, "b & c"], "counts": [[30, 10], [0, 20]]}
+    text = report(make_run("lin", [0.8, 0.8], ALL, confusion=confusion))
+    page = Page(text)
+    cells = [a for tag, a in page.tags if tag == "rect" and a.get("class") == "cell"]
+    assert [float(re.search(r"fill-opacity:([\d.]+)", a["style"])[1]) for a in cells] == pytest.approx(
+        [0.12 + 0.88 * share for share in (0.75, 0.25, 1.0)], abs=1e-3
+    ), "shares of the row; no image, no cell"
+    assert ["--wrong" in a["style"] for a in cells] == [False, True, False]
+    assert f"{HOSTILE} \u2192 b & c: 10 (25.0 %)" in page.text
+    assert "counts of 2 seeds together" in "".join(page.text)
+    assert "<script" not in text
+
+
+def test_pairs_of_many_classes(make_run, report):
+    pairs = [{"label": HOSTILE, "predicted": "cat", "count": 3, "of": 12}]
+    text = report(make_run("lin", [0.8], ALL, confused_pairs=pairs))
+    assert Page(text).row(HOSTILE) == [HOSTILE, "cat", "3", "25.0"]
+    assert "one seed" in text
+
+
+def test_precision_of_each_class(make_run, report):
+    classes = [{"class": f"c{i}", "images": i, "ap": None if i == 3 else i / 100} for i in range(60)]
+    root = make_run("voc", [0.4], ALL, task="multi-label", metric="map", per_class=classes)
+    text = report(root, make_run("lin", [0.9], ALL))
+    page = Page(text)
+    assert page.row("c2") == ["c2", "2", "2.0"]
+    assert page.row("c50")[2] == "50.0"
+    assert not [row for row in page.rows if row[:1] in (["c51"], ["c3"])], "the 50 lowest"
+    assert "the 50 lowest of 60 classes" in text
+    headings = re.findall(r"<h2>(.*?)</h2>", text)
+    assert headings[:2] == ["Top-1 accuracy", "Mean average precision"]
+    assert page.row("voc")[3].startswith("40.00")
+
+
+def test_pictures_of_several_classes(make_run, report, cache):
+    root = make_run("voc", [0.4], ALL, task="multi-label", metric="map")
+    path = root / "predictions.parquet"
+    columns = read_predictions(path)
+    columns["label"] = [[0, 1] if row % 2 else [] for row in columns["row"]]
+    columns["predicted"] = [[0, 1] if row % 2 and row != 9 else [1] if row == 10 else [] for row in columns["row"]]
+    write_predictions(path, columns)
+    text = report(root)
+    page = Page(text)
+    assert "2 mistakes on 15 images, where one class too many or too few is a mistake" in "".join(page.text)
+    alts = [a["alt"] for tag, a in page.tags if tag == "img"]
+    assert [re.search(r"(\d+)\.png", alt)[1] for alt in alts[:2]] == ["10", "9"]
+    assert "truth none" in page.text
+    assert f"truth {HOSTILE}, b & c" in page.text

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from loffta.report.plots import WIDTH, Bar, bar_chart, grouped_chart, percent_ticks
+from loffta.report.plots import WIDTH, Bar, bar_chart, grouped_chart, heat_map, percent_ticks
 
 HOSTILE = "<script>alert('1')</script>&\"\x00"
 
@@ -85,3 +85,25 @@ def test_ticks_are_round_and_inside(low, high):
     ticks = percent_ticks(low, high)
     assert 2 <= len(ticks) <= 6
     assert all(low - 1e-9 <= value <= high + 1e-9 and text == f"{round(100 * value)} %" for value, text in ticks)
+
+
+@pytest.mark.parametrize("n", [2, 12, 50])
+def test_heat_map_cells_are_shaded_by_their_share_of_the_row(n):
+    counts = [[3 if i == j else int(j == (i + 1) % n) for j in range(n)] for i in range(n)]
+    counts[0] = [0] * n  # no image of this class
+    svg = heat_map(counts, [f"{HOSTILE}{i}" for i in range(n)], title=HOSTILE)
+    cells = marks(svg, "cell")
+    assert len(cells) == 2 * (n - 1)
+    shade = {cell.get("style").split("fill-opacity:")[1] for cell in cells}
+    assert shade == {f"{0.12 + 0.88 * share:.3f}" for share in (0.75, 0.25)}
+    side = float(cells[0].get("width"))
+    assert side >= 14
+    right = max(float(cell.get("x")) for cell in cells) + side
+    assert right <= float(ET.fromstring(svg).get("viewBox").split()[2])
+    assert ("75" in texts(svg)) == (side >= 24)
+    for cell in cells:  # a square grid, the truth from top to bottom
+        row, column = (round((float(cell.get(at)) - 116) / side) for at in ("y", "x"))
+        mistake = "--wrong" in cell.get("style")
+        assert column == ((row + 1) % n if mistake else row)
+    hovers = ["".join(e.itertext()) for e in ET.fromstring(svg).iter("title")]
+    assert sum(hover.endswith(": 3 (75.0 %)") for hover in hovers) == n - 1

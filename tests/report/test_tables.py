@@ -22,11 +22,11 @@ def test_a_row_holds_what_results_json_says(make_run):
     row = read_runs([root])[0].row
     assert (row.name, row.head, row.n_taps, row.split, row.n_images) == ("lin", "linear", 3, "test", 15)
     assert (row.epochs, row.grid, row.n_seeds, row.train_seconds) == (7, 4, 3, 61.7)
-    assert row.top1.mean == written["metrics"]["top1"]["mean"] == pytest.approx(0.8)
-    assert row.top1.std == pytest.approx(statistics.stdev([0.8, 0.7, 0.9]))
-    assert row.top1.per_seed == (0.8, 0.7, 0.9)
-    assert row.top1.ci95 == (0.5, 0.9)
-    assert str(row.top1) == "80.00 ± 10.00"
+    assert row.main.mean == written["metrics"]["top1"]["mean"] == pytest.approx(0.8)
+    assert row.main.std == pytest.approx(statistics.stdev([0.8, 0.7, 0.9]))
+    assert row.main.per_seed == (0.8, 0.7, 0.9)
+    assert row.main.ci95 == (0.5, 0.9)
+    assert str(row.main) == "80.00 ± 10.00"
 
 
 def test_bytes_are_those_of_the_taps_used_and_of_the_images_that_have_them(make_run):
@@ -57,7 +57,7 @@ def test_a_run_without_its_cache_is_still_reported(make_run, cache):
     row = read_runs([root])[0].row
     assert row.bytes_per_image is None
     assert row.stored_bytes is None
-    assert row.top1.mean == 0.5
+    assert row.main.mean == 0.5
 
 
 def test_missing_runs_and_results_say_what_to_do(make_run, tmp_path):
@@ -89,3 +89,26 @@ def test_the_text_table_is_aligned_plain_and_fits(make_run):
     assert lines[2].index("80.00 ± 10.00") + 13 == lines[4].index("87.50") + 5 == lines[0].index("top-1 %") + 7
     assert " ".join(lines[2].split()[1:]) == "linear 4 80.00 ± 10.00 50.0\u201390.0 3 12 \u2013 1 min 2 s 128 B"
     assert lines[3] == "    net stages.0\u20132 + wild [random:0 weights] stages.0"
+
+
+def further(mean):
+    return {"mean": mean, "std": None, "per_seed": [mean], "ci95": [mean - 0.1, mean + 0.1]}
+
+
+def test_further_metrics_stand_below_a_run(make_run):
+    more = {"kappa": further(0.25), "roc_auc": further(0.75)}
+    rows = read_rows([make_run("lin", [0.8], LAST, more=more), make_run("old", [0.8], LAST)])
+    assert list(rows[0].further) == ["kappa", "roc_auc"]
+    lines = format_table(rows).splitlines()
+    assert lines[3:5] == ["    net stages.2", "    quadratic kappa 25.00, ROC AUC 75.00"]
+    assert [line.split()[0] for line in lines[5:]] == ["old", "net"]
+
+
+def test_runs_of_other_tasks_are_told_apart(make_run):
+    several = make_run("voc", [0.4], LAST, task="multi-label", metric="map", more={"roc_auc": further(0.75)})
+    row = read_rows([several])[0]
+    assert (row.headline, row.main.mean) == ("map", 0.4)
+    assert format_table([row]).splitlines()[0].split()[3:5] == ["mean", "AP"]
+    lines = format_table(read_rows([several, make_run("lin", [0.8], LAST)])).splitlines()
+    assert "score %" in lines[0]
+    assert [line.strip() for line in lines if "score:" in line] == ["score: mean AP; ROC AUC 75.00", "score: top-1"]

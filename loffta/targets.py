@@ -1,0 +1,108 @@
+"""What a head is to learn of an image set: targets as a tensor, and the refusal of rows that have none.
+
+In: the table of an image set.   Out: the task that its labels are for, and one target per row. Called by `train` and
+`evaluate`, with the table of a cache or a fresh listing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Int8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from loffta.errors import LofftaError
+from loffta.store.table import ImageTable
+from loffta.tasks import TASKS, find_task
+
+UNKNOWN = -1  # in every place of the target of an image without a label
+
+
+def choose_task(table: ImageTable, name: str = "auto") -> str:
+    """The name of a task that fits the labels; `auto` lets them decide.
+
+    Raises:
+        UsageError: no such task.
+        LofftaError: labels that this task, or any, cannot learn.
+    """
+    if name == "auto":
+        fitting = [known for known, task in TASKS.items() if task.label_kind == table.label_kind]
+        if fitting:
+            return fitting[0]
+        raise LofftaError(
+            f"the labels of this image set are {table.label_kind}, and no task learns these",
+            where=table.source,
+            remedy="extract from a table with classes, one or several per image, in its column label or labels",
+        )
+    task = find_task(name)
+    if task.label_kind != table.label_kind:
+        others = [known for known, other in TASKS.items() if other.label_kind == table.label_kind]
+        raise LofftaError(
+            f"the labels of this image set are {table.label_kind}, and {name} needs {task.targets}",
+            where=table.source,
+            remedy=f"leave --task out, which chooses {others[0]}"
+            if others
+            else f"extract from a table with {task.targets}",
+        )
+    return name
+
+
+def read_targets(table: ImageTable, task: str) -> Tensor:
+    """One target per row of the table, whole numbers; UNKNOWN where a row has no label.
+
+    Returns:
+        classification: [n] int64, positions in `classes`; multi-label: [n, C] int8, 1 where the image has the class.
+    Raises:
+        LofftaError: labels of another kind, or a class number that `classes` does not have.
+    """
+    choose_task(table, task)
+    if table.label_sets is None:
+        _refuse_out_of_range(table, table.labels)
+        return torch.tensor(table.labels)
+    return _many_hot(table, table.label_sets)
+
+
+def check_targets(table: ImageTable, rows: NDArray[np.int64], split: str, task: str) -> None:
+    """Refuses images without a label, and splits that show no class at all.
+
+    Raises:
+        LofftaError: as `read_targets`; or how many have no label, and the first.
+    """
+    targets = read_targets(table, task).numpy()[rows]
+    unknown = rows[(targets if targets.ndim == 1 else targets.min(axis=1, initial=0)) == UNKNOWN]
+    if len(unknown):
+        raise LofftaError(
+            f"{len(unknown)} of the {len(rows)} images of split '{split}' have no label",
+            where=f"{table.source}, first {table.keys[unknown[0]]}",
+            remedy="choose a split whose images all have one",
+        )
+    if targets.ndim == 2 and not targets.any():
+        raise LofftaError(
+            f"none of the {len(rows)} images of split '{split}' has any class",
+            where=table.source,
+            remedy="choose a split with images of some class: there is nothing to learn or to measure here",
+        )
+
+
+def _many_hot(table: ImageTable, sets: list[tuple[int, ...] | None]) -> Int8[Tensor, "n C"]:
+    rows = np.repeat(np.arange(len(sets)), [len(found or ()) for found in sets])
+    columns = np.array([c for found in sets for c in found or ()], dtype=np.int64)
+    _refuse_out_of_range(table, columns, rows)
+    targets = np.zeros((len(sets), len(table.classes)), dtype=np.int8)
+    targets[rows, columns] = 1
+    targets[[found is None for found in sets]] = UNKNOWN
+    return torch.from_numpy(targets)
+
+
+def _refuse_out_of_range(table: ImageTable, numbers: NDArray[np.int64], rows: NDArray[np.int64] | None = None) -> None:
+    lowest = UNKNOWN if rows is None else 0
+    wrong = np.flatnonzero((numbers < lowest) | (numbers >= len(table.classes)))
+    if len(wrong):
+        row = wrong[0] if rows is None else rows[wrong[0]]
+        raise LofftaError(
+            f"class number {numbers[wrong[0]]} is not among the {len(table.classes)} classes of this image set"
+            + (f", nor are {len(wrong) - 1} more" if len(wrong) > 1 else ""),
+            where=f"{table.source}, first {table.keys[row]}",
+            remedy="the table of images is damaged or was not made by loffta: extract into a new cache",
+        )

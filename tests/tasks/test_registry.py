@@ -1,0 +1,47 @@
+"""What holds for every task."""
+
+import numpy as np
+import pytest
+import torch
+
+from loffta.errors import UsageError
+from loffta.tasks import TASKS, find_task
+from loffta.tasks.bootstrap import image_weights
+
+TARGETS = {
+    "classification": torch.arange(12) % 3,
+    "multi-label": torch.tensor([[1, 0, 1], [0, 1, 0], [0, 0, 0]] * 4, dtype=torch.int8),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_task(name):
+    """Losses per image, probabilities, and intervals for exactly the metrics that there are."""
+    task, targets = find_task(name), TARGETS[name]
+    logits = torch.randn(2, 12, 3, generator=torch.Generator().manual_seed(0))
+    assert task.loss(logits[0], targets).shape == (12,)
+    scores = task.activation(logits).numpy()
+    assert scores.dtype == np.float32
+    assert ((scores > 0) & (scores < 1)).all()
+    assert task.decide(scores[0]).shape == targets.shape
+    found = task.metrics(scores[0], targets.numpy())
+    assert {task.main_metric, task.headline} <= set(found)
+    resampled = task.resampled(scores, targets.numpy(), image_weights(12, 5))
+    assert resampled.keys() == found.keys()
+    assert {values.shape for values in resampled.values()} == {(5,)}
+    assert task.details(scores, targets.numpy(), ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_order_of_images_has_no_part(name):
+    task, targets = TASKS[name], TARGETS[name].numpy()
+    scores = task.activation(torch.randn(1, 12, 3, generator=torch.Generator().manual_seed(0))).numpy()
+    order = np.random.default_rng(0).permutation(12)
+    assert task.metrics(scores[0, order], targets[order]) == pytest.approx(task.metrics(scores[0], targets))
+
+
+def test_unknown_task():
+    with pytest.raises(UsageError, match=r"unknown task 'multilabel'(.|\n)*did you mean multi-label"):
+        find_task("multilabel")
+    with pytest.raises(UsageError, match=r"unknown task 'depth'(.|\n)*known: auto, classification, multi-label"):
+        find_task("depth")
