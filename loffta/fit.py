@@ -32,7 +32,8 @@ from loffta.optim import lr_at, n_steps
 from loffta.progress import Progress
 from loffta.runs import RunLog, RunPaths
 from loffta.store.cache import Cache
-from loffta.tasks import TASKS, Task
+from loffta.targets import read_targets
+from loffta.tasks import Task, find_task
 
 # Parameters times images a step below which torch gets one thread on the CPU. A linear probe of K = 512 (330,000) makes
 # 1,400 steps/s of 3 seeds with one thread as with two; with two, 15 to 220 when other processes want the same CPUs.
@@ -57,12 +58,12 @@ class Session:
     @property
     def task(self) -> Task:
         """What is learnt."""
-        return TASKS[self.config.task]
+        return find_task(self.config.task)
 
     @cached_property
     def targets(self) -> Tensor:
         """Of every row of the table, on the device."""
-        return torch.tensor(self.cache.table.labels, device=self.device)
+        return read_targets(self.cache.table, self.config.task).to(self.device)
 
     def member(self, recipe: Recipe, seed: int) -> Member:
         """A member before its first step."""
@@ -278,6 +279,8 @@ def _matmul_precision(recipe: Recipe, device: torch.device) -> Iterator[None]:
 def digest_of(cache: Cache, rows: NDArray[np.int64]) -> str:
     """Which images, and of which class: the same words for the same ones."""
     keys = "\n".join(cache.table.keys[row] for row in rows)
-    labels = cache.table.labels[rows].tobytes()
-    digest = hashlib.blake2b(keys.encode(errors="surrogatepass") + labels, digest_size=8).hexdigest()
+    table = cache.table
+    labels = table.labels[rows] if table.label_sets is None else [table.label_sets[row] for row in rows]
+    text = f"{keys}\n{list(labels)}"
+    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
     return f"{len(rows)}, digest {digest}"

@@ -17,6 +17,8 @@ from loffta.heads.recipe import Recipe
 from loffta.optim import make_optimizer
 from loffta.tokens import FeatureSpec
 
+_OPTIMIZER = "optimizer/"
+
 
 @dataclass
 class Member:
@@ -54,8 +56,7 @@ class Member:
     def tensors(self) -> dict[str, Tensor]:
         """All that decides how it goes on, but for `log`."""
         found = {f"head/{name}": tensor for name, tensor in self.head.state_dict().items()}
-        for i, state in self.optimizer.state_dict()["state"].items():
-            found |= {f"optimizer/{i}/{name}": value for name, value in state.items()}
+        found |= optimizer_tensors(self.optimizer)
         found["rng"] = self.rng.get_state()
         found["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         return found
@@ -68,13 +69,8 @@ class Member:
         """
         for k in range(1, phase + 1):
             self.start_phase(k)  # brings the head into the form of this phase; its values follow
-        self.head.load_state_dict(_below(tensors, "head/"))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in _below(tensors, "optimizer/").items():
-            i, _, key = name.partition("/")
-            state.setdefault(int(i), {})[key] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.head.load_state_dict(below(tensors, "head/"))
+        restore_optimizer(self.optimizer, tensors)
         self.rng.set_state(tensors["rng"])
         self.losses = tensors["losses"].tolist()
 
@@ -87,5 +83,21 @@ def build_member(
     return Member(seed, recipe, built, make_optimizer(built, recipe, device), torch.Generator(device).manual_seed(seed))
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The moments of an optimiser, by names that `restore_optimizer` understands."""
+    states = optimizer.state_dict()["state"].items()
+    return {f"{_OPTIMIZER}{i}/{name}": value for i, state in states for name, value in state.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Gives an optimiser of the same parameters its moments back."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in below(tensors, _OPTIMIZER).items():
+        i, _, key = name.partition("/")
+        state.setdefault(int(i), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

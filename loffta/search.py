@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from loffta import machine
 from loffta.errors import LofftaError
 from loffta.evaluate import predict
-from loffta.features import check_labels
 from loffta.fit import Session, digest_of, fit
 from loffta.heads.recipe import Recipe
 from loffta.members import Member
 from loffta.optim import fit_to_images
 from loffta.runs import read_json, write_json
 from loffta.splits import check_part, draw_part, split_rows
+from loffta.targets import check_targets
+from loffta.tasks import Task
 
-MAIN_METRIC = "balanced_accuracy"
 VALIDATION_SHARE = 0.2  # of the images to train on, where no split is named (ALF's)
 SEED = 0  # of every setting's head
 MEMORY_SHARE = 0.5  # of the free memory that members may take
@@ -61,7 +61,7 @@ def _parts(session: Session, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64]
     config, table = session.config, session.cache.table
     if config.validate_on is not None:
         found = split_rows(session.paths, config, session.cache, session.features, config.validate_on)
-        check_labels(session.cache, found, config.validate_on)
+        check_targets(table, found, config.validate_on, config.task)
         return rows, found, f"split {config.validate_on}"
     held = draw_part(table.labels[rows], VALIDATION_SHARE, config.data_seed, "search")
     if warning := check_part(held, table.labels[rows], table, "--search"):
@@ -90,7 +90,7 @@ def _open_table(
         return table
     pairs = product(recipe.search_lr, recipe.search_weight_decay)
     return {
-        "metric": MAIN_METRIC,
+        "metric": session.task.main_metric,
         "validated_on": described,
         "images": images,
         "seconds": 0.0,
@@ -152,18 +152,24 @@ def _scores(session: Session, members: Sequence[Member], rows: NDArray[np.int64]
             [member.head.eval() for member in going],
             session.features,
             rows,
+            session.task,
             batch_size=members[0].recipe.batch_size,
             device=session.device,
         )
-    labels, found = session.cache.table.labels[rows], iter(probabilities)
-    scores: list[float | None] = []
-    for member in members:
-        if member.diverged_at is not None:
-            scores.append(None)
-        else:
-            predicted = session.task.predict(torch.from_numpy(next(found))).numpy()
-            scores.append(session.task.metrics(predicted, labels)[MAIN_METRIC])
-    return scores
+    targets = session.targets[torch.from_numpy(rows)].cpu().numpy()
+    found = iter([_score(session.task, of_member, targets) for of_member in probabilities])
+    return [None if member.diverged_at is not None else next(found) for member in members]
+
+
+def _score(task: Task, probabilities: NDArray[np.float32], targets: NDArray[Any]) -> float:
+    metrics = task.metrics(probabilities, targets)
+    if task.main_metric not in metrics:
+        raise LofftaError(
+            f"{task.main_metric} is not defined on the {len(targets)} images that --search scores its settings on",
+            where="--search",
+            remedy="name a split with images of some class: --validate-on SPLIT",
+        )
+    return metrics[task.main_metric]
 
 
 def _best(session: Session, settings: Sequence[dict[str, Any]]) -> dict[str, Any]:

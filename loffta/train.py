@@ -38,8 +38,7 @@ from loffta.runs import (
 from loffta.search import search
 from loffta.splits import HOLDOUT, check_part, choose_splits, hold_out, name_some, record_holdout
 from loffta.store.cache import Cache
-from loffta.targets import check_targets, choose_task, read_targets
-from loffta.tasks import TASKS
+from loffta.targets import check_targets, choose_task
 
 SCORING_WEIGHT = 0.01  # lambda of the scoring run where none is given (second-hand from the ComBo paper)
 
@@ -183,7 +182,9 @@ def _check_splits(
 def _warn(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | None) -> None:
     """Says what a user may not have meant: classes without images to learn from or to measure on."""
     table = session.cache.table
-    missing = [name for i, name in enumerate(table.classes) if not (table.labels[rows] == i).any()]
+    targets = session.targets.cpu().numpy()[rows]
+    present = set(np.unique(targets)) if targets.ndim == 1 else set(np.flatnonzero((targets > 0).any(axis=0)))
+    missing = [name for i, name in enumerate(table.classes) if i not in present]
     if missing:
         words = name_some(missing)
         session.log.write(f"no image to train on of {words}: the head cannot learn what is not there", show=True)

@@ -1,26 +1,21 @@
-"""Where one seed's training online stands between two epochs, as one safetensors file without pickle.
+"""Where one seed's training online stands between two epochs.
 
-In: modules, optimiser, generator and the log so far.   Out: the same, exactly. Written whole and replaced at once.
+In: modules, optimiser, generator and the log so far.   Out: the same, exactly, from a file of `loffta.checkpoint`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
+from loffta.checkpoint import read_checkpoint, write_checkpoint
 from loffta.errors import LofftaError
-from loffta.store.files import replace_file
+from loffta.members import below, optimizer_tensors, restore_optimizer
 
-FORMAT = 1
-_META = "loffta"
-_OPTIMIZER = "optimizer"
 _RNG = "rng"
 
 
@@ -34,50 +29,38 @@ def save_state(
     """Writes the state of a training.
 
     Args:
-        modules: by a name without dots.
-        facts: what JSON can hold: epochs done, the log.
+        modules: by a name without slashes.
+        facts: what JSON can hold: the log.
     """
-    tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"{_OPTIMIZER}.{index}.{key}": value for key, value in state.items()}
-    tensors[_RNG] = rng.get_state()
-    held = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
-    }
-    replace_file(path, save(held, {_META: json.dumps({"format": FORMAT, **facts})}))
+    tensors: dict[str, Tensor] = {_RNG: rng.get_state()} | optimizer_tensors(optimizer)
+    for name, module in modules.items():
+        tensors |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
+    write_checkpoint(path, tensors, facts)
 
 
 def load_state(
     path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, rng: torch.Generator
-) -> dict[str, Any]:
-    """Puts a saved state back into what was built the same way; returns the facts.
+) -> dict[str, Any] | None:
+    """Puts a saved state back into what was built the same way.
 
+    Returns:
+        The facts; None where there is no file.
     Raises:
         LofftaError: the file is damaged, of a newer format, or of another training.
     """
+    found = read_checkpoint(path)
+    if found is None:
+        return None
+    tensors, facts = found
     try:
-        with safe_open(path, framework="pt") as file:
-            facts: dict[str, Any] = json.loads(file.metadata()[_META])
-            if facts.pop("format") > FORMAT:
-                raise ValueError("it is of a newer loffta")
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         for name, module in modules.items():
-            module.load_state_dict(_below(tensors, name))
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in _below(tensors, _OPTIMIZER).items():
-            index, _, name = key.partition(".")
-            state.setdefault(int(index), {})[name] = value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+            module.load_state_dict(below(tensors, f"{name}/"))
+        restore_optimizer(optimizer, tensors)
         rng.set_state(tensors[_RNG])
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise LofftaError(
-            f"the checkpoint cannot be continued ({error})",
+            f"the checkpoint cannot be continued ({str(error).splitlines()[0]})",
             where=path,
             remedy="delete it and run the same command again: this seed starts anew",
         ) from error
     return facts
-
-
-def _below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    prefix = f"{name}."
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,16 @@ from numpy.typing import NDArray
 
 from loffta import machine
 from loffta.errors import LofftaError, unknown_name
-from loffta.evaluate import relevance
+from loffta.evaluate import describe, relevance
 from loffta.images.sources import ImageSource
 from loffta.jobs import Load
-from loffta.online.measured import Measured, measure, prediction_columns
+from loffta.measure import measure, prediction_columns
 from loffta.online.opened import OpenedRun, open_for_images
 from loffta.online.stream import BATCH_SIZE, FreshStream, judge_bad
 from loffta.progress import Progress
 from loffta.runs import read_results, write_predictions, write_results
 from loffta.store.table import ImageTable
+from loffta.targets import check_targets, read_targets
 
 
 def evaluate_online(
@@ -60,8 +62,8 @@ def evaluate_online(
     with stop.at_once(doing):
         runs = [open_for_images(root, device, cache_root) for root in roots]
         listing = source.listing()
-        rows = rows_to_use(listing, split)
-        labels = [labels_by_name(listing, rows, run) for run in runs]
+        rows = rows_to_use(listing, split, runs[0].config.task)
+        numbered = [as_numbered(listing, rows, run) for run in runs]
         features = [feature for run in runs for feature in run.origins.features]
         stream = FreshStream(
             features, source, listing.keys, rows.tolist(), load=load, device=device, batch_size=batch_size
@@ -78,87 +80,71 @@ def evaluate_online(
                     found[i].append(run.predict(batch.features[ends[i] : ends[i + 1]]))
     if not good:
         judge_bad(stream.bad, listing.keys, len(rows), 0.0, done="no results were written")
-    used = np.isin(rows, good)
     results = []
-    for run, parts, of_run in zip(runs, found, labels, strict=True):
-        measured = Measured(rows[used], of_run[used], torch.cat(parts, dim=1).numpy())
-        results.append(_write(run, listing, split, measured, len(stream.bad), start))
+    for run, parts, table in zip(runs, found, numbered, strict=True):
+        scores = torch.cat(parts, dim=1).numpy()
+        results.append(_write(run, table, split, np.array(good), scores, len(stream.bad), start))
     judge_bad(stream.bad, listing.keys, len(rows), max_bad_frac, done="the results of the good images are written")
     return results
 
 
-def rows_to_use(listing: ImageTable, split: str) -> NDArray[np.int64]:
-    """Rows of a split of a listing, of which every image has one class.
+def rows_to_use(listing: ImageTable, split: str, task: str) -> NDArray[np.int64]:
+    """Rows of a split of a listing, of which every image has the labels of a task.
 
     Raises:
         UsageError: no such split.
-        LofftaError: another kind of labels, or images without a class.
+        LofftaError: another kind of labels, or images without one.
     """
     sizes = listing.split_sizes()
     for part in split.split("+"):
         if part not in sizes:
             raise unknown_name("split", part, sizes, where=f"--split, {listing.source}")
     rows = listing.rows_of(split)
-    if listing.label_kind != "single-label":
-        raise LofftaError(
-            f"the labels of these images are {listing.label_kind}, and classification needs one class per image",
-            where=listing.source,
-            remedy="name a table with one class per image in its column label",
-        )
-    without = rows[listing.labels[rows] < 0]
-    if len(without):
-        raise LofftaError(
-            f"{len(without)} of the {len(rows)} images of split '{split}' have no class",
-            where=f"{listing.source}, first {listing.keys[without[0]]}",
-            remedy="choose a split whose images all have one; `loffta predict RUN SOURCE` needs no classes",
-        )
+    check_targets(listing, rows, split, task)
     return rows
 
 
-def labels_by_name(listing: ImageTable, rows: NDArray[np.int64], run: OpenedRun) -> NDArray[np.int64]:
-    """The classes of some rows as a run numbers them; matched by name, whatever their order.
+def as_numbered(listing: ImageTable, rows: NDArray[np.int64], run: OpenedRun) -> ImageTable:
+    """The same listing with the classes as a run numbers them; matched by name, whatever their order.
 
     Raises:
-        LofftaError: images of classes that the run does not know.
+        LofftaError: some of `rows` are of classes that the run does not know.
     """
     place = {name: i for i, name in enumerate(run.origins.classes)}
-    mapped = np.array([place.get(name, -1) for name in listing.classes], dtype=np.int64)
-    labels = mapped[listing.labels[rows]]
-    unknown = sorted({listing.classes[label] for label in np.unique(listing.labels[rows][labels < 0])})
-    if unknown:
+    mapped = np.array([*(place.get(name, -1) for name in listing.classes), -1], dtype=np.int64)  # -1 stays -1
+    sets = listing.label_sets
+    mine = [[int(listing.labels[row])] if sets is None else list(sets[row] or ()) for row in rows]
+    strange = [row for row, found in zip(rows, mine, strict=True) if any(mapped[label] < 0 for label in found)]
+    if strange:
+        unknown = sorted({listing.classes[label] for found in mine for label in found if mapped[label] < 0})
         shown = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
         known = ", ".join(run.origins.classes[:5]) + (", ..." if len(run.origins.classes) > 5 else "")
         raise LofftaError(
-            f"{int((labels < 0).sum())} images are of classes that the run was not trained on: {shown}",
+            f"{len(strange)} images are of classes that the run was not trained on: {shown}",
             where=f"{listing.source}; {run.paths.root} knows {len(run.origins.classes)} classes: {known}",
             remedy="name the classes as in training, or leave these images out",
         )
-    return labels
+    renamed = None
+    if sets is not None:
+        known_to_run = [None if found is None else [c for c in found if mapped[c] >= 0] for found in sets]
+        renamed = [None if found is None else tuple(sorted(int(mapped[c]) for c in found)) for found in known_to_run]
+    return replace(listing, classes=run.origins.classes, labels=mapped[listing.labels], label_sets=renamed)
 
 
 def _write(
-    run: OpenedRun, listing: ImageTable, split: str, measured: Measured, n_bad: int, start: float
+    run: OpenedRun,
+    table: ImageTable,
+    split: str,
+    rows: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    n_bad: int,
+    start: float,
 ) -> dict[str, Any]:
-    results = measure(run.config.task, measured, seed=run.config.data_seed)
-    results = {
-        "task": run.config.task,
-        "head": run.config.head,
-        "split": split,
-        "n": len(measured.rows),
-        "metrics": results,
-        "features": [
-            {
-                "store": feature.store.name,
-                "label": feature.spec.backbone,
-                "recipe_hash": feature.store.hash,
-                "taps": list(feature.spec.taps),
-            }
-            for feature in run.origins.features
-        ],
-        "images": {"used": len(measured.rows), "bad": n_bad},
-        "recipe": run.config.recipe,
-        "online": {"source": listing.source, "digest": listing.digest},
-    }
+    keys = [table.keys[row] for row in rows]
+    targets = read_targets(table, run.config.task)[rows].numpy()
+    results = describe(run.config, run.origins.features, split, n_used=len(rows), n_bad=n_bad)
+    results |= measure(run.task, scores, targets, table.classes, keys=keys, seed=run.config.data_seed)
+    results["online"] = {"source": table.source, "digest": table.digest}
     if getattr(run.recipe, "relevance_weight", 0.0) > 0:
         results["relevance"] = relevance(run.heads)
     path = run.paths.results(split)
@@ -166,6 +152,6 @@ def _write(
     results["versions"] = machine.versions()
     if path.exists() and "train_seconds" in (before := read_results(path)):
         results["train_seconds"] = before["train_seconds"]
-    write_predictions(run.paths.predictions, prediction_columns(listing, measured))
+    write_predictions(run.paths.predictions, prediction_columns(run.task, scores, targets, rows, keys))
     write_results(path, results)
     return results

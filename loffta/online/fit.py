@@ -11,7 +11,8 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,39 +27,19 @@ from loffta.heads.recipe import Recipe
 from loffta.images.batches import PixelBatch
 from loffta.images.geometry import PixelGeometry, View
 from loffta.images.sources import ImageSource
+from loffta.loss import class_weights, reduce_loss
 from loffta.online.checkpoint import load_state, save_state
 from loffta.online.network import Network
 from loffta.online.stream import judge_bad, read_pixels
-from loffta.optim import lr_at, parameter_groups
+from loffta.optim import fit_to_images, lr_at, parameter_groups
 from loffta.progress import Progress
 from loffta.runs import RunLog, RunPaths, save_head, write_lines
 from loffta.store.ledger import BAD
 from loffta.store.table import ImageTable
-from loffta.tasks import TASKS
+from loffta.targets import read_targets
+from loffta.tasks import Task, find_task
 
 ONLINE_LINEAR = "online-linear"
-
-
-class Schedule(NamedTuple):
-    """How long a seed is trained."""
-
-    batch_size: int
-    epochs: int
-    steps: int  # of an epoch; the last may have fewer images
-
-    @property
-    def total(self) -> int:
-        """Steps of the training."""
-        return self.epochs * self.steps
-
-    @classmethod
-    def of(cls, recipe: Recipe, n_images: int) -> Schedule:
-        """With the recipe's least numbers of batches and steps."""
-        batch_size = recipe.batch_size
-        if recipe.min_batches is not None and recipe.min_batches > 1:
-            batch_size = max(1, min(batch_size, math.ceil(n_images / (recipe.min_batches - 1)) - 1))
-        steps = math.ceil(n_images / batch_size)
-        return cls(batch_size, max(recipe.epochs, math.ceil((recipe.min_steps or 0) / steps)), steps)
 
 
 @dataclass(frozen=True)
@@ -77,6 +58,16 @@ class Setting:
     stop: machine.StopFlag
     initial: dict[str, Tensor]  # weights of a backbone that is trained, before the first seed; else nothing
     bad: dict[int, str] = field(default_factory=dict)  # quarantined images so far, and why
+
+    @property
+    def task(self) -> Task:
+        """What is learnt."""
+        return find_task(self.config.task)
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """Of every row of the listing, on the CPU."""
+        return read_targets(self.listing, self.config.task)
 
     def build_head(self, seed: int) -> Head:
         """A new head on the device."""
@@ -108,7 +99,13 @@ class _Member:
     modules: dict[str, nn.Module]  # all that is trained, by the names of the checkpoint
     optimizer: torch.optim.Optimizer
     rng: torch.Generator
-    schedule: Schedule
+    recipe: Recipe  # with the batches and epochs that fit the number of images
+    steps: int  # of an epoch; the last may have fewer images
+
+    @property
+    def total(self) -> int:
+        """Steps of the training."""
+        return self.recipe.epochs * self.steps
 
 
 def head_of(name: str) -> str:
@@ -127,21 +124,19 @@ def fit_seed(setting: Setting, seed: int, rows: NDArray[np.int64]) -> list[dict[
     """
     paths = setting.paths
     member = _start(setting, seed, len(rows))
-    checkpoint, schedule = paths.online_checkpoint(seed), member.schedule
+    checkpoint = paths.online_checkpoint(seed)
     log: list[dict[str, Any]] = []
-    if checkpoint.exists():
-        log = load_state(checkpoint, member.modules, member.optimizer, member.rng)["log"]
+    if (kept := load_state(checkpoint, member.modules, member.optimizer, member.rng)) is not None:
+        log = kept["log"]
     weights = _class_weights(setting, rows)
-    with Progress(f"train {setting.config.head}, seed {seed}", schedule.total, "steps") as progress:
-        progress.advance(len(log) * schedule.steps)
-        for epoch in range(len(log), schedule.epochs):
+    with Progress(f"train {setting.config.head}, seed {seed}", member.total, "steps") as progress:
+        progress.advance(len(log) * member.steps)
+        for epoch in range(len(log), member.recipe.epochs):
             start = time.monotonic()
             with _own_randomness(seed, epoch, setting.device):
                 loss, lr = _fit_epoch(setting, member, epoch, rows, weights, progress)
             seconds = (log[-1]["seconds"] if log else 0.0) + time.monotonic() - start
-            log.append(
-                {"epoch": epoch, "step": (epoch + 1) * schedule.steps, "loss": loss, "lr": lr, "seconds": seconds}
-            )
+            log.append({"epoch": epoch, "step": (epoch + 1) * member.steps, "loss": loss, "lr": lr, "seconds": seconds})
             setting.log.write(f"seed {seed}, epoch {epoch}: loss {loss:.4f}, lr {lr:.2e}")
             save_state(checkpoint, member.modules, member.optimizer, member.rng, {"log": log})
             if epoch == 0:
@@ -167,7 +162,9 @@ def _start(setting: Setting, seed: int, n_images: int) -> _Member:
         groups += _backbone_groups(model, recipe.weight_decay, online.lr_backbone / recipe.lr)
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=setting.device.type != "mps")
     rng = torch.Generator(setting.device).manual_seed(seed)
-    return _Member(seed, head, modules, optimizer, rng, Schedule.of(recipe, n_images))
+    fitted = fit_to_images(recipe, n_images)
+    steps = math.ceil(n_images / fitted.batch_size)
+    return _Member(seed, head, modules, optimizer, rng, fitted, steps)
 
 
 def _backbone_groups(model: nn.Module, weight_decay: float, scale: float) -> list[dict[str, Any]]:
@@ -197,10 +194,10 @@ def _fit_epoch(
         module.train()
     losses: list[float] = []
     lr = 0.0
-    stretches = setting.read(rows[order].tolist(), geometry, member.schedule.batch_size)
+    stretches = setting.read(rows[order].tolist(), geometry, member.recipe.batch_size)
     with closing(stretches) as batches:  # an error must not leave threads that decode
-        for step, batch in enumerate(batches, start=epoch * member.schedule.steps):
-            lr = lr_at(step, member.schedule.total, setting.recipe)
+        for step, batch in enumerate(batches, start=epoch * member.steps):
+            lr = lr_at(step, member.total, setting.recipe)
             if batch is not None:
                 losses.append(_step(setting, member, batch, geometry, lr, weights))
                 if not math.isfinite(losses[-1]):
@@ -217,17 +214,12 @@ def _step(
     for group in member.optimizer.param_groups:
         group["lr"] = lr * group["scale"]
     pixels = torch.from_numpy(batch.pixels[geometry]).permute(0, 3, 1, 2)
-    labels = torch.from_numpy(setting.listing.labels[batch.rows]).to(device)
+    targets = setting.targets[batch.rows].to(device)
     precision = recipe.precision or ("bf16" if device.type == "cuda" else "fp32")
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         features = setting.network.features(pixels, gradients=setting.online.unfrozen)
         logits = member.head(member.head.prepare(features), member.rng)
-        per_image = TASKS[setting.config.task].loss(logits, labels)
-    if weights is None:
-        loss = per_image.mean()
-    else:
-        of_image = weights[labels]
-        loss = (per_image * of_image).sum() / of_image.sum()
+        loss = reduce_loss(setting.task.loss, logits, targets, weights=weights)
     if (penalty := member.head.penalty()) is not None:
         loss = loss + penalty
     member.optimizer.zero_grad(set_to_none=True)
@@ -240,13 +232,9 @@ def _step(
 
 
 def _class_weights(setting: Setting, rows: NDArray[np.int64]) -> Tensor | None:
-    """n / (C * n_c) per class, 0 for one without images; None where the recipe wants none."""
     if not setting.recipe.class_weights:
         return None
-    n_classes = len(setting.listing.classes)
-    counts = np.bincount(setting.listing.labels[rows], minlength=n_classes)
-    weights = np.divide(len(rows), n_classes * counts, out=np.zeros(n_classes), where=counts > 0)
-    return torch.from_numpy(weights.astype(np.float32)).to(setting.device)
+    return class_weights(setting.targets[rows], len(setting.listing.classes)).to(setting.device)
 
 
 @contextmanager

@@ -19,10 +19,10 @@ from loffta.evaluate import load_heads
 from loffta.features import choose_features
 from loffta.heads import Head, find_head
 from loffta.heads.recipe import Recipe
-from loffta.online.measured import activate
 from loffta.origins import Origins, read_origins
 from loffta.runs import RunPaths, open_run
 from loffta.store.cache import Cache
+from loffta.tasks import Task, find_task
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,16 @@ class OpenedRun:
     origins: Origins
     heads: list[Head]  # one per seed, in evaluation mode, on the device
 
+    @property
+    def task(self) -> Task:
+        """What it was trained for."""
+        return find_task(self.config.task)
+
     def predict(self, features: Sequence[Tensor]) -> Float[Tensor, "S B C"]:
-        """Class probabilities of every seed, on the CPU; one [B, L, *shape] per Feature is due."""
+        """Probabilities of every seed, on the CPU; one [B, L, *shape] per Feature is due."""
         with torch.no_grad():
             prepared = self.heads[0].prepare(features)
-            return torch.stack([activate(head(prepared)) for head in self.heads]).cpu()
+            return torch.stack([self.task.activation(head(prepared)) for head in self.heads]).cpu()
 
 
 def open_for_images(root: Path, device: torch.device, cache_root: Path | None = None) -> OpenedRun:

@@ -25,9 +25,9 @@ from loffta.errors import LofftaError, UsageError
 from loffta.heads import find_head
 from loffta.images.sources import ImageSource
 from loffta.jobs import Load
+from loffta.measure import measure, prediction_columns
 from loffta.online.evaluate import rows_to_use
 from loffta.online.fit import ONLINE_LINEAR, Setting, fit_seed, head_of
-from loffta.online.measured import Measured, activate, measure, prediction_columns
 from loffta.online.network import linear_network, network_for
 from loffta.runs import (
     RunLog,
@@ -41,6 +41,7 @@ from loffta.runs import (
     write_results,
 )
 from loffta.store.recipe import recipe_hash
+from loffta.targets import choose_task
 from loffta.zoo import ZOO
 
 
@@ -59,6 +60,9 @@ def train_online(
     """
     assert config.online is not None, "the caller wants to train online"
     online = config.online
+    with stop.at_once("listing the images"):
+        listing = source.listing()
+    config = config.model_copy(update={"task": choose_task(listing, config.task)})
     named = online.backbone.model_copy(update={"name": ZOO.get(online.backbone.name, online.backbone.name)})
     online = online.model_copy(update={"backbone": named})
     entry = find_head(head_of(config.head))
@@ -68,9 +72,8 @@ def train_online(
             f"head '{config.head}' trains in several phases", where="--online", remedy="train it on a cache"
         )
     device = machine.resolve_device(config.device)
-    with stop.at_once("listing the images and loading the backbone"):
-        listing = source.listing()
-        rows = {split: rows_to_use(listing, split) for split in (config.train_on, config.test_on)}
+    with stop.at_once("loading the backbone"):
+        rows = {split: rows_to_use(listing, split, config.task) for split in (config.train_on, config.test_on)}
         backbone = load(online.backbone)
     if config.head == ONLINE_LINEAR:
         network = linear_network(backbone, online)
@@ -106,23 +109,26 @@ def _fit_all(setting: Setting, train_rows: NDArray[np.int64], test_rows: NDArray
     seconds = sum(read_lines(paths.metrics(seed))[-1]["seconds"] for seed in range(config.seeds))
     log.write(f"trained in {seconds:.1f} s")
     start = time.monotonic()
-    measured = _predict(setting, test_rows)
-    results = _results(setting, measured, len(test_rows) - len(measured.rows))
+    rows, scores = _predict(setting, test_rows)
+    keys, targets = [setting.listing.keys[row] for row in rows], setting.targets[rows].numpy()
+    results = _describe(setting, len(rows), len(test_rows) - len(rows))
+    results |= measure(setting.task, scores, targets, setting.listing.classes, keys=keys, seed=config.data_seed)
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
     results |= {"versions": machine.versions(), "train_seconds": seconds}
-    write_predictions(paths.predictions, prediction_columns(setting.listing, measured))
+    write_predictions(paths.predictions, prediction_columns(setting.task, scores, targets, rows, keys))
     write_results(paths.results(config.test_on), results)
     return results
 
 
-def _predict(setting: Setting, rows: NDArray[np.int64]) -> Measured:
-    """Every seed on the test images: one pass for all where the backbone is frozen, else one each."""
+def _predict(setting: Setting, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The good rows, and every seed's probabilities [S, B, C] of them.
+
+    One pass serves all seeds where the backbone is frozen, else each has its own.
+    """
     seeds = range(setting.config.seeds)
     groups = [[seed] for seed in seeds] if setting.online.unfrozen else [list(seeds)]
     parts = [_predict_seeds(setting, group, rows) for group in groups]
-    used = parts[0][0]
-    probabilities = torch.cat([part for _, part in parts]).numpy()
-    return Measured(used, setting.listing.labels[used], probabilities)
+    return parts[0][0], torch.cat([part for _, part in parts]).numpy()
 
 
 def _predict_seeds(
@@ -144,7 +150,7 @@ def _predict_seeds(
             if batch is not None:
                 pixels = torch.from_numpy(batch.pixels[geometry]).permute(0, 3, 1, 2)
                 prepared = heads[0].prepare(setting.network.features(pixels, gradients=False))
-                found.append(torch.stack([activate(head(prepared)) for head in heads]).cpu())
+                found.append(torch.stack([setting.task.activation(head(prepared)) for head in heads]).cpu())
                 good += batch.rows
     if not found:
         setting.refuse_bad(rows, done="no results were written")
@@ -152,20 +158,19 @@ def _predict_seeds(
     return np.array(good, dtype=np.int64), torch.cat(found, dim=1)
 
 
-def _results(setting: Setting, measured: Measured, n_bad: int) -> dict[str, Any]:
+def _describe(setting: Setting, n_used: int, n_bad: int) -> dict[str, Any]:
     config, online, info = setting.config, setting.online, setting.network.info
     label = f"{info.label} (trained, too)" if online.unfrozen else info.label
     return {
         "task": config.task,
         "head": config.head,
         "split": config.test_on,
-        "n": len(measured.rows),
-        "metrics": measure(config.task, measured, seed=config.data_seed),
+        "n": n_used,
         "features": [
             {"store": info.name, "label": label, "recipe_hash": recipe_hash(info.recipe), "taps": list(spec.taps)}
             for spec in setting.network.specs
         ],
-        "images": {"used": len(measured.rows), "bad": n_bad},
+        "images": {"used": n_used, "bad": n_bad},
         "recipe": config.recipe,
         "online": {
             "source": setting.listing.source,
