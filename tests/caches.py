@@ -50,7 +50,7 @@ class FakeStore:
         recipe = {
             "backbone": self.backbone,
             "weights": self.weights,
-            "input": {"image_px": self.image_px},
+            "input": {"image_px": self.image_px, "interpolation": "bicubic"},
             "pool": None,
             "view": self.view,
             "precision": "fp32",

@@ -108,23 +108,24 @@ def heat_map(counts: Sequence[Sequence[int]], names: Sequence[str], *, title: st
     Where there is room for it a cell shows its share in percent; a hover shows names, count and share.
     """
     cell = max(_CELL, min(40.0, (WIDTH - _LEFT_X) / len(names)))
-    top, size = _LEFT_X, min(12.5, cell - 2)
+    size = min(12.5, cell - 2)
+    start = min(_LEFT_X, 10 + 0.6 * size * max(len(name) for name in names))  # room for the names
     parts = []
     for i, (row, truth) in enumerate(zip(counts, names, strict=True)):
-        parts.append(_text(truth, _LEFT_X - 6, top + cell * (i + 0.5) + 4, limit=17, size=size, anchor="end"))
-        x, y = _LEFT_X + cell * (i + 0.5) + 4, top - 6
+        parts.append(_text(truth, start - 6, start + cell * (i + 0.5) + 4, limit=17, size=size, anchor="end"))
+        x, y = start + cell * (i + 0.5) + 4, start - 6
         parts.append(f'<g transform="rotate(-90 {x:.2f} {y:.2f})">{_text(truth, x, y, limit=17, size=size)}</g>')
         parts += [
-            _cell(_LEFT_X + cell * j, top + cell * i, cell, count / sum(row), count, truth, names[j], i == j)
+            _cell(start + cell * j, start + cell * i, cell, count / sum(row), count, truth, names[j], i == j)
             for j, count in enumerate(row)
             if count
         ]
     side = cell * len(names)
     parts.append(
-        f'<rect x="{_LEFT_X:.2f}" y="{top:.2f}" width="{side:.2f}" height="{side:.2f}" '
+        f'<rect x="{start:.2f}" y="{start:.2f}" width="{side:.2f}" height="{side:.2f}" '
         f'style="fill:none;stroke:{_LINE};stroke-width:1"/>'
     )
-    return _svg(title, top + side + 2, parts, max(WIDTH, _LEFT_X + side + 2))
+    return _svg(title, start + side + 2, parts, max(WIDTH, start + side + 2))
 
 
 def _cell(x: float, y: float, side: float, share: float, count: int, truth: str, predicted: str, right: bool) -> str:
