@@ -116,8 +116,10 @@ class AttentiveProbe(nn.Module):
         """Softmax of query . key / sqrt(head width), as tokens . (key map^T query): no key is computed."""
         query = torch.einsum("hed,d->he", self.map_query, self.norm_query(self.query))
         folded = torch.einsum("hed,he->hd", self.map_key, query) * self.head_width**-0.5
-        scores = F.linear(normed, folded * self.norm_key.weight, folded @ self.norm_key.bias)  # [B, T, heads]
-        return scores.to(normed.dtype).softmax(dim=1).transpose(1, 2)  # autocast or not, not in bfloat16
+        scores = F.linear(normed, folded * self.norm_key.weight).to(normed.dtype)  # [B, T, heads]
+        # the bias shifts all scores of a head alike: added in bfloat16, a large one would swamp their differences
+        weights: Tensor = (scores + folded @ self.norm_key.bias).softmax(dim=1)
+        return weights.transpose(1, 2)
 
     def _pool(self, normed: Float[Tensor, "B T D"], weights: Attention) -> Float[Tensor, "B D"]:
         """Output map of the weighted sums of values, as value map of the weighted sums of tokens."""
