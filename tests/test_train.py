@@ -28,7 +28,11 @@ from loffta.train import train
 from .caches import FakeStore, make_cache, make_table, separable, toy_cache
 
 TINY = {"grid": 2, "width": 8, "depth": 1, "epochs": 2, "batch_size": 16}
-SMALL = {"combo": {"grid": 2, "width": 8, "depth": 1}, "loff": {"width": 8, "depth": 1, "n_heads": 2}}
+SMALL = {
+    "combo": {"grid": 2, "width": 8, "depth": 1},
+    "loff": {"width": 8, "depth": 1, "n_heads": 2},
+    "head2toe": {"keep_fraction": 0.5, "min_steps": 60},  # there are ten features
+}
 
 
 @pytest.fixture(autouse=True)
