@@ -66,6 +66,8 @@ def pair_taps(head: str, specs: Sequence[FeatureSpec]) -> tuple[TapSource, ...]:
                 where=f"head '{head}'",
                 remedy="give it this tap's features of kind 'grid', too",
             )
+    prefixes = [spec for spec in specs if spec.kind == "prefix" and spec.has_class_token]  # others are registers alone
+    with_class = {(spec.backbone, tap) for spec in prefixes for tap in spec.taps}
     return tuple(
         TapSource(
             spec.backbone,
@@ -75,7 +77,7 @@ def pair_taps(head: str, specs: Sequence[FeatureSpec]) -> tuple[TapSource, ...]:
             dim=spec.dim,
             image_px=spec.image_px,
             grid_at=places["grid", spec.backbone, tap],
-            prefix_at=places.get(("prefix", spec.backbone, tap)),
+            prefix_at=places.get(("prefix", spec.backbone, tap)) if (spec.backbone, tap) in with_class else None,
         )
         for spec in specs
         if spec.kind == "grid"

@@ -19,10 +19,8 @@ from PIL import Image
 from loffta.backbones.timm_backbone import load_timm
 from loffta.config import BackboneConfig, OnlineConfig, TrainConfig
 from loffta.errors import LofftaError, Stopped, TooManyBadImages, UsageError
-from loffta.heads import HEADS
 from loffta.images.geometry import View, view_box
 from loffta.machine import StopFlag
-from loffta.online.fit import Schedule
 from loffta.online.train import train_online
 from loffta.report.tables import read_rows
 from loffta.runs import RunPaths, load_head, read_lines
@@ -203,18 +201,6 @@ def test_class_weights_are_torchs(tmp_path):
         vectors @ weight.T, torch.from_numpy(labels[order]), weight=torch.tensor(15 / (3 * counts)).float()
     )
     assert row["loss"] == pytest.approx(float(loss), rel=1e-4)
-
-
-def test_schedule():
-    recipe = HEADS["linear"].recipe()
-    for update, n_images, expected in [
-        ({}, 800, (64, 100, 13)),
-        ({"min_batches": 5}, 100, (24, 100, 5)),
-        ({"min_batches": 5}, 3, (1, 100, 3)),
-        ({"min_steps": 1000, "epochs": 2}, 640, (64, 100, 10)),
-        ({"min_steps": 15, "epochs": 2}, 640, (64, 2, 10)),
-    ]:
-        assert tuple(Schedule.of(recipe.model_copy(update=update), n_images)) == expected
 
 
 def test_a_stopped_training_ends_as_it_would_have(tmp_path):
