@@ -15,7 +15,7 @@ AUGMENT = "augment."  # what --set changes of the augmentation begins with
 
 @click.command("train")
 @click.argument("cache", required=False, type=click.Path(path_type=Path))
-@click.option("--head", help="linear or combo.")
+@click.option("--head", help="linear, attentive, fusion, combo, loff, head2toe or smp.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--features", multiple=True, metavar="STORE[:TAPS]", help="Store or backbone, and taps.  [all stores]")
 @click.option("--task", default="auto", show_default=True, help="auto, by the labels; classification, multi-label.")

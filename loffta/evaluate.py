@@ -117,7 +117,7 @@ def predict(
 ) -> NDArray[np.float32]:
     """Probabilities [S, B, C] of S heads for B rows, in the order of `rows`; one read feeds all heads."""
     heads = [head.to(device) for head in heads]
-    with Feed(features, rows, batch_size=batch_size, device=device) as feed:
+    with Feed(features, rows, batch_size=batch_size, device=device, mode="stream") as feed:  # each is read once
         return predict_batches(heads, feed.in_order(), task)
 
 

@@ -40,7 +40,7 @@ def cache(tmp_path_factory):
 
 
 def make_session(cache, out, **changes):
-    config = TrainConfig(cache=cache.paths.root, head="noisy", device="cpu", **changes)
+    config = TrainConfig(cache=cache.paths.root, head="noisy", task="classification", device="cpu", **changes)
     features = choose_features(cache, (), ("mean",), default_taps="all")
     out.mkdir()
     paths = RunPaths(out)

@@ -81,7 +81,9 @@ def test_a_part_of_train_validates_where_no_split_does(cache, tmp_path, monkeypa
     parts, fit = [], loop.fit
     monkeypatch.setattr(module, "fit", lambda s, feed, *a, **k: parts.append(feed.rows) or fit(s, feed, *a, **k))
     measured, predict = [], module.predict
-    monkeypatch.setattr(module, "predict", lambda h, f, rows, **k: measured.append(rows) or predict(h, f, rows, **k))
+    monkeypatch.setattr(
+        module, "predict", lambda h, f, rows, t, **k: measured.append(rows) or predict(h, f, rows, t, **k)
+    )
     results = go(cache, tmp_path / "run", search=True)
     labels = cache.table.labels
     assert set(parts[0]) | set(measured[0]) == set(range(60))

@@ -23,6 +23,7 @@ from loffta.machine import StopFlag
 from loffta.optim import lr_at
 from loffta.relevance import penalty
 from loffta.runs import RunPaths
+from loffta.tasks import TASKS
 from loffta.train import train
 
 from .caches import FakeStore, make_cache, make_table, separable, toy_cache
@@ -88,10 +89,10 @@ def test_does_not_learn_what_is_not_there(tmp_path, head):
 @pytest.mark.parametrize("head", HEADS)
 def test_seeds_side_by_side_equal_seeds_alone(cache, tmp_path, monkeypatch, head):
     go(cache, tmp_path / "three", head, seeds=3)
-    build = loop.Session.member
+    build, save = loop.Session.member, module._save
+    monkeypatch.setattr(module, "_save", lambda paths, members: save(paths, [replace(m, seed=0) for m in members]))
     for seed in range(3):
-        as_first = lambda self, recipe, _, seed=seed: replace(build(self, recipe, seed), seed=0)  # noqa: E731
-        monkeypatch.setattr(loop.Session, "member", as_first)
+        monkeypatch.setattr(loop.Session, "member", lambda self, recipe, _, seed=seed: build(self, recipe, seed))
         go(cache, tmp_path / f"alone-{seed}", head)
         together = load_file(RunPaths(tmp_path / "three").head(seed))
         alone = load_file(RunPaths(tmp_path / f"alone-{seed}").head(0))
@@ -200,13 +201,13 @@ def test_foreign_folder_is_left_alone(cache, tmp_path, select):
 
 
 def test_loss_that_is_not_finite(cache, tmp_path, monkeypatch):
-    task, calls = module.TASKS["classification"], []
+    task, calls = TASKS["classification"], []
 
     def broken(logits, labels):
         calls.append(1)
         return task.loss(logits, labels) * (math.nan if len(calls) == 8 else 1)  # step 3, the second of two seeds
 
-    monkeypatch.setitem(module.TASKS, "classification", task._replace(loss=broken))
+    monkeypatch.setitem(TASKS, "classification", task._replace(loss=broken))
     with pytest.raises(LofftaError, match="loss of seed 1 is not finite at step 3") as caught:
         go(cache, tmp_path / "run", seeds=2)
     assert caught.value.exit_code == 1

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 
 from loffta import __version__, machine
 from loffta.errors import LofftaError
@@ -129,8 +130,9 @@ def predict(
 
 def _schema(run: OpenedRun, source: str, per_seed: bool) -> pa.Schema:
     """One column per fact; probabilities are lists in the order of `classes`, which the metadata hold."""
+    predicted = pa.list_(pa.string()) if run.task.label_kind == "multi-label" else pa.string()
     score: list[tuple[str, pa.DataType]] = [
-        ("predicted", pa.string()),
+        ("predicted", predicted),
         ("confidence", pa.float32()),
         ("probabilities", pa.list_(pa.float32())),
     ]
@@ -153,8 +155,8 @@ def _schema(run: OpenedRun, source: str, per_seed: bool) -> pa.Schema:
 
 def _columns(
     batch: FreshBatch, keys: Sequence[str], run: OpenedRun, per_seed: bool
-) -> tuple[dict[str, list[Any]], np.ndarray[Any, np.dtype[np.int64]]]:
-    """The rows of one batch, and the positions of the classes predicted for its good images."""
+) -> tuple[dict[str, list[Any]], NDArray[np.int64]]:
+    """The rows of one batch, and the positions of all classes predicted for its good images."""
     good = [i for i, status in enumerate(batch.statuses) if status.status == OK]
     columns: dict[str, list[Any]] = {
         "key": [keys[status.row] for status in batch.statuses],
@@ -168,18 +170,25 @@ def _columns(
     mean = scores.mean(axis=0, dtype=np.float64).astype(np.float32)
     parts = {"": mean} | {f"seed_{seed}_": part for seed, part in enumerate(scores) if per_seed}
     for prefix, probabilities in parts.items():
-        for name, values in _scores(probabilities, run.origins.classes).items():
+        for name, values in _scores(probabilities, run).items():
             column: list[Any] = [None] * len(batch.statuses)
             for place, value in zip(good, values, strict=True):
                 column[place] = value
             columns[prefix + name] = column
-    return columns, mean.argmax(axis=1)
+    return columns, np.concatenate([np.empty(0, np.int64), *_decided(mean, run)])
 
 
-def _scores(probabilities: Float[np.ndarray, "B C"], classes: Sequence[str]) -> dict[str, list[Any]]:
-    best = probabilities.argmax(axis=1)
+def _decided(probabilities: Float[np.ndarray, "B C"], run: OpenedRun) -> list[NDArray[np.int64]]:
+    """Positions of the classes of each image: one, or any number where the task is multi-label."""
+    found = run.task.decide(probabilities)
+    return [np.flatnonzero(row) for row in found] if found.ndim == 2 else list(found[:, None])
+
+
+def _scores(probabilities: Float[np.ndarray, "B C"], run: OpenedRun) -> dict[str, list[Any]]:
+    names = [[run.origins.classes[i] for i in of_image] for of_image in _decided(probabilities, run)]
+    one = run.task.label_kind != "multi-label"
     return {
-        "predicted": [classes[i] for i in best],
+        "predicted": [of_image[0] for of_image in names] if one else names,
         "confidence": probabilities.max(axis=1).tolist(),
         "probabilities": list(probabilities),
     }

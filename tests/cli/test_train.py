@@ -64,7 +64,7 @@ def test_every_option_arrives(cache, tmp_path):
     ]
     options += ["--train-on", "test", "--test-on", "train", "--data-seed", "5", "--feed", "stream", "--partial"]
     options += ["--holdout", "0.25", "--search", "--set", "search_lr=[0.1,0.01]", "--set", "search_weight_decay=[0.0]"]
-    options += ["--checkpoint-s", "7"]
+    options += ["--checkpoint-s", "7", "--order", "windowed", "--augment", "loff-ta", "--set", "augment.rotation_deg=7"]
     assert main(["train", cache, *options, *QUICK, "--set", "lr=1e-3", "--set", "precision=null"]) == 0
     config = config_of(out)
     assert [f.split(":")[1] for f in config.pop("features")] == ["a.0,a.1"]
@@ -84,6 +84,8 @@ def test_every_option_arrives(cache, tmp_path):
         "select": None,
         "device": "cpu",
         "feed": "stream",
+        "order": "windowed",
+        "augment": {**PRESETS["loff-ta"].model_dump(mode="json"), "rotation_deg": 7.0},
         "checkpoint_s": 7.0,
         "partial": True,
         "online": None,

@@ -120,9 +120,9 @@ def test_classes_are_matched_by_name(run):
             lambda f: {"labels": f["labels"] * 0 - 1},
             "test",
             LofftaError,
-            r"5 of the 5 images .* have no class(.|\n)*predict",
+            r"5 of the 5 images of split 'test' have no label",
         ),
-        (lambda f: {"values": np.ones(20)}, "test", LofftaError, "labels of these images are regression"),
+        (lambda f: {"values": np.ones(20)}, "test", LofftaError, "labels of this image set are regression"),
     ],
 )
 def test_image_sets_that_do_not_fit(run, change, split, error, words):

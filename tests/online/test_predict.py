@@ -44,7 +44,7 @@ def told(run, out, source=None, **options):
 def test_it_is_what_the_cached_path_says(run, tmp_path):
     cached = pq.read_table(RunPaths(run).predictions).to_pydict()
     order = np.lexsort((cached["row"], cached["seed"]))
-    of_seed = {name: np.array(values)[order].reshape(3, 20) for name, values in cached.items()}
+    of_seed = {name: np.array(values)[order].reshape(3, 20, *np.shape(values)[1:]) for name, values in cached.items()}
     done = told(run, tmp_path / "deep" / "p.parquet", per_seed=True)
     table = pq.read_table(tmp_path / "deep" / "p.parquet")
     found = table.to_pydict()
@@ -55,6 +55,7 @@ def test_it_is_what_the_cached_path_says(run, tmp_path):
     assert classes == ["a", "b", "c"]
     scores = np.array([found[f"seed_{seed}_probabilities"] for seed in range(3)])
     assert scores.shape == (3, 20, 3)
+    np.testing.assert_allclose(scores, of_seed["probabilities"], atol=1e-5)
     np.testing.assert_allclose(scores.sum(axis=2), 1, atol=1e-6)
     for seed in range(3):
         assert found[f"seed_{seed}_predicted"] == [classes[i] for i in of_seed["predicted"][seed]]

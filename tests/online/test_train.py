@@ -257,7 +257,7 @@ def test_a_checkpoint_that_cannot_be_continued(tmp_path):
         run(config_of(), tmp_path / "run", load=lambda _: FakeBackbone(before=interrupt), stop=stop)
     checkpoint = RunPaths(tmp_path / "run").online_checkpoint(0)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-7])
-    with pytest.raises(LofftaError, match=r"checkpoint cannot be continued(.|\n)*delete it and run") as caught:
+    with pytest.raises(LofftaError, match=r"checkpoint is damaged(.|\n)*delete this file") as caught:
         run(config_of(), tmp_path / "run")
     assert caught.value.where == str(checkpoint)
     with pytest.raises(LofftaError, match=r"made with another configuration:\n    recipe.lr: 0.01 -> 0.02"):
