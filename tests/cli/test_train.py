@@ -13,6 +13,7 @@ from loffta_cli.common import parse_settings
 from loffta_cli.main import main
 
 from loffta.errors import UsageError
+from loffta.augment import PRESETS
 from loffta.runs import RunPaths
 
 from ..caches import FakeStore, make_cache, make_table, separable, toy_cache
