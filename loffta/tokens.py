@@ -50,8 +50,14 @@ class FeatureSpec:
     kind: Kind
     shape: tuple[int, ...]  # grid (H, W, D), prefix (P, D), mean (D,)
     image_px: int  # side of the square input that the backbone saw
+    registers_only: bool = False  # the backbone's prefix tokens, if any, are registers alone
 
     @property
     def dim(self) -> int:
         """Channels D of each tap."""
         return self.shape[-1]
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether these are prefix tokens whose first, [:, :, 0], is a class token."""
+        return self.kind == "prefix" and self.shape[0] > 0 and not self.registers_only
