@@ -142,7 +142,7 @@ def test_a_command_names_a_tap_once_that_is_there_as_two_kinds(tmp_path):
     net = FakeStore("vit", {"blocks.0": grid(2, 5, 0), "blocks.1": grid(2, 5, 1)}, missing=(0,))
     cache = make(tmp_path, net)
     features = choose_features(cache, [], ("grid", "mean"), default_taps="all")
-    with pytest.raises(LofftaError, match="--taps blocks.0,blocks.1 "):
+    with pytest.raises(LofftaError, match=r"--taps blocks\.0,blocks\.1 "):
         usable_rows(cache, features, "train")
 
 
