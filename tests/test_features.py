@@ -130,9 +130,18 @@ def test_inner_taps_by_name_and_set(tmp_path):
         "norm2": ("blocks.0.norm2", "blocks.1.norm2"),
         "alf": ("blocks.1.norm2", "norm"),
         "norm,blocks.0.norm2": ("blocks.0.norm2", "norm"),
+        "every": stored,
     }
     for request, taps in expected.items():
         assert taps_of(choose_features(cache, [f"vit:{request}"], ("mean",), default_taps="all")) == [taps]
+
+
+def test_a_command_names_a_tap_once_that_is_there_as_two_kinds(tmp_path):
+    net = FakeStore("vit", {"blocks.0": grid(2, 5, 0), "blocks.1": grid(2, 5, 1)}, missing=(0,))
+    cache = make(tmp_path, net)
+    features = choose_features(cache, [], ("grid", "mean"), default_taps="all")
+    with pytest.raises(LofftaError, match=r"--taps blocks\.0,blocks\.1 "):
+        usable_rows(cache, features, "train")
 
 
 def test_store_of_inner_taps_alone(tmp_path):

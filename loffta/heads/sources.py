@@ -28,12 +28,12 @@ class TapSource:
     dim: int
     image_px: int
     grid_at: tuple[int, int]  # the feature's number, the tap's place along its axis L
-    prefix_at: tuple[int, int] | None  # None: a net without prefix tokens
+    class_token_at: tuple[int, int] | None  # None: a net without one; registers are never read
 
     @property
     def has_class_token(self) -> bool:
-        """Whether the first prefix token is there to be read; registers never are."""
-        return self.prefix_at is not None
+        """Whether there is one to be read."""
+        return self.class_token_at is not None
 
     def read_grid(self, features: Sequence[Tensor]) -> Grid:
         """A view of the batch, in its dtype."""
@@ -42,8 +42,8 @@ class TapSource:
 
     def read_class_token(self, features: Sequence[Tensor]) -> Float[Tensor, "B 1 D"]:
         """A view of the batch, in its dtype; only for a tap that has one."""
-        assert self.prefix_at is not None, f"{self.backbone}:{self.tap} has no class token"
-        feature, tap = self.prefix_at
+        assert self.class_token_at is not None, f"{self.backbone}:{self.tap} has no class token"
+        feature, tap = self.class_token_at
         return features[feature][:, tap, :1]
 
 
@@ -54,20 +54,26 @@ def pair_taps(head: str, specs: Sequence[FeatureSpec]) -> tuple[TapSource, ...]:
         UsageError: no features, another kind, or prefix tokens of a tap whose patch tokens are not there.
     """
     check_specs(head, ("grid", "prefix"), specs)
-    places = {
-        (spec.kind, spec.backbone, tap): (number, place)
-        for number, spec in enumerate(specs)
-        for place, tap in enumerate(spec.taps)
-    }
-    for kind, backbone, tap in places:
-        if kind == "prefix" and ("grid", backbone, tap) not in places:
-            raise UsageError(
-                f"there are prefix tokens of {backbone}:{tap}, but no patch tokens",
-                where=f"head '{head}'",
-                remedy="give it this tap's features of kind 'grid', too",
-            )
-    prefixes = [spec for spec in specs if spec.kind == "prefix" and spec.has_class_token]  # others are registers alone
-    with_class = {(spec.backbone, tap) for spec in prefixes for tap in spec.taps}
+    grids: dict[tuple[str, str], tuple[int, int]] = {}
+    class_tokens: dict[tuple[str, str], tuple[int, int]] = {}
+    for number, spec in enumerate(specs):
+        places = {(spec.backbone, tap): (number, place) for place, tap in enumerate(spec.taps)}
+        if spec.kind == "grid":
+            grids |= places
+        elif spec.has_class_token:
+            class_tokens |= places
+    for backbone, tap in sorted(class_tokens.keys() - grids.keys()):
+        raise UsageError(
+            f"there are prefix tokens of {backbone}:{tap}, but no patch tokens",
+            where=f"head '{head}'",
+            remedy="give it this tap's features of kind 'grid', too",
+        )
+    if not grids:
+        raise UsageError(
+            "there are no patch tokens",
+            where=f"head '{head}'",
+            remedy="give it features of kind 'grid'",
+        )
     return tuple(
         TapSource(
             spec.backbone,
@@ -76,8 +82,8 @@ def pair_taps(head: str, specs: Sequence[FeatureSpec]) -> tuple[TapSource, ...]:
             width=spec.shape[1],
             dim=spec.dim,
             image_px=spec.image_px,
-            grid_at=places["grid", spec.backbone, tap],
-            prefix_at=places.get(("prefix", spec.backbone, tap)) if (spec.backbone, tap) in with_class else None,
+            grid_at=grids[spec.backbone, tap],
+            class_token_at=class_tokens.get((spec.backbone, tap)),
         )
         for spec in specs
         if spec.kind == "grid"

@@ -38,9 +38,11 @@ def test_every_tap_with_its_class_token():
     assert torch.equal(sources[3].read_grid(features), features[4][:, 0])
 
 
-def test_registers_are_no_class_token():
-    specs = [replace(spec, registers_only=True) for spec in SPECS]
-    assert not any(source.has_class_token for source in pair_taps("x", specs))
+def test_registers_alone_are_no_class_token():
+    specs = [SPECS[0], replace(SPECS[2], registers_only=True)]
+    assert [source.has_class_token for source in pair_taps("x", specs)] == [False, False]
+    with pytest.raises(UsageError, match=r"there are no patch tokens(.|\n)*features of kind 'grid'"):
+        pair_taps("x", specs[1:])
 
 
 def test_prefix_tokens_need_their_patch_tokens():
