@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder of the cache; made when it is not there.")
 @click.option("--backbone", "backbones", multiple=True, metavar="NAME", help="Short name, timm model or custom:...")
 @click.option("--weights", multiple=True, metavar="SPEC", help="hub, a file, package:MODULE, random:SEED.  [hub]")
-@click.option("--taps", multiple=True, metavar="SET", help="last, last4, four-even, all, norm2, alf; or names.  [last]")
+@click.option(
+    "--taps", multiple=True, metavar="SET", help="last, last4, four-even, all, norm2, alf, final; names.  [last]"
+)
 @click.option("--image-px", multiple=True, metavar="PX", help="Side of the square input, or native.  [native]")
 @click.option("--kinds", default="grid,prefix", show_default=True, help="Of grid, prefix, mean; with commas.")
 @click.option("--resize", type=click.Choice(["squash", "crop"]), default="squash", show_default=True)

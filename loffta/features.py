@@ -265,7 +265,7 @@ def _features_of(cache: Cache, store: Store, request: str, kinds: Sequence[Kind]
     either = tuple(spec.tap for spec in store.info.taps if any(spec.tap in taps for taps in stored.values()))
     available = [spec.tap for spec in store.info.taps]
     for part in (part.strip() for part in request.split(",")):
-        name = final_tap(available) if part == "alf" else part  # without its last layer it would not be ALF
+        name = final_tap(available) if part in ("alf", "final") else part  # not `norm` where `head` is not stored
         if name in available and name not in either:
             raise _not_stored(cache, store, [name], kinds[0], where)
     taps = resolve_taps(request, either, where=where)
