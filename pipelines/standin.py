@@ -88,7 +88,7 @@ def write(source: str, data: Path) -> None:
 
 
 def digits() -> Images:
-    """Real handwritten digits of the classes 0, 1, 2, 32 px wide, as JPEG: the first ones of each, split after split."""
+    """Real handwritten digits 0, 1 and 2 as JPEGs of 32 px: the first ones of each, split after split."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_digits

@@ -112,9 +112,10 @@ import sys
 from pathlib import Path
 from loffta.errors import LofftaError
 from loffta.stages import Stage, run_local
-words = ["extract", "demo:digits", "--backbone", "test_vit", "--weights", "random:0", "--image-px", "32", "--batch-size", "1"]
+words = "extract demo:digits --backbone test_vit --weights random:0 --image-px 32 --batch-size 1 --cache"
+stages = [Stage("extract", [*words.split(), sys.argv[1]]), Stage("never", ["info", "."])]
 try:
-    run_local([Stage("extract", [*words, "--cache", sys.argv[1]]), Stage("never", ["info", "."])], Path(sys.argv[2]), print)
+    run_local(stages, Path(sys.argv[2]), print)
 except LofftaError as error:
     print(error)
     sys.exit(error.exit_code)
