@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, PositiveInt, StringConstraints
 
 from loffta.config import ExtractConfig, StrictModel, TrainConfig, parse, read_yaml
 from loffta.errors import UsageError, unknown_name
+from loffta.runs import RunPaths
 from loffta.stages import Stage
 
 FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
@@ -131,27 +132,36 @@ def make_pipeline(config: PipelineConfig, out: Path, *, where: Path, data: Path 
             Stage(_stage_name(task, "extract", name if len(caches) > 1 else ""), extract_arguments(extract))
             for name, extract in caches.items()
         ]
-        made = []
+        trained: dict[str, list[tuple[PlannedRun, Stage]]] = {name: [] for name in caches}
         for name, values in config.train.items():
             for backbone, train, need in _trainings(config, task, name, values, caches, where):
-                run = f"{name}-{backbone}" if backbone else name
-                made.append(PlannedRun(task, name, backbone, folder / "runs" / run))
-                stage = Stage(_stage_name(task, run), train_arguments(train, made[-1].path), need)
+                label = f"{name}-{backbone}" if backbone else name
+                run = PlannedRun(task, name, backbone, folder / "runs" / label)
+                stage = Stage(_stage_name(task, label), train_arguments(train, run.path), (need,))
                 pipeline.stages.append(stage)
-                if task and config.test == "online":
-                    source = caches[Path(train.cache).name].source
-                    arguments = [
-                        "evaluate",
-                        str(made[-1].path),
-                        "--online",
-                        source,
-                        "--split",
-                        _test_split(task, values),
-                    ]
-                    pipeline.stages.append(Stage(_stage_name(task, run, "test"), arguments, stage.name))
-        pipeline.runs += made
-        pipeline.reports[folder / config.report] = [run.path for run in made]
+                pipeline.runs.append(run)
+                trained[train.cache.name].append((run, stage))
+        if task and config.test == "online":
+            pipeline.stages += [
+                _online_test(task, name if len(caches) > 1 else "", caches[name].source, found)
+                for name, found in trained.items()
+                if found
+            ]
+        made = [run.path for found in trained.values() for run, _ in found]
+        pipeline.reports[folder / config.report] = made
     return pipeline
+
+
+def _online_test(task: TaskConfig, cache: str, source: str, trained: Sequence[tuple[PlannedRun, Stage]]) -> Stage:
+    """All runs of a cache share one pass over the test images; once all have results, it is not repeated."""
+    split = task.test_on or "test"
+    runs = [str(run.path) for run, _ in trained]
+    return Stage(
+        _stage_name(task, "test", cache),
+        ["evaluate", *runs, "--online", source, "--split", split],
+        tuple(stage.name for _, stage in trained),
+        tuple(RunPaths(run.path).results(split) for run, _ in trained),
+    )
 
 
 def _stage_name(task: TaskConfig | None, *parts: str) -> str:
@@ -214,10 +224,6 @@ def _train_rows(task: TaskConfig, where: Path) -> int:
             remedy="say how many of the set's first rows are to be cached, or test on cached images",
         )
     return task.train_rows
-
-
-def _test_split(task: TaskConfig, values: Mapping[str, Any]) -> str:
-    return task.test_on or str(values.get("test_on", "test"))
 
 
 def extract_arguments(config: ExtractConfig) -> list[str]:

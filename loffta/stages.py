@@ -31,7 +31,8 @@ class Stage:
 
     name: str  # unique in its pipeline
     arguments: list[str]  # behind `loffta`
-    needs: str | None = None  # the stage that must have succeeded before
+    needs: tuple[str, ...] = ()  # stages that must have succeeded before
+    makes: tuple[Path, ...] = ()  # not begun where all are there: for a command that would do its work again
 
     @property
     def command(self) -> str:
@@ -90,8 +91,10 @@ def run_local(stages: Sequence[Stage], out: Path, say: Callable[[str], None]) ->
     children = _Children()
     with children.listening():
         for stage in stages:
-            if stage.needs in outcome.failed or stage.needs in outcome.skipped:
+            if {*outcome.failed, *outcome.skipped} & {*stage.needs}:
                 outcome.skipped.append(stage.name)
+                continue
+            if stage.makes and all(path.exists() for path in stage.makes):
                 continue
             say(f"$ {stage.command}")
             start = time.monotonic()

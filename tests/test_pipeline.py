@@ -121,7 +121,7 @@ def test_demo_loads():
         full = make_pipeline(overrule_recipes(config, {"epochs": 100}), Path("out"), where=path)
     names = ["linear-last-tap", "linear-all-taps", "combo-one-backbone", "combo-top2"]
     assert [stage.name for stage in pipeline.stages] == ["extract", *names]
-    assert [stage.needs for stage in pipeline.stages] == [None] + ["extract"] * 4
+    assert [stage.needs for stage in pipeline.stages] == [()] + [("extract",)] * 4
     assert pipeline.reports == {Path("out/report.html"): [Path("out/runs") / name for name in names]}
     last = pipeline.stages[-1].command
     assert last == (
@@ -188,8 +188,8 @@ def test_every_task_has_a_folder_of_its_own(template):
         "--train-on val --test-on holdout",
     }
     needs = {stage.name: stage.needs for stage in pipeline.stages}
-    assert needs["x/one"] == "x/extract large"
-    assert needs["y/each-a"] == "y/extract small"
+    assert needs["x/one"] == ("x/extract large",)
+    assert needs["y/each-a"] == ("y/extract small",)
     assert [(r.task.name, r.name, r.backbone) for r in pipeline.runs[:3]] == [
         ("x", "one", None),
         ("x", "each", "a"),
@@ -204,11 +204,16 @@ def test_chosen_tasks_and_runs_bring_their_caches_alone(template):
 
 
 def test_online_tests_cache_the_training_images_alone(template):
-    pipeline, found = commands(template, tasks=["x"], runs=["one"], test="online")
-    assert found["x/extract"].endswith("--image-px 64 --limit 30")
+    """The runs of one cache share the pass over the test images."""
+    pipeline, found = commands(template, tasks=["x"], test="online")
+    assert found["x/extract large"].endswith("--image-px 64 --limit 30")
     assert found["x/one"].endswith("--train-on train+val --test-on val")  # what there is
-    assert found["x/one test"] == "loffta evaluate out/x/runs/one --online 'vtab:my data/x' --split test"
-    assert pipeline.stages[-1].needs == "x/one"
+    source = "--online 'vtab:my data/x' --split test"
+    assert found["x/test large"] == f"loffta evaluate out/x/runs/one {source}"
+    assert found["x/test small"] == f"loffta evaluate out/x/runs/each-a out/x/runs/each-b.c {source}"
+    last = next(stage for stage in pipeline.stages if stage.name == "x/test small")
+    assert last.needs == ("x/each-a", "x/each-b.c")
+    assert last.makes == (Path("out/x/runs/each-a/results.json"), Path("out/x/runs/each-b.c/results.json"))
 
 
 @pytest.mark.parametrize(

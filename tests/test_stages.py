@@ -32,7 +32,7 @@ def processes(monkeypatch):
 
 
 STAGES = [Stage("first", ["one", "a b"]), Stage("second", ["two"]), Stage("third", ["three"])]
-CHAIN = [*STAGES, Stage("fourth", ["four"], needs="second"), Stage("fifth", ["five"], needs="fourth")]
+CHAIN = [*STAGES, Stage("fourth", ["four"], needs=("first", "second")), Stage("fifth", ["five"], needs=("fourth",))]
 
 
 def test_stages_run_in_order(tmp_path, processes):
@@ -64,6 +64,15 @@ def test_a_failed_stage_takes_down_those_alone_that_need_it(tmp_path, processes,
     assert [entry["name"] for entry in json.loads((tmp_path / "stages.json").read_text())] == ["first", "third"]
     codes.clear()
     assert len(run_local(CHAIN, tmp_path, print).results) == 5
+
+
+def test_a_stage_whose_files_are_all_there_is_not_begun(tmp_path, processes):
+    stage = Stage("first", ["one"], makes=(tmp_path / "a", tmp_path / "b"))
+    (tmp_path / "a").touch()
+    assert len(run_local([stage], tmp_path, print).results) == 1
+    (tmp_path / "b").touch()
+    outcome = run_local([stage, Stage("second", ["two"], needs=("first",))], tmp_path, print)
+    assert [result.name for result in outcome.results] == ["second"]
 
 
 def test_all_failures_are_named(tmp_path, processes):
