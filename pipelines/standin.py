@@ -88,20 +88,26 @@ def write(source: str, data: Path) -> None:
 
 
 def digits() -> Images:
-    """Real handwritten digits 0, 1 and 2 as JPEGs of 32 px: the first ones of each, split after split."""
+    """Real handwritten digits 0, 1 and 2 as JPEGs of 32 px: the first ones of each, split after split.
+
+    Raises:
+        LofftaError: scikit-learn, which has them, is missing.
+    """
     import numpy as np
     from PIL import Image
-    from sklearn.datasets import load_digits
 
-    found = load_digits()
+    from loffta.images.sources import open_source
+
+    source = open_source("demo:digits")
+    table = source.listing()
     images: Images = {split: [] for split in IMAGES}
     for label in range(CLASSES):
-        rows = iter(np.flatnonzero(found.target == label))
+        rows = iter(np.flatnonzero(table.labels == label))
         for split, count in IMAGES.items():
             for _ in range(count):
-                pixels = (found.images[next(rows)] * (255 / 16)).astype(np.uint8)
+                picture = Image.open(io.BytesIO(source.read(table.keys[next(rows)])))
                 buffer = io.BytesIO()
-                Image.fromarray(pixels).resize((32, 32)).save(buffer, format="JPEG")
+                picture.resize((32, 32)).save(buffer, format="JPEG")
                 images[split].append((buffer.getvalue(), label))
     return images
 
