@@ -20,12 +20,17 @@ def command(out: Path, full: bool, as_json: bool) -> None:
     """
     from importlib.resources import as_file, files
 
-    from loffta.pipeline import load_pipeline, run_local
+    from loffta.pipeline import make_pipeline, overrule_recipes, read_pipeline
     from loffta.report import StageCost, format_table, read_rows, write_report
+    from loffta.stages import run_local
 
     with as_file(files("loffta_pipelines") / "demo.yaml") as path:
-        stages, runs, report = load_pipeline(path, out, recipe={"epochs": 100} if full else None)
-    done = run_local(stages, out, click.echo)
+        config = read_pipeline(path)
+        pipeline = make_pipeline(overrule_recipes(config, {"epochs": 100} if full else {}), out, where=path)
+    outcome = run_local(pipeline.stages, out, click.echo)
+    outcome.check(out)
+    done = outcome.results
+    ((report, runs),) = pipeline.reports.items()
     write_report(runs, report, stages=[StageCost(s.name, s.command, s.seconds, s.bytes) for s in done])
     click.echo("\n" + format_table(read_rows(runs)))
     click.echo(f"\nreport: {report}")

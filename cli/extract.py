@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--backbone", "backbones", multiple=True, metavar="NAME", help="Short name, timm model or custom:...")
 @click.option("--weights", multiple=True, metavar="SPEC", help="hub, a file, package:MODULE, random:SEED.  [hub]")
 @click.option(
-    "--taps", multiple=True, metavar="SET", help="last, last4, four-even, all, norm2, alf, every; or names.  [last]"
+    "--taps", multiple=True, metavar="SET", help="last, last4, four-even, all, norm2, alf, final, every; names.  [last]"
 )
 @click.option("--image-px", multiple=True, metavar="PX", help="Side of the square input, or native.  [native]")
 @click.option("--kinds", default="grid,prefix", show_default=True, help="Of grid, prefix, mean; with commas.")

@@ -273,6 +273,8 @@ def _indispensable(part: str, available: Sequence[str], stored: Sequence[str]) -
 
     Sets are of the stored taps, but without its last layer, or with that alone, `alf` would not be ALF.
     """
+    if part == "final":
+        return SETS["final"](available)  # not `norm` where `head` is not stored
     if part != "alf":
         return [part] if part in available else []
     alf = SETS["alf"](available)

@@ -1,105 +1,229 @@
-"""A pipeline file turned into stages, each a `loffta` command line, run one after the other as local processes.
+"""A pipeline file turned into stages, each a `loffta` command line, for one image set or for many.
 
-In: a YAML file and a folder.   Out: cache, runs and report below the folder. A second run continues: every stage does.
+In: a YAML file and a folder.   Out: a Pipeline: the stages for `loffta.stages`, the runs and reports that they make.
+Every image set has a folder of its own with its caches, runs and report, so that it can fail, or be deleted, alone.
 """
 
 from __future__ import annotations
 
 import json
-import shlex
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, PositiveInt, StringConstraints
 
 from loffta.config import ExtractConfig, StrictModel, TrainConfig, parse, read_yaml
-from loffta.errors import LofftaError
-from loffta.store.files import replace_file
+from loffta.errors import UsageError, unknown_name
+from loffta.runs import RunPaths
+from loffta.stages import Stage
+
+FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
+DATA = "{data}"  # in a source: where the user keeps the image sets
+BACKBONE = "{backbone}"  # in a run's features: the run is made for each backbone of its cache
+
+
+class TaskConfig(StrictModel, frozen=True):
+    """One image set of a pipeline."""
+
+    name: FolderName
+    source: str
+    group: str | None = None  # of the summary's mean over groups
+    metric: str = "top1"  # what the summary shows
+    train_rows: PositiveInt | None = None  # the set's first rows, which are all that is cached where `test` is online
+    train_on: str | None = None  # splits, in place of the runs'
+    test_on: str | None = None
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """The keys of a TrainConfig that the task decides."""
+        return {key: split for key in ("train_on", "test_on") if (split := getattr(self, key))}
 
 
 class PipelineConfig(StrictModel, frozen=True):
-    """A pipeline file; its paths are relative to the output folder."""
+    """A pipeline file."""
 
-    cache: str = "cache"
-    extract: dict[str, Any]  # an ExtractConfig without its cache
-    train: dict[str, dict[str, Any]]  # TrainConfigs without their cache, by the name of the run
+    tasks: tuple[TaskConfig, ...] | None = None  # None: the extractions name their source
+    extract: dict[FolderName, dict[str, Any]] = Field(min_length=1)  # by the cache's folder: ExtractConfigs without it
+    train: dict[FolderName, dict[str, Any]]  # by the run's folder: TrainConfigs, whose `cache` is one of the above
+    test: Literal["cached", "online"] = "cached"  # online: test images are seen once for each run, and not cached
     report: str = "report.html"
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One command line of a pipeline."""
+class PlannedRun:
+    """A run that a stage will make."""
 
-    name: str
-    arguments: list[str]  # behind `loffta`
-
-    @property
-    def command(self) -> str:
-        """As one would type it."""
-        return shlex.join(["loffta", *self.arguments])
+    task: TaskConfig | None
+    name: str  # as in the file
+    backbone: str | None  # of which it is the run, where the file asks for one for each
+    path: Path
 
 
 @dataclass
-class StageResult:
-    """What a stage cost; kept in stages.json, so that a second run that has nothing to do does not hide it."""
+class Pipeline:
+    """What a pipeline file comes to."""
 
-    name: str
-    command: str
-    seconds: float  # wall clock of the whole process
-    bytes: int  # that the stage added to the cache
-    result: dict[str, Any]  # the JSON object that the command printed
+    stages: list[Stage] = field(default_factory=list)
+    runs: list[PlannedRun] = field(default_factory=list)
+    reports: dict[Path, list[Path]] = field(default_factory=dict)  # runs by the report that shows them
 
 
-def load_pipeline(
-    path: Path, out: Path, *, recipe: dict[str, Any] | None = None
-) -> tuple[list[Stage], list[Path], Path]:
-    """Reads a pipeline file.
-
-    Args:
-        recipe: values that overrule every recipe that names them, for example {"epochs": 100}.
-    Returns:
-        The stages in order, the runs that they make, and where the report goes.
-    """
-    pipeline = parse(PipelineConfig, read_yaml(path), where=path)
-    cache = out / pipeline.cache
-    extract = parse(ExtractConfig, pipeline.extract | {"cache": cache}, where=f"{path}: extract")
-    stages, runs = [Stage("extract", extract_arguments(extract))], []
-    for name, values in pipeline.train.items():
-        config = parse(TrainConfig, values | {"cache": cache}, where=f"{path}: train.{name}")
-        changed = {key: value for key, value in (recipe or {}).items() if key in config.recipe}
-        config = config.model_copy(update={"recipe": config.recipe | changed})
-        runs.append(out / "runs" / name)
-        stages.append(Stage(name, train_arguments(config, runs[-1])))
-    return stages, runs, out / pipeline.report
-
-
-def run_local(stages: list[Stage], out: Path, say: Callable[[str], None]) -> list[StageResult]:
-    """Runs the stages in order, each in a process of its own; its log goes to this process's stderr.
+def read_pipeline(path: Path) -> PipelineConfig:
+    """Reads a pipeline file; `tasks` may be the name of a YAML file beside it that holds the list.
 
     Raises:
-        LofftaError: a stage failed; its exit code is passed on.
+        LofftaError: a file that cannot be read.
+        UsageError: an unknown key, a missing one, or a value of the wrong kind.
     """
-    kept_path = out / "stages.json"
-    kept = {entry["command"]: entry for entry in json.loads(kept_path.read_text())} if kept_path.exists() else {}
-    results = []
-    for stage in stages:
-        say(f"$ {stage.command}")
-        start = time.monotonic()
-        result = _run(stage)
-        done = StageResult(stage.name, stage.command, time.monotonic() - start, _bytes_of(result), result)
-        if stage.command in kept:
-            done.seconds = max(done.seconds, kept[stage.command]["seconds"])
-        say(f"  {done.seconds:.0f} s")
-        results.append(done)
-        kept[stage.command] = asdict(done)
-        out.mkdir(parents=True, exist_ok=True)
-        replace_file(kept_path, json.dumps(list(kept.values()), indent=2).encode())
-    return results
+    values = read_yaml(path)
+    if isinstance(values.get("tasks"), str):
+        values["tasks"] = read_yaml(path.parent / values["tasks"]).get("tasks")
+    return parse(PipelineConfig, values, where=path)
+
+
+def choose(config: PipelineConfig, *, tasks: Sequence[str] = (), runs: Sequence[str] = ()) -> PipelineConfig:
+    """The pipeline with these tasks and runs alone, and the caches that they need; none given: all.
+
+    Raises:
+        UsageError: an unknown name, with its nearest neighbours.
+    """
+    known = [task.name for task in config.tasks or ()]
+    for kind, names, there in (("task", tasks, known), ("run", runs, list(config.train))):
+        for name in names:
+            if name not in there:
+                raise unknown_name(kind, name, there, where=f"--{kind}s")
+    train = {name: values for name, values in config.train.items() if not runs or name in runs}
+    needed = {values.get("cache", cache) for values in train.values() for cache in config.extract}
+    return config.model_copy(
+        update={
+            "tasks": config.tasks and tuple(task for task in config.tasks if not tasks or task.name in tasks),
+            "extract": {name: values for name, values in config.extract.items() if name in needed},
+            "train": train,
+        }
+    )
+
+
+def overrule_recipes(config: PipelineConfig, changes: Mapping[str, Any]) -> PipelineConfig:
+    """Changes every recipe that names one of these keys, for example {"epochs": 100}."""
+    train = {
+        name: values | {"recipe": {key: changes.get(key, value) for key, value in values.get("recipe", {}).items()}}
+        for name, values in config.train.items()
+    }
+    return config.model_copy(update={"train": train})
+
+
+def make_pipeline(config: PipelineConfig, out: Path, *, where: Path, data: Path | None = None) -> Pipeline:
+    """The stages in order: task after task, and of each the caches, then the runs.
+
+    Args:
+        out: folder that a task's folder goes into; without tasks, caches and runs go there themselves.
+        where: the pipeline file, for messages.
+        data: what stands for {data}.
+    Raises:
+        UsageError: the file asks for something that there is not.
+    """
+    pipeline = Pipeline()
+    for task in config.tasks or (None,):
+        folder = out / task.name if task else out
+        caches = {name: _extraction(config, task, name, folder / name, data, where) for name in config.extract}
+        pipeline.stages += [
+            Stage(_stage_name(task, "extract", name if len(caches) > 1 else ""), extract_arguments(extract))
+            for name, extract in caches.items()
+        ]
+        trained: dict[str, list[tuple[PlannedRun, Stage]]] = {name: [] for name in caches}
+        for name, values in config.train.items():
+            for backbone, train, need in _trainings(config, task, name, values, caches, where):
+                label = f"{name}-{backbone}" if backbone else name
+                run = PlannedRun(task, name, backbone, folder / "runs" / label)
+                stage = Stage(_stage_name(task, label), train_arguments(train, run.path), (need,))
+                pipeline.stages.append(stage)
+                pipeline.runs.append(run)
+                trained[train.cache.name].append((run, stage))
+        if task and config.test == "online":
+            pipeline.stages += [
+                _online_test(task, name if len(caches) > 1 else "", caches[name].source, found)
+                for name, found in trained.items()
+                if found
+            ]
+        made = [run.path for found in trained.values() for run, _ in found]
+        pipeline.reports[folder / config.report] = made
+    return pipeline
+
+
+def _online_test(task: TaskConfig, cache: str, source: str, trained: Sequence[tuple[PlannedRun, Stage]]) -> Stage:
+    """All runs of a cache share one pass over the test images; once all have results, it is not repeated."""
+    split = task.test_on or "test"
+    runs = [str(run.path) for run, _ in trained]
+    return Stage(
+        _stage_name(task, "test", cache),
+        ["evaluate", *runs, "--online", source, "--split", split],
+        tuple(stage.name for _, stage in trained),
+        tuple(RunPaths(run.path).results(split) for run, _ in trained),
+    )
+
+
+def _stage_name(task: TaskConfig | None, *parts: str) -> str:
+    words = " ".join(part for part in parts if part)
+    return f"{task.name}/{words}" if task else words
+
+
+def _extraction(
+    config: PipelineConfig, task: TaskConfig | None, name: str, cache: Path, data: Path | None, where: Path
+) -> ExtractConfig:
+    values = config.extract[name] | {"cache": cache}
+    if task:
+        values["source"] = task.source
+        if config.test == "online":
+            values["limit"] = _train_rows(task, where)
+    if DATA in str(values.get("source")):
+        if data is None:
+            raise UsageError(
+                f"the sources of this pipeline lie in a folder of yours: {values['source']}",
+                where=where,
+                remedy="say with --data FOLDER where it is; its layout is in the head of the file",
+            )
+        values["source"] = values["source"].replace(DATA, str(data))
+    return parse(ExtractConfig, values, where=f"{where}: extract.{name}")
+
+
+def _trainings(
+    config: PipelineConfig,
+    task: TaskConfig | None,
+    name: str,
+    values: dict[str, Any],
+    caches: Mapping[str, ExtractConfig],
+    where: Path,
+) -> Iterator[tuple[str | None, TrainConfig, str]]:
+    """(backbone, configuration, the stage that it needs): of a run, or of one for each backbone of its cache."""
+    place = f"{where}: train.{name}"
+    cache = values.get("cache", next(iter(caches)) if len(caches) == 1 else None)
+    if cache is None:
+        raise UsageError("'cache' is missing", where=place, remedy=f"give one of {', '.join(caches)}")
+    if cache not in caches:
+        raise unknown_name("cache", str(cache), caches, where=place)
+    values = {**values, **(task.splits if task else {}), "cache": caches[cache].cache}
+    if config.test == "online":
+        values["test_on"] = values.get("train_on", "train").split("+")[-1]  # the test images are not in the cache
+    need = _stage_name(task, "extract", cache if len(caches) > 1 else "")
+    features = [str(feature) for feature in values.get("features", ())]
+    if not any(BACKBONE in feature for feature in features):
+        yield None, parse(TrainConfig, values, where=place), need
+        return
+    for backbone in caches[cache].backbones:
+        chosen = {"features": [feature.replace(BACKBONE, backbone.name) for feature in features]}
+        yield backbone.name, parse(TrainConfig, values | chosen, where=place), need
+
+
+def _train_rows(task: TaskConfig, where: Path) -> int:
+    if task.train_rows is None:
+        raise UsageError(
+            f"'train_rows' of task {task.name} is missing",
+            where=where,
+            remedy="say how many of the set's first rows are to be cached, or test on cached images",
+        )
+    return task.train_rows
 
 
 def extract_arguments(config: ExtractConfig) -> list[str]:
@@ -139,22 +263,3 @@ def _changed(config: BaseModel, names: tuple[str, ...]) -> dict[str, Any]:
 
 def _options(values: dict[str, Any]) -> list[str]:
     return [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-
-
-def _run(stage: Stage) -> dict[str, Any]:
-    command = [sys.executable, "-m", "loffta_cli", *stage.arguments, "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode != 0:
-        error = LofftaError(
-            f"stage '{stage.name}' ended with exit code {done.returncode}",
-            where=stage.command,
-            remedy="its message is above; mend that and run the pipeline again: finished stages are kept",
-        )
-        error.exit_code = done.returncode if done.returncode > 0 else 1
-        raise error
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
-def _bytes_of(result: dict[str, Any]) -> int:
-    return sum(store["bytes"] for store in result.get("stores", []))

@@ -74,6 +74,11 @@ def _alf(available: Sequence[str]) -> Sequence[str]:
     return [*(tap for tap in _norm2(available) if tap != "blocks.0.norm2"), final] if final else []
 
 
+def _final(available: Sequence[str]) -> Sequence[str]:
+    final = final_tap(available)
+    return [final] if final else []
+
+
 # each takes the taps that there are, in depth order, and gives its share of them; the first four give outputs only,
 # the last gives all that a backbone has (`extract`) or a store holds (`train`), inner taps and modules included
 SETS: dict[str, Callable[[Sequence[str]], Sequence[str]]] = {
@@ -83,6 +88,7 @@ SETS: dict[str, Callable[[Sequence[str]], Sequence[str]]] = {
     "all": _outputs,
     "norm2": _norm2,
     "alf": _alf,
+    "final": _final,
     "every": lambda available: available,
 }
 
@@ -111,7 +117,7 @@ def resolve_taps(request: str, available: Sequence[str], *, where: str) -> tuple
 
 def unknown_tap(name: str, available: Sequence[str], *, where: str) -> UsageError:
     """The error for a tap or set that is not among `available`: why it is not, or the names near it."""
-    inner = is_inner(name) or name in ("norm2", "alf")
+    inner = is_inner(name) or name in ("norm2", "alf", "final")
     if inner and any(tap.startswith("stages.") for tap in available):
         return UsageError(
             f"'{name}' does not exist here: a hook would see tokens in an order that is not proven to be the grid's "
@@ -130,6 +136,6 @@ def unknown_tap(name: str, available: Sequence[str], *, where: str) -> UsageErro
 
 
 def _reason(name: str) -> str:
-    if name == "alf":
+    if name in ("alf", "final"):
         return "there is neither a final `norm` nor a projection `head` over all tokens"
     return "no norm2 of any block" if name == "norm2" else "there are no outputs of blocks or stages"

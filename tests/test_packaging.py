@@ -32,6 +32,13 @@ def test_package_list_equals_the_tree():
     assert listed == packages_of_tree("loffta", "loffta") | packages_of_tree("cli", "loffta_cli") | {"loffta_pipelines"}
 
 
+def test_every_pipeline_file_is_packaged():
+    """A file that no pattern matches would be missing from the wheel alone; benchmarks stay outside."""
+    patterns = setuptools_table()["package-data"]["loffta_pipelines"]
+    packaged = {path for pattern in patterns for path in (REPO / "pipelines").glob(pattern)}
+    assert packaged == set((REPO / "pipelines").rglob("*.yaml"))
+
+
 @pytest.mark.parametrize("folder", ["loffta", "cli"])
 def test_every_package_has_an_init(folder):
     bare = {file.parent for file in (REPO / folder).rglob("*.py")} - {

@@ -1,20 +1,22 @@
-"""Pipeline files to command lines and back, and what is kept when a stage fails or runs again."""
+"""Pipeline files to command lines and back."""
 
-import json
-import subprocess
 from importlib.resources import as_file, files
 from pathlib import Path
-from types import SimpleNamespace
 
-import click
 import pytest
 from loffta_cli.main import cli
 
-from loffta import pipeline
 from loffta.config import ExtractConfig, TrainConfig, parse
 from loffta.errors import LofftaError, UsageError
 from loffta.heads import HEADS
-from loffta.pipeline import Stage, extract_arguments, load_pipeline, run_local, train_arguments
+from loffta.pipeline import (
+    choose,
+    extract_arguments,
+    make_pipeline,
+    overrule_recipes,
+    read_pipeline,
+    train_arguments,
+)
 
 EXTRACTIONS = [
     {"source": "demo:digits", "cache": "some cache", "backbones": [{"name": "a"}]},
@@ -118,32 +120,143 @@ def test_the_round_trips_leave_no_field_out(model, values):
 
 def test_demo_loads():
     with as_file(files("loffta_pipelines") / "demo.yaml") as path:
-        stages, runs, report = load_pipeline(path, Path("out"))
-        full, _, _ = load_pipeline(path, Path("out"), recipe={"epochs": 100})
+        config = read_pipeline(path)
+        pipeline = make_pipeline(config, Path("out"), where=path)
+        full = make_pipeline(overrule_recipes(config, {"epochs": 100}), Path("out"), where=path)
     names = ["linear-last-tap", "linear-all-taps", "combo-one-backbone", "combo-top2"]
-    assert [stage.name for stage in stages] == ["extract", *names]
-    assert runs == [Path("out/runs") / name for name in names]
-    assert report == Path("out/report.html")
-    last = stages[-1].command
+    assert [stage.name for stage in pipeline.stages] == ["extract", *names]
+    assert [stage.needs for stage in pipeline.stages] == [()] + [("extract",)] * 4
+    assert pipeline.reports == {Path("out/report.html"): [Path("out/runs") / name for name in names]}
+    last = pipeline.stages[-1].command
     assert last == (
         "loffta train out/cache --head combo --out out/runs/combo-top2 --set epochs=12 --set grid=4 "
         "--seeds 3 --select 2"
     )
-    assert full[-1].command == last.replace("epochs=12", "epochs=100")
-    assert full[1] == stages[1]  # a recipe that does not name its epochs stays
-    for stage in stages[1:]:
+    assert full.stages[-1].command == last.replace("epochs=12", "epochs=100")
+    assert full.stages[1] == pipeline.stages[1]  # a recipe that does not name its epochs stays
+    for stage in pipeline.stages[1:]:
         config = TrainConfig(cache="c", head=stage.arguments[3])
         parse(HEADS[config.head].recipe, config.recipe, where="test")
+
+
+TEMPLATE = """
+tasks: sets.yaml
+extract:
+  small: {backbones: [{name: a, taps: all}, {name: b.c, taps: last}], kinds: [mean]}
+  large: {backbones: [{name: a, image_px: 64}]}
+train:
+  one: {cache: large, head: linear, recipe: {lr: 0.1}}
+  each: {cache: small, head: linear, features: ["{backbone}:last"], train_on: val}
+"""
+SETS = """
+tasks:
+  - {name: x, source: "vtab:{data}/x", train_on: train+val, train_rows: 30}
+  - {name: y, source: "folder:{data}/y y", test_on: holdout, metric: kappa, group: g}
+"""
+
+
+@pytest.fixture
+def template(tmp_path):
+    (tmp_path / "p.yaml").write_text(TEMPLATE)
+    (tmp_path / "sets.yaml").write_text(SETS)
+    return tmp_path / "p.yaml"
+
+
+def commands(path, **options):
+    config = choose(read_pipeline(path), tasks=options.pop("tasks", ()), runs=options.pop("runs", ()))
+    config = config.model_copy(update=options)
+    pipeline = make_pipeline(config, Path("out"), where=path, data=Path("my data"))
+    return pipeline, {stage.name: stage.command for stage in pipeline.stages}
+
+
+def test_every_task_has_a_folder_of_its_own(template):
+    pipeline, found = commands(template)
+    assert found == {
+        "x/extract small": "loffta extract 'vtab:my data/x' --cache out/x/small --backbone a --weights hub --taps all "
+        "--backbone b.c --weights hub --taps last --kinds mean",
+        "x/extract large": "loffta extract 'vtab:my data/x' --cache out/x/large --backbone a --weights hub --taps last "
+        "--image-px 64",
+        "x/one": "loffta train out/x/large --head linear --out out/x/runs/one --set lr=0.1 --train-on train+val",
+        "x/each-a": "loffta train out/x/small --head linear --out out/x/runs/each-a --features a:last "
+        "--train-on train+val",
+        "x/each-b.c": "loffta train out/x/small --head linear --out out/x/runs/each-b.c --features b.c:last "
+        "--train-on train+val",
+        "y/extract small": "loffta extract 'folder:my data/y y' --cache out/y/small --backbone a --weights hub "
+        "--taps all --backbone b.c --weights hub --taps last --kinds mean",
+        "y/extract large": "loffta extract 'folder:my data/y y' --cache out/y/large --backbone a --weights hub "
+        "--taps last --image-px 64",
+        "y/one": "loffta train out/y/large --head linear --out out/y/runs/one --set lr=0.1 --test-on holdout",
+        "y/each-a": "loffta train out/y/small --head linear --out out/y/runs/each-a --features a:last "
+        "--train-on val --test-on holdout",
+        "y/each-b.c": "loffta train out/y/small --head linear --out out/y/runs/each-b.c --features b.c:last "
+        "--train-on val --test-on holdout",
+    }
+    needs = {stage.name: stage.needs for stage in pipeline.stages}
+    assert needs["x/one"] == ("x/extract large",)
+    assert needs["y/each-a"] == ("y/extract small",)
+    assert [(r.task.name, r.name, r.backbone) for r in pipeline.runs[:3]] == [
+        ("x", "one", None),
+        ("x", "each", "a"),
+        ("x", "each", "b.c"),
+    ]
+    assert list(pipeline.reports) == [Path("out/x/report.html"), Path("out/y/report.html")]
+
+
+def test_chosen_tasks_and_runs_bring_their_caches_alone(template):
+    _, found = commands(template, tasks=["y"], runs=["one"])
+    assert list(found) == ["y/extract", "y/one"]
+
+
+def test_online_tests_cache_the_training_images_alone(template):
+    """The runs of one cache share the pass over the test images."""
+    pipeline, found = commands(template, tasks=["x"], test="online")
+    assert found["x/extract large"].endswith("--image-px 64 --limit 30")
+    assert found["x/one"].endswith("--train-on train+val --test-on val")  # what there is
+    source = "--online 'vtab:my data/x' --split test"
+    assert found["x/test large"] == f"loffta evaluate out/x/runs/one {source}"
+    assert found["x/test small"] == f"loffta evaluate out/x/runs/each-a out/x/runs/each-b.c {source}"
+    last = next(stage for stage in pipeline.stages if stage.name == "x/test small")
+    assert last.needs == ("x/each-a", "x/each-b.c")
+    assert last.makes == (Path("out/x/runs/each-a/results.json"), Path("out/x/runs/each-b.c/results.json"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": ["z"]}, r"unknown task 'z'(.|\n)*--tasks(.|\n)*known: x, y"),
+        ({"runs": ["eech"]}, r"unknown run 'eech'(.|\n)*did you mean each"),
+        ({"test": "online"}, r"'train_rows' of task y is missing(.|\n)*p.yaml"),
+        ({"train": {"one": {"head": "linear"}}}, r"'cache' is missing(.|\n)*train.one(.|\n)*give one of small, large"),
+        ({"train": {"one": {"head": "linear", "cache": "lrge"}}}, r"unknown cache 'lrge'(.|\n)*did you mean large"),
+    ],
+)
+def test_what_a_pipeline_cannot_do(template, change, message):
+    with pytest.raises(UsageError, match=message):
+        commands(template, **change)
+
+
+def test_data_is_asked_for(template):
+    with pytest.raises(UsageError, match=r"vtab:\{data\}/x(.|\n)*--data FOLDER"):
+        make_pipeline(read_pipeline(template), Path("out"), where=template)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("extract: {source: x, backbones: [{name: a}]}", "'train' is missing"),
+        ("extract: {c: {source: x, backbones: [{name: a}]}}", "'train' is missing"),
         ("extracts: {}\ntrain: {}", r"unknown key 'extracts'(.|\n)*did you mean extract"),
-        ("extract: {source: x, backbones: [{name: a, tap: all}]}\ntrain: {}", r"'tap'(.|\n)*extract: backbones.0.tap"),
+        ("extract: {}\ntrain: {}", "extract: "),
+        ("extract: {../c: {source: x}}\ntrain: {}", r"extract.../c"),
         (
-            "extract: {source: x, backbones: [{name: a}]}\ntrain: {one: {head: combo, sedes: 3}}",
+            "extract: {c: {source: x, backbones: [{name: a}]}}\ntrain: {}\ntasks: [{name: a/b, source: x}]",
+            "tasks.0.name",
+        ),
+        (
+            "extract: {c: {source: x, backbones: [{name: a, tap: all}]}}\ntrain: {}",
+            r"'tap'(.|\n)*extract.c: backbones.0.tap",
+        ),
+        (
+            "extract: {c: {source: x, backbones: [{name: a}]}}\ntrain: {one: {head: combo, sedes: 3}}",
             r"unknown key 'sedes'(.|\n)*train.one: sedes(.|\n)*did you mean seeds",
         ),
     ],
@@ -152,69 +265,10 @@ def test_files_with_mistakes(tmp_path, text, message):
     path = tmp_path / "p.yaml"
     path.write_text(text)
     with pytest.raises(UsageError, match=message):
-        load_pipeline(path, tmp_path)
+        make_pipeline(read_pipeline(path), tmp_path, where=path)
 
 
-@pytest.fixture
-def processes(monkeypatch):
-    """Stands in for the stages' processes; `codes` says how each ends, by the stage's first word."""
-    codes, ran = {}, []
-
-    def run(command, **options):
-        word = command[3]
-        ran.append(command[3:])
-        output = f"text\n{json.dumps({'stores': [{'bytes': 7}, {'bytes': 5}], 'word': word})}\n"
-        return subprocess.CompletedProcess(command, codes.get(word, 0), stdout=output)
-
-    monkeypatch.setattr(subprocess, "run", run)
-    return codes, ran
-
-
-STAGES = [Stage("first", ["one", "a b"]), Stage("second", ["two"]), Stage("third", ["three"])]
-
-
-def test_stages_run_in_order(tmp_path, processes):
-    said = []
-    results = run_local(STAGES, tmp_path / "out", said.append)
-    assert processes[1] == [["one", "a b", "--json"], ["two", "--json"], ["three", "--json"]]
-    assert [(r.name, r.bytes, r.result["word"]) for r in results] == [
-        ("first", 12, "one"),
-        ("second", 12, "two"),
-        ("third", 12, "three"),
-    ]
-    assert said[::2] == ["$ loffta one 'a b'", "$ loffta two", "$ loffta three"]
-
-
-@pytest.mark.parametrize(("code", "passed_on"), [(2, 2), (4, 4), (75, 75), (-9, 1)])
-def test_failed_stage(tmp_path, processes, code, passed_on):
-    codes, ran = processes
-    codes["two"] = code
-    with pytest.raises(LofftaError, match=rf"stage 'second' ended with exit code {code}(.|\n)*loffta two") as caught:
-        run_local(STAGES, tmp_path, print)
-    assert caught.value.exit_code == passed_on
-    assert [words[0] for words in ran] == ["one", "two"]
-    assert [entry["name"] for entry in json.loads((tmp_path / "stages.json").read_text())] == ["first"]
-    codes.clear()
-    assert len(run_local(STAGES, tmp_path, print)) == 3
-
-
-def test_second_run_keeps_the_seconds_of_the_first(tmp_path, processes, monkeypatch):
-    clock = map(float, [0, 100, 100, 130, 130, 135])
-    monkeypatch.setattr(pipeline, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    run_local(STAGES, tmp_path, print)
-    clock = map(float, [0, 1, 1, 2, 2, 202])
-    again = run_local(STAGES, tmp_path, print)
-    assert [r.seconds for r in again] == [100, 30, 200]
-    kept = json.loads((tmp_path / "stages.json").read_text())
-    assert [(entry["name"], entry["seconds"]) for entry in kept] == [("first", 100), ("second", 30), ("third", 200)]
-    clock = map(float, [0, 1])
-    (changed,) = run_local([Stage("first", ["one", "other"])], tmp_path, print)
-    assert changed.seconds == 1
-
-
-@pytest.mark.smoke
-def test_a_real_process(tmp_path, capfd):
-    """Its message goes to our stderr, its exit code to us."""
-    with pytest.raises(LofftaError, match="exit code 1"):
-        run_local([Stage("info", ["info", str(tmp_path / "nothing")])], tmp_path / "out", click.echo)
-    assert "there is no cache here" in capfd.readouterr().err
+def test_a_list_of_tasks_that_is_not_there(template):
+    (template.parent / "sets.yaml").unlink()
+    with pytest.raises(LofftaError, match=r"sets.yaml"):
+        read_pipeline(template)

@@ -52,8 +52,8 @@ def test_sets_of_a_shallow_net():
         ("blocks.12", "blocks.12", "did you mean blocks.2 or blocks.1 or blocks.11?"),
         ("last,fuor-even", "fuor-even", "did you mean four-even?"),
         ("lats4", "lats4", "did you mean last4 or last?"),
-        ("", "", f"known: last, last4, four-even, all, norm2, alf, every, {', '.join(BLOCKS)}"),
-        ("last,,all", "", f"known: last, last4, four-even, all, norm2, alf, every, {', '.join(BLOCKS)}"),
+        ("", "", f"known: last, last4, four-even, all, norm2, alf, final, every, {', '.join(BLOCKS)}"),
+        ("last,,all", "", f"known: last, last4, four-even, all, norm2, alf, final, every, {', '.join(BLOCKS)}"),
     ],
 )
 def test_unknown_name_lists_the_near_ones(request_, name, remedy):
@@ -80,6 +80,8 @@ def test_sets_of_outputs_leave_inner_taps_out(request_):
         ("norm2", EVERY, NORM2),
         ("alf", EVERY, (*NORM2[1:], "norm")),
         ("alf", (*EVERY, "head"), (*NORM2[1:], "head")),
+        ("final", EVERY, ("norm",)),
+        ("final", (*EVERY, "head"), ("head",)),
         ("alf,norm", (*EVERY, "head"), (*NORM2[1:], "norm", "head")),
         ("every", EVERY, EVERY),
         ("every", STAGES, STAGES),
@@ -107,9 +109,10 @@ def test_what_is_inner(name, inner):
     ("request_", "available", "what", "remedy"),
     [
         ("last", NORM2, NO_OUTPUTS, "use norm2 or every or names such as blocks.11.norm2"),
-        ("all", (*NORM2, "norm"), NO_OUTPUTS, "use norm2 or alf or every or names such as norm"),
+        ("all", (*NORM2, "norm"), NO_OUTPUTS, "use norm2 or alf or final or every or names such as norm"),
         ("norm2", ("blocks.0",), "no norm2 of any block", None),
         ("alf", NORM2, "there is neither a final `norm` nor a projection `head` over all tokens", None),
+        ("final", BLOCKS, "there is neither a final `norm` nor a projection `head` over all tokens", None),
     ],
 )
 def test_empty_set_says_why(request_, available, what, remedy):

@@ -12,8 +12,8 @@ import yaml
 from loffta_cli.common import parse_settings
 from loffta_cli.main import main
 
-from loffta.errors import UsageError
 from loffta.augment import PRESETS
+from loffta.errors import UsageError
 from loffta.runs import RunPaths
 
 from ..caches import FakeStore, make_cache, make_table, separable, toy_cache

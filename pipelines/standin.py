@@ -1,0 +1,158 @@
+"""Stand-ins, for proving that a pipeline runs where its data and networks are not: no figure from them means anything.
+
+    python -m loffta_pipelines.standin vtab1k/single.yaml DATA [--tasks cifar,dtd]
+    python -m loffta_pipelines.run vtab1k/single.yaml --data DATA --out OUT --small [--tasks cifar,dtd]
+
+The first writes image sets in the layout of the real ones, made of scikit-learn's handwritten digits: three classes, a
+few images each. `shrink`, the second's --small, puts tiny networks with random weights in the place of the real ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from loffta.errors import LofftaError
+from loffta.pipeline import DATA, PipelineConfig, choose, read_pipeline
+
+HERE = Path(__file__).parent
+CLASSES = 3
+IMAGES = {"train": 8, "val": 2, "test": 4}  # of each class
+TINY = ("test_vit", "test_vit2", "test_vit3", "test_vit4")  # timm's: uniform transformers of 64 channels
+SMALL_RECIPE = {"epochs": 2, "min_steps": 1}
+Images = dict[str, list[tuple[bytes, int]]]  # JPEG and class, by split
+
+
+def shrink(config: PipelineConfig) -> PipelineConfig:
+    """The same stages with tiny networks: inputs of 32 px (64 where they were above 256), two epochs, two seeds.
+
+    Backbones take the tiny ones in order of appearance; those that are more than there are tiny ones are left out.
+    """
+    names: dict[str, str] = {}
+    extract = {}
+    for cache, values in config.extract.items():
+        backbones = []
+        for backbone in values["backbones"]:
+            if backbone["name"] not in names and len(names) < len(TINY):
+                names[backbone["name"]] = TINY[len(names)]
+            if backbone["name"] in names:
+                tiny = names[backbone["name"]]
+                px = 64 if (backbone.get("image_px") or 0) > 256 else 32
+                backbones.append(backbone | {"name": tiny, "weights": f"random:{TINY.index(tiny)}", "image_px": px})
+        extract[cache] = values | {"backbones": backbones}
+    train = {}
+    for run, values in config.train.items():
+        features = [str(feature).split(":") for feature in values.get("features", ())]
+        train[run] = values | {
+            "features": [":".join([names.get(name, name), *taps]) for name, *taps in features],
+            "recipe": values.get("recipe", {}) | SMALL_RECIPE,
+            "seeds": min(2, values.get("seeds", 1)),
+        }
+    tasks = tuple(
+        t.model_copy(update={"train_rows": _n_train_rows() if t.train_rows else None}) for t in config.tasks or ()
+    )
+    return config.model_copy(update={"extract": extract, "train": train, "tasks": tasks})
+
+
+def _n_train_rows() -> int:
+    return CLASSES * (IMAGES["train"] + IMAGES["val"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes the stand-ins of a pipeline's tasks."""
+    parser = argparse.ArgumentParser(prog="standin", description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--tasks", default="", help="only these, with commas")
+    options = parser.parse_args(arguments)
+    try:
+        config = read_pipeline(options.file if options.file.exists() else HERE / options.file)
+        for task in choose(config, tasks=[name for name in options.tasks.split(",") if name]).tasks or ():
+            write(task.source, options.data)
+            print(f"{task.name}: {task.source.replace(DATA, str(options.data))}")
+    except LofftaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def write(source: str, data: Path) -> None:
+    """Writes the image set that `source` names, {data} being `data`, in the layout that its kind has."""
+    kind, _, place = source.partition(":")
+    LAYOUTS[kind](Path(place.replace(DATA, str(data))), digits())
+
+
+def digits() -> Images:
+    """Real handwritten digits 0, 1 and 2 as JPEGs of 32 px: the first ones of each, split after split.
+
+    Raises:
+        LofftaError: scikit-learn, which has them, is missing.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from loffta.images.sources import open_source
+
+    source = open_source("demo:digits")
+    table = source.listing()
+    images: Images = {split: [] for split in IMAGES}
+    for label in range(CLASSES):
+        rows = iter(np.flatnonzero(table.labels == label))
+        for split, count in IMAGES.items():
+            for _ in range(count):
+                picture = Image.open(io.BytesIO(source.read(table.keys[next(rows)])))
+                buffer = io.BytesIO()
+                picture.resize((32, 32)).save(buffer, format="JPEG")
+                images[split].append((buffer.getvalue(), label))
+    return images
+
+
+def write_vtab(root: Path, images: Images) -> None:
+    """NOAH's dump: lists of `path label` beside images/<list>/."""
+    for name, split in (("train800", "train"), ("val200", "val"), ("test", "test")):
+        lines = []
+        for i, (data, label) in enumerate(images[split]):
+            path = f"images/{name}/{i:06d}.jpg"
+            _put(root / path, data)
+            lines.append(f"{path} {label}\n")
+        _put(root / f"{name}.txt", "".join(lines).encode())
+
+
+def write_table(file: Path, images: Images) -> None:
+    """A CSV file with the columns image, label and split."""
+    rows = []
+    for split, found in images.items():
+        for i, (data, label) in enumerate(found):
+            _put(file.parent / "images" / f"{split}-{i:04d}.jpg", data)
+            rows.append((f"images/{split}-{i:04d}.jpg", label, split))
+    with file.open("w", newline="") as handle:
+        csv.writer(handle).writerows([("image", "label", "split"), *rows])
+
+
+def write_shards(pattern: Path, images: Images) -> None:
+    """<set>/train/0.tar and <set>/test/0.tar, for a pattern <set>/{train,test}/*.tar."""
+    root = pattern.parent.parent
+    for split in ("train", "test"):
+        (root / split).mkdir(parents=True, exist_ok=True)
+        with tarfile.open(root / split / "0.tar", "w") as tar:
+            for i, (data, label) in enumerate(images[split]):
+                for ending, content in (("jpg", data), ("cls", str(label).encode())):
+                    member = tarfile.TarInfo(f"{i:06d}.{ending}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+
+
+def _put(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+LAYOUTS: dict[str, Callable[[Path, Images], None]] = {"vtab": write_vtab, "table": write_table, "wds": write_shards}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""Every pipeline on stand-ins of its data with tiny networks, from its file to its summary; and what fails."""
+
+import contextlib
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from loffta_cli.main import main as loffta
+from loffta_pipelines import run as runner
+from loffta_pipelines import standin
+
+from loffta import stages
+from loffta.config import TrainConfig, parse
+from loffta.heads import HEADS
+from loffta.pipeline import make_pipeline, read_pipeline
+from loffta.runs import RunPaths
+
+HERE = Path(runner.__file__).parent
+FILES = sorted(str(path.relative_to(HERE)) for path in HERE.glob("*/*.yaml") if path.name != "tasks.yaml")
+UNIVERSE = {"vtab1k": 19, "loff-ta": 5, "fusion": 20}
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Stages run here: an import of torch a stage would make minutes of seconds. Real processes: test_stages.py."""
+
+    def run(self, command):
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text):
+            code = loffta(list(command[3:]))
+        return code, text.getvalue()
+
+    monkeypatch.setattr(stages._Children, "run", run)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+
+
+def unmerged(config):
+    """Keys and heads that a pipeline asks for and this tree lacks."""
+    keys = {key for values in config.train.values() for key in values} - {*TrainConfig.model_fields, "cache"}
+    heads = {values["head"] for values in config.train.values()} - set(HEADS)
+    fields = {
+        key
+        for values in config.train.values()
+        for key in values.get("recipe", {})
+        if values["head"] in HEADS and key not in HEADS[values["head"]].recipe.model_fields
+    }
+    return keys | heads | fields
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_makes_stages_and_recipes_that_parse(file):
+    config = read_pipeline(HERE / file)
+    assert len(config.tasks) == len({task.name for task in config.tasks}) == UNIVERSE[file.split("/")[0]]
+    if unmerged(config):
+        pytest.skip(f"not merged yet: {unmerged(config)}")
+    pipeline = make_pipeline(config, Path("out"), where=HERE / file, data=Path("data"))
+    assert len({stage.name for stage in pipeline.stages}) == len(pipeline.stages)
+    for values in config.train.values():
+        parse(HEADS[values["head"]].recipe, values.get("recipe", {}), where=file)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_says_how_it_is_run_and_what_to_expect(file):
+    head = (HERE / file).read_text().split("\ntasks:")[0]
+    assert f"python -m loffta_pipelines.run {file} --data" in head
+    assert all(re.search(rf"^# {word}", head, re.M) for word in ("Expect", "Needs:", "Bytes:", "Hours:"))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_pipeline_runs_from_end_to_end(file, tmp_path, in_process, capsys):
+    config = read_pipeline(HERE / file)
+    ready = [
+        name
+        for name, values in config.train.items()
+        if not unmerged(config.model_copy(update={"train": {name: values}}))
+    ]
+    if not ready:
+        pytest.skip("not merged yet")
+    tasks = ",".join(task.name for task in config.tasks[-2:])
+    assert standin.main([file, str(tmp_path / "data"), "--tasks", tasks]) == 0
+    words = [file, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--tasks", tasks, "--small"]
+    words += ["--test", "cached", "--runs", ",".join(ready)]
+    assert runner.main(words) == 0, capsys.readouterr().err
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["missing"] == []
+    for name, task in summary["tasks"].items():
+        assert list(task["runs"]) == ready
+        for values in task["runs"].values():
+            assert all(0 <= value <= 1 for value in values.values())
+        assert (tmp_path / "out" / name / "report.html").exists()
+    assert (tmp_path / "out" / "summary.txt").read_text().strip() in capsys.readouterr().out
+
+
+def words_of(tmp_path, *more):
+    """ComBo on two small tasks."""
+    standin.main(["vtab1k/single.yaml", str(tmp_path / "data"), "--tasks", "cifar,dtd"])
+    words = ["vtab1k/single.yaml", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--small"]
+    return [*words, "--tasks", "cifar,dtd", "--runs", "linear-mean", "--test", "cached", *more]
+
+
+def test_a_failed_task_loses_no_other_and_a_second_call_continues(tmp_path, in_process, capsys):
+    words = words_of(tmp_path)
+    lists = tmp_path / "data" / "cifar" / "train800.txt"
+    text = lists.read_text()
+    lists.write_text("broken\n")
+    assert runner.main(words) == 2
+    captured = capsys.readouterr()
+    assert "1 stage failed: 'cifar/extract' (exit code 2); not begun for that reason: cifar/linear-mean" in captured.err
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["missing"] == [str(tmp_path / "out/cifar/runs/linear-mean")]
+    assert summary["tasks"]["dtd"]["runs"]["linear-mean"][""] >= 0
+    assert summary["averages"]["linear-mean"]["mean_of_tasks"] is None
+    lists.write_text(text)
+    made = (tmp_path / "out/dtd/runs/linear-mean/results.json").stat().st_mtime_ns
+    assert runner.main(words) == 0
+    assert (tmp_path / "out/dtd/runs/linear-mean/results.json").stat().st_mtime_ns == made
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["missing"] == []
+
+
+def test_only_one_half(tmp_path, in_process, capsys):
+    words = words_of(tmp_path)
+    assert runner.main([*words, "--only", "train"]) == 1  # there is no cache
+    assert "2 stages failed" in capsys.readouterr().err
+    assert runner.main([*words, "--only", "extract"]) == 0
+    assert not (tmp_path / "out" / "cifar" / "runs").exists()
+    assert runner.main([*words, "--only", "train"]) == 0
+    assert RunPaths(tmp_path / "out/cifar/runs/linear-mean").results("test").exists()
+
+
+def test_dry_run_prints_commands_and_makes_nothing(tmp_path, capsys):
+    assert runner.main([*words_of(tmp_path), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split()[1] for line in lines] == ["extract", "train"] * 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["demo.yaml"], r"this pipeline has no tasks(.|\n)*loffta demo"),
+        (["nothing.yaml"], "nothing.yaml"),
+        (["vtab1k/single.yaml", "--tasks", "cifr"], r"unknown task 'cifr'(.|\n)*did you mean cifar"),
+        (["vtab1k/single.yaml", "--runs", "combo", "--tasks", "dtd"], "--data FOLDER"),
+    ],
+)
+def test_mistakes_are_messages(tmp_path, words, message, capsys):
+    assert runner.main([*words, "--out", str(tmp_path)]) in (1, 2)
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_the_list_of_vtab_is_the_protocols():
+    tasks = yaml.safe_load((HERE / "vtab1k" / "tasks.yaml").read_text())["tasks"]
+    sizes = {group: sum(task["group"] == group for task in tasks) for group in ("natural", "specialised", "structured")}
+    assert sizes == {"natural": 7, "specialised": 4, "structured": 8}
+    assert {(task["train_rows"], task["train_on"]) for task in tasks} == {(1000, "train+val")}
