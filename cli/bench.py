@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .common import emit, human_bytes, json_option, parse_settings, show
+from .common import emit, human_bytes, json_option, parse_settings, show, split_settings
 
 _NAMES = {
     "disk": "disk, 16 threads",
@@ -15,6 +15,7 @@ _NAMES = {
     "crc32c": "crc32c, first touch alone",
     "copy": "copy to the device",
     "reduce": "pool, dequantise",
+    "augment": "augment",
     "prepare": "head: prepare",
     "head": "head: forward, backward",
 }
@@ -25,6 +26,7 @@ _NAMES = {
 @click.option("--head", default="linear", show_default=True, help="As in `loffta train`.")
 @click.option("--features", multiple=True, metavar="STORE[:TAPS]", help="Store or backbone, and taps.  [all stores]")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change the head's recipe: width=64.")
+@click.option("--augment", default="none", show_default=True, metavar="PRESET", help="As in `loffta train`.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images of a step.  [the recipe's]")
 @click.option("--seconds", type=float, default=10.0, show_default=True, help="Time to measure for, about.")
 @click.option("--feed", type=click.Choice(["auto", "device", "host", "stream"]), default="auto", show_default=True)
@@ -37,7 +39,8 @@ def command(cache: Path, settings: tuple[str, ...], as_json: bool, **options: An
     """
     from loffta.bench import bench
 
-    found = bench(cache, settings=parse_settings(settings), **options)
+    recipe, augmentation = split_settings(parse_settings(settings), options.pop("augment"))
+    found = bench(cache, settings=recipe, augmentation=augmentation, **options)
     show(
         f"head {found['head']} on {found['device']}, batches of {found['batch_size']} of {found['images']} images, "
         f"{human_bytes(found['bytes_per_image'])} each"

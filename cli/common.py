@@ -12,6 +12,8 @@ import click
 
 from loffta.errors import printable
 
+_AUGMENT = "augment."  # what --set changes of the augmentation begins with
+
 json_option = click.option("--json", "as_json", is_flag=True, help="End with the result as one JSON object on stdout.")
 
 
@@ -89,6 +91,17 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
                     f"the value of {key} cannot be read: '{value}'", where="--set", remedy="quote it as in YAML"
                 ) from error
     return settings
+
+
+def split_settings(
+    settings: dict[str, Any], augment: str | dict[str, Any]
+) -> tuple[dict[str, Any], str | dict[str, Any]]:
+    """What --set says of the recipe, and the augmentation with what it says of that: `augment.KEY=VALUE`."""
+    ranges = {key.removeprefix(_AUGMENT): value for key, value in settings.items() if key.startswith(_AUGMENT)}
+    recipe = {key: value for key, value in settings.items() if not key.startswith(_AUGMENT)}
+    if not ranges:
+        return recipe, augment
+    return recipe, {**({"preset": augment} if isinstance(augment, str) else augment), **ranges}
 
 
 def human_bytes(n_bytes: float) -> str:

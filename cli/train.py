@@ -7,10 +7,8 @@ from typing import Any
 
 import click
 
-from .common import emit, json_option, merge_config, parse_settings
+from .common import emit, json_option, merge_config, parse_settings, split_settings
 from .train_online import online_options, run_online, take_online
-
-AUGMENT = "augment."  # what --set changes of the augmentation begins with
 
 
 @click.command("train")
@@ -63,12 +61,8 @@ def command(
     online = take_online(options)
     values = merge_config(ctx, file, options) | online
     config = parse(TrainConfig, values, where=file or "loffta train")
-    changes = parse_settings(settings)
-    ranges = {key.removeprefix(AUGMENT): value for key, value in changes.items() if key.startswith(AUGMENT)}
-    recipe = config.recipe | {key: value for key, value in changes.items() if not key.startswith(AUGMENT)}
-    preset = {"preset": config.augment} if isinstance(config.augment, str) else config.augment
-    augment = {**preset, **ranges} if ranges else config.augment
-    config = config.model_copy(update={"recipe": recipe, "augment": augment})
+    recipe, augment = split_settings(parse_settings(settings), config.augment)
+    config = config.model_copy(update={"recipe": config.recipe | recipe, "augment": augment})
     stop = StopFlag().listen()
     results = train(config, out, stop) if config.online is None else run_online(config, out, stop)
     print_results(results)

@@ -1,7 +1,7 @@
 """Measures where the time of a training step goes, part by part, and says what to change.
 
 In: a cache, and what would be trained on it.   Out: a mapping for `loffta bench`. Nothing is written; what is read here
-is dropped from the page cache first, so that the disk shows. Augmentation is not measured.
+is dropped from the page cache first, so that the disk shows.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from loffta import machine
+from loffta import augment, machine
 from loffta.batches import Feed, choose_order
-from loffta.bench_parts import Job, evict, time_parts, train_step, wait_for
+from loffta.bench_parts import Job, augmented, evict, time_parts, train_step, wait_for
 from loffta.config import parse
 from loffta.errors import UsageError
 from loffta.features import choose_features, usable_rows
@@ -51,6 +51,7 @@ def bench(
     head: str,
     features: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
+    augmentation: str | Mapping[str, Any] = "none",
     batch_size: int | None = None,
     seconds: float = 10.0,
     device: str = "auto",
@@ -61,6 +62,7 @@ def bench(
     Args:
         features: STORE[:TAPS], as `train` takes them.
         settings: what differs from the head's recipe.
+        augmentation: as a TrainConfig's `augment`.
         batch_size: None: the recipe's.
         seconds: for the parts and for the step, each half.
     Raises:
@@ -70,7 +72,8 @@ def bench(
     machine.cap_threads()
     if seconds <= 0:
         raise UsageError(f"{seconds} seconds are no time", where="--seconds", remedy="give at least 1")
-    job = _prepare(Cache.open(cache_root), head, features, settings or {}, batch_size, device)
+    wanted = augment.resolve(augmentation)
+    job = _prepare(Cache.open(cache_root), head, features, settings or {}, wanted, batch_size, device)
     placements = choose_placements(job.features, len(job.rows), job.device, feed)
     streamed = [f for f, placement in zip(job.features, placements, strict=True) if placement.mode == "stream"]
     cold = is_cold(read_bytes(streamed) * len(job.rows))
@@ -127,6 +130,8 @@ def advise(
         )
     if most == "reduce":
         return "pooling and dequantising take most of a step: extract with --kinds mean, or with --dtype float16"
+    if most == "augment":
+        return "augmentation takes most of a step: leave a part of it out, or train fewer heads side by side"
     if most == "prepare":
         return "the head's preparation takes most of a step, and no feed can help: choose fewer taps or a smaller grid"
     return "the head itself takes most of a step: there is nothing to gain in the feed"
@@ -137,6 +142,7 @@ def _prepare(
     head: str,
     choices: Sequence[str],
     settings: Mapping[str, Any],
+    augmentation: augment.AugmentConfig,
     batch_size: int | None,
     device_name: str,
 ) -> Job:
@@ -152,7 +158,8 @@ def _prepare(
     if sum(p.numel() for p in built.parameters()) * batch_size < SMALL_STEP:
         torch.set_num_threads(1)  # as in training
     optimizer = torch.optim.AdamW(parameter_groups(built, recipe.weight_decay), lr=recipe.lr)
-    return Job(features, rows, built, recipe, optimizer, device, batch_size)
+    wanted = None if augmentation == augment.AugmentConfig() else augmentation
+    return Job(features, rows, built, recipe, optimizer, device, batch_size, wanted)
 
 
 def _time_step(
@@ -176,7 +183,7 @@ def _time_step(
         start = time.perf_counter()
         while True:
             for batch in feed.epoch(epoch):
-                train_step(job, job.head.prepare(batch.features))
+                train_step(job, job.head.prepare(augmented(job, batch.features)))
                 n_images += len(batch.rows)
             wait_for(job.device)
             epoch += 1

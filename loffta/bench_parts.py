@@ -19,6 +19,7 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 from torch import Tensor
 
+from loffta import augment
 from loffta.batches import COLD_THREADS, WARM_THREADS
 from loffta.features import Feature
 from loffta.feed_sources import StreamedArray, group_by_array
@@ -40,6 +41,7 @@ class Job:
     optimizer: torch.optim.Optimizer
     device: torch.device
     batch_size: int
+    augmentation: augment.AugmentConfig | None = None
 
 
 def time_parts(job: Job, seconds: float) -> dict[str, float]:
@@ -88,11 +90,23 @@ def _time_step_parts(job: Job, sources: Sequence[StreamedArray], buffers: Sequen
     copy = _timed(lambda: state.update(raw=[torch.from_numpy(buffer).to(job.device) for buffer in buffers]), job.device)
     actions: dict[str, Callable[[], None]] = {
         "reduce": reduce,
+        "augment": lambda: state.update(features=augmented(job, state["features"])),
         "prepare": lambda: state.update(prepared=job.head.prepare(state["features"])),
         "head": lambda: train_step(job, state["prepared"]),
     }
+    if job.augmentation is None:
+        del actions["augment"]
     found = {name: _timed(action, job.device) for name, action in actions.items()}
     return found if job.device.type == "cpu" else {"copy": copy, **found}  # on the CPU there is nothing to copy
+
+
+def augmented(job: Job, features: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The features of a batch as a head in training gets them."""
+    if job.augmentation is None:
+        return features
+    rng = torch.Generator(job.device).manual_seed(0)
+    drawn = augment.draw(job.augmentation, len(features[0]), rng, job.device)
+    return augment.apply(features, [feature.spec for feature in job.features], drawn)
 
 
 def train_step(job: Job, prepared: Any) -> None:

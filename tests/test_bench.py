@@ -41,6 +41,7 @@ def advice(waited=0.0, *, parts=None, streams=False, cold=False, fits_host=True,
             {"waited": 0.5, "streams": True, "fits_host": False, "dtypes": ["int8"]},
             "though it comes from the page cache: choose fewer taps with --features, or ask for more CPUs",
         ),
+        ({"parts": {"augment": 4.0}}, "augmentation takes most of a step: leave a part of it out"),
         ({"waited": 0.5}, "though it comes from memory: extract with --dtype int8"),
     ],
 )
@@ -172,3 +173,12 @@ def test_the_head_is_the_one_that_train_builds(tmp_path, monkeypatch):
     bench(toy_cache(tmp_path / "cache").paths.root, head="linear", features=("good:a.0",), seconds=0.05, device="cpu")
     assert built
     assert all(head.training and head.classify.weight.shape == (3, 6) for head in built)
+
+
+def test_augmentation_is_a_part_where_it_is_asked_for(tmp_path):
+    root = toy_cache(tmp_path / "cache").paths.root
+    small = {"width": 8, "depth": 1}
+    found = bench(root, head="combo", settings=small, augmentation="loff-ta", batch_size=16, seconds=0.05, device="cpu")
+    assert [part["part"] for part in found["parts"]][3:] == ["reduce", "augment", "prepare", "head"]
+    with pytest.raises(UsageError, match="unknown augmentation 'loft-ta'"):
+        bench(root, head="combo", augmentation="loft-ta")
