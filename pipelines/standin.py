@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import re
 import sys
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from loffta.errors import LofftaError
 from loffta.pipeline import DATA, PipelineConfig, choose, read_pipeline
@@ -23,7 +25,9 @@ from loffta.pipeline import DATA, PipelineConfig, choose, read_pipeline
 HERE = Path(__file__).parent
 CLASSES = 3
 IMAGES = {"train": 8, "val": 2, "test": 4}  # of each class
-TINY = ("test_vit", "test_vit2", "test_vit3", "test_vit4")  # timm's: uniform transformers of 64 channels
+TINY = ("test_vit", "vit_tiny_patch16_224", "test_vit2", "test_vit4")  # uniform, 64 to 192 channels wide
+N_NORMED = 2  # the first have a class token and a final norm over all tokens, as the sets `final` and `alf` need
+N_BLOCKS = 6  # of the shallowest
 SMALL_RECIPE = {"epochs": 2, "min_steps": 1}
 Images = dict[str, list[tuple[bytes, int]]]  # JPEG and class, by split
 
@@ -31,20 +35,14 @@ Images = dict[str, list[tuple[bytes, int]]]  # JPEG and class, by split
 def shrink(config: PipelineConfig) -> PipelineConfig:
     """The same stages with tiny networks: inputs of 32 px (64 where they were above 256), two epochs, two seeds.
 
-    Backbones take the tiny ones in order of appearance; those that are more than there are tiny ones are left out.
+    Backbones take the tiny ones in order of appearance. Left out are backbones that are more than there are tiny ones,
+    or tiny ones with a final norm where that is stored, and taps of blocks that these lack.
     """
     names: dict[str, str] = {}
-    extract = {}
-    for cache, values in config.extract.items():
-        backbones = []
+    for values in config.extract.values():
         for backbone in values["backbones"]:
             if backbone["name"] not in names and len(names) < len(TINY):
                 names[backbone["name"]] = TINY[len(names)]
-            if backbone["name"] in names:
-                tiny = names[backbone["name"]]
-                px = 64 if (backbone.get("image_px") or 0) > 256 else 32
-                backbones.append(backbone | {"name": tiny, "weights": f"random:{TINY.index(tiny)}", "image_px": px})
-        extract[cache] = values | {"backbones": backbones}
     train = {}
     for run, values in config.train.items():
         features = [str(feature).split(":") for feature in values.get("features", ())]
@@ -53,14 +51,32 @@ def shrink(config: PipelineConfig) -> PipelineConfig:
             "recipe": values.get("recipe", {}) | SMALL_RECIPE,
             "seeds": min(2, values.get("seeds", 1)),
         }
-    tasks = tuple(
-        t.model_copy(update={"train_rows": _n_train_rows() if t.train_rows else None}) for t in config.tasks or ()
+    n_rows = CLASSES * (IMAGES["train"] + IMAGES["val"])
+    return config.model_copy(
+        update={
+            "extract": {
+                cache: values | {"backbones": [_tiny(b, names) for b in values["backbones"] if _has_tiny(b, names)]}
+                for cache, values in config.extract.items()
+            },
+            "train": train,
+            "tasks": tuple(
+                task.model_copy(update={"train_rows": task.train_rows and n_rows}) for task in config.tasks or ()
+            ),
+        }
     )
-    return config.model_copy(update={"extract": extract, "train": train, "tasks": tasks})
 
 
-def _n_train_rows() -> int:
-    return CLASSES * (IMAGES["train"] + IMAGES["val"])
+def _has_tiny(backbone: dict[str, Any], names: dict[str, str]) -> bool:
+    tiny = TINY[:N_NORMED] if backbone.get("taps") in ("final", "alf") else TINY
+    return names.get(backbone["name"]) in tiny
+
+
+def _tiny(backbone: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    name = names[backbone["name"]]
+    px = 64 if (backbone.get("image_px") or 0) > 256 else 32
+    taps = [tap.strip() for tap in str(backbone.get("taps", "last")).split(",")]
+    there = [tap for tap in taps if not (block := re.match(r"blocks\.(\d+)", tap)) or int(block[1]) < N_BLOCKS]
+    return {"name": name, "weights": f"random:{TINY.index(name)}", "taps": ",".join(there), "image_px": px}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

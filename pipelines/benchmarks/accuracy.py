@@ -47,7 +47,12 @@ BACKBONES = {
 ALL = tuple(BACKBONES)
 GRID = 4  # ComBo's cells per side, for a CPU
 STEPS = 16  # an epoch of 1,000 images; a small set is trained for as many steps as a large one
-LOFF = {"width": 64, "depth": 3, "n_heads": 2}  # DeiT-S is 384 wide and 12 deep
+RECIPES: dict[str, dict[str, Any]] = {  # what differs from the papers', beside --epochs
+    "linear": {},
+    "fusion": {},
+    "combo": {"grid": GRID},
+    "loff": {"width": 64, "depth": 3, "n_heads": 2},  # DeiT-S is 384 wide and 12 deep
+}
 LOFF_TAP = "stages.2"  # 8 x 8 cells at 64 px
 MINUTES = {"a": 6.0, "b": 14.0, "c": 5.0, "d": 4.0, "f": 2.0}  # a set, on two cores, 5 seeds and 12 epochs
 
@@ -79,14 +84,13 @@ class Bench:
     ) -> Path:
         """One run, named after what it is, so that tables share it; a finished one is not repeated."""
         path = self.work / name / "runs" / "-".join(filter(None, (head, "+".join(backbones), taps, variant)))
-        length = {"epochs": self.epochs, "min_steps": self.epochs * STEPS}
-        recipe = {"combo": {**length, "grid": GRID}, "loff": {**length, **LOFF}}
+        length = {"epochs": self.epochs, "min_steps": self.epochs * STEPS} if head in ("combo", "loff") else {}
         values = {
             "cache": self.cache(name),
             "head": head,
             "features": [f"{BACKBONES[backbone][0]}:{taps}" for backbone in backbones],
             "seeds": self.seeds,
-            "recipe": recipe.get(head, {}),
+            "recipe": {**length, **RECIPES[head]},
         }
         train(parse(TrainConfig, values | changes, where=path), path, self.stop)
         return path

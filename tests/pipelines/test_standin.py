@@ -48,7 +48,12 @@ def test_shrink():
         tasks=(TaskConfig(name="t", source="x", train_rows=1000), TaskConfig(name="u", source="x")),
         extract={
             "one": {"backbones": [{"name": "big", "taps": "all", "image_px": 224}, {"name": "other", "image_px": 504}]},
-            "two": {"backbones": [{"name": f"n{i}"} for i in range(9)] + [{"name": "big"}], "pool": "2x2"},
+            "two": {
+                "backbones": [{"name": f"n{i}"} for i in range(9)]
+                + [{"name": "big", "taps": "all, blocks.5.mlp,blocks.6.attn"}],
+                "pool": "2x2",
+            },
+            "three": {"backbones": [{"name": "big", "taps": "alf"}, {"name": "n0", "taps": "final"}]},
         },
         train={
             "r": {"head": "combo", "features": ["big:all", "{backbone}:last"], "seeds": 5, "recipe": {"grid": 4}},
@@ -58,9 +63,11 @@ def test_shrink():
     small = standin.shrink(config)
     assert small.extract["one"]["backbones"] == [
         {"name": "test_vit", "taps": "all", "weights": "random:0", "image_px": 32},
-        {"name": "test_vit2", "weights": "random:1", "image_px": 64},
+        {"name": "vit_tiny_patch16_224", "taps": "last", "weights": "random:1", "image_px": 64},
     ]
-    assert [b["name"] for b in small.extract["two"]["backbones"]] == ["test_vit3", "test_vit4", "test_vit"]
+    assert [b["name"] for b in small.extract["two"]["backbones"]] == ["test_vit2", "test_vit4", "test_vit"]
+    assert small.extract["two"]["backbones"][2]["taps"] == "all,blocks.5.mlp"  # it has six blocks
+    assert [b["name"] for b in small.extract["three"]["backbones"]] == ["test_vit"]  # no final norm in the third
     assert small.extract["two"]["pool"] == "2x2"
     assert small.train["r"]["features"] == ["test_vit:all", "{backbone}:last"]
     assert small.train["r"]["recipe"] == {"grid": 4, "epochs": 2, "min_steps": 1}
