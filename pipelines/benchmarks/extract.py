@@ -9,7 +9,7 @@ Method:  the limit is the same model's forward_features on ready, normalised ten
          third job tells what the disk alone takes: the same forward passes beside a thread that writes as many bytes
          to one file and fsyncs it. They take turns in alternating order; the ratios are medians over the pairs.
          Then: two backbones decode each image once (counted, not timed), and the largest resident memory of a process
-         that extracts few and many images (from the kernel's account of that process).
+         that extracts few and many images (VmHWM, read by that process at its end; its parent's memory is no part).
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ from loffta.machine import StopFlag
 
 MODEL, BATCH, GOAL = "vit_base_patch16_224", 8, 0.95
 SIZE = (500, 375)
+CHILD = "import sys; from loffta_cli.main import main; code = main(sys.argv[1:])\n"
+CHILD += "from loffta.machine import peak_rss_mib; print(peak_rss_mib()); sys.exit(code)"
 MEMORY_MODEL = ["--backbone", "vit_tiny_patch16_224", "--weights", "random:0", "--image-px", "112", "--taps", "all"]
 
 
@@ -182,11 +184,9 @@ def measure_memory(folder: Path) -> None:
     peaks = []
     for n_images in (256, 2048):
         make_photographs(pictures := folder / f"photographs-{n_images}", n_images)
-        command = [sys.executable, "-m", "loffta_cli", "extract", str(pictures), "--cache", str(folder / "memory")]
-        child = subprocess.Popen([*command, *MEMORY_MODEL, "--batch-size", "32"], stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(child.pid, 0)
-        assert status == 0, "the extraction failed"
-        peaks.append(usage.ru_maxrss / 1024)
+        words = ["extract", str(pictures), "--cache", str(folder / "memory"), *MEMORY_MODEL, "--batch-size", "32"]
+        done = subprocess.run([sys.executable, "-c", CHILD, *words], stdout=subprocess.PIPE, text=True, check=True)
+        peaks.append(float(done.stdout.splitlines()[-1]))
         print(f"  {n_images:6} images: {peaks[-1]:.0f} MiB", flush=True)
         shutil.rmtree(folder / "memory")
         shutil.rmtree(pictures)
