@@ -1,12 +1,8 @@
 """demo:digits against scikit-learn's arrays, pixel for pixel."""
 
-import sys
-
 import numpy as np
-import pytest
 from sklearn.datasets import load_digits
 
-from loffta.errors import LofftaError
 from loffta.images.decode import decode
 from loffta.images.demo import Digits, open_demo
 
@@ -35,9 +31,3 @@ def test_digits_are_scikit_learns():
 
 def test_a_listing_is_the_same_each_time():
     assert Digits().listing().digest == Digits().listing().digest
-
-
-def test_without_scikit_learn(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(LofftaError, match=r"needs scikit-learn\n.*\n  remedy: pip install 'loffta\[demo\]'"):
-        Digits().listing()
