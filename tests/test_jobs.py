@@ -87,7 +87,7 @@ def test_an_old_list_of_taps_learns_what_is_asked_for(setting):
     assert load.loads == 1
     assert again(more, load) == 0
     (store,) = Cache.open(config.cache).stores()
-    assert [asdict(spec) for spec in store.info.taps] == taps
+    assert list(store.info.taps) == [TokenSpec(**tap) for tap in taps]
     assert store.stored_taps() == ("blocks.0", "blocks.1")
 
 

@@ -53,10 +53,17 @@ def test_info_tells_the_kind_of_labels(command, tmp_path, name):
 def test_a_head_for_classes_refuses_other_labels(command, tmp_path, name):
     build, kind = BUILDERS[name]
     assert command("extract", build(tmp_path), "--cache", tmp_path / "c", *VIT)[0] == 0
-    code, _, err = command("train", tmp_path / "c", "--head", "linear", "--out", tmp_path / "run", "--test-on", "train")
+    words = ["train", tmp_path / "c", "--head", "linear", "--out", tmp_path / "run", "--test-on", "train"]
+    code, _, err = command(*words, "--task", "classification")
     assert code == 1
     assert f"error: the labels of this image set are {kind}, and classification needs one class per image\n" in err
-    assert "remedy: extract from a table with one class per image in its column label" in err
+    if kind == "multi-label":
+        assert "remedy: leave --task out, which chooses multi-label" in err
+    else:
+        assert "remedy: extract from a table with one class per image" in err
+        code, _, err = command(*words)
+        assert code == 1
+        assert f"error: the labels of this image set are {kind}, and no task learns these\n" in err
 
 
 def test_a_set_of_several_classes_grows(command, tmp_path):

@@ -78,11 +78,17 @@ def test_every_file_of_an_extraction_may_be_the_one_too_long(tmp_path, extract_w
 
 def test_every_file_of_a_training_may_be_the_one_too_long(tmp_path, whole):
     words = ["train", whole, *TRAIN, "--out"]
-    expected = loffta(tmp_path, *words, tmp_path / "whole")
-    sizes = sorted(path.stat().st_size for path in (tmp_path / "whole").rglob("*") if path.is_file())
-    stopped_at = climb(tmp_path, *words, tmp_path / "run", limits=[*(size - 1 for size in sizes), 1 << 16])
-    assert {"config#yaml", "head#safetensors", "predictions#parquet"} <= set(stopped_at), stopped_at
-    assert loffta(tmp_path, *words, tmp_path / "run").out == expected.out
+    for name, options, files in (  # only a file that is larger than all before it can be the first one too long
+        ("small", [], {"config#yaml", "stores#json"}),
+        ("large", ["--head", "combo", "--set", "width=64", "--set", "depth=1"], {"head#safetensors"}),
+    ):
+        expected = loffta(tmp_path, *words, tmp_path / f"{name}-whole", *options)
+        sizes = sorted(p.stat().st_size for p in (tmp_path / f"{name}-whole").rglob("*") if p.is_file())
+        stopped_at = climb(
+            tmp_path, *words[:-1], *options, "--out", tmp_path / name, limits=[*(size - 1 for size in sizes), 1 << 20]
+        )
+        assert files <= set(stopped_at), stopped_at
+        assert loffta(tmp_path, *words, tmp_path / name, *options).out == expected.out
     long = [*words, tmp_path / "long", "--set", "epochs=50"]
     done = loffta(tmp_path, *long, code=1, limits={"RLIMIT_FSIZE": 2000})
     assert named(done) == "log#txt"

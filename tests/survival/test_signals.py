@@ -88,7 +88,7 @@ def test_repair_is_gone_on_with(tmp_path, extract_words, whole):
 @pytest.mark.parametrize(
     ("hold", "doing"),
     [
-        ("loffta.batches:Feed._load", "reading the features"),
+        ("loffta.feed_sources:_load", "reading the features"),
         ("loffta.evaluate:predict", "evaluating split 'test'; no results were written"),
     ],
 )
