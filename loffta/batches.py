@@ -27,6 +27,7 @@ from loffta.feed_order import (
     OrderChoice,
     Window,
     choose_window,
+    describe_ordering,
     neighbour_share,
     uniform_order,
     windowed_order,
@@ -89,7 +90,7 @@ class Feed:
             rows: rows to feed, each once an epoch.
             mode: see `feed_modes.choose_placements`.
             order: auto is windowed where more is streamed than the page cache can keep and an image is less than 1 MiB
-                of its array, else uniform. It depends on the memory of the machine: keep `Feed.order` for a resume.
+                of its array, else uniform. It depends on the memory of the machine: keep `Feed.ordering` for a resume.
             window: of the windowed order; None: see `feed_order.choose_window`.
             n_threads: that read at the same time; None: 16 where the page cache cannot keep what is streamed, else 2.
         Raises:
@@ -143,10 +144,9 @@ class Feed:
         return self._begin(self._order_of(epoch), start)
 
     @property
-    def ordering(self) -> str:
+    def ordering(self) -> dict[str, Any]:
         """All that decides the order beside seed and rows: a training may only go on in the same one."""
-        window = self._window
-        return "uniform" if self.order == "uniform" else f"windowed, {window.run_images} of {window.n_images}"
+        return describe_ordering(self.order, self._window)
 
     def in_order(self) -> Iterator[Batch]:
         """All rows once, as given; an epoch that still runs ends."""

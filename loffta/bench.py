@@ -33,7 +33,7 @@ from loffta.feed_order import Order
 from loffta.feed_sources import group_by_array, read_bytes
 from loffta.fit import SMALL_STEP
 from loffta.heads import build_head, find_head
-from loffta.optim import parameter_groups
+from loffta.optim import fit_to_images, make_optimizer
 from loffta.store.cache import Cache
 from loffta.store.reader import ArrayReader
 
@@ -154,10 +154,10 @@ def _prepare(
     rows = usable_rows(cache, features, "+".join(cache.table.split_sizes()), partial=True)
     device = machine.resolve_device(device_name)
     built = build_head(head, specs, max(2, len(cache.table.classes)), recipe, 0).to(device).train()
-    batch_size = min(batch_size or recipe.batch_size, len(rows))
+    batch_size = min(batch_size or fit_to_images(recipe, len(rows)).batch_size, len(rows))
     if sum(p.numel() for p in built.parameters()) * batch_size < SMALL_STEP:
         torch.set_num_threads(1)  # as in training
-    optimizer = torch.optim.AdamW(parameter_groups(built, recipe.weight_decay), lr=recipe.lr)
+    optimizer = make_optimizer(built, recipe, device)
     wanted = None if augmentation == augment.AugmentConfig() else augmentation
     return Job(features, rows, built, recipe, optimizer, device, batch_size, wanted)
 

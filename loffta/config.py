@@ -114,7 +114,7 @@ class TrainConfig(StrictModel, frozen=True):
     holdout: float | None = Field(None, gt=0, lt=1)  # this share of train_on becomes the split "holdout"
     test_on: str = "test"
     seeds: int = Field(1, gt=0)
-    data_seed: int = 0  # order of the images, shared by all seeds
+    data_seed: int = Field(0, ge=0)  # order of the images, shared by all seeds
     recipe: dict[str, Any] = Field(default_factory=dict)  # what differs from the head's defaults
     augment: str | dict[str, Any] = "none"  # a preset, or settings of `loffta.augment` on top of one
     search: bool = False  # try the recipe's learning rates and weight decays first

@@ -23,6 +23,7 @@ from loffta.features import Feature, choose_features, n_bad
 from loffta.heads import Head, build_head, find_head
 from loffta.heads.recipe import Recipe
 from loffta.measure import measure, prediction_columns
+from loffta.origins import read_origins
 from loffta.relevance import raw_scores, scores
 from loffta.runs import RunPaths, load_head, open_run, read_json, read_results, write_predictions, write_results
 from loffta.splits import split_rows
@@ -57,6 +58,7 @@ def evaluate(
     recipe = parse(find_head(config.head).recipe, config.recipe, where=f"{paths.config}: recipe")
     features = choose_features(cache, config.features, recipe.kinds(), default_taps="all")
     heads = load_heads(paths, config, features, recipe, len(cache.table.classes))
+    _check_classes(paths, cache)
     task, target = find_task(config.task), machine.resolve_device(device)
     rows = split_rows(paths, config, cache, features, split)
     check_targets(cache.table, rows, split, config.task)
@@ -104,6 +106,20 @@ def load_heads(
             ) from error
         heads.append(head.eval())
     return heads
+
+
+def _check_classes(paths: RunPaths, cache: Cache) -> None:
+    """Refuses a cache whose classes have other names or another order: every metric would be wrong."""
+    trained, here = read_origins(paths.stores).classes, cache.table.classes
+    if trained == here:
+        return
+    i = next(i for i, (one, other) in enumerate(zip(trained, here, strict=True)) if one != other)
+    raise LofftaError(
+        f"this cache has other classes than the training, or another order of them: class {i} is '{here[i]}' in the "
+        f"cache and '{trained[i]}' in the run",
+        where=cache.paths.root,
+        remedy="name the cache of the training with --cache, or measure with --online SOURCE, which goes by the names",
+    )
 
 
 def predict(

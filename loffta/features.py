@@ -146,6 +146,12 @@ def usable_rows(cache: Cache, features: Sequence[Feature], split: str, *, partia
             )
         ready &= here
     if not ready[rows].any():
+        if all(_settled(feature, len(cache.table))[1][rows].all() for feature in features):
+            raise LofftaError(
+                f"all {len(rows)} images of split '{split}' are quarantined: none could be decoded",
+                where=cache.paths.root,
+                remedy=f"see why with `loffta info {cache.paths.root}`, mend the images, or choose another split",
+            )
         raise LofftaError(
             f"no image of split '{split}' has features", where=cache.paths.root, remedy="run `loffta extract` first"
         )

@@ -9,8 +9,9 @@ and mixed. Neighbours therefore meet in a batch more often than chance has it: `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,17 @@ def choose_window(bytes_per_image: int, n_images: int, batch_size: int) -> Windo
     window = min(n_batches, -(-n_images // batch_size)) * batch_size
     run = min(-(-RUN_BYTES // bytes_per_image), window // _MIN_RUNS)
     return Window(window, max(1, run))
+
+
+def describe_ordering(order: Order, window: Window) -> dict[str, Any]:
+    """An order as JSON, for a checkpoint: two with the same words are the same."""
+    return {"order": order} | (asdict(window) if order == "windowed" else {})
+
+
+def ordering_of(described: Mapping[str, Any]) -> tuple[Order, Window | None]:
+    """What `describe_ordering` described; None where the order needs no window."""
+    order: Order = described["order"]
+    return order, Window(described["n_images"], described["run_images"]) if order == "windowed" else None
 
 
 def uniform_order(n_images: int, seed: int, epoch: int) -> NDArray[np.int64]:

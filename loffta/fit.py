@@ -21,14 +21,15 @@ from torch import Tensor
 
 from loffta import augment, machine
 from loffta.batches import Batch, Feed
-from loffta.checkpoint import Keeper, Position
+from loffta.checkpoint import Keeper, Position, read_checkpoint
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError, printable
 from loffta.features import Feature, resolved_choices
+from loffta.feed_order import ordering_of
 from loffta.heads.recipe import Recipe
 from loffta.loss import Mix, class_weights, reduce_loss
 from loffta.members import Member, build_member
-from loffta.optim import lr_at, n_steps
+from loffta.optim import choose_precision, lr_at, n_steps
 from loffta.progress import Progress
 from loffta.runs import RunLog, RunPaths
 from loffta.store.cache import Cache
@@ -71,7 +72,14 @@ class Session:
         return build_member(self.config.head, specs, len(self.cache.table.classes), recipe, seed, self.device)
 
     def feed(self, rows: NDArray[np.int64], recipe: Recipe) -> Feed:
-        """The feed of a training on some rows."""
+        """The feed of a training on some rows; it goes on in the order of a checkpoint that is there.
+
+        Which order `auto` takes, and how large a window is, depends on the free memory: that may be another now.
+        """
+        kept = read_checkpoint(self.paths.checkpoint)
+        order, window = self.config.order, None
+        if kept is not None:
+            order, window = ordering_of(kept[1]["identity"]["order"])
         with self.stop.at_once("reading the features; nothing has been trained yet"):
             return Feed(
                 self.features,
@@ -79,7 +87,8 @@ class Session:
                 batch_size=recipe.batch_size,
                 device=self.device,
                 mode=self.config.feed,
-                order=self.config.order,
+                order=order,
+                window=window,
                 seed=self.config.data_seed,
             )
 
@@ -201,7 +210,7 @@ def _step(
 ) -> Tensor:
     """One optimiser step; returns the loss, penalty included, without waiting for the device."""
     recipe, device = member.recipe, member.rng.device
-    with torch.autocast(device.type, torch.bfloat16, enabled=_precision(recipe, device) == "bf16"):
+    with torch.autocast(device.type, torch.bfloat16, enabled=choose_precision(recipe, device) == "bf16"):
         loss = reduce_loss(task.loss, member.head(prepared, member.rng), targets, weights=weights, mix=mix)
     if (penalty := member.head.penalty()) is not None:
         loss = loss + penalty
@@ -238,7 +247,7 @@ def _diverge(session: Session, member: Member, step: int, rows: list[int], drop:
         return
     raise LofftaError(
         what,
-        where=f"images {', '.join(keys[:5])}, ..." if keys else "the last step",
+        where=f"images {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}" if keys else "the last step",
         remedy="lower the learning rate (--set lr=...) and give a new --out, or look for damage with `loffta verify "
         "CACHE --deep`; all images of the step stand in log.txt",
     )
@@ -260,16 +269,12 @@ def _class_weights(session: Session, rows: NDArray[np.int64], recipe: Recipe) ->
     return class_weights(labels, len(session.cache.table.classes))
 
 
-def _precision(recipe: Recipe, device: torch.device) -> str:
-    return recipe.precision or ("bf16" if device.type == "cuda" else "fp32")
-
-
 @contextmanager
 def _matmul_precision(recipe: Recipe, device: torch.device) -> Iterator[None]:
     """In bf16 what is left in float32 is multiplied as ComBo's code has it; in fp32 nothing changes."""
     before = torch.get_float32_matmul_precision()
     try:
-        if _precision(recipe, device) == "bf16":
+        if choose_precision(recipe, device) == "bf16":
             torch.set_float32_matmul_precision("medium")
         yield
     finally:

@@ -6,6 +6,8 @@ In: the table of an image set.   Out: the task that its labels are for, and one 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import torch
 from jaxtyping import Int8
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loffta.errors import LofftaError
+from loffta.heads.recipe import Recipe
 from loffta.store.table import ImageTable
 from loffta.tasks import TASKS, find_task
 
@@ -46,6 +49,17 @@ def choose_task(table: ImageTable, name: str = "auto") -> str:
             else f"extract from a table with {task.targets}",
         )
     return name
+
+
+def fit_to_task(recipe: Recipe, task: str, given: Collection[str]) -> Recipe:
+    """The recipe without class weights where the task has no classes to weigh, unless they were asked for.
+
+    Args:
+        given: keys of the recipe that are the user's, not the head's.
+    """
+    if find_task(task).label_kind == "single-label" or "class_weights" in given:
+        return recipe
+    return recipe.model_copy(update={"class_weights": False})
 
 
 def read_targets(table: ImageTable, task: str) -> Tensor:

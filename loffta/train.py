@@ -19,8 +19,9 @@ from loffta.errors import LofftaError, UsageError
 from loffta.evaluate import evaluate
 from loffta.features import Feature, choose_features, resolved_choices, usable_rows
 from loffta.fit import Session, fit
-from loffta.heads import find_head
+from loffta.heads import HEADS, find_head
 from loffta.heads.recipe import Recipe
+from loffta.loss import class_weights
 from loffta.members import Member
 from loffta.optim import fit_to_images
 from loffta.origins import write_origins
@@ -38,9 +39,9 @@ from loffta.runs import (
 from loffta.search import search
 from loffta.splits import HOLDOUT, check_part, choose_splits, hold_out, name_some, record_holdout
 from loffta.store.cache import Cache
-from loffta.targets import check_targets, choose_task
+from loffta.targets import check_targets, choose_task, fit_to_task, read_targets
 
-SCORING_WEIGHT = 0.01  # lambda of the scoring run where none is given (second-hand from the ComBo paper)
+SCORING_WEIGHT = 0.01  # lambda of ComBo's scoring run where none is given (second-hand from the paper)
 
 
 def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, Any]:
@@ -68,24 +69,32 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
     )
     check_out(out, config)
     paths = RunPaths(out)
-    if all(paths.results(split).exists() for split in _measured_on(config)):
+    if _is_trained(paths, config) and all(paths.results(split).exists() for split in _measured_on(config)):
         return read_results(paths.results(config.test_on))
     rows, held = _check_splits(config, cache, features, paths)
+    if recipe.class_weights:  # targets that have none are refused before the run is begun
+        class_weights(read_targets(cache.table, config.task)[rows], len(cache.table.classes))
     paths = start_run(out, config)
     if held is not None:
         record_holdout(paths, cache.table, config, held)
     device = machine.resolve_device(config.device)
     session = Session(config, cache, features, device, paths, RunLog(paths.log), stop)
     try:
-        if not (paths.training.exists() and all(paths.head(seed).exists() for seed in range(config.seeds))):
+        if not _is_trained(paths, config):
             _train(session, rows, held, recipe)
     except LofftaError as error:
         session.log.write(f"ended: {error.what}")
         raise
+    paths.checkpoint.unlink(missing_ok=True)
     seconds = read_json(paths.training)["seconds"]
     for split in _measured_on(config):
         results = evaluate(out, split, device=config.device, train_seconds=seconds, stop=stop)
     return results
+
+
+def _is_trained(paths: RunPaths, config: TrainConfig) -> bool:
+    """Whether all heads are there; one that was deleted, because it was damaged, is trained again."""
+    return paths.training.exists() and all(paths.head(seed).exists() for seed in range(config.seeds))
 
 
 def _train(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | None, recipe: Recipe) -> None:
@@ -108,7 +117,6 @@ def _train(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | 
     write_origins(paths.stores, session.features, session.cache.table.classes)
     _save(paths, members)
     write_json(paths.training, {"seconds": keeper.seconds, "epochs": fitted.epochs, "batch_size": fitted.batch_size})
-    paths.checkpoint.unlink(missing_ok=True)
     log.write(f"trained in {keeper.seconds:.1f} s")
 
 
@@ -121,32 +129,39 @@ def _save(paths: RunPaths, members: Sequence[Member]) -> None:
 def _select(config: TrainConfig, cache: Cache, out: Path, stop: machine.StopFlag) -> TrainConfig:
     """ComBo's selection: a run with the penalty scores all backbones; what is returned trains on the best without it.
 
+    A head that has the penalty unasked, as its regulariser (smp), keeps it, with the same weight in both runs.
     Which backbones were kept stands in the run's features, the scores in scoring/results.json.
     """
-    if "relevance_weight" not in find_head(config.head).recipe.model_fields:
-        raise UsageError(f"head '{config.head}' gives no relevance", where="--select", remedy="use --head combo")
-    features, _ = _resolve(config, cache)
+    fields = find_head(config.head).recipe.model_fields
+    if "relevance_weight" not in fields:
+        able = " or ".join(name for name, entry in HEADS.items() if "relevance_weight" in entry.recipe.model_fields)
+        raise UsageError(f"head '{config.head}' gives no relevance", where="--select", remedy=f"use --head {able}")
+    features, recipe = _resolve(config, cache)
     labels = list(dict.fromkeys(feature.spec.backbone for feature in features))
     assert config.select is not None
     if config.select >= len(labels):
         raise UsageError(
             f"cannot select {config.select} of {len(labels)} backbones",
             where="--select",
-            remedy=f"choose 1 to {len(labels) - 1}, or leave --select out",
+            remedy=f"choose 1 to {len(labels) - 1}, or leave --select out"
+            if len(labels) > 1
+            else "leave --select out, or give the features of several backbones",
         )
-    penalised = {**config.recipe, "relevance_weight": config.recipe.get("relevance_weight") or SCORING_WEIGHT}
+    penalised = {**config.recipe, "relevance_weight": recipe.model_dump()["relevance_weight"] or SCORING_WEIGHT}
     # the scores are ComBo's by its own recipe; a search is for the head that is kept
     scoring = config.model_copy(update={"select": None, "search": False, "recipe": penalised})
     scored = train(scoring, RunPaths(out).scoring, stop)
     kept = {entry["backbone"] for entry in scored["relevance"]["backbones"][: config.select]}
     chosen = resolved_choices([feature for feature in features if feature.spec.backbone in kept])
-    return config.model_copy(update={"features": chosen, "recipe": {**config.recipe, "relevance_weight": 0.0}})
+    final = config.recipe if fields["relevance_weight"].default else {**config.recipe, "relevance_weight": 0.0}
+    return config.model_copy(update={"features": chosen, "recipe": final})
 
 
 def _resolve(config: TrainConfig, cache: Cache) -> tuple[list[Feature], Recipe]:
     """The features and the whole recipe, with everything filled in that depends on the features."""
     entry = find_head(config.head)
     recipe = parse(entry.recipe, config.recipe, where=f"recipe of head '{config.head}'")
+    recipe = fit_to_task(recipe, config.task, config.recipe)
     features = choose_features(cache, config.features, recipe.kinds(), default_taps=entry.head.default_taps)
     return features, recipe.resolve([feature.spec for feature in features])
 
@@ -188,9 +203,15 @@ def _warn(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | N
     if missing:
         words = name_some(missing)
         session.log.write(f"no image to train on of {words}: the head cannot learn what is not there", show=True)
+    config = session.config
+    if {*config.test_on.split("+")} & {*config.train_on.split("+")}:
+        session.log.write(
+            f"split '{config.test_on}' is trained on, too: its results say nothing about new images",
+            show=True,
+        )
     if held is not None:
         everything = np.union1d(rows, held)
         warning = check_part(np.isin(everything, held), table.labels[everything], table, "--holdout")
-        session.log.write(f"--holdout: {len(held)} of the {len(everything)} images of {session.config.train_on}")
+        session.log.write(f"--holdout: {len(held)} of the {len(everything)} images of {config.train_on}")
         if warning is not None:
             session.log.write(warning, show=True)

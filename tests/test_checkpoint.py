@@ -3,12 +3,14 @@
 import json
 import re
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save
 
+from loffta import batches
 from loffta import checkpoint as module
 from loffta import fit as loop
 from loffta.checkpoint import FORMAT, Keeper, Position, read_checkpoint, write_checkpoint
@@ -164,6 +166,33 @@ def test_stopped_at_any_step_and_gone_on_with(cache, tmp_path, monkeypatch):
         go(cache, out)
         assert outcome(out) == expected
         assert not RunPaths(out).checkpoint.exists()
+
+
+@pytest.mark.parametrize("begun", ["uniform", "windowed"])
+def test_gone_on_with_where_the_memory_is_another(cache, tmp_path, monkeypatch, begun):
+    """Free memory decides what `auto` means, and how large a window is: the first machine's answer holds."""
+    other = {"uniform": "windowed", "windowed": "uniform"}[begun]
+    choose_window = batches.choose_window
+    monkeypatch.setattr(batches, "choose_order", lambda *_: begun)
+    go(cache, tmp_path / "whole", feed="stream")
+    step, stop, calls = loop._step, StopFlag(), []
+
+    def stopping(*arguments):
+        calls.append(1)
+        if len(calls) == 10:
+            stop.signal = signal.SIGTERM
+        return step(*arguments)
+
+    monkeypatch.setattr(loop, "_step", stopping)
+    with pytest.raises(Stopped):
+        go(cache, tmp_path / "run", stop, feed="stream")
+    monkeypatch.setattr(loop, "_step", step)
+    monkeypatch.setattr(batches, "choose_order", lambda *_: other)
+    monkeypatch.setattr(batches, "choose_window", lambda *a: replace(choose_window(*a), n_images=16))
+    go(cache, tmp_path / "run", feed="stream")
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    go(cache, tmp_path / "other", feed="stream")
+    assert outcome(tmp_path / "other") != outcome(tmp_path / "whole")
 
 
 def test_written_when_it_is_time(cache, tmp_path, monkeypatch):

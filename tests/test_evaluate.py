@@ -204,6 +204,10 @@ def test_heads_that_cannot_be_used(finished, copied, tmp_path):
     with pytest.raises(LofftaError, match=r"no trained head yet(.|\n)*`loffta train` again") as caught:
         evaluate(copied, "test", device="cpu")
     assert str(head) == caught.value.where
+    trained = TrainConfig(cache=finished / "cache", head="linear", seeds=3, device="cpu", recipe={"epochs": 3})
+    results = train(trained, copied, StopFlag())  # what both messages say helps, though the run had been finished
+    assert head.read_bytes() == data
+    assert results["metrics"] == results_of(finished / "run")["metrics"]
     with pytest.raises(LofftaError, match="there is no run here"):
         evaluate(tmp_path / "nothing", "test", device="cpu")
 
@@ -215,6 +219,17 @@ def test_cache_that_got_another_class(finished, copied, tmp_path):
     Cache.create(grown, more, unit_images=None, thumb_px=8)
     with pytest.raises(LofftaError, match=r"does not fit a cache with 4 classes(.|\n)*train again"):
         evaluate(copied, "test", cache_root=grown, device="cpu")
+
+
+def test_cache_that_orders_its_classes_otherwise(finished, copied, tmp_path):
+    table = dataclasses.replace(Cache.open(finished / "cache").table, classes=("a", "c", "b"))
+    grids = np.zeros((100, 2, 2, 6), np.float32)
+    make_cache(tmp_path / "other", table, [FakeStore("net", {"s.0": grids}, weights="random:0")])
+    before = RunPaths(copied).results("test").read_bytes()
+    with pytest.raises(LofftaError, match=r"class 1 is 'c' in the cache and 'b' in the run(.|\n)*--online") as caught:
+        evaluate(copied, "test", cache_root=tmp_path / "other", device="cpu")
+    assert caught.value.where == str(tmp_path / "other")
+    assert RunPaths(copied).results("test").read_bytes() == before
 
 
 def test_recipe_that_was_edited(copied):

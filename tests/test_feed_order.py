@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loffta.feed_order import Window, choose_window, neighbour_share, uniform_order, windowed_order
+from loffta.feed_order import (
+    Window,
+    choose_window,
+    describe_ordering,
+    neighbour_share,
+    ordering_of,
+    uniform_order,
+    windowed_order,
+)
 
 
 def test_uniform_is_the_permutation_of_seed_and_epoch():
@@ -85,3 +93,9 @@ def test_what_the_share_tells():
     assert share[0] < 0.05
     assert share[1] == 1.0
     assert 0.2 < neighbour_share(rows, windowed_order(rows, Window(256, 8), 0, 0), 64) < 0.6
+
+
+def test_an_order_comes_back_from_its_words():
+    assert ordering_of(describe_ordering("windowed", Window(64, 4))) == ("windowed", Window(64, 4))
+    assert ordering_of(describe_ordering("uniform", Window(64, 4))) == ("uniform", None)
+    assert describe_ordering("uniform", Window(64, 4)) == describe_ordering("uniform", Window(32, 2))

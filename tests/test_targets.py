@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from loffta.errors import LofftaError, UsageError
-from loffta.targets import check_targets, choose_task, read_targets
+from loffta.heads import HEADS
+from loffta.targets import check_targets, choose_task, fit_to_task, read_targets
 
 from .caches import make_table
 
@@ -82,3 +83,12 @@ def test_images_without_label():
         check_targets(MANY, np.array([1]), "train", "multi-label")
     with pytest.raises(LofftaError, match="and classification needs one class per image"):
         check_targets(MANY, np.array([1]), "train", "classification")
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_single_classes_alone_are_weighed_unasked(head):
+    recipe = HEADS[head].recipe()
+    assert fit_to_task(recipe, "classification", ()) == recipe
+    assert fit_to_task(recipe, "multi-label", ()) == recipe.model_copy(update={"class_weights": False})
+    weighed = recipe.model_copy(update={"class_weights": True})
+    assert fit_to_task(weighed, "multi-label", {"class_weights": True}) == weighed

@@ -284,6 +284,43 @@ def test_what_is_wrong_with_a_split_shows_before_the_training(tmp_path, monkeypa
     assert not out.exists()
 
 
+def test_a_split_that_is_trained_on_is_no_test(cache, tmp_path, capsys):
+    line = "split 'train' is trained on, too: its results say nothing about new images"
+    go(cache, tmp_path / "plain")
+    assert line not in capsys.readouterr().err
+    go(cache, tmp_path / "run", train_on="test+train", test_on="train")
+    assert line in capsys.readouterr().err
+
+
+def several_classes(root):
+    labels, grids = separable(40)
+    table = make_table(labels, ["train"] * 20 + ["test"] * 20)
+    table = replace(table, label_sets=[(int(c),) if i % 5 else (0, 2) for i, c in enumerate(labels)])
+    return make_cache(root, table, [FakeStore("net", {"x": grids})])
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_learns_several_classes_an_image(tmp_path, head):
+    """Also those that weigh single classes by default."""
+    cache = several_classes(tmp_path / "cache")
+    assert go(cache, tmp_path / "run", head, seeds=2, augment="loff-ta")["metrics"]["map"]["mean"] > 0.3
+    saved = yaml.safe_load(RunPaths(tmp_path / "run").config.read_text())
+    assert saved["recipe"]["class_weights"] is False
+    recipe = saved["recipe"] | {"class_weights": True}
+    with pytest.raises(UsageError, match=r"one class per image(.|\n)*class_weights=false"):
+        go(cache, tmp_path / "weighted", head, recipe=recipe)
+    assert not (tmp_path / "weighted").exists()
+
+
+def test_a_checkpoint_of_a_finished_training_goes_with_it(cache, tmp_path):
+    """What a kill leaves behind between the last two writes of a training."""
+    go(cache, tmp_path / "run")
+    RunPaths(tmp_path / "run").checkpoint.write_bytes(b"of the last minute")
+    RunPaths(tmp_path / "run").results("test").unlink()
+    go(cache, tmp_path / "run")
+    assert not RunPaths(tmp_path / "run").checkpoint.exists()
+
+
 def test_partial(tmp_path):
     labels, grids = separable(40)
     table = make_table(labels, ["train"] * 24 + ["test"] * 16)
@@ -367,12 +404,27 @@ def test_select_uses_the_weight_that_is_given(backbones, tmp_path):
     assert scoring["select"] is None
 
 
+def test_select_leaves_a_head_its_own_regulariser(backbones, tmp_path):
+    recipe = {"epochs": 25, "batch_size": 16, "lr": 1e-2}
+    for name, given, weight in (("default", {}, 1e-3), ("given", {"relevance_weight": 5e-3}, 5e-3)):
+        results = go(backbones, tmp_path / name, "smp", select=1, recipe=recipe | given)
+        scoring = json.loads(RunPaths(RunPaths(tmp_path / name).scoring).results("test").read_text())
+        assert (scoring["recipe"]["relevance_weight"], results["recipe"]["relevance_weight"]) == (weight, weight)
+        assert [f["label"] for f in results["features"]] == [scoring["relevance"]["backbones"][0]["backbone"]]
+        assert len(results["relevance"]["backbones"]) == 1
+
+
+def test_select_of_one_backbone(cache, tmp_path):
+    with pytest.raises(UsageError, match=r"cannot select 1 of 1 backbones(.|\n)*several backbones"):
+        go(cache, tmp_path / "run", "combo", select=1)
+
+
 @pytest.mark.parametrize(
     ("head", "select", "message"),
     [
         ("combo", 2, r"cannot select 2 of 2 backbones(.|\n)*choose 1 to 1"),
         ("combo", 7, "cannot select 7 of 2 backbones"),
-        ("linear", 1, r"head 'linear' gives no relevance(.|\n)*use --head combo"),
+        ("linear", 1, r"head 'linear' gives no relevance(.|\n)*use --head combo or smp"),
     ],
 )
 def test_select_that_cannot_be(backbones, tmp_path, head, select, message):

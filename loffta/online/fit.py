@@ -31,7 +31,7 @@ from loffta.loss import class_weights, reduce_loss
 from loffta.online.checkpoint import load_state, save_state
 from loffta.online.network import Network
 from loffta.online.stream import judge_bad, read_pixels
-from loffta.optim import fit_to_images, lr_at, parameter_groups
+from loffta.optim import choose_precision, fit_to_images, lr_at, parameter_groups
 from loffta.progress import Progress
 from loffta.runs import RunLog, RunPaths, save_head, write_lines
 from loffta.store.ledger import BAD
@@ -215,8 +215,7 @@ def _step(
         group["lr"] = lr * group["scale"]
     pixels = torch.from_numpy(batch.pixels[geometry]).permute(0, 3, 1, 2)
     targets = setting.targets[batch.rows].to(device)
-    precision = recipe.precision or ("bf16" if device.type == "cuda" else "fp32")
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with torch.autocast(device.type, torch.bfloat16, enabled=choose_precision(recipe, device) == "bf16"):
         features = setting.network.features(pixels, gradients=setting.online.unfrozen)
         logits = member.head(member.head.prepare(features), member.rng)
         loss = reduce_loss(setting.task.loss, logits, targets, weights=weights)

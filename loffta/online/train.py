@@ -41,7 +41,7 @@ from loffta.runs import (
     write_results,
 )
 from loffta.store.recipe import recipe_hash
-from loffta.targets import choose_task
+from loffta.targets import choose_task, fit_to_task
 from loffta.zoo import ZOO
 
 
@@ -67,6 +67,7 @@ def train_online(
     online = online.model_copy(update={"backbone": named})
     entry = find_head(head_of(config.head))
     recipe = parse(entry.recipe, config.recipe, where=f"recipe of head '{config.head}'")
+    recipe = fit_to_task(recipe, config.task, config.recipe)
     if entry.head.n_phases > 1:
         raise UsageError(
             f"head '{config.head}' trains in several phases", where="--online", remedy="train it on a cache"

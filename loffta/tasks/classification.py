@@ -79,7 +79,8 @@ def among_top(scores: Float[np.ndarray, "B C"], labels: Classes, k: int) -> Bool
 
 def notes(labels: Classes, classes: Sequence[str]) -> dict[str, str]:
     """By metric: why it is left out, or what to know before reading it."""
-    absent = [name for i, name in enumerate(classes) if i not in set(labels.tolist())]
+    occurring = set(labels.tolist())
+    absent = [name for i, name in enumerate(classes) if i not in occurring]
     found = {}
     if absent:
         names = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")

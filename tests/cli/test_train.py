@@ -157,6 +157,7 @@ def test_files_with_mistakes(cache, tmp_path, capsys):
         (["--head", "linear", "--features", "good:a.2"], 2, ["unknown tap 'a.2'", "did you mean a."]),
         (["--head", "linear", "--train-on", "tran"], 2, ["unknown split 'tran'", "did you mean train"]),
         (["--head", "linear", "--test-on", "tests"], 2, ["unknown split 'tests'", "did you mean test"]),
+        (["--head", "linear", "--data-seed", "-1"], 2, ["data_seed: input should be greater than or equal to 0"]),
         (["--head", "linear", "--seeds", "0"], 2, ["seeds: input should be greater than 0"]),
         (["--head", "linear", "--device", "abacus"], 2, ["device 'abacus' cannot be used"]),
         (["--head", "linear", "--task", "clasify"], 2, ["unknown task 'clasify'", "did you mean classification"]),
