@@ -30,7 +30,7 @@ from .train_online import online_options, run_online, take_online
     help="none, loff-ta or trivial, of features; --set augment.KEY=VALUE changes it.",
 )
 @click.option("--search", is_flag=True, help="Try the recipe's learning rates and weight decays first, keep the best.")
-@click.option("--select", type=int, metavar="K", help="Score the backbones, keep the K best, retrain (combo).")
+@click.option("--select", type=int, metavar="K", help="Score the backbones, keep the K best, retrain (combo, smp).")
 @click.option("--feed", type=click.Choice(["auto", "device", "host", "stream"]), default="auto", show_default=True)
 @click.option(
     "--order",

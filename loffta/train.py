@@ -21,6 +21,7 @@ from loffta.features import Feature, choose_features, resolved_choices, usable_r
 from loffta.fit import Session, fit
 from loffta.heads import find_head
 from loffta.heads.recipe import Recipe
+from loffta.loss import check_weights
 from loffta.members import Member
 from loffta.optim import fit_to_images
 from loffta.origins import write_origins
@@ -38,7 +39,7 @@ from loffta.runs import (
 from loffta.search import search
 from loffta.splits import HOLDOUT, check_part, choose_splits, hold_out, name_some, record_holdout
 from loffta.store.cache import Cache
-from loffta.targets import check_targets, choose_task
+from loffta.targets import check_targets, choose_task, read_targets
 
 SCORING_WEIGHT = 0.01  # lambda of the scoring run where none is given (second-hand from the ComBo paper)
 
@@ -70,7 +71,7 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
     paths = RunPaths(out)
     if all(paths.results(split).exists() for split in _measured_on(config)):
         return read_results(paths.results(config.test_on))
-    rows, held = _check_splits(config, cache, features, paths)
+    rows, held = _check_splits(config, cache, features, recipe, paths)
     paths = start_run(out, config)
     if held is not None:
         record_holdout(paths, cache.table, config, held)
@@ -124,7 +125,7 @@ def _select(config: TrainConfig, cache: Cache, out: Path, stop: machine.StopFlag
     Which backbones were kept stands in the run's features, the scores in scoring/results.json.
     """
     if "relevance_weight" not in find_head(config.head).recipe.model_fields:
-        raise UsageError(f"head '{config.head}' gives no relevance", where="--select", remedy="use --head combo")
+        raise UsageError(f"head '{config.head}' gives no relevance", where="--select", remedy="use --head combo or smp")
     features, _ = _resolve(config, cache)
     labels = list(dict.fromkeys(feature.spec.backbone for feature in features))
     assert config.select is not None
@@ -163,7 +164,7 @@ def _measured_on(config: TrainConfig) -> list[str]:
 
 
 def _check_splits(
-    config: TrainConfig, cache: Cache, features: Sequence[Feature], paths: RunPaths
+    config: TrainConfig, cache: Cache, features: Sequence[Feature], recipe: Recipe, paths: RunPaths
 ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
     """Rows to train on, and rows to hold out; all splits are looked at: what is wrong shows before the training."""
     machine.resolve_device(config.device)
@@ -172,6 +173,7 @@ def _check_splits(
     ]:
         rows = usable_rows(cache, features, split, partial=config.partial)
         check_targets(cache.table, rows, split, config.task)
+    check_weights(recipe, read_targets(cache.table, config.task))
     if config.holdout is None:
         return rows, None
     held = hold_out(paths, config, cache.table, rows)

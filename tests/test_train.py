@@ -372,7 +372,7 @@ def test_select_uses_the_weight_that_is_given(backbones, tmp_path):
     [
         ("combo", 2, r"cannot select 2 of 2 backbones(.|\n)*choose 1 to 1"),
         ("combo", 7, "cannot select 7 of 2 backbones"),
-        ("linear", 1, r"head 'linear' gives no relevance(.|\n)*use --head combo"),
+        ("linear", 1, r"head 'linear' gives no relevance(.|\n)*use --head combo or smp"),
     ],
 )
 def test_select_that_cannot_be(backbones, tmp_path, head, select, message):

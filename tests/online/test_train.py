@@ -292,12 +292,47 @@ def test_a_loss_that_is_not_finite_names_images(tmp_path):
         (config_of("comboo"), "unknown head 'comboo'"),
         (config_of("combo", taps="blocks.7"), "unknown tap 'blocks.7'"),
         (config_of().model_copy(update={"train_on": "tran"}), "unknown split 'tran'"),
+        (config_of("head2toe", taps="all"), "trains in several phases"),
+        *(
+            (config_of().model_copy(update={name: value}), f"--{name.replace('_', '-')} is for training on a cache")
+            for name, value in {
+                "features": ("fake",),
+                "validate_on": "train",
+                "holdout": 0.2,
+                "augment": "loff-ta",
+                "search": True,
+                "select": 1,
+                "feed": "host",
+                "order": "windowed",
+                "checkpoint_s": 1.0,
+                "partial": True,
+            }.items()
+        ),
     ],
 )
 def test_mistakes(tmp_path, config, words):
     with pytest.raises(UsageError, match=words):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class Registers(FakeBackbone):
+    """Its prefix tokens are registers alone, as NaFlex has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.specs = tuple(replace(spec, registers_only=spec.n_prefix > 0) for spec in self.specs)
+
+
+def test_registers_are_no_class_token(tmp_path):
+    found = run(config_of(augment="none"), tmp_path / "auto", load=lambda _: Registers())
+    mean = run(config_of(augment="none", pooling="mean"), tmp_path / "mean")
+    assert found["metrics"] == mean["metrics"]
+    assert_same_heads(tmp_path / "auto", tmp_path / "mean", 0)
+    with pytest.raises(UsageError, match="fake has no class token"):
+        run(config_of(pooling="class"), tmp_path / "class", load=lambda _: Registers())
+    with pytest.raises(UsageError, match="no class token: its prefix tokens are registers"):
+        run(config_of("linear", recipe={"pooling": "cls"}), tmp_path / "cls", load=lambda _: Registers())
 
 
 @pytest.mark.parametrize(
@@ -312,6 +347,16 @@ def test_mistakes(tmp_path, config, words):
 def test_options_that_do_not_go_together(tmp_path, capsys, options, words):
     assert main(["train", "--out", str(tmp_path / "run"), *options]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_no_bad_image_at_all_can_be_asked_for(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("loffta.images.sources.open_source", lambda _: PngSource(N, {1: b""}))
+    monkeypatch.setattr("loffta.begin.backbone_loader", lambda _: loader())
+    words = ["train", "--online", "fake:png", "--backbone", "fake", "--weights", "random:0", "--image-px", "16"]
+    words += ["--taps", "blocks.0", "--set", "epochs=1", "--device", "cpu", "--max-bad-frac", "0"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 3
+    assert "1 of 15 images cannot be used" in capsys.readouterr().err
+    assert yaml.safe_load(RunPaths(tmp_path / "run").config.read_text())["online"]["max_bad_frac"] == 0
 
 
 def test_the_command_and_the_report(tmp_path, capsys, monkeypatch):
