@@ -235,13 +235,17 @@ def test_a_killed_process_ends_as_it_would_have(tmp_path):
     run(config(), tmp_path / "whole")
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, str(Path(__file__).parent / "child.py"), str(tmp_path / "killed")]
-    for n_batches in (7, None):
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-        for n_lines, _ in enumerate(child.stdout, start=1):
-            if n_lines == n_batches:
-                child.kill()
-        _, error = child.communicate()
-        assert child.returncode == (-signal.SIGKILL if n_batches else 0), error.decode()
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    for n_lines, _ in enumerate(child.stdout, start=1):
+        if n_lines == 7:  # in the second epoch of four batches
+            child.kill()
+    _, error = child.communicate()
+    assert child.returncode == -signal.SIGKILL, error.decode()
+    assert RunPaths(tmp_path / "killed").online_checkpoint(0).exists()
+    batches = []  # those of the second process, which is this one
+    run(config(), tmp_path / "killed", load=lambda _: FakeBackbone(before=lambda _: batches.append(1)))
+    n_whole = 2 * 4 * 4 + 2  # seeds, epochs, batches; the test images
+    assert len(batches) == n_whole - 4
     for seed in range(2):
         assert_same_heads(tmp_path / "whole", tmp_path / "killed", seed)
 
