@@ -59,7 +59,7 @@ class Network:
         return model
 
     def features(self, pixels: UInt8[Tensor, "B 3 S S"], *, gradients: bool) -> list[Tensor]:
-        """One [B, L, *shape] per spec, float32 (or as autocast has it) on the backbone's device."""
+        """One [B, L, *shape] per spec, float32 (or as the autocast around it has it) on the backbone's device."""
         taps = list(dict.fromkeys(tap for spec in self.specs for tap in spec.taps))
         run: Callable[..., Mapping[str, TapTokens]] = self.backbone
         grad: AbstractContextManager[object] = nullcontext()
@@ -121,7 +121,7 @@ def network_for(backbone: Backbone, config: OnlineConfig, kinds: Sequence[Kind],
         raise UsageError(
             f"{backbone.name} has no {' or '.join(kinds)} tokens",
             where="--backbone",
-            remedy="use another head or backbone",
+            remedy="use another head or backbone, or for the linear head --set pooling=mean",
         )
     return Network(backbone, info, tuple(specs))
 

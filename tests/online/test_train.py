@@ -67,6 +67,7 @@ def assert_same_heads(one, other, seed):
     [
         ("online-linear", "linear", {}, "blocks.1"),
         ("linear", "linear", {"class_weights": False}, "blocks.0,stages.2"),
+        ("linear", "linear", {"precision": "bf16"}, "blocks.0"),
         ("combo", "combo", {"width": 8, "depth": 1, "relevance_weight": 0.01}, "all"),
     ],
 )

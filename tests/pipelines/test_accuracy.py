@@ -127,7 +127,12 @@ def test_tables(accuracy, tmp_path, monkeypatch):
     monkeypatch.setattr(accuracy, "STEPS", 1)
     monkeypatch.setattr(accuracy, "GRID", 2)
     few = {"epochs": 1, "min_steps": 1}
-    recipes = {"linear": few, "fusion": few, "combo": {"grid": 2}, "loff": {"width": 16, "depth": 1, "n_heads": 2}}
+    recipes = {
+        "linear": few,
+        "fusion": few,
+        "combo": {"grid": 2, "width": 8, "depth": 1},
+        "loff": {"width": 16, "depth": 1, "n_heads": 2},
+    }
     monkeypatch.setattr(accuracy, "RECIPES", recipes)
     bench = accuracy.Bench(tmp_path, seeds=2, epochs=1, stop=StopFlag())
     rows = {"a": 8, "b": 13, "c": 5, "d": 1, "f": 1}
