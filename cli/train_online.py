@@ -45,7 +45,8 @@ def take_online(options: dict[str, Any]) -> dict[str, Any]:
     from loffta.errors import UsageError
 
     source = options.pop("online")
-    given = {name: value for name in _NAMES if (value := options.pop(name)) not in (None, False)}
+    taken = {name: options.pop(name) for name in _NAMES}
+    given = {name: value for name, value in taken.items() if value is not None and value is not False}  # 0 is given
     if source is None:
         if given:
             option = "--" + next(iter(given)).replace("_", "-")

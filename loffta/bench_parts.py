@@ -25,7 +25,7 @@ from loffta.features import Feature
 from loffta.feed_sources import StreamedArray, group_by_array
 from loffta.heads import Head
 from loffta.heads.recipe import Recipe
-from loffta.optim import choose_precision
+from loffta.precision import autocast
 from loffta.store.reader import ArrayReader
 
 _MIN_ROUNDS = 2  # the first one warms up
@@ -112,8 +112,7 @@ def augmented(job: Job, features: Sequence[Tensor]) -> Sequence[Tensor]:
 
 def train_step(job: Job, prepared: Any) -> None:
     """Forward, backward and optimiser, towards zero outputs: what the labels are does not change the time."""
-    kind = job.device.type
-    with torch.autocast(kind, torch.bfloat16, enabled=choose_precision(job.recipe, job.device) == "bf16"):
+    with autocast(job.recipe, job.device):
         outputs = _tensors(job.head(prepared, torch.Generator(job.device).manual_seed(0)))
         loss = torch.stack([output.float().square().mean() for output in outputs if output.requires_grad]).sum()
     job.optimizer.zero_grad(set_to_none=True)

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 from loffta import machine
 from loffta.batches import Batch, Feed
@@ -68,12 +70,7 @@ def evaluate(
         keys = [cache.table.keys[row] for row in rows]
         measured = measure(task, probabilities, targets, cache.table.classes, keys=keys, seed=config.data_seed)
     results = describe(config, features, split, n_used=len(rows), n_bad=n_bad(cache, features, split)) | measured
-    if config.search:
-        table = read_json(paths.search)
-        results["search"] = {name: table[name] for name in ("metric", "validated_on", "seconds", "chosen")}
-        results["recipe"] = config.recipe | {name: table["chosen"][name] for name in ("lr", "weight_decay")}
-    if getattr(recipe, "relevance_weight", 0.0) > 0:
-        results["relevance"] = relevance(heads)
+    results |= describe_training(paths, config, recipe, heads)
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
     results["versions"] = machine.versions()
     if train_seconds is None and paths.results(split).exists():
@@ -137,14 +134,20 @@ def predict(
         return predict_batches(heads, feed.in_order(), task)
 
 
-@torch.no_grad()
 def predict_batches(heads: Sequence[Head], batches: Iterable[Batch], task: Task) -> NDArray[np.float32]:
     """Probabilities [S, B, C] of S heads for the images of all batches, which lie on the heads' device."""
-    found = []
-    for batch in batches:
-        prepared = heads[0].prepare(batch.features)
-        found.append(torch.stack([task.activation(head(prepared)) for head in heads]).cpu())
-    return torch.cat(found, dim=1).numpy()
+    return torch.cat([score(heads, batch.features, task) for batch in batches], dim=1).numpy()
+
+
+@torch.no_grad()
+def score(heads: Sequence[Head], features: Sequence[Tensor], task: Task) -> Float[Tensor, "S B C"]:
+    """Probabilities of S heads for the images of one batch, on the CPU; `prepare` is done once for all heads.
+
+    Args:
+        features: one [B, L, *shape] per Feature, on the heads' device.
+    """
+    prepared = heads[0].prepare(features)
+    return torch.stack([task.activation(head(prepared)) for head in heads]).cpu()
 
 
 def relevance(heads: Sequence[Head]) -> dict[str, list[dict[str, Any]]]:
@@ -167,6 +170,18 @@ def relevance(heads: Sequence[Head]) -> dict[str, list[dict[str, Any]]]:
             for i, group in enumerate(groups)
         ]
     found["backbones"].sort(key=lambda entry: -entry["score"])
+    return found
+
+
+def describe_training(paths: RunPaths, config: TrainConfig, recipe: Recipe, heads: Sequence[Head]) -> dict[str, Any]:
+    """What results.json says of a search and of the backbones' relevance; nothing where there was neither."""
+    found: dict[str, Any] = {}
+    if config.search:
+        table = read_json(paths.search)
+        found["search"] = {name: table[name] for name in ("metric", "validated_on", "seconds", "chosen")}
+        found["recipe"] = config.recipe | {name: table["chosen"][name] for name in ("lr", "weight_decay")}
+    if getattr(recipe, "relevance_weight", 0.0) > 0:
+        found["relevance"] = relevance(heads)
     return found
 
 

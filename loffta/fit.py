@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -29,7 +28,8 @@ from loffta.feed_order import ordering_of
 from loffta.heads.recipe import Recipe
 from loffta.loss import Mix, class_weights, reduce_loss
 from loffta.members import Member, build_member
-from loffta.optim import choose_precision, lr_at, n_steps
+from loffta.optim import lr_at, n_steps
+from loffta.precision import autocast, matmul_precision
 from loffta.progress import Progress
 from loffta.runs import RunLog, RunPaths
 from loffta.store.cache import Cache
@@ -153,7 +153,7 @@ def fit(
     step, total, phase = begin.epoch * len(feed) + begin.batch, n_epochs * len(feed), begin.phase(members[0])
     if step:
         session.log.write(f"{title}: goes on after step {step} of {total}", show=True)
-    with Progress(title, total - step, "steps") as progress, _matmul_precision(recipe, session.device):
+    with Progress(title, total - step, "steps") as progress, matmul_precision(recipe, session.device):
         for epoch in range(begin.epoch, n_epochs):
             if epoch // recipe.epochs > phase:
                 phase += 1
@@ -209,8 +209,8 @@ def _step(
     member: Member, prepared: Any, targets: Tensor, task: Task, weights: Tensor | None = None, mix: Mix | None = None
 ) -> Tensor:
     """One optimiser step; returns the loss, penalty included, without waiting for the device."""
-    recipe, device = member.recipe, member.rng.device
-    with torch.autocast(device.type, torch.bfloat16, enabled=choose_precision(recipe, device) == "bf16"):
+    recipe = member.recipe
+    with autocast(recipe, member.rng.device):
         loss = reduce_loss(task.loss, member.head(prepared, member.rng), targets, weights=weights, mix=mix)
     if (penalty := member.head.penalty()) is not None:
         loss = loss + penalty
@@ -267,18 +267,6 @@ def _class_weights(session: Session, rows: NDArray[np.int64], recipe: Recipe) ->
         return None
     labels = session.targets[torch.from_numpy(rows).to(session.device)]
     return class_weights(labels, len(session.cache.table.classes))
-
-
-@contextmanager
-def _matmul_precision(recipe: Recipe, device: torch.device) -> Iterator[None]:
-    """In bf16 what is left in float32 is multiplied as ComBo's code has it; in fp32 nothing changes."""
-    before = torch.get_float32_matmul_precision()
-    try:
-        if choose_precision(recipe, device) == "bf16":
-            torch.set_float32_matmul_precision("medium")
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def digest_of(cache: Cache, rows: NDArray[np.int64]) -> str:

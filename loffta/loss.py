@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from loffta.errors import UsageError
+from loffta.heads.recipe import Recipe
 
 
 class Mix(NamedTuple):
@@ -38,6 +39,16 @@ def class_weights(labels: Tensor, n_classes: int) -> Float[Tensor, " C"]:
         )
     counts = torch.bincount(labels, minlength=n_classes).float()
     return torch.where(counts > 0, len(labels) / (n_classes * counts.clamp(min=1)), 0.0)
+
+
+def check_weights(recipe: Recipe, targets: Tensor) -> None:
+    """Refuses a recipe with class weights for targets that have none: before a run is begun.
+
+    Raises:
+        UsageError: as `class_weights`.
+    """
+    if recipe.class_weights:
+        class_weights(targets[:0], 1)
 
 
 def reduce_loss(

@@ -65,11 +65,6 @@ def parameter_groups(head: Head, weight_decay: float) -> list[dict[str, Any]]:
     ]
 
 
-def choose_precision(recipe: Recipe, device: torch.device) -> str:
-    """What a head trains in: the recipe's word, else bf16 (autocast) on CUDA and fp32 elsewhere."""
-    return recipe.precision or ("bf16" if device.type == "cuda" else "fp32")
-
-
 def make_optimizer(head: Head, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
     """AdamW (betas 0.9 and 0.999) over all parameters of a head on `device`; with no weight decay it is Adam."""
     groups = parameter_groups(head, recipe.weight_decay)

@@ -124,12 +124,30 @@ def pool_map(grid: Float[Tensor, "*B H W D"], target: int) -> Float[Tensor, "*B 
     return pooled.reshape(*grid.shape[:-3], -1)
 
 
+def average_areas(cells: Float[Tensor, "B D H W"], rows: int, columns: int) -> Float[Tensor, "B D {rows} {columns}"]:
+    """Torch's "area" interpolation, axis by axis as a matrix product.
+
+    For MPS, which refuses sizes that do not divide (pytorch/pytorch#96056).
+    """
+    down, across = _area_weights(cells.shape[2], rows, cells), _area_weights(cells.shape[3], columns, cells)
+    return down @ cells @ across.T
+
+
+def _area_weights(n_cells: int, size: int, like: Tensor) -> Float[Tensor, "{size} {n_cells}"]:
+    """Row i averages the cells that its stretch of the axis touches: floor(i n / size) to ceil((i + 1) n / size)."""
+    row, cell = torch.arange(size)[:, None], torch.arange(n_cells)
+    touched = ((cell + 1) * size > row * n_cells) & (cell * size < (row + 1) * n_cells)
+    return (touched / touched.sum(dim=1, keepdim=True)).to(like)
+
+
 def _resize_mode(cells: int, size: int, resize: Resize) -> Literal["area", "bilinear"]:
     return "area" if resize == "auto" and cells >= 2 * size else "bilinear"
 
 
 def _interpolate(cells: Tensor, rows: int, columns: int, mode: Literal["area", "bilinear"]) -> Tensor:
     """An axis that keeps its length keeps its values, in either mode."""
+    if mode == "area" and cells.device.type == "mps":
+        return average_areas(cells, rows, columns)
     if mode == "area":
         return F.interpolate(cells, size=(rows, columns), mode="area")
     return F.interpolate(cells, size=(rows, columns), mode="bilinear", align_corners=False, antialias=False)

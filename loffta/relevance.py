@@ -1,6 +1,6 @@
 """Which backbones and taps a ComBo head relies on: the group penalty and its scores (arXiv 2512.01405).
 
-A group is a set of columns of the head's affine map. `train` adds recipe.relevance_weight * `penalty` to the loss;
+A group is a set of columns of the head's affine map. `combo` and `smp` add `penalty` to the loss, times their weight;
 `scores` of the trained weight rank the groups. The bias belongs to no group.
 """
 

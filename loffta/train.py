@@ -21,7 +21,7 @@ from loffta.features import Feature, choose_features, resolved_choices, usable_r
 from loffta.fit import Session, fit
 from loffta.heads import HEADS, find_head
 from loffta.heads.recipe import Recipe
-from loffta.loss import class_weights
+from loffta.loss import check_weights
 from loffta.members import Member
 from loffta.optim import fit_to_images
 from loffta.origins import write_origins
@@ -71,9 +71,7 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
     paths = RunPaths(out)
     if _is_trained(paths, config) and all(paths.results(split).exists() for split in _measured_on(config)):
         return read_results(paths.results(config.test_on))
-    rows, held = _check_splits(config, cache, features, paths)
-    if recipe.class_weights:  # targets that have none are refused before the run is begun
-        class_weights(read_targets(cache.table, config.task)[rows], len(cache.table.classes))
+    rows, held = _check_splits(config, cache, features, recipe, paths)
     paths = start_run(out, config)
     if held is not None:
         record_holdout(paths, cache.table, config, held)
@@ -178,7 +176,7 @@ def _measured_on(config: TrainConfig) -> list[str]:
 
 
 def _check_splits(
-    config: TrainConfig, cache: Cache, features: Sequence[Feature], paths: RunPaths
+    config: TrainConfig, cache: Cache, features: Sequence[Feature], recipe: Recipe, paths: RunPaths
 ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
     """Rows to train on, and rows to hold out; all splits are looked at: what is wrong shows before the training."""
     machine.resolve_device(config.device)
@@ -187,6 +185,7 @@ def _check_splits(
     ]:
         rows = usable_rows(cache, features, split, partial=config.partial)
         check_targets(cache.table, rows, split, config.task)
+    check_weights(recipe, read_targets(cache.table, config.task))
     if config.holdout is None:
         return rows, None
     held = hold_out(paths, config, cache.table, rows)

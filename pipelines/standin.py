@@ -29,11 +29,14 @@ TINY = ("test_vit", "vit_tiny_patch16_224", "test_vit2", "test_vit4")  # uniform
 N_NORMED = 2  # the first have a class token and a final norm over all tokens, as the sets `final` and `alf` need
 N_BLOCKS = 6  # of the shallowest
 SMALL_RECIPE = {"epochs": 2, "min_steps": 1}
+SMALL_HEADS = {"loff": {"width": 64, "depth": 2, "n_heads": 2}}
+SMALL_SEARCH = {"search_lr": [1e-2, 1e-3], "search_weight_decay": [1e-4]}
 Images = dict[str, list[tuple[bytes, int]]]  # JPEG and class, by split
 
 
 def shrink(config: PipelineConfig) -> PipelineConfig:
-    """The same stages with tiny networks: inputs of 32 px (64 where they were above 256), two epochs, two seeds.
+    """The same stages with tiny networks: inputs of 32 px (64 where they were above 256), two epochs, two seeds,
+    a transformer of two blocks for `loff`, searches among two rates.
 
     Backbones take the tiny ones in order of appearance. Left out are backbones that are more than there are tiny ones,
     or tiny ones with a final norm where that is stored, and taps of blocks that these lack.
@@ -48,7 +51,7 @@ def shrink(config: PipelineConfig) -> PipelineConfig:
         features = [str(feature).split(":") for feature in values.get("features", ())]
         train[run] = values | {
             "features": [":".join([names.get(name, name), *taps]) for name, *taps in features],
-            "recipe": values.get("recipe", {}) | SMALL_RECIPE,
+            "recipe": values.get("recipe", {}) | _small_recipe(values),
             "seeds": min(2, values.get("seeds", 1)),
         }
     n_rows = CLASSES * (IMAGES["train"] + IMAGES["val"])
@@ -64,6 +67,10 @@ def shrink(config: PipelineConfig) -> PipelineConfig:
             ),
         }
     )
+
+
+def _small_recipe(values: dict[str, Any]) -> dict[str, Any]:
+    return SMALL_RECIPE | SMALL_HEADS.get(values["head"], {}) | (SMALL_SEARCH if values.get("search") else {})
 
 
 def _has_tiny(backbone: dict[str, Any], names: dict[str, str]) -> bool:

@@ -11,7 +11,7 @@ from kornia.geometry.transform import warp_affine
 
 from loffta.augment import PRESETS, AugmentConfig, Parameters, apply, draw, from_preset
 from loffta.augment.matrix import N_DRAWS, make_matrix
-from loffta.augment.ops import invert
+from loffta.augment.ops import invert, sum_rows
 from loffta.errors import UsageError
 from loffta.tokens import FeatureSpec
 
@@ -78,6 +78,14 @@ def test_flips_and_turns_only_permute_cells_of_any_grid(cells):
     config = AugmentConfig(hflip_p=1.0, rotation_deg=1e-4)  # far less than a step of the rounding
     assert torch.equal(move(grid, draw(config, 2, generator(), CPU)), grid.flip(3))
     assert torch.equal(move(grid, forward(((0, -1), (1, 0)))), grid.rot90(-1, (2, 3)))
+
+
+def test_sums_of_rows_equal_a_loop():
+    """What MPS does, where torch has no embedding bag."""
+    table, weights = torch.randn(6, 3, generator=generator()), torch.rand(5, 4, generator=generator())
+    cells = torch.randint(6, (5, 4), generator=generator())
+    expected = [sum(w * table[c] for c, w in zip(*pair, strict=True)) for pair in zip(cells, weights, strict=True)]
+    torch.testing.assert_close(sum_rows(cells, table, weights), torch.stack(expected))
 
 
 @pytest.mark.parametrize("factor", [1.15, 0.85])

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from loffta.pooling import (
+    average_areas,
     normalise_layers,
     normalise_tokens,
     pool_grid,
@@ -73,6 +74,14 @@ def test_strong_downsampling_is_the_area_average(factor):
     grid = draw(2, 3, size * factor, size * factor, 5)
     averages = grid.numpy().reshape(2, 3, size, factor, size, factor, 5).mean(axis=(3, 5))
     np.testing.assert_allclose(resize_grid(grid, size), averages, atol=1e-5)
+
+
+@pytest.mark.parametrize(("cells", "rows", "columns"), [(12, 4, 12), (33, 14, 5), (7, 3, 1)])
+def test_areas_of_any_size_equal_torchs(cells, rows, columns):
+    """What MPS does where torch's own refuses."""
+    maps = draw(2, 3, cells, cells)
+    expected = torch.nn.functional.interpolate(maps, size=(rows, columns), mode="area")
+    torch.testing.assert_close(average_areas(maps, rows, columns), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_each_axis_goes_by_its_own_factor():

@@ -98,7 +98,19 @@ def move_grid(
     first = torch.arange(n_images * n_taps, device=grid.device).view(n_images, n_taps, 1, 1) * index.shape[1]
     cells = (first + index[:, None]).flatten(0, 2)
     weights = weight[:, None].expand(-1, n_taps, -1, -1).flatten(0, 2)
+    if grid.device.type == "mps":
+        return sum_rows(cells, table, weights).view(grid.shape)
     return F.embedding_bag(cells, table, per_sample_weights=weights, mode="sum").view(grid.shape)
+
+
+def sum_rows(
+    cells: Int64[Tensor, "N 4"], table: Float[Tensor, "M D"], weights: Float[Tensor, "N 4"]
+) -> Float[Tensor, "N D"]:
+    """The embedding bag in plain steps: on MPS torch 2.6 has none (pytorch/pytorch#162270)."""
+    total = table[cells[:, 0]] * weights[:, :1]
+    for i in range(1, 4):
+        total = torch.addcmul(total, table[cells[:, i]], weights[:, i : i + 1])
+    return total
 
 
 def spread(tokens: Float[Tensor, "B *shape"], *dims: int) -> Float[Tensor, "..."]:

@@ -21,6 +21,7 @@ from loffta.heads.vectors import check_vectors, count_vectors, unit_vectors
 from loffta.tokens import FeatureSpec, Kind, Logits
 
 KINDS: tuple[Kind, ...] = ("prefix", "grid")
+WITHOUT_CLASS_TOKEN = "give it the patch tokens of this backbone, too"
 
 
 class AttentiveRecipe(ProbeRecipe, frozen=True):
@@ -31,6 +32,11 @@ class AttentiveRecipe(ProbeRecipe, frozen=True):
     def kinds(self) -> tuple[Kind, ...]:
         """Prefix tokens, for the class token, and patch tokens."""
         return KINDS
+
+    def resolve(self, specs: Sequence[FeatureSpec]) -> AttentiveRecipe:
+        """Fills in nothing; what the head would refuse is refused before a run is begun."""
+        check_vectors("attentive", specs, remedy=WITHOUT_CLASS_TOKEN)
+        return self
 
 
 class AttentiveHead(HeadBase):
@@ -55,7 +61,7 @@ class AttentiveHead(HeadBase):
     ) -> None:
         super().__init__()
         check_specs("attentive", KINDS, specs)
-        check_vectors("attentive", specs, remedy="give it the patch tokens of this backbone, too")
+        check_vectors("attentive", specs, remedy=WITHOUT_CLASS_TOKEN)
         self.specs = tuple(specs)
         widths = [spec.dim for spec in specs for _ in range(count_vectors(spec))]
         self.dim = max(widths)

@@ -22,6 +22,7 @@ from loffta.heads.vectors import check_vectors, count_vectors, unit_vectors
 from loffta.tokens import FeatureSpec, Kind, Logits
 
 KINDS: tuple[Kind, ...] = ("prefix", "mean")
+WITHOUT_CLASS_TOKEN = "give it the means of this backbone, too"
 
 
 class FusionRecipe(ProbeRecipe, frozen=True):
@@ -34,7 +35,8 @@ class FusionRecipe(ProbeRecipe, frozen=True):
         return KINDS
 
     def resolve(self, specs: Sequence[FeatureSpec]) -> FusionRecipe:
-        """Fills in the number of heads."""
+        """Fills in the number of heads; what the head would refuse is refused before a run is begun."""
+        check_vectors("fusion", specs, remedy=WITHOUT_CLASS_TOKEN)
         return self if self.n_heads else self.model_copy(update={"n_heads": sum(map(count_vectors, specs))})
 
 
@@ -72,7 +74,7 @@ class FusionHead(HeadBase):
     ) -> None:
         super().__init__()
         check_specs("fusion", KINDS, specs)
-        check_vectors("fusion", specs, remedy="give it the means of this backbone, too")
+        check_vectors("fusion", specs, remedy=WITHOUT_CLASS_TOKEN)
         self.specs = tuple(specs)
         widths = [spec.dim for spec in specs for _ in range(count_vectors(spec))]
         self.dim = max(widths)

@@ -34,7 +34,7 @@ class LoffRecipe(Recipe, frozen=True):
     lr: PositiveFloat = 1e-4
     weight_decay: NonNegativeFloat = 0.05
     pool: Literal["2x2"] | None = None  # cells averaged into one; for stores that were extracted without --pool
-    token_drop: float = Field(0.0, ge=0, lt=1)  # share of the patch tokens that a training step leaves out
+    patch_drop: float = Field(0.0, ge=0, lt=1)  # share of the patch tokens that a training step leaves out
     width: PositiveInt = 384  # channels of the transformer; this and the next three: DeiT-S
     depth: PositiveInt = 12  # blocks
     n_heads: PositiveInt = 6
@@ -51,7 +51,7 @@ class LoffRecipe(Recipe, frozen=True):
 
     def head_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `LoffHead`."""
-        return self.model_dump(include={"pool", "token_drop", "width", "depth", "n_heads", "mlp_ratio"})
+        return self.model_dump(include={"pool", "patch_drop", "width", "depth", "n_heads", "mlp_ratio"})
 
 
 class LoffHead(HeadBase):
@@ -64,7 +64,7 @@ class LoffHead(HeadBase):
         specs: features of the kinds "grid" and "prefix"; registers are left out.
         rng: CPU generator that draws the initial weights.
         pool: average windows of 2 x 2 cells first.
-        token_drop: share of the patch tokens left out, drawn anew for every image.
+        patch_drop: share of the patch tokens left out, drawn anew for every image.
     """
 
     default_taps: ClassVar[str] = "last"
@@ -76,7 +76,7 @@ class LoffHead(HeadBase):
         *,
         rng: torch.Generator,
         pool: Literal["2x2"] | None = None,
-        token_drop: float = 0.0,
+        patch_drop: float = 0.0,
         width: int = 384,
         depth: int = 12,
         n_heads: int = 6,
@@ -85,7 +85,7 @@ class LoffHead(HeadBase):
         super().__init__()
         self.specs = tuple(specs)
         self.sources = pair_taps("loff", specs)
-        self.token_drop = token_drop
+        self.patch_drop = patch_drop
         self._window = 1 if pool is None else 2
         self.embeddings = nn.ModuleList(
             _TapEmbedding(source.dim, self._n_cells(source), width, rng) for source in self.sources
@@ -120,9 +120,9 @@ class LoffHead(HeadBase):
     def forward(self, prepared: Float[Tensor, "B T D"], rng: torch.Generator | None = None) -> Logits:
         """Takes what `prepare` gave; `rng` draws which tokens are left out."""
         class_token, patches = self._embed(prepared)
-        if rng is not None and self.token_drop > 0:
+        if rng is not None and self.patch_drop > 0:
             n_patches = patches.shape[1]
-            patches = _keep_random(patches, max(1, round((1 - self.token_drop) * n_patches)), rng)
+            patches = _keep_random(patches, max(1, round((1 - self.patch_drop) * n_patches)), rng)
         tokens = self.blocks(torch.cat([class_token, patches], dim=1))
         logits: Tensor = self.classify(self.norm(tokens[:, 0]))
         return logits

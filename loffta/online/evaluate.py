@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from loffta import machine
 from loffta.errors import LofftaError, unknown_name
-from loffta.evaluate import describe, relevance
+from loffta.evaluate import describe, describe_training
 from loffta.images.sources import ImageSource
 from loffta.jobs import Load
 from loffta.measure import measure, prediction_columns
@@ -62,7 +62,8 @@ def evaluate_online(
     with stop.at_once(doing):
         runs = [open_for_images(root, device, cache_root) for root in roots]
         listing = source.listing()
-        rows = rows_to_use(listing, split, runs[0].config.task)
+        for run in runs:  # of any task: what one of them cannot use shows before the networks run
+            rows = rows_to_use(listing, split, run.config.task)
         numbered = [as_numbered(listing, rows, run) for run in runs]
         features = [feature for run in runs for feature in run.origins.features]
         stream = FreshStream(
@@ -145,8 +146,7 @@ def _write(
     results = describe(run.config, run.origins.features, split, n_used=len(rows), n_bad=n_bad)
     results |= measure(run.task, scores, targets, table.classes, keys=keys, seed=run.config.data_seed)
     results["online"] = {"source": table.source, "digest": table.digest}
-    if getattr(run.recipe, "relevance_weight", 0.0) > 0:
-        results["relevance"] = relevance(run.heads)
+    results |= describe_training(run.paths, run.config, run.recipe, run.heads)
     path = run.paths.results(split)
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
     results["versions"] = machine.versions()

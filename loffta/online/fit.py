@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -31,7 +31,8 @@ from loffta.loss import class_weights, reduce_loss
 from loffta.online.checkpoint import load_state, save_state
 from loffta.online.network import Network
 from loffta.online.stream import judge_bad, read_pixels
-from loffta.optim import choose_precision, fit_to_images, lr_at, parameter_groups
+from loffta.optim import fit_to_images, lr_at, parameter_groups
+from loffta.precision import autocast, matmul_precision
 from loffta.progress import Progress
 from loffta.runs import RunLog, RunPaths, save_head, write_lines
 from loffta.store.ledger import BAD
@@ -133,7 +134,7 @@ def fit_seed(setting: Setting, seed: int, rows: NDArray[np.int64]) -> list[dict[
         progress.advance(len(log) * member.steps)
         for epoch in range(len(log), member.recipe.epochs):
             start = time.monotonic()
-            with _own_randomness(seed, epoch, setting.device):
+            with _own_randomness(seed, epoch, setting.device), matmul_precision(member.recipe, setting.device):
                 loss, lr = _fit_epoch(setting, member, epoch, rows, weights, progress)
             seconds = (log[-1]["seconds"] if log else 0.0) + time.monotonic() - start
             log.append({"epoch": epoch, "step": (epoch + 1) * member.steps, "loss": loss, "lr": lr, "seconds": seconds})
@@ -210,14 +211,15 @@ def _step(
     setting: Setting, member: _Member, batch: PixelBatch, geometry: PixelGeometry, lr: float, weights: Tensor | None
 ) -> float:
     """One optimiser step; returns the loss, penalty included."""
-    recipe, device = setting.recipe, setting.device
+    recipe, device, unfrozen = setting.recipe, setting.device, setting.online.unfrozen
     for group in member.optimizer.param_groups:
         group["lr"] = lr * group["scale"]
     pixels = torch.from_numpy(batch.pixels[geometry]).permute(0, 3, 1, 2)
     targets = setting.targets[batch.rows].to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=choose_precision(recipe, device) == "bf16"):
-        features = setting.network.features(pixels, gradients=setting.online.unfrozen)
-        logits = member.head(member.head.prepare(features), member.rng)
+    with autocast(recipe, device) if unfrozen else nullcontext():  # a frozen network computes as for a cache
+        prepared = member.head.prepare(setting.network.features(pixels, gradients=unfrozen))
+    with autocast(recipe, device):
+        logits = member.head(prepared, member.rng)
         loss = reduce_loss(setting.task.loss, logits, targets, weights=weights)
     if (penalty := member.head.penalty()) is not None:
         loss = loss + penalty

@@ -59,7 +59,7 @@ class Network:
         return model
 
     def features(self, pixels: UInt8[Tensor, "B 3 S S"], *, gradients: bool) -> list[Tensor]:
-        """One [B, L, *shape] per spec, float32 (or as autocast has it) on the backbone's device."""
+        """One [B, L, *shape] per spec, float32 (or as the autocast around it has it) on the backbone's device."""
         taps = list(dict.fromkeys(tap for spec in self.specs for tap in spec.taps))
         run: Callable[..., Mapping[str, TapTokens]] = self.backbone
         grad: AbstractContextManager[object] = nullcontext()
@@ -92,9 +92,10 @@ def linear_network(backbone: Backbone, config: OnlineConfig) -> Network:
             "online-linear takes one tap", where=f"--taps {wanted}", remedy="name one, or leave --taps out"
         )
     spec = next(spec for spec in backbone.specs if spec.tap == names[0])
-    if config.pooling == "class" and not spec.n_prefix:
+    has_class_token = spec.n_prefix > 0 and not spec.registers_only
+    if config.pooling == "class" and not has_class_token:
         raise UsageError(f"{backbone.name} has no class token", where="--pooling class", remedy="use --pooling mean")
-    class_token = spec.n_prefix > 0 if config.pooling == "auto" else config.pooling == "class"
+    class_token = has_class_token if config.pooling == "auto" else config.pooling == "class"
     vector = FeatureSpec(info.label, names, "mean", spec.shape("mean"), backbone.geometry.image_px)
     return Network(backbone, info, (vector,), class_token)
 
@@ -113,19 +114,20 @@ def network_for(backbone: Backbone, config: OnlineConfig, kinds: Sequence[Kind],
     specs: list[FeatureSpec] = []
     for kind in kinds:
         chosen = [s for s in backbone.specs if s.tap in names and (kind != "prefix" or s.n_prefix)]
-        for shape, run in groupby(chosen, key=lambda spec: _shape(spec, kind)):
-            specs.append(FeatureSpec(info.label, tuple(spec.tap for spec in run), kind, shape, px))
+        for (shape, registers_only), run in groupby(chosen, key=lambda spec: _looks(spec, kind)):
+            names_of_run = tuple(spec.tap for spec in run)
+            specs.append(FeatureSpec(info.label, names_of_run, kind, shape, px, registers_only))
     if not specs:
         raise UsageError(
             f"{backbone.name} has no {' or '.join(kinds)} tokens",
             where="--backbone",
-            remedy="use another head or backbone",
+            remedy="use another head or backbone, or for the linear head --set pooling=mean",
         )
     return Network(backbone, info, tuple(specs))
 
 
-def _shape(spec: TokenSpec, kind: Kind) -> tuple[int, ...]:
-    return spec.shape(kind)
+def _looks(spec: TokenSpec, kind: Kind) -> tuple[tuple[int, ...], bool]:
+    return spec.shape(kind), spec.registers_only
 
 
 def _describe(backbone: Backbone, config: OnlineConfig) -> StoreInfo:

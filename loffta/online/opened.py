@@ -15,7 +15,7 @@ from torch import Tensor
 
 from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError
-from loffta.evaluate import load_heads
+from loffta.evaluate import load_heads, score
 from loffta.features import choose_features
 from loffta.heads import Head, find_head
 from loffta.heads.recipe import Recipe
@@ -42,9 +42,7 @@ class OpenedRun:
 
     def predict(self, features: Sequence[Tensor]) -> Float[Tensor, "S B C"]:
         """Probabilities of every seed, on the CPU; one [B, L, *shape] per Feature is due."""
-        with torch.no_grad():
-            prepared = self.heads[0].prepare(features)
-            return torch.stack([self.task.activation(head(prepared)) for head in self.heads]).cpu()
+        return score(self.heads, features, self.task)
 
 
 def open_for_images(root: Path, device: torch.device, cache_root: Path | None = None) -> OpenedRun:

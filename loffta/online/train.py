@@ -22,9 +22,11 @@ from torch import Tensor
 from loffta import machine
 from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError, UsageError
+from loffta.evaluate import score
 from loffta.heads import find_head
 from loffta.images.sources import ImageSource
 from loffta.jobs import Load
+from loffta.loss import check_weights
 from loffta.measure import measure, prediction_columns
 from loffta.online.evaluate import rows_to_use
 from loffta.online.fit import ONLINE_LINEAR, Setting, fit_seed, head_of
@@ -41,8 +43,14 @@ from loffta.runs import (
     write_results,
 )
 from loffta.store.recipe import recipe_hash
-from loffta.targets import choose_task, fit_to_task
+from loffta.targets import choose_task, fit_to_task, read_targets
 from loffta.zoo import ZOO
+
+# Options of TrainConfig that are about a cache, or that this training has not: they would do nothing
+_OF_THE_CACHE = (
+    *("features", "validate_on", "holdout", "augment", "search", "select"),
+    *("feed", "order", "checkpoint_s", "partial"),
+)
 
 
 def train_online(
@@ -53,13 +61,15 @@ def train_online(
     Args:
         load: makes a backbone on the device of `config`.
     Raises:
-        UsageError: unknown head, key, tap or split; a head of several phases; a backbone that cannot be trained.
+        UsageError: unknown head, key, tap or split; a head of several phases; a backbone that cannot be trained; an
+            option that is for caches alone; class weights of labels that have none.
         LofftaError: labels that cannot be used, another run in `out`, a loss that is not finite.
         TooManyBadImages: over `max_bad_frac`, after the first epoch or when the results are written.
         Stopped: a signal came; the same command continues behind the last finished epoch.
     """
     assert config.online is not None, "the caller wants to train online"
     online = config.online
+    _refuse_options(config)
     with stop.at_once("listing the images"):
         listing = source.listing()
     config = config.model_copy(update={"task": choose_task(listing, config.task)})
@@ -75,6 +85,7 @@ def train_online(
     device = machine.resolve_device(config.device)
     with stop.at_once("loading the backbone"):
         rows = {split: rows_to_use(listing, split, config.task) for split in (config.train_on, config.test_on)}
+        check_weights(recipe, read_targets(listing, config.task))
         backbone = load(online.backbone)
     if config.head == ONLINE_LINEAR:
         network = linear_network(backbone, online)
@@ -93,6 +104,17 @@ def train_online(
     results = _fit_all(setting, rows[config.train_on], rows[config.test_on])
     setting.refuse_bad(rows[config.test_on], done=f"the results of {out} are written")
     return results
+
+
+def _refuse_options(config: TrainConfig) -> None:
+    for name in _OF_THE_CACHE:
+        if getattr(config, name) != TrainConfig.model_fields[name].default:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"{option} is for training on a cache",
+                where=f"{option}, with --online",
+                remedy="use --augment-images for images" if name == "augment" else "leave it out, or train on a cache",
+            )
 
 
 def _fit_all(setting: Setting, train_rows: NDArray[np.int64], test_rows: NDArray[np.int64]) -> dict[str, Any]:
@@ -146,13 +168,13 @@ def _predict_seeds(
     geometry = setting.network.geometry
     good: list[int] = []
     found: list[Tensor] = []
-    with torch.no_grad():
-        for batch in setting.read(rows.tolist(), geometry, setting.recipe.batch_size):
-            if batch is not None:
-                pixels = torch.from_numpy(batch.pixels[geometry]).permute(0, 3, 1, 2)
-                prepared = heads[0].prepare(setting.network.features(pixels, gradients=False))
-                found.append(torch.stack([setting.task.activation(head(prepared)) for head in heads]).cpu())
-                good += batch.rows
+    for batch in setting.read(rows.tolist(), geometry, setting.recipe.batch_size):
+        if batch is not None:
+            pixels = torch.from_numpy(batch.pixels[geometry]).permute(0, 3, 1, 2)
+            with torch.no_grad():
+                features = setting.network.features(pixels, gradients=False)
+            found.append(score(heads, features, setting.task))
+            good += batch.rows
     if not found:
         setting.refuse_bad(rows, done="no results were written")
         raise LofftaError("no image of the test split can be used", where=setting.listing.source, remedy="mend them")

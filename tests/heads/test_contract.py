@@ -29,8 +29,11 @@ def make_features(specs, n_images, seed=0, dtype=torch.float32):
     return [torch.randn(n_images, len(spec.taps), *spec.shape, generator=rng).to(dtype) for spec in specs]
 
 
+SMALL = {"loff": {"width": 24, "depth": 3, "n_heads": 2}}  # DeiT-S takes seconds, and is no other code
+
+
 def build(name, seed=0):
-    return build_head(name, make_specs(name), N_CLASSES, HEADS[name].recipe(), seed)
+    return build_head(name, make_specs(name), N_CLASSES, HEADS[name].recipe(**SMALL.get(name, {})), seed)
 
 
 def run(head, features):
@@ -161,6 +164,14 @@ def test_recipe_is_frozen_strict_and_resolves_once(name):
     resolved = recipe.resolve(specs)
     assert resolved.resolve(specs) == resolved
     assert type(recipe).model_validate(resolved.model_dump(mode="json")) == resolved
+
+
+@pytest.mark.parametrize(("name", "needed"), [("attentive", "patch tokens"), ("fusion", "means"), ("linear", "mean")])
+def test_registers_alone_are_refused_before_a_run(name, needed):
+    recipe = HEADS[name].recipe(**{"pooling": "cls"} if name == "linear" else {})
+    specs = [FeatureSpec("naflex", ("last",), "prefix", (4, 8), 32, registers_only=True)]
+    with pytest.raises(UsageError, match=rf"naflex has no class token(.|\n)*remedy: .*{needed}"):
+        recipe.resolve(specs)
 
 
 def test_unknown_head_names_its_neighbour():

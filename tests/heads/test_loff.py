@@ -148,7 +148,7 @@ def test_pool_at_double_size_has_the_tokens_of_the_plain_size():
     assert prepared[0].shape == prepared[1].shape == (1, 325, 4)
 
 
-def test_token_drop_keeps_distinct_tokens_of_each_image():
+def test_patch_drop_keeps_distinct_tokens_of_each_image():
     tokens = torch.arange(4 * 10.0).reshape(4, 10, 1)
     kept = _keep_random(tokens, 6, torch.Generator().manual_seed(0))[:, :, 0]
     chosen = [set(row.tolist()) for row in kept]
@@ -160,9 +160,9 @@ def test_token_drop_keeps_distinct_tokens_of_each_image():
     assert torch.equal(kept, again)
 
 
-def test_token_drop_is_for_training_only_and_draws_from_the_members_generator():
+def test_patch_drop_is_for_training_only_and_draws_from_the_members_generator():
     specs = specs_of(("vit", (4, 4), 8, 1))
-    head, whole = build(specs, token_drop=0.5, **TINY).train(), build(specs, **TINY)
+    head, whole = build(specs, patch_drop=0.5, **TINY).train(), build(specs, **TINY)
     prepared = head.prepare(draw(specs))
     before = torch.get_rng_state()
     first, second = (head(prepared, torch.Generator().manual_seed(seed)) for seed in (0, 1))
@@ -173,9 +173,9 @@ def test_token_drop_is_for_training_only_and_draws_from_the_members_generator():
     assert torch.equal(whole(prepared, torch.Generator()), whole(prepared))  # off: nothing is drawn
 
 
-def test_token_drop_leaves_the_share_that_it_says(monkeypatch):
+def test_patch_drop_leaves_the_share_that_it_says(monkeypatch):
     specs = specs_of(("vit", (3, 4), 8, 1), ("net", (2, 4), 4, 0))
-    head = build(specs, token_drop=0.75, **TINY)
+    head = build(specs, patch_drop=0.75, **TINY)
     seen = []
     head.blocks.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
     head(head.prepare(draw(specs)), torch.Generator().manual_seed(0))
@@ -192,8 +192,8 @@ def test_recipe():
     recipe = LoffRecipe()
     assert (recipe.lr, recipe.weight_decay, recipe.epochs, recipe.batch_size) == (1e-4, 0.05, 100, 64)
     sizes = {"width": 384, "depth": 12, "n_heads": 6, "mlp_ratio": 4}
-    assert recipe.head_arguments() == sizes | {"pool": None, "token_drop": 0.0}
+    assert recipe.head_arguments() == sizes | {"pool": None, "patch_drop": 0.0}
     assert recipe.kinds() == ("grid", "prefix")
-    for wrong, message in [({"pool": "3x3"}, "2x2"), ({"token_drop": 1}, "less than 1"), ({"n_heads": 5}, "width 384")]:
+    for wrong, message in [({"pool": "3x3"}, "2x2"), ({"patch_drop": 1}, "less than 1"), ({"n_heads": 5}, "width 384")]:
         with pytest.raises(ValidationError, match=message):
             LoffRecipe(**wrong)

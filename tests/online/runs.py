@@ -30,12 +30,13 @@ def make_fake_cache(root, *, names=("fake",), broken=None, **options):
     return Cache.open(root)
 
 
-def make_run(cache, out, *, head="linear", features=(), seeds=2, **recipe):
+def make_run(cache, out, *, head="linear", features=(), seeds=2, search=False, **recipe):
     config = TrainConfig(
         cache=cache.paths.root,
         head=head,
         features=features,
         seeds=seeds,
+        search=search,
         device="cpu",
         recipe={"epochs": 2, "batch_size": 8} | recipe,
     )

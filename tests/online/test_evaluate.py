@@ -96,6 +96,17 @@ def test_several_runs_share_one_pass(finished, tmp_path):
     assert [r["head"] for r in together] == ["linear", "combo", "linear"]
 
 
+def test_what_a_search_chose_stays_in_the_results(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    cache = make_fake_cache(tmp_path / "cache", kinds=("mean",))
+    grid = {"search_lr": (0.1, 1e-9), "search_weight_decay": (0.0,)}
+    root = make_run(cache, tmp_path / "run", features=("fake:blocks.0",), seeds=1, search=True, lr=1e-3, **grid)
+    cached, _ = files_of(root)
+    (results,) = online([root], PngSource(20))
+    assert (results["search"], results["recipe"]) == (cached["search"], cached["recipe"])
+    assert results["recipe"]["lr"] == results["search"]["chosen"]["lr"] != 1e-3
+
+
 def test_classes_are_matched_by_name(run):
     """Another order of classes, and one more that no image of the split has."""
     (plain,) = online([run], PngSource(20))

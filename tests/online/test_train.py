@@ -67,6 +67,7 @@ def assert_same_heads(one, other, seed):
     [
         ("online-linear", "linear", {}, "blocks.1"),
         ("linear", "linear", {"class_weights": False}, "blocks.0,stages.2"),
+        ("linear", "linear", {"precision": "bf16"}, "blocks.0"),
         ("combo", "combo", {"width": 8, "depth": 1, "relevance_weight": 0.01}, "all"),
     ],
 )
@@ -235,13 +236,17 @@ def test_a_killed_process_ends_as_it_would_have(tmp_path):
     run(config(), tmp_path / "whole")
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, str(Path(__file__).parent / "child.py"), str(tmp_path / "killed")]
-    for n_batches in (7, None):
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-        for n_lines, _ in enumerate(child.stdout, start=1):
-            if n_lines == n_batches:
-                child.kill()
-        _, error = child.communicate()
-        assert child.returncode == (-signal.SIGKILL if n_batches else 0), error.decode()
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    for n_lines, _ in enumerate(child.stdout, start=1):
+        if n_lines == 7:  # in the second epoch of four batches
+            child.kill()
+    _, error = child.communicate()
+    assert child.returncode == -signal.SIGKILL, error.decode()
+    assert RunPaths(tmp_path / "killed").online_checkpoint(0).exists()
+    batches = []  # those of the second process, which is this one
+    run(config(), tmp_path / "killed", load=lambda _: FakeBackbone(before=lambda _: batches.append(1)))
+    n_whole = 2 * 4 * 4 + 2  # seeds, epochs, batches; the test images
+    assert len(batches) == n_whole - 4
     for seed in range(2):
         assert_same_heads(tmp_path / "whole", tmp_path / "killed", seed)
 
@@ -292,12 +297,47 @@ def test_a_loss_that_is_not_finite_names_images(tmp_path):
         (config_of("comboo"), "unknown head 'comboo'"),
         (config_of("combo", taps="blocks.7"), "unknown tap 'blocks.7'"),
         (config_of().model_copy(update={"train_on": "tran"}), "unknown split 'tran'"),
+        (config_of("head2toe", taps="all"), "trains in several phases"),
+        *(
+            (config_of().model_copy(update={name: value}), f"--{name.replace('_', '-')} is for training on a cache")
+            for name, value in {
+                "features": ("fake",),
+                "validate_on": "train",
+                "holdout": 0.2,
+                "augment": "loff-ta",
+                "search": True,
+                "select": 1,
+                "feed": "host",
+                "order": "windowed",
+                "checkpoint_s": 1.0,
+                "partial": True,
+            }.items()
+        ),
     ],
 )
 def test_mistakes(tmp_path, config, words):
     with pytest.raises(UsageError, match=words):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class Registers(FakeBackbone):
+    """Its prefix tokens are registers alone, as NaFlex has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.specs = tuple(replace(spec, registers_only=spec.n_prefix > 0) for spec in self.specs)
+
+
+def test_registers_are_no_class_token(tmp_path):
+    found = run(config_of(augment="none"), tmp_path / "auto", load=lambda _: Registers())
+    mean = run(config_of(augment="none", pooling="mean"), tmp_path / "mean")
+    assert found["metrics"] == mean["metrics"]
+    assert_same_heads(tmp_path / "auto", tmp_path / "mean", 0)
+    with pytest.raises(UsageError, match="fake has no class token"):
+        run(config_of(pooling="class"), tmp_path / "class", load=lambda _: Registers())
+    with pytest.raises(UsageError, match="no class token: its prefix tokens are registers"):
+        run(config_of("linear", recipe={"pooling": "cls"}), tmp_path / "cls", load=lambda _: Registers())
 
 
 @pytest.mark.parametrize(
@@ -312,6 +352,16 @@ def test_mistakes(tmp_path, config, words):
 def test_options_that_do_not_go_together(tmp_path, capsys, options, words):
     assert main(["train", "--out", str(tmp_path / "run"), *options]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_no_bad_image_at_all_can_be_asked_for(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("loffta.images.sources.open_source", lambda _: PngSource(N, {1: b""}))
+    monkeypatch.setattr("loffta.begin.backbone_loader", lambda _: loader())
+    words = ["train", "--online", "fake:png", "--backbone", "fake", "--weights", "random:0", "--image-px", "16"]
+    words += ["--taps", "blocks.0", "--set", "epochs=1", "--device", "cpu", "--max-bad-frac", "0"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 3
+    assert "1 of 15 images cannot be used" in capsys.readouterr().err
+    assert yaml.safe_load(RunPaths(tmp_path / "run").config.read_text())["online"]["max_bad_frac"] == 0
 
 
 def test_the_command_and_the_report(tmp_path, capsys, monkeypatch):

@@ -1,0 +1,35 @@
+"""In which precision a training step computes.
+
+In: a recipe and a device.   Out: contexts for `fit` and for training online. Weights and stored features stay float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from loffta.heads.recipe import Recipe
+
+
+def uses_bf16(recipe: Recipe, device: torch.device) -> bool:
+    """Whether the forward pass runs under bfloat16 autocast: on CUDA, where the recipe does not say otherwise."""
+    return (recipe.precision or ("bf16" if device.type == "cuda" else "fp32")) == "bf16"
+
+
+def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """For the forward pass of one step; changes nothing in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(recipe, device))
+
+
+@contextmanager
+def matmul_precision(recipe: Recipe, device: torch.device) -> Iterator[None]:
+    """In bf16 what is left in float32 is multiplied as ComBo's code has it; in fp32 nothing changes."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        if uses_bf16(recipe, device):
+            torch.set_float32_matmul_precision("medium")
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
