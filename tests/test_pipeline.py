@@ -292,7 +292,10 @@ def test_online_tests_cache_the_training_images_alone(template):
         ({"test": "online"}, r"'train_rows' of task y is missing(.|\n)*p.yaml"),
         ({"train": {"one": {"head": "linear"}}}, r"'cache' is missing(.|\n)*train.one(.|\n)*give one of small, large"),
         ({"train": {"one": {"head": "linear", "cache": "lrge"}}}, r"unknown cache 'lrge'(.|\n)*did you mean large"),
-        ({"train": {"one": {"head": "combo", "cache": "large", "online": {}}}}, r"'cache' and 'online' exclude(.|\n)*one"),
+        (
+            {"train": {"one": {"head": "combo", "cache": "large", "online": {}}}},
+            r"'cache' and 'online' exclude(.|\n)*one",
+        ),
         ({"train": {"one": {"head": "combo", "online": {}}}}, r"'online.backbone' is missing(.|\n)*train.one"),
     ],
 )

@@ -15,6 +15,7 @@ from loffta_pipelines import standin
 from loffta import stages
 from loffta.config import parse
 from loffta.heads import HEADS
+from loffta.online.fit import head_of
 from loffta.pipeline import make_pipeline, read_pipeline
 from loffta.runs import RunPaths, read_results
 
@@ -44,7 +45,7 @@ def test_every_file_makes_stages_and_recipes_that_parse(file):
     pipeline = make_pipeline(config, Path("out"), where=HERE / file, data=Path("data"))
     assert len({stage.name for stage in pipeline.stages}) == len(pipeline.stages)
     for values in config.train.values():
-        parse(HEADS[values["head"]].recipe, values.get("recipe", {}), where=file)
+        parse(HEADS[head_of(values["head"])].recipe, values.get("recipe", {}), where=file)
 
 
 @pytest.mark.parametrize("file", FILES)
