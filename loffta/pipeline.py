@@ -154,9 +154,9 @@ def make_pipeline(config: PipelineConfig, out: Path, *, where: Path, data: Path 
         for name, values in config.train.items():
             for backbone, train in _trainings(config, task, name, values, caches, data, where):
                 label = f"{name}-{backbone}" if backbone else name
-                split = (task.test_on or "test") if task and config.test == "online" else train.test_on
-                run = PlannedRun(task, name, backbone, folder / "runs" / label, split)
                 cache = "" if train.online else train.cache.name
+                split = task.test_on or "test" if task and cache and config.test == "online" else train.test_on
+                run = PlannedRun(task, name, backbone, folder / "runs" / label, split)
                 needs = (_stage_name(task, "extract", cache if len(caches) > 1 else ""),) if cache else ()
                 stage = Stage(_stage_name(task, label), train_arguments(train, run.path), needs)
                 pipeline.stages.append(stage)

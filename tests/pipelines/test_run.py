@@ -90,6 +90,19 @@ def test_rows_without_a_cache_are_made_where_they_are_named(tmp_path, in_process
     assert read_results(RunPaths(runs / "unfrozen-linear").results("test"))["online"]["unfrozen"]
 
 
+def test_reports_show_the_test_images_that_were_never_cached(tmp_path, in_process, capsys):
+    """The results of the training itself are on images that it had seen."""
+    file = "vtab1k/single.yaml"
+    standin.main([file, str(tmp_path / "data"), "--tasks", "cifar"])
+    words = [file, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--tasks", "cifar", "--small"]
+    assert runner.main([*words, "--runs", "linear-mean"]) == 0, capsys.readouterr().err
+    run = RunPaths(tmp_path / "out/cifar/runs/linear-mean")
+    assert (read_results(run.results("test"))["n"], read_results(run.results("val"))["n"]) == (12, 6)
+    text = (tmp_path / "out/cifar/report.html").read_text()
+    assert "Tested on images that were trained on" not in text
+    assert "12 images" in text
+
+
 def words_of(tmp_path, *more):
     """ComBo on two small tasks."""
     standin.main(["vtab1k/single.yaml", str(tmp_path / "data"), "--tasks", "cifar,dtd"])
