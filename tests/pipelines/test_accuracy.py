@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from loffta.config import TrainConfig
-from loffta.heads import HEADS
 from loffta.images.sources import open_source
 from loffta.machine import StopFlag
-from loffta.runs import RunPaths, read_results
+from loffta.runs import RunPaths, open_run, read_results
 
 from ..caches import FakeStore, make_cache, make_table, separable, toy_cache
 
@@ -122,7 +120,7 @@ def make_sets(accuracy, work, names):
 
 
 def test_tables(accuracy, tmp_path, monkeypatch):
-    """Every table whose heads are there; a second call reads the runs back and prints the same."""
+    """Every table; a second call reads the runs back and prints the same."""
     make_sets(accuracy, tmp_path, ["digits"])
     monkeypatch.setattr(accuracy, "STEPS", 1)
     monkeypatch.setattr(accuracy, "GRID", 2)
@@ -130,11 +128,8 @@ def test_tables(accuracy, tmp_path, monkeypatch):
     recipes = {"linear": few, "fusion": few, "combo": {"grid": 2}, "loff": {"width": 16, "depth": 1, "n_heads": 2}}
     monkeypatch.setattr(accuracy, "RECIPES", recipes)
     bench = accuracy.Bench(tmp_path, seeds=2, epochs=1, stop=StopFlag())
-    needs = {"a": "fusion", "b": "fusion", "d": "loff"}
     rows = {"a": 8, "b": 13, "c": 5, "d": 1, "f": 1}
     for name, (_, make) in accuracy.TABLES.items():
-        if needs.get(name, "linear") not in HEADS or (name == "d" and "augment" not in TrainConfig.model_fields):
-            continue  # not merged yet
         text = make(bench, ["digits"])
         lines = text.splitlines()
         assert len(lines) == 2 + rows[name]
@@ -161,6 +156,22 @@ def test_the_flat_probe_is_a_linear_head_on_all_cells(accuracy, tmp_path):
     path.unlink()
     again = accuracy.flat_probe.score(tmp_path / "cache", "b:s.0", path, grid=2, seeds=2, stop=StopFlag())
     assert (again.right == found.right).all()
+
+
+def test_quick_runs_from_pictures_to_a_table(accuracy, tmp_path, monkeypatch, capsys):
+    """LOFF against LOFF-TA; that the two differ is all that can be said of them here."""
+    monkeypatch.setattr(sys, "argv", ["accuracy.py", "--quick", "--tables", "d", "--work", str(tmp_path)])
+    monkeypatch.setattr("loffta.machine.StopFlag.listen", lambda self: self)
+    assert accuracy.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "2 seeds, ComBo and LOFF 1 epochs; a proof that it runs" in lines
+    assert [line.split("|")[1].strip() for line in lines[-3:]][::2] == ["set", "quick"]
+    runs = {path.name: path for path in (tmp_path / "quick" / "runs").iterdir()}
+    assert sorted(runs) == ["loff-lite0-stages.2", "loff-lite0-stages.2-ta"]
+    settings = {name: open_run(path)[1].augment for name, path in runs.items()}
+    assert settings["loff-lite0-stages.2"] == "none"
+    assert settings["loff-lite0-stages.2-ta"]["trivial"]
+    assert all(read_results(RunPaths(path).results("test"))["n"] == 24 for path in runs.values())
 
 
 def test_mistakes_in_options(accuracy, monkeypatch, capsys):
