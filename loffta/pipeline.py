@@ -6,14 +6,14 @@ Every image set has a folder of its own with its caches, runs and report, so tha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, PositiveInt, StringConstraints
+from pydantic import Field, PositiveInt, StringConstraints
 
+from loffta.command_lines import extract_arguments, train_arguments
 from loffta.config import ExtractConfig, StrictModel, TrainConfig, parse, read_yaml
 from loffta.errors import UsageError, unknown_name
 from loffta.runs import RunPaths
@@ -47,6 +47,7 @@ class PipelineConfig(StrictModel, frozen=True):
     tasks: tuple[TaskConfig, ...] | None = None  # None: the extractions name their source
     extract: dict[FolderName, dict[str, Any]] = Field(min_length=1)  # by the cache's folder: ExtractConfigs without it
     train: dict[FolderName, dict[str, Any]]  # by the run's folder: TrainConfigs, whose `cache` is one of the above
+    optional: tuple[FolderName, ...] = ()  # runs that are made only where they are asked for by name
     test: Literal["cached", "online"] = "cached"  # online: test images are seen once for each run, and not cached
     report: str = "report.html"
 
@@ -59,6 +60,12 @@ class PlannedRun:
     name: str  # as in the file
     backbone: str | None  # of which it is the run, where the file asks for one for each
     path: Path
+    split: str = "test"  # that it is measured on
+
+    @property
+    def results(self) -> Path:
+        """What it will be worth."""
+        return RunPaths(self.path).results(self.split)
 
 
 @dataclass
@@ -75,16 +82,24 @@ def read_pipeline(path: Path) -> PipelineConfig:
 
     Raises:
         LofftaError: a file that cannot be read.
-        UsageError: an unknown key, a missing one, or a value of the wrong kind.
+        UsageError: an unknown key, a missing one, a value of the wrong kind, or an optional run that there is not.
     """
     values = read_yaml(path)
     if isinstance(values.get("tasks"), str):
         values["tasks"] = read_yaml(path.parent / values["tasks"]).get("tasks")
-    return parse(PipelineConfig, values, where=path)
+    config = parse(PipelineConfig, values, where=path)
+    for name in config.optional:
+        if name not in config.train:
+            raise unknown_name("run", name, config.train, where=f"{path}: optional")
+    return config
 
 
 def choose(config: PipelineConfig, *, tasks: Sequence[str] = (), runs: Sequence[str] = ()) -> PipelineConfig:
-    """The pipeline with these tasks and runs alone, and the caches that they need; none given: all.
+    """The pipeline with these tasks and runs alone, and the caches that they need.
+
+    Args:
+        tasks: none given: all.
+        runs: none given: all but the optional ones.
 
     Raises:
         UsageError: an unknown name, with its nearest neighbours.
@@ -94,8 +109,10 @@ def choose(config: PipelineConfig, *, tasks: Sequence[str] = (), runs: Sequence[
         for name in names:
             if name not in there:
                 raise unknown_name(kind, name, there, where=f"--{kind}s")
-    train = {name: values for name, values in config.train.items() if not runs or name in runs}
-    needed = {values.get("cache", cache) for values in train.values() for cache in config.extract}
+    wanted = runs or [name for name in config.train if name not in config.optional]
+    train = {name: values for name, values in config.train.items() if name in wanted}
+    cached = [values for values in train.values() if "online" not in values]
+    needed = {values.get("cache", cache) for values in cached for cache in config.extract}
     return config.model_copy(
         update={
             "tasks": config.tasks and tuple(task for task in config.tasks if not tasks or task.name in tasks),
@@ -132,35 +149,39 @@ def make_pipeline(config: PipelineConfig, out: Path, *, where: Path, data: Path 
             Stage(_stage_name(task, "extract", name if len(caches) > 1 else ""), extract_arguments(extract))
             for name, extract in caches.items()
         ]
-        trained: dict[str, list[tuple[PlannedRun, Stage]]] = {name: [] for name in caches}
+        cached: dict[str, list[tuple[PlannedRun, Stage]]] = {name: [] for name in caches}
+        made: list[Path] = []
         for name, values in config.train.items():
-            for backbone, train, need in _trainings(config, task, name, values, caches, where):
+            for backbone, train in _trainings(config, task, name, values, caches, data, where):
                 label = f"{name}-{backbone}" if backbone else name
-                run = PlannedRun(task, name, backbone, folder / "runs" / label)
-                stage = Stage(_stage_name(task, label), train_arguments(train, run.path), (need,))
+                cache = "" if train.online else train.cache.name
+                split = task.test_on or "test" if task and cache and config.test == "online" else train.test_on
+                run = PlannedRun(task, name, backbone, folder / "runs" / label, split)
+                needs = (_stage_name(task, "extract", cache if len(caches) > 1 else ""),) if cache else ()
+                stage = Stage(_stage_name(task, label), train_arguments(train, run.path), needs)
                 pipeline.stages.append(stage)
                 pipeline.runs.append(run)
-                trained[train.cache.name].append((run, stage))
+                made.append(run.path)
+                if cache:
+                    cached[cache].append((run, stage))
         if task and config.test == "online":
             pipeline.stages += [
                 _online_test(task, name if len(caches) > 1 else "", caches[name].source, found)
-                for name, found in trained.items()
+                for name, found in cached.items()
                 if found
             ]
-        made = [run.path for found in trained.values() for run, _ in found]
         pipeline.reports[folder / config.report] = made
     return pipeline
 
 
 def _online_test(task: TaskConfig, cache: str, source: str, trained: Sequence[tuple[PlannedRun, Stage]]) -> Stage:
     """All runs of a cache share one pass over the test images; once all have results, it is not repeated."""
-    split = task.test_on or "test"
     runs = [str(run.path) for run, _ in trained]
     return Stage(
         _stage_name(task, "test", cache),
-        ["evaluate", *runs, "--online", source, "--split", split],
+        ["evaluate", *runs, "--online", source, "--split", trained[0][0].split],
         tuple(stage.name for _, stage in trained),
-        tuple(RunPaths(run.path).results(split) for run, _ in trained),
+        tuple(run.results for run, _ in trained),
     )
 
 
@@ -177,15 +198,22 @@ def _extraction(
         values["source"] = task.source
         if config.test == "online":
             values["limit"] = _train_rows(task, where)
-    if DATA in str(values.get("source")):
-        if data is None:
-            raise UsageError(
-                f"the sources of this pipeline lie in a folder of yours: {values['source']}",
-                where=where,
-                remedy="say with --data FOLDER where it is; its layout is in the head of the file",
-            )
-        values["source"] = values["source"].replace(DATA, str(data))
+    if "source" in values:
+        values["source"] = _find_source(str(values["source"]), data, where)
     return parse(ExtractConfig, values, where=f"{where}: extract.{name}")
+
+
+def _find_source(source: str, data: Path | None, where: Path) -> str:
+    """The source with the user's folder in the place of {data}."""
+    if DATA not in source:
+        return source
+    if data is None:
+        raise UsageError(
+            f"the sources of this pipeline lie in a folder of yours: {source}",
+            where=where,
+            remedy="say with --data FOLDER where it is; its layout is in the head of the file",
+        )
+    return source.replace(DATA, str(data))
 
 
 def _trainings(
@@ -194,26 +222,42 @@ def _trainings(
     name: str,
     values: dict[str, Any],
     caches: Mapping[str, ExtractConfig],
+    data: Path | None,
     where: Path,
-) -> Iterator[tuple[str | None, TrainConfig, str]]:
-    """(backbone, configuration, the stage that it needs): of a run, or of one for each backbone of its cache."""
+) -> Iterator[tuple[str | None, TrainConfig]]:
+    """(backbone, configuration): of a run, or of one for each backbone of its cache."""
     place = f"{where}: train.{name}"
+    values = {**values, **(task.splits if task else {})}
+    if "online" in values:
+        yield None, _without_cache(task, values, data, where, place)
+        return
     cache = values.get("cache", next(iter(caches)) if len(caches) == 1 else None)
     if cache is None:
         raise UsageError("'cache' is missing", where=place, remedy=f"give one of {', '.join(caches)}")
     if cache not in caches:
         raise unknown_name("cache", str(cache), caches, where=place)
-    values = {**values, **(task.splits if task else {}), "cache": caches[cache].cache}
+    values["cache"] = caches[cache].cache
     if config.test == "online":
         values["test_on"] = values.get("train_on", "train").split("+")[-1]  # the test images are not in the cache
-    need = _stage_name(task, "extract", cache if len(caches) > 1 else "")
     features = [str(feature) for feature in values.get("features", ())]
     if not any(BACKBONE in feature for feature in features):
-        yield None, parse(TrainConfig, values, where=place), need
+        yield None, parse(TrainConfig, values, where=place)
         return
     for backbone in caches[cache].backbones:
         chosen = {"features": [feature.replace(BACKBONE, backbone.name) for feature in features]}
-        yield backbone.name, parse(TrainConfig, values | chosen, where=place), need
+        yield backbone.name, parse(TrainConfig, values | chosen, where=place)
+
+
+def _without_cache(
+    task: TaskConfig | None, values: dict[str, Any], data: Path | None, where: Path, place: str
+) -> TrainConfig:
+    """A run of `train --online`: on the task's own images, test images too, wherever those of the others are."""
+    if "cache" in values:
+        raise UsageError("'cache' and 'online' exclude each other", where=place, remedy="leave one out")
+    online = dict(values["online"]) | ({"source": task.source} if task else {})
+    if "source" in online:
+        online["source"] = _find_source(str(online["source"]), data, where)
+    return parse(TrainConfig, values | {"cache": online.get("source", ""), "online": online}, where=place)
 
 
 def _train_rows(task: TaskConfig, where: Path) -> int:
@@ -224,42 +268,3 @@ def _train_rows(task: TaskConfig, where: Path) -> int:
             remedy="say how many of the set's first rows are to be cached, or test on cached images",
         )
     return task.train_rows
-
-
-def extract_arguments(config: ExtractConfig) -> list[str]:
-    """The command line of an extraction, options at their default left out."""
-    arguments = ["extract", config.source, "--cache", str(config.cache)]
-    for backbone in config.backbones:  # every value for every backbone, so that they pair by position
-        arguments += ["--backbone", backbone.name, "--weights", backbone.weights, "--taps", backbone.taps]
-        if any(other.image_px is not None for other in config.backbones):
-            arguments += ["--image-px", str(backbone.image_px or "native")]
-    plain = ("resize", "interpolation", "views", "view_seed", "precision", "dtype", "batch_size", "device")
-    changed = _changed(config, (*plain, "unit_images", "limit", "max_bad_frac"))
-    if config.pool:
-        changed["pool"] = "{}x{}".format(*config.pool)
-    if config.share != (0, 1):
-        changed["shard"] = "/".join(map(str, config.share))
-    if "kinds" in config.model_fields_set:
-        changed["kinds"] = ",".join(config.kinds)
-    return arguments + _options(changed) + (["--ignore-space"] if config.ignore_space else [])
-
-
-def train_arguments(config: TrainConfig, run: Path) -> list[str]:
-    """The command line of a training, options at their default left out."""
-    arguments = ["train", str(config.cache), "--head", config.head, "--out", str(run)]
-    for feature in config.features:
-        arguments += ["--features", feature]
-    for key, value in config.recipe.items():
-        arguments += ["--set", f"{key}={json.dumps(value)}"]
-    names = ("task", "train_on", "validate_on", "holdout", "test_on", "seeds", "data_seed", "select", "device", "feed")
-    flags = [f"--{name}" for name in ("search", "partial") if getattr(config, name)]
-    return arguments + _options(_changed(config, (*names, "checkpoint_s"))) + flags
-
-
-def _changed(config: BaseModel, names: tuple[str, ...]) -> dict[str, Any]:
-    fields = type(config).model_fields
-    return {name: getattr(config, name) for name in names if getattr(config, name) != fields[name].default}
-
-
-def _options(values: dict[str, Any]) -> list[str]:
-    return [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]

@@ -18,7 +18,6 @@ from pathlib import Path
 from loffta.errors import LofftaError, UsageError
 from loffta.pipeline import Pipeline, choose, make_pipeline, read_pipeline
 from loffta.report import StageCost, write_report
-from loffta.runs import RunPaths
 from loffta.stages import Outcome, run_local
 from loffta.store.files import replace_file
 
@@ -79,14 +78,15 @@ def run(options: argparse.Namespace) -> None:
 def _write_results(pipeline: Pipeline, outcome: Outcome, out: Path) -> None:
     """A report for each task that has results, and the summary of all."""
     for report, runs in pipeline.reports.items():
-        done = [path for path in runs if RunPaths(path).results("test").exists()]
+        done = [run for run in pipeline.runs if run.path in runs and run.results.exists()]
         costs = [
             StageCost(s.name, s.command, s.seconds, s.bytes)
             for s in outcome.results
             if s.name.startswith(f"{report.parent.name}/")
         ]
         if done:
-            write_report(done, report, stages=costs)
+            (split, *others) = {run.split for run in done}
+            write_report([run.path for run in done], report, stages=costs, split=None if others else split)
     summary = summarise(pipeline.runs)
     text = format_summary(summary)
     out.mkdir(parents=True, exist_ok=True)

@@ -29,31 +29,27 @@ TINY = ("test_vit", "vit_tiny_patch16_224", "test_vit2", "test_vit4")  # uniform
 N_NORMED = 2  # the first have a class token and a final norm over all tokens, as the sets `final` and `alf` need
 N_BLOCKS = 6  # of the shallowest
 SMALL_RECIPE = {"epochs": 2, "min_steps": 1}
-SMALL_HEADS = {"loff": {"width": 64, "depth": 2, "n_heads": 2}}
-SMALL_SEARCH = {"search_lr": [1e-2, 1e-3], "search_weight_decay": [1e-4]}
+SMALL_HEADS: dict[str, dict[str, Any]] = {  # two blocks of a transformer show as much as twelve
+    "combo": {"width": 32, "depth": 2},
+    "loff": {"width": 32, "depth": 2, "n_heads": 2},
+}
+SMALL_SEARCH = {"search_lr": [1e-3, 1e-2], "search_weight_decay": [1e-4]}
 Images = dict[str, list[tuple[bytes, int]]]  # JPEG and class, by split
 
 
 def shrink(config: PipelineConfig) -> PipelineConfig:
-    """The same stages with tiny networks: inputs of 32 px (64 where they were above 256), two epochs, two seeds,
-    a transformer of two blocks for `loff`, searches among two rates.
+    """The same stages with tiny networks: inputs of 32 px (64 where they were above 256), two epochs, two seeds.
+
+    Heads that are transformers have two narrow blocks; a search tries two rates.
 
     Backbones take the tiny ones in order of appearance. Left out are backbones that are more than there are tiny ones,
     or tiny ones with a final norm where that is stored, and taps of blocks that these lack.
     """
     names: dict[str, str] = {}
-    for values in config.extract.values():
-        for backbone in values["backbones"]:
-            if backbone["name"] not in names and len(names) < len(TINY):
-                names[backbone["name"]] = TINY[len(names)]
-    train = {}
-    for run, values in config.train.items():
-        features = [str(feature).split(":") for feature in values.get("features", ())]
-        train[run] = values | {
-            "features": [":".join([names.get(name, name), *taps]) for name, *taps in features],
-            "recipe": values.get("recipe", {}) | _small_recipe(values),
-            "seeds": min(2, values.get("seeds", 1)),
-        }
+    online = [values["online"]["backbone"] for values in config.train.values() if "online" in values]
+    for backbone in [*(b for values in config.extract.values() for b in values["backbones"]), *online]:
+        if backbone["name"] not in names and len(names) < len(TINY):
+            names[backbone["name"]] = TINY[len(names)]
     n_rows = CLASSES * (IMAGES["train"] + IMAGES["val"])
     return config.model_copy(
         update={
@@ -61,7 +57,7 @@ def shrink(config: PipelineConfig) -> PipelineConfig:
                 cache: values | {"backbones": [_tiny(b, names) for b in values["backbones"] if _has_tiny(b, names)]}
                 for cache, values in config.extract.items()
             },
-            "train": train,
+            "train": {run: _short(values, names) for run, values in config.train.items()},
             "tasks": tuple(
                 task.model_copy(update={"train_rows": task.train_rows and n_rows}) for task in config.tasks or ()
             ),
@@ -69,8 +65,18 @@ def shrink(config: PipelineConfig) -> PipelineConfig:
     )
 
 
-def _small_recipe(values: dict[str, Any]) -> dict[str, Any]:
-    return SMALL_RECIPE | SMALL_HEADS.get(values["head"], {}) | (SMALL_SEARCH if values.get("search") else {})
+def _short(values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """A run of few steps."""
+    features = [str(feature).split(":") for feature in values.get("features", ())]
+    recipe = values.get("recipe", {}) | SMALL_RECIPE | SMALL_HEADS.get(values["head"], {})
+    short = values | {
+        "features": [":".join([names.get(name, name), *taps]) for name, *taps in features],
+        "recipe": recipe | (SMALL_SEARCH if values.get("search") else {}),
+        "seeds": min(2, values.get("seeds", 1)),
+    }
+    if "online" in values:
+        short["online"] = values["online"] | {"backbone": _tiny(values["online"]["backbone"], names)}
+    return short
 
 
 def _has_tiny(backbone: dict[str, Any], names: dict[str, str]) -> bool:

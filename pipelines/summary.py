@@ -1,23 +1,27 @@
 """The runs of a pipeline over many tasks as one table, and its averages both ways.
 
 In: the runs that a pipeline plans.   Out: a mapping for summary.json, and the same as text. Called by `run.py`.
-A run that has no results yet is a gap that is listed, never a zero; an average names how many tasks it is over.
+A run that has no results yet is a gap that is listed, never a zero; an average names how many tasks it is over. VTAB's
+own score is the mean of all tasks; most papers on small heads print the mean of the group means, which weighs a task of
+the smallest group twice as much as one of the largest. The two differ by 2 points and more, so both are given.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 from loffta.pipeline import PlannedRun
-from loffta.runs import RunPaths, read_results
+from loffta.report.text import NONE, percent
+from loffta.runs import read_results
 
 Summary = dict[str, Any]
+Average = dict[str, float | None]  # mean, and std over seeds: None for one seed, or where tasks differ in their number
 
 
 def summarise(runs: Sequence[PlannedRun]) -> Summary:
-    """Values (fractions, mean over seeds) by task, run and backbone; averages by run.
+    """Values (fractions, one per seed) by task, run and backbone; averages by run.
 
     A run that is made for each backbone counts with its mean over them; its gains are over the first run, backbone by
     backbone. `mean_of_tasks` is VTAB's own average, `mean_of_groups` (the mean of the groups' means) that of most
@@ -29,10 +33,10 @@ def summarise(runs: Sequence[PlannedRun]) -> Summary:
         task = found["tasks"].setdefault(
             run.task.name, {"group": run.task.group, "metric": run.task.metric, "runs": {}}
         )
-        value = _value(run)
-        if value is None:
+        values = _per_seed(run)
+        if values is None:
             found["missing"].append(str(run.path))
-        task["runs"].setdefault(run.name, {})[run.backbone or ""] = value
+        task["runs"].setdefault(run.name, {})[run.backbone or ""] = values
     names = list(dict.fromkeys(run.name for run in runs))
     found["averages"] = {name: _averages(found, name) for name in names}
     found["gains"] = {name: _gains(found, names[0], name) for name in names[1:]}
@@ -40,21 +44,21 @@ def summarise(runs: Sequence[PlannedRun]) -> Summary:
 
 
 def format_summary(summary: Summary) -> str:
-    """Tasks as lines, runs as columns, percent."""
+    """Tasks as lines, runs as columns, percent; mean ± standard deviation over seeds."""
     names = list(summary["averages"])
     lines = [["task", "metric", *names]]
     for task, entry in summary["tasks"].items():
-        lines.append([task, entry["metric"], *(_percent(_mean_over_backbones(entry, name)) for name in names)])
+        values = [_over_backbones(entry, name) for name in names]
+        lines.append([task, entry["metric"], *(_percent(found and _average(found)) for found in values)])
     n_tasks = len(summary["tasks"])
     groups = list(dict.fromkeys(entry["group"] for entry in summary["tasks"].values() if entry["group"]))
     both = (("mean_of_tasks", f"mean of {n_tasks} tasks"), ("mean_of_groups", f"mean of {len(groups)} groups"))
     for key, label in both:
-        values = [summary["averages"][name][key] for name in names]
-        if any(value is not None for value in values):
-            lines.append([label, "", *(_percent(value) for value in values)])
+        averages = [summary["averages"][name][key] for name in names]
+        if any(average is not None for average in averages):
+            lines.append([label, "", *map(_percent, averages)])
     for group in groups:
-        values = [summary["averages"][name]["groups"].get(group) for name in names]
-        lines.append([f"  {group}", "", *(_percent(value) for value in values)])
+        lines.append([f"  {group}", "", *(_percent(summary["averages"][name]["groups"][group]) for name in names)])
     text = _columns(lines)
     gains = {name: gain for name, gain in summary["gains"].items() if gain and gain["backbones"] > 1}
     if gains:
@@ -73,35 +77,48 @@ def format_summary(summary: Summary) -> str:
     return text
 
 
-def _value(run: PlannedRun) -> float | None:
+def _per_seed(run: PlannedRun) -> list[float] | None:
     assert run.task is not None
-    path = RunPaths(run.path).results("test")
-    if not path.exists():
+    if not run.results.exists():
         return None
-    metric = read_results(path)["metrics"].get(run.task.metric)
-    return None if metric is None else float(metric["mean"])
+    metric = read_results(run.results)["metrics"].get(run.task.metric)
+    return None if metric is None else [float(value) for value in metric["per_seed"]]
 
 
-def _mean_over_backbones(entry: dict[str, Any], name: str) -> float | None:
-    values = list(entry["runs"].get(name, {}).values())
-    return statistics.fmean(values) if values and None not in values else None
+def _over_backbones(entry: dict[str, Any], name: str) -> list[float] | None:
+    """One run on one task, per seed."""
+    return _mean(list(entry["runs"].get(name, {}).values()))
+
+
+def _mean(values: Sequence[list[float] | None]) -> list[float] | None:
+    """Seed by seed; where the numbers of seeds differ, one mean; None where one is missing: the rest would flatter."""
+    there = [per_seed for per_seed in values if per_seed is not None]
+    if len(there) < len(values) or not there:
+        return None
+    if len({len(per_seed) for per_seed in there}) > 1:
+        return [fmean(fmean(per_seed) for per_seed in there)]
+    return [fmean(found) for found in zip(*there, strict=True)]
+
+
+def _average(per_seed: Sequence[float]) -> Average:
+    return {"mean": fmean(per_seed), "std": stdev(per_seed) if len(per_seed) > 1 else None}
 
 
 def _averages(summary: Summary, name: str) -> dict[str, Any]:
-    """Averages of one run over the tasks that have it; None over groups where a task lacks it: it would flatter."""
-    values = {task: _mean_over_backbones(entry, name) for task, entry in summary["tasks"].items()}
-    have = {task: value for task, value in values.items() if value is not None}
-    groups: dict[str, list[float]] = {}
-    for task, value in have.items():
-        if group := summary["tasks"][task]["group"]:
-            groups.setdefault(group, []).append(value)
-    means = {group: statistics.fmean(found) for group, found in groups.items()}
-    whole = len(have) == len(values)
+    """Averages of one run; each is None where a task of it has no results."""
+    by_group: dict[str, list[list[float] | None]] = {}
+    values = []
+    for entry in summary["tasks"].values():
+        values.append(_over_backbones(entry, name))
+        if entry["group"]:
+            by_group.setdefault(entry["group"], []).append(values[-1])
+    groups = {group: _mean(found) for group, found in by_group.items()}
+    tasks, whole = _mean(values), _mean(list(groups.values()))
     return {
-        "n_tasks": len(have),
-        "mean_of_tasks": statistics.fmean(have.values()) if whole else None,
-        "mean_of_groups": statistics.fmean(means.values()) if means and whole else None,
-        "groups": means,
+        "n_tasks": sum(found is not None for found in values),
+        "mean_of_tasks": tasks and _average(tasks),
+        "mean_of_groups": whole and _average(whole),
+        "groups": {group: found and _average(found) for group, found in groups.items()},
     }
 
 
@@ -112,15 +129,17 @@ def _gains(summary: Summary, first: str, name: str) -> dict[str, float] | None:
         base, values = entry["runs"].get(first, {}), entry["runs"].get(name, {})
         if set(base) != set(values) or None in (*base.values(), *values.values()):
             return None
-        for backbone, value in values.items():
-            by_backbone.setdefault(backbone, []).append(value - base[backbone])
-    means = [statistics.fmean(found) for found in by_backbone.values()]
-    spread = statistics.stdev(means) if len(means) > 1 else 0.0
-    return {"mean": statistics.fmean(means), "std": spread, "backbones": len(means)}
+        for backbone, per_seed in values.items():
+            by_backbone.setdefault(backbone, []).append(fmean(per_seed) - fmean(base[backbone]))
+    means = [fmean(found) for found in by_backbone.values()]
+    spread = stdev(means) if len(means) > 1 else 0.0
+    return {"mean": fmean(means), "std": spread, "backbones": len(means)}
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+def _percent(average: Average | None) -> str:
+    if average is None or average["mean"] is None:
+        return NONE
+    return percent(average["mean"]) + ("" if average["std"] is None else f" ± {percent(average['std'])}")
 
 
 def _columns(lines: Sequence[Sequence[str]]) -> str:

@@ -6,17 +6,12 @@ from pathlib import Path
 import pytest
 from loffta_cli.main import cli
 
-from loffta.config import ExtractConfig, TrainConfig, parse
+from loffta import augment
+from loffta.command_lines import extract_arguments, train_arguments
+from loffta.config import BackboneConfig, ExtractConfig, OnlineConfig, TrainConfig, parse
 from loffta.errors import LofftaError, UsageError
 from loffta.heads import HEADS
-from loffta.pipeline import (
-    choose,
-    extract_arguments,
-    make_pipeline,
-    overrule_recipes,
-    read_pipeline,
-    train_arguments,
-)
+from loffta.pipeline import choose, make_pipeline, overrule_recipes, read_pipeline
 
 EXTRACTIONS = [
     {"source": "demo:digits", "cache": "some cache", "backbones": [{"name": "a"}]},
@@ -59,6 +54,8 @@ TRAININGS = [
         "seeds": 3,
         "data_seed": 4,
         "recipe": {"lr": 1e-05, "epochs": 12, "grid": None, "precision": "bf16"},
+        "augment": {"preset": "loff-ta", "scale": [0.9, 1.1], "fill": "border", "mixup_alpha": None},
+        "order": "windowed",
         "search": True,
         "select": 1,
         "checkpoint_s": 2.5,
@@ -66,6 +63,25 @@ TRAININGS = [
         "feed": "stream",
         "partial": True,
     },
+    {"cache": "c", "head": "loff", "augment": "trivial", "recipe": {"epochs": 3}},
+    {"cache": "c", "head": "loff", "augment": {"hflip_p": 0.5}},
+    {
+        "cache": "table:my data/images.csv",
+        "head": "online-linear",
+        "seeds": 2,
+        "online": {
+            "source": "table:my data/images.csv",
+            "backbone": {"name": "a", "weights": "random:3", "taps": "final", "image_px": 64},
+            "unfrozen": True,
+            "pooling": "mean",
+            "resize": "crop",
+            "augment": "none",
+            "lr_backbone": 3e-06,
+            "max_bad_frac": 0.25,
+        },
+    },
+    {"cache": "folder:x", "head": "combo", "online": {"source": "folder:x", "backbone": {"name": "a", "taps": ""}}},
+    {"cache": "folder:x", "head": "combo", "online": {"source": "folder:x", "backbone": {"name": "a"}}},
 ]
 
 
@@ -85,6 +101,7 @@ def config_of(monkeypatch):
             raise Called
 
         monkeypatch.setattr("loffta.train.train", note)
+        monkeypatch.setattr("loffta_cli.train.run_online", note)
         monkeypatch.setattr("loffta.extract.run", note)
         monkeypatch.setattr("loffta.machine.StopFlag.listen", lambda self: self)
         with pytest.raises(Called):
@@ -104,18 +121,28 @@ def test_extract_arguments_come_back(values, config_of):
 def test_train_arguments_come_back(values, config_of):
     config = parse(TrainConfig, values, where="test")
     back = config_of(train_arguments(config, Path("runs/x")))
-    assert back == config
+    assert augment.resolve(back.augment) == augment.resolve(config.augment)
+    assert back.model_copy(update={"augment": config.augment}) == config
     assert {key: type(value) for key, value in back.recipe.items()} == {
         key: type(value) for key, value in config.recipe.items()
     }
 
 
-@pytest.mark.parametrize(("model", "values"), [(ExtractConfig, EXTRACTIONS[2]), (TrainConfig, TRAININGS[1])])
+@pytest.mark.parametrize(
+    ("model", "values"),
+    [
+        (ExtractConfig, EXTRACTIONS[2:]),
+        (TrainConfig, TRAININGS),
+        (OnlineConfig, [TRAININGS[4]["online"]]),
+        (BackboneConfig, [TRAININGS[4]["online"]["backbone"]]),
+    ],
+)
 def test_the_round_trips_leave_no_field_out(model, values):
-    config = parse(model, values, where="test")
-    same = {"cache", "task"}
-    assert set(values) == set(model.model_fields)
-    assert all(getattr(config, n) != f.default for n, f in model.model_fields.items() if n not in same)
+    """Every field has a value there that is not its default; a field that `*_arguments` forgets does not come back."""
+    configs = [parse(model, given, where="test") for given in values]
+    for name, field in model.model_fields.items():
+        assert name == "task" or any(getattr(config, name) != field.default for config in configs), name
+        assert any(name in given for given in values), name
 
 
 def test_demo_loads():
@@ -202,6 +229,43 @@ def test_every_task_has_a_folder_of_its_own(template):
     assert list(pipeline.reports) == [Path("out/x/report.html"), Path("out/y/report.html")]
 
 
+ONLINE = """  bare:
+    head: online-linear
+    train_on: val
+    online: {backbone: {name: a, taps: final}, unfrozen: true}
+optional: [bare]
+"""
+
+
+def test_optional_runs_are_made_where_they_are_named(template):
+    template.write_text(TEMPLATE + ONLINE)
+    _, found = commands(template, tasks=["y"])
+    assert not [name for name in found if "bare" in name]
+    pipeline, found = commands(template, tasks=["y"], runs=["bare"])
+    assert found == {
+        "y/bare": "loffta train --head online-linear --out out/y/runs/bare --train-on val --test-on holdout "
+        "--online 'folder:my data/y y' --backbone a --taps final --unfrozen"
+    }
+    assert [stage.needs for stage in pipeline.stages] == [()]
+    assert pipeline.reports == {Path("out/y/report.html"): [Path("out/y/runs/bare")]}
+    assert pipeline.runs[0].results == Path("out/y/runs/bare/results-holdout.json")
+
+
+def test_runs_without_a_cache_test_on_the_images_themselves(template):
+    """Where the others' test images are not cached, nothing has to be made up for."""
+    template.write_text(TEMPLATE + ONLINE)
+    _, found = commands(template, tasks=["x"], runs=["bare", "one"], test="online")
+    assert list(found) == ["x/extract", "x/one", "x/bare", "x/test"]
+    assert "--test-on" not in found["x/bare"]
+    assert found["x/test"] == "loffta evaluate out/x/runs/one --online 'vtab:my data/x' --split test"
+
+
+def test_optional_runs_that_there_are_not(template):
+    template.write_text(TEMPLATE + ONLINE.replace("[bare]", "[bear]"))
+    with pytest.raises(UsageError, match=r"unknown run 'bear'(.|\n)*p.yaml: optional(.|\n)*did you mean bare"):
+        read_pipeline(template)
+
+
 def test_chosen_tasks_and_runs_bring_their_caches_alone(template):
     _, found = commands(template, tasks=["y"], runs=["one"])
     assert list(found) == ["y/extract", "y/one"]
@@ -228,6 +292,11 @@ def test_online_tests_cache_the_training_images_alone(template):
         ({"test": "online"}, r"'train_rows' of task y is missing(.|\n)*p.yaml"),
         ({"train": {"one": {"head": "linear"}}}, r"'cache' is missing(.|\n)*train.one(.|\n)*give one of small, large"),
         ({"train": {"one": {"head": "linear", "cache": "lrge"}}}, r"unknown cache 'lrge'(.|\n)*did you mean large"),
+        (
+            {"train": {"one": {"head": "combo", "cache": "large", "online": {}}}},
+            r"'cache' and 'online' exclude(.|\n)*one",
+        ),
+        ({"train": {"one": {"head": "combo", "online": {}}}}, r"'online.backbone' is missing(.|\n)*train.one"),
     ],
 )
 def test_what_a_pipeline_cannot_do(template, change, message):

@@ -28,17 +28,20 @@ _HEADLINES = {"Top-1": "Top-1 accuracy", "Mean AP": "Mean average precision"}
 _ZOOM_BELOW = 0.5  # a second chart without the zero is drawn where all intervals together span less than this
 
 
-def write_report(runs: Sequence[Path], out: Path, *, stages: Sequence[StageCost] = ()) -> None:
+def write_report(
+    runs: Sequence[Path], out: Path, *, stages: Sequence[StageCost] = (), split: str | None = None
+) -> None:
     """Writes the report of one or more finished runs.
 
     Args:
         runs: run directories; the scoring run of a --select comes with its run.
         out: the HTML file; replaced where it is there.
         stages: what each stage of the work took, in order.
+        split: whose results are shown, as `loffta evaluate` made them; None: each run's own test split.
     Raises:
         LofftaError: a directory is no run, or its run has no results yet.
     """
-    replace_file(out, render(read_runs(runs), stages).encode())
+    replace_file(out, render(read_runs(runs, split), stages).encode())
 
 
 def render(runs: Sequence[LoadedRun], stages: Sequence[StageCost] = ()) -> str:

@@ -113,8 +113,11 @@ class LoadedRun:
     row: RunRow
 
 
-def read_runs(roots: Sequence[Path]) -> list[LoadedRun]:
+def read_runs(roots: Sequence[Path], split: str | None = None) -> list[LoadedRun]:
     """Reads finished runs in the order given; the scoring run of a --select follows its run.
+
+    Args:
+        split: whose results are read; None: each run's own test split.
 
     Raises:
         UsageError: no runs at all.
@@ -124,10 +127,10 @@ def read_runs(roots: Sequence[Path]) -> list[LoadedRun]:
         raise UsageError("there is nothing to report", where="report", remedy="name one or more runs")
     found = [path for root in roots for path in (root.resolve(), RunPaths(root.resolve()).scoring)]
     wanted = {root.resolve() for root in roots}
-    folders = [path for path in dict.fromkeys(found) if path in wanted or RunPaths(path).results("test").exists()]
+    folders = [path for path in dict.fromkeys(found) if path in wanted or RunPaths(path).results(split or "test").exists()]
     parent = os.path.commonpath([path.parent for path in folders])
     caches: dict[Path, Cache | None] = {}
-    return [_load(folder, folder.relative_to(parent).as_posix(), caches) for folder in folders]
+    return [_load(folder, folder.relative_to(parent).as_posix(), caches, split) for folder in folders]
 
 
 def read_rows(roots: Sequence[Path]) -> list[RunRow]:
@@ -171,9 +174,10 @@ def format_table(rows: Sequence[RunRow], width: int = 100) -> str:
     return "\n".join(line[:width].rstrip() for line in lines)
 
 
-def _load(folder: Path, name: str, caches: dict[Path, Cache | None]) -> LoadedRun:
+def _load(folder: Path, name: str, caches: dict[Path, Cache | None], split: str | None) -> LoadedRun:
     paths, config = open_run(folder)
-    results = read_results(paths.results(config.test_on))
+    where = paths.results(split or config.test_on)
+    results = read_results(where)
     if config.cache not in caches:
         caches[config.cache] = _open_cache(config.cache)
     cache = caches[config.cache]
@@ -183,7 +187,7 @@ def _load(folder: Path, name: str, caches: dict[Path, Cache | None]) -> LoadedRu
     except (KeyError, TypeError, ValueError) as error:
         raise LofftaError(
             f"these results cannot be reported ({type(error).__name__}: {error})",
-            where=paths.results(config.test_on),
+            where=where,
             remedy="was the run made by this version? `loffta evaluate RUN` writes them anew",
         ) from error
     return LoadedRun(paths, config, results, cache, row)

@@ -1,6 +1,7 @@
 """Small sets of real pictures for accuracy.py, written as a table of PNG files: `table:` reads them.
 
 digits-few: ten training images of each class of scikit-learn's digits, drawn by seed, and all of its test images.
+quick:      eight training and eight test images of the digits 0, 1 and 2, for --quick.
 fashion:    1,000 training and 2,000 test photographs of Fashion-MNIST (10 classes, 28 x 28 grey), drawn by seed.
 """
 
@@ -30,6 +31,11 @@ def digits_few(folder: Path, seed: int) -> str:
     return _write(folder, lambda: _few(seed))
 
 
+def three_digits(folder: Path) -> str:
+    """Writes the set where it is not there; the SOURCE that names it."""
+    return _write(folder, lambda: _few(0, n_classes=3, n_train=8, n_test=8))
+
+
 def fashion(folder: Path, archive: Path, seed: int) -> str:
     """Writes the set where it is not there; the SOURCE that names it.
 
@@ -39,16 +45,19 @@ def fashion(folder: Path, archive: Path, seed: int) -> str:
     return _write(folder, lambda: _photographs(archive, seed))
 
 
-def _few(seed: int) -> Iterable[Row]:
+def _few(seed: int, n_classes: int = 10, n_train: int = FEW, n_test: int | None = None) -> Iterable[Row]:
+    """Training images are drawn; test images are the first `n_test` of each class, None for all."""
     source = open_source("demo:digits")
     table = source.listing()
     rng = np.random.default_rng(seed)
     train = table.rows_of("train")
-    for label, name in enumerate(table.classes):
-        for row in np.sort(rng.permutation(train[table.labels[train] == label])[:FEW]):
+    for label, name in enumerate(table.classes[:n_classes]):
+        for row in np.sort(rng.permutation(train[table.labels[train] == label])[:n_train]):
             yield source.read(table.keys[row]), name, "train"
-    for row in table.rows_of("test"):
-        yield source.read(table.keys[row]), table.classes[table.labels[row]], "test"
+    test = table.rows_of("test")
+    for label, name in enumerate(table.classes[:n_classes]):
+        for row in test[table.labels[test] == label][:n_test]:
+            yield source.read(table.keys[row]), name, "test"
 
 
 def _photographs(archive: Path, seed: int) -> Iterable[Row]:

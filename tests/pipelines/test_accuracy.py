@@ -13,7 +13,7 @@ import torch
 
 from loffta.images.sources import open_source
 from loffta.machine import StopFlag
-from loffta.runs import RunPaths, read_results
+from loffta.runs import RunPaths, open_run, read_results
 
 from ..caches import FakeStore, make_cache, make_table, separable, toy_cache
 
@@ -163,6 +163,22 @@ def test_the_flat_probe_is_a_linear_head_on_all_cells(accuracy, tmp_path):
     path.unlink()
     again = accuracy.flat_probe.score(tmp_path / "cache", "b:s.0", path, grid=2, seeds=2, stop=StopFlag())
     assert (again.right == found.right).all()
+
+
+def test_quick_runs_from_pictures_to_a_table(accuracy, tmp_path, monkeypatch, capsys):
+    """LOFF against LOFF-TA; that the two differ is all that can be said of them here."""
+    monkeypatch.setattr(sys, "argv", ["accuracy.py", "--quick", "--tables", "d", "--work", str(tmp_path)])
+    monkeypatch.setattr("loffta.machine.StopFlag.listen", lambda self: self)
+    assert accuracy.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "2 seeds, ComBo and LOFF 1 epochs; a proof that it runs" in lines
+    assert [line.split("|")[1].strip() for line in lines[-3:]][::2] == ["set", "quick"]
+    runs = {path.name: path for path in (tmp_path / "quick" / "runs").iterdir()}
+    assert sorted(runs) == ["loff-lite0-stages.2", "loff-lite0-stages.2-ta"]
+    settings = {name: open_run(path)[1].augment for name, path in runs.items()}
+    assert settings["loff-lite0-stages.2"] == "none"
+    assert settings["loff-lite0-stages.2-ta"]["trivial"]
+    assert all(read_results(RunPaths(path).results("test"))["n"] == 24 for path in runs.values())
 
 
 def test_mistakes_in_options(accuracy, monkeypatch, capsys):

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import re
 from pathlib import Path
 
@@ -16,8 +15,9 @@ from loffta_pipelines import standin
 from loffta import stages
 from loffta.config import parse
 from loffta.heads import HEADS
+from loffta.online.fit import head_of
 from loffta.pipeline import make_pipeline, read_pipeline
-from loffta.runs import RunPaths
+from loffta.runs import RunPaths, read_results
 
 HERE = Path(runner.__file__).parent
 FILES = sorted(str(path.relative_to(HERE)) for path in HERE.glob("*/*.yaml") if path.name != "tasks.yaml")
@@ -35,7 +35,6 @@ def in_process(monkeypatch):
         return code, text.getvalue()
 
     monkeypatch.setattr(stages._Children, "run", run)
-    monkeypatch.setattr(os, "fsync", lambda _: None)
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
 
 
@@ -46,7 +45,7 @@ def test_every_file_makes_stages_and_recipes_that_parse(file):
     pipeline = make_pipeline(config, Path("out"), where=HERE / file, data=Path("data"))
     assert len({stage.name for stage in pipeline.stages}) == len(pipeline.stages)
     for values in config.train.values():
-        parse(HEADS[values["head"]].recipe, values.get("recipe", {}), where=file)
+        parse(HEADS[head_of(values["head"])].recipe, values.get("recipe", {}), where=file)
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -58,20 +57,50 @@ def test_every_file_says_how_it_is_run_and_what_to_expect(file):
 
 @pytest.mark.parametrize("file", FILES)
 def test_a_pipeline_runs_from_end_to_end(file, tmp_path, in_process, capsys):
+    """Every run, the optional ones too."""
     config = read_pipeline(HERE / file)
-    tasks = ",".join(task.name for task in config.tasks[-2:])
-    assert standin.main([file, str(tmp_path / "data"), "--tasks", tasks]) == 0
-    words = [file, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--tasks", tasks, "--small"]
-    words += ["--test", "cached"]
+    task, names = config.tasks[-1].name, list(config.train)
+    assert standin.main([file, str(tmp_path / "data"), "--tasks", task]) == 0
+    words = [file, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--tasks", task, "--small"]
+    words += ["--test", "cached", "--runs", ",".join(names)]
     assert runner.main(words) == 0, capsys.readouterr().err
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["missing"] == []
-    for name, task in summary["tasks"].items():
-        assert list(task["runs"]) == list(config.train)
-        for values in task["runs"].values():
-            assert all(0 <= value <= 1 for value in values.values())
-        assert (tmp_path / "out" / name / "report.html").exists()
+    assert list(summary["tasks"][task]["runs"]) == names
+    for by_backbone in summary["tasks"][task]["runs"].values():
+        assert all(0 <= value <= 1 for values in by_backbone.values() for value in values)
+    assert (tmp_path / "out" / task / "report.html").exists()
     assert (tmp_path / "out" / "summary.txt").read_text().strip() in capsys.readouterr().out
+
+
+def test_rows_without_a_cache_are_made_where_they_are_named(tmp_path, in_process, capsys):
+    """LOFF-TA's references: nothing is extracted for them, and only the unfrozen one keeps a backbone."""
+    file = "loff-ta/vit-b.yaml"
+    standin.main([file, str(tmp_path / "data"), "--tasks", "aptos"])
+    words = [file, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--tasks", "aptos", "--small"]
+    capsys.readouterr()
+    assert runner.main([*words, "--dry-run"]) == 0
+    assert "--online" not in capsys.readouterr().out
+    assert runner.main([*words, "--runs", "frozen-linear,unfrozen-linear"]) == 0, capsys.readouterr().err
+    runs = tmp_path / "out" / "aptos" / "runs"
+    assert sorted(path.name for path in runs.parent.iterdir()) == ["report.html", "runs"]
+    assert len(list(runs.glob("frozen-linear/*/head.safetensors"))) == 2
+    assert len(list(runs.glob("unfrozen-linear/*/backbone.safetensors"))) == 2
+    assert not list(runs.glob("frozen-linear/*/backbone.safetensors"))
+    assert read_results(RunPaths(runs / "unfrozen-linear").results("test"))["online"]["unfrozen"]
+
+
+def test_reports_show_the_test_images_that_were_never_cached(tmp_path, in_process, capsys):
+    """The results of the training itself are on images that it had seen."""
+    file = "vtab1k/single.yaml"
+    standin.main([file, str(tmp_path / "data"), "--tasks", "cifar"])
+    words = [file, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--tasks", "cifar", "--small"]
+    assert runner.main([*words, "--runs", "linear-mean"]) == 0, capsys.readouterr().err
+    run = RunPaths(tmp_path / "out/cifar/runs/linear-mean")
+    assert (read_results(run.results("test"))["n"], read_results(run.results("val"))["n"]) == (12, 6)
+    text = (tmp_path / "out/cifar/report.html").read_text()
+    assert "Tested on images that were trained on" not in text
+    assert "12 images" in text
 
 
 def words_of(tmp_path, *more):
@@ -91,7 +120,7 @@ def test_a_failed_task_loses_no_other_and_a_second_call_continues(tmp_path, in_p
     assert "1 stage failed: 'cifar/extract' (exit code 2); not begun for that reason: cifar/linear-mean" in captured.err
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["missing"] == [str(tmp_path / "out/cifar/runs/linear-mean")]
-    assert summary["tasks"]["dtd"]["runs"]["linear-mean"][""] >= 0
+    assert len(summary["tasks"]["dtd"]["runs"]["linear-mean"][""]) == 2  # seeds
     assert summary["averages"]["linear-mean"]["mean_of_tasks"] is None
     lists.write_text(text)
     made = (tmp_path / "out/dtd/runs/linear-mean/results.json").stat().st_mtime_ns

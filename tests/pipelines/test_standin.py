@@ -57,7 +57,11 @@ def test_shrink():
         },
         train={
             "r": {"head": "combo", "features": ["big:all", "{backbone}:last"], "seeds": 5, "recipe": {"grid": 4}},
-            "s": {"head": "linear"},
+            "s": {"head": "linear", "search": True},
+            "t": {
+                "head": "online-linear",
+                "online": {"backbone": {"name": "other", "image_px": 504}, "unfrozen": True},
+            },
         },
     )
     small = standin.shrink(config)
@@ -70,8 +74,11 @@ def test_shrink():
     assert [b["name"] for b in small.extract["three"]["backbones"]] == ["test_vit"]  # no final norm in the third
     assert small.extract["two"]["pool"] == "2x2"
     assert small.train["r"]["features"] == ["test_vit:all", "{backbone}:last"]
-    assert small.train["r"]["recipe"] == {"grid": 4, "epochs": 2, "min_steps": 1}
-    assert [run["seeds"] for run in small.train.values()] == [2, 1]
+    assert small.train["r"]["recipe"] == {"grid": 4, "epochs": 2, "min_steps": 1, "width": 32, "depth": 2}
+    assert [run["seeds"] for run in small.train.values()] == [2, 1, 1]
+    assert [("search_lr" in run["recipe"]) for run in small.train.values()] == [False, True, False]
+    tiny = {"name": "vit_tiny_patch16_224", "taps": "last", "weights": "random:1", "image_px": 64}
+    assert small.train["t"]["online"] == {"backbone": tiny, "unfrozen": True}
     assert [task.train_rows for task in small.tasks] == [30, None]
     assert config.train["r"]["seeds"] == 5
 

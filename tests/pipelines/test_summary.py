@@ -1,22 +1,25 @@
 """Averages of a pipeline's runs, compared with numbers that were worked out by hand."""
 
 import json
+import statistics
 from pathlib import Path
 
 import pytest
 from loffta_pipelines.summary import format_summary, summarise
 
 from loffta.pipeline import PlannedRun, TaskConfig
+from loffta.report.text import NONE
 
 
 def planned(tmp_path: Path, values, *, metric="top1", groups=None):
-    """Runs with results on disk; `values` is {(task, run, backbone): value or None for no results}."""
+    """Runs with results on disk; `values` is {(task, run, backbone): a value, one per seed, or None for no results}."""
     runs = []
     for (task, run, backbone), value in values.items():
         path = tmp_path / task / f"{run}-{backbone}"
         if value is not None:
             path.mkdir(parents=True)
-            (path / "results.json").write_text(json.dumps({"metrics": {metric: {"mean": value}}}))
+            per_seed = value if isinstance(value, list) else [value]
+            (path / "results.json").write_text(json.dumps({"metrics": {metric: {"per_seed": per_seed}}}))
         config = TaskConfig(name=task, source="x", metric=metric, group=(groups or {}).get(task))
         runs.append(PlannedRun(config, run, backbone, path))
     return runs
@@ -29,9 +32,11 @@ def test_both_averages(tmp_path):
     values = {("a", "r", None): 0.8, ("b", "r", None): 0.6, ("c", "r", None): 0.1}
     summary = summarise(planned(tmp_path, values, groups=GROUPS))
     averages = summary["averages"]["r"]
-    assert averages["mean_of_tasks"] == pytest.approx(0.5)
-    assert averages["groups"] == pytest.approx({"natural": 0.7, "structured": 0.1})
-    assert averages["mean_of_groups"] == pytest.approx(0.4)
+    assert averages["mean_of_tasks"] == {"mean": pytest.approx(0.5), "std": None}
+    assert {group: a["mean"] for group, a in averages["groups"].items()} == pytest.approx(
+        {"natural": 0.7, "structured": 0.1}
+    )
+    assert averages["mean_of_groups"] == {"mean": pytest.approx(0.4), "std": None}
     assert json.loads(json.dumps(summary)) == summary
     lines = format_summary(summary).splitlines()
     assert [line.split() for line in lines] == [
@@ -52,27 +57,57 @@ def test_averages_of_the_paper(tmp_path):
     groups = {f"{group}{i}": group for group, (n, _) in sizes.items() for i in range(n)}
     values = {(task, "combo", None): sizes[group][1] for task, group in groups.items()}
     averages = summarise(planned(tmp_path, values, groups=groups))["averages"]["combo"]
-    assert round(averages["mean_of_groups"], 3) == 0.746
-    assert round(averages["mean_of_tasks"], 3) == 0.722
+    assert round(averages["mean_of_groups"]["mean"], 3) == 0.746
+    assert round(averages["mean_of_tasks"]["mean"], 3) == 0.722
+
+
+def test_spread_is_that_of_the_average_over_seeds(tmp_path):
+    """Not the mean of the tasks' own: what one task wins with a seed, another may lose with it."""
+    seeds = {"a": [0.5, 0.6, 0.7], "b": [0.7, 0.6, 0.5], "c": [0.1, 0.2, 0.6]}
+    summary = summarise(planned(tmp_path, {(t, "r", None): found for t, found in seeds.items()}, groups=GROUPS))
+    averages = summary["averages"]["r"]
+    over_tasks = [sum(found[i] for found in seeds.values()) / 3 for i in range(3)]
+    over_groups = [((seeds["a"][i] + seeds["b"][i]) / 2 + seeds["c"][i]) / 2 for i in range(3)]
+    for key, found in (("mean_of_tasks", over_tasks), ("mean_of_groups", over_groups)):
+        assert averages[key] == pytest.approx({"mean": statistics.mean(found), "std": statistics.stdev(found)})
+    assert averages["groups"]["natural"] == pytest.approx({"mean": 0.6, "std": 0.0})
+    assert "60.0 ± 10.0" in format_summary(summary).splitlines()[1]
+
+
+def test_tasks_with_different_numbers_of_seeds_have_no_common_spread(tmp_path):
+    values = {("a", "r", None): [0.5, 0.7], ("b", "r", None): [0.2]}
+    assert summarise(planned(tmp_path, values))["averages"]["r"]["mean_of_tasks"] == {
+        "mean": pytest.approx(0.4),
+        "std": None,
+    }
+
+
+def test_a_run_that_is_measured_on_another_split(tmp_path):
+    (run,) = planned(tmp_path, {("a", "r", None): 0.8})
+    (run.path / "results.json").rename(run.path / "results-holdout.json")
+    assert summarise([run])["missing"] == [str(run.path)]
+    moved = PlannedRun(run.task, run.name, None, run.path, "holdout")
+    assert summarise([moved])["tasks"]["a"]["runs"]["r"][""] == [0.8]
 
 
 def test_a_gap_is_named_and_no_average_hides_it(tmp_path):
     values = {("a", "r", None): 0.8, ("b", "r", None): None, ("a", "s", None): 0.5, ("b", "s", None): 0.7}
-    runs = planned(tmp_path, values)
+    runs = planned(tmp_path, values, groups=GROUPS)
     summary = summarise(runs)
     assert summary["missing"] == [str(runs[1].path)]
+    assert summary["averages"]["r"]["groups"] == {"natural": None}
     assert summary["averages"]["r"]["mean_of_tasks"] is None
-    assert summary["averages"]["s"]["mean_of_tasks"] == pytest.approx(0.6)
+    assert summary["averages"]["s"]["mean_of_tasks"]["mean"] == pytest.approx(0.6)
     assert summary["gains"]["s"] is None
     text = format_summary(summary)
     assert "no results yet of 1 runs" in text
     assert str(runs[1].path) in text
-    assert [line.split()[2:] for line in text.splitlines()[1:3]] == [["80.0", "50.0"], ["-", "70.0"]]
+    assert [line.split()[2:] for line in text.splitlines()[1:3]] == [["80.0", "50.0"], [NONE, "70.0"]]
 
 
 def test_a_metric_that_results_lack_is_a_gap(tmp_path):
     runs = planned(tmp_path, {("a", "r", None): 0.8}, metric="kappa")
-    (runs[0].path / "results.json").write_text(json.dumps({"metrics": {"top1": {"mean": 0.5}}}))
+    (runs[0].path / "results.json").write_text(json.dumps({"metrics": {"top1": {"per_seed": [0.5]}}}))
     assert summarise(runs)["missing"] == [str(runs[0].path)]
 
 
@@ -90,5 +125,5 @@ def test_gains_are_paired_by_backbone(tmp_path):
     summary = summarise(planned(tmp_path, values))
     # x gains .1 and .2, y 0 and .1: means of .15 and .05
     assert summary["gains"]["new"] == pytest.approx({"mean": 0.1, "std": 0.1 / 2**0.5, "backbones": 2})
-    assert summary["averages"]["base"]["mean_of_tasks"] == pytest.approx(0.45)
+    assert summary["averages"]["base"]["mean_of_tasks"]["mean"] == pytest.approx(0.45)
     assert "new  +10.00 ± 7.07  2 backbones" in format_summary(summary)
