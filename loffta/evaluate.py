@@ -20,6 +20,7 @@ from loffta.batches import Batch, Feed
 from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError
 from loffta.features import Feature, choose_features, n_bad
+from loffta.findings import Findings
 from loffta.heads import Head, build_head, find_head
 from loffta.heads.recipe import Recipe
 from loffta.measure import measure, prediction_columns
@@ -61,7 +62,8 @@ def evaluate(
     rows = split_rows(paths, config, cache, features, split)
     check_targets(cache.table, rows, split, config.task)
     with (stop or machine.StopFlag()).at_once(f"evaluating split '{split}'; no results were written"):
-        probabilities = predict(heads, features, rows, task, batch_size=recipe.batch_size, device=target)
+        told = Findings(heads)
+        probabilities = predict(heads, features, rows, task, batch_size=recipe.batch_size, device=target, told=told)
         targets = read_targets(cache.table, config.task)[rows].numpy()
         keys = [cache.table.keys[row] for row in rows]
         measured = measure(task, probabilities, targets, cache.table.classes, keys=keys, seed=config.data_seed)
@@ -72,6 +74,7 @@ def evaluate(
         results["recipe"] = config.recipe | {name: table["chosen"][name] for name in ("lr", "weight_decay")}
     if getattr(recipe, "relevance_weight", 0.0) > 0:
         results["relevance"] = relevance(heads)
+    results |= told.entries()
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
     results["versions"] = machine.versions()
     if train_seconds is None and paths.results(split).exists():
@@ -114,19 +117,24 @@ def predict(
     *,
     batch_size: int,
     device: torch.device,
+    told: Findings | None = None,
 ) -> NDArray[np.float32]:
-    """Probabilities [S, B, C] of S heads for B rows, in the order of `rows`; one read feeds all heads."""
+    """Probabilities [S, B, C] of S heads for B rows, in the order of `rows`; one read feeds all heads, and `told`."""
     heads = [head.to(device) for head in heads]
     with Feed(features, rows, batch_size=batch_size, device=device, mode="stream") as feed:  # each is read once
-        return predict_batches(heads, feed.in_order(), task)
+        return predict_batches(heads, feed.in_order(), task, told)
 
 
 @torch.no_grad()
-def predict_batches(heads: Sequence[Head], batches: Iterable[Batch], task: Task) -> NDArray[np.float32]:
+def predict_batches(
+    heads: Sequence[Head], batches: Iterable[Batch], task: Task, told: Findings | None = None
+) -> NDArray[np.float32]:
     """Probabilities [S, B, C] of S heads for the images of all batches, which lie on the heads' device."""
     found = []
     for batch in batches:
         prepared = heads[0].prepare(batch.features)
+        if told is not None:
+            told.add(prepared, len(batch.rows))
         found.append(torch.stack([task.activation(head(prepared)) for head in heads]).cpu())
     return torch.cat(found, dim=1).numpy()
 

@@ -17,6 +17,7 @@ from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError
 from loffta.evaluate import load_heads
 from loffta.features import choose_features
+from loffta.findings import Findings
 from loffta.heads import Head, find_head
 from loffta.heads.recipe import Recipe
 from loffta.origins import Origins, read_origins
@@ -40,10 +41,12 @@ class OpenedRun:
         """What it was trained for."""
         return find_task(self.config.task)
 
-    def predict(self, features: Sequence[Tensor]) -> Float[Tensor, "S B C"]:
-        """Probabilities of every seed, on the CPU; one [B, L, *shape] per Feature is due."""
+    def predict(self, features: Sequence[Tensor], told: Findings | None = None) -> Float[Tensor, "S B C"]:
+        """Probabilities of every seed, on the CPU; one [B, L, *shape] per Feature is due. `told` gets it, too."""
         with torch.no_grad():
             prepared = self.heads[0].prepare(features)
+            if told is not None:
+                told.add(prepared, len(features[0]))
             return torch.stack([self.task.activation(head(prepared)) for head in self.heads]).cpu()
 
 

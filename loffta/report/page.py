@@ -50,7 +50,7 @@ def render(runs: Sequence[LoadedRun], stages: Sequence[StageCost] = ()) -> str:
     body = [
         _introduction(title, runs),
         *[_scores(ranked) for ranked in groups.values()],
-        *[relevance_section(run) for run in runs if "relevance" in run.results],
+        *[relevance_section(run, runs) for run in runs if "relevance" in run.results],
         _costs(stages),
         *[part for ranked in groups.values() for part in (classes_section(ranked[0]), _images(ranked[0]))],
         provenance_section(runs),

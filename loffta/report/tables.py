@@ -69,7 +69,7 @@ class RunRow:
     grid: int | None
     train_seconds: float | int | None
     image_bytes: dict[str, int] | None  # read from the cache per image, by backbone label; None: the cache is gone
-    stored_bytes: int | None  # of the taps it used, over all images that have them
+    backbone_bytes: dict[str, int] | None  # stored of the taps it used, over all images that have them; as above
 
     @property
     def main(self) -> Measure:
@@ -100,6 +100,11 @@ class RunRow:
     def bytes_per_image(self) -> int | None:
         """Bytes read per image, over all backbones."""
         return None if self.image_bytes is None else sum(self.image_bytes.values())
+
+    @property
+    def stored_bytes(self) -> int | None:
+        """Bytes of the taps it used, over all backbones and images."""
+        return None if self.backbone_bytes is None else sum(self.backbone_bytes.values())
 
 
 @dataclass(frozen=True)
@@ -177,9 +182,9 @@ def _load(folder: Path, name: str, caches: dict[Path, Cache | None]) -> LoadedRu
     if config.cache not in caches:
         caches[config.cache] = _open_cache(config.cache)
     cache = caches[config.cache]
-    image_bytes, stored_bytes = _count_bytes(cache, config) if cache else (None, None)
+    image_bytes, backbone_bytes = _count_bytes(cache, config) if cache else (None, None)
     try:
-        row = _row(name, results, image_bytes, stored_bytes)
+        row = _row(name, results, image_bytes, backbone_bytes)
     except (KeyError, TypeError, ValueError) as error:
         raise LofftaError(
             f"these results cannot be reported ({type(error).__name__}: {error})",
@@ -189,7 +194,9 @@ def _load(folder: Path, name: str, caches: dict[Path, Cache | None]) -> LoadedRu
     return LoadedRun(paths, config, results, cache, row)
 
 
-def _row(name: str, results: Mapping[str, Any], image_bytes: dict[str, int] | None, stored_bytes: int | None) -> RunRow:
+def _row(
+    name: str, results: Mapping[str, Any], image_bytes: dict[str, int] | None, backbone_bytes: dict[str, int] | None
+) -> RunRow:
     headline, recipe = find_task(results.get("task", "classification")).headline, results.get("recipe", {})
     metrics = {name: _measure(found) for name, found in results["metrics"].items()}
     if headline not in metrics:
@@ -210,7 +217,7 @@ def _row(name: str, results: Mapping[str, Any], image_bytes: dict[str, int] | No
         grid=recipe.get("grid"),
         train_seconds=results.get("train_seconds"),
         image_bytes=image_bytes,
-        stored_bytes=stored_bytes,
+        backbone_bytes=backbone_bytes,
     )
 
 
@@ -226,21 +233,21 @@ def _open_cache(root: Path) -> Cache | None:
         return None
 
 
-def _count_bytes(cache: Cache, config: TrainConfig) -> tuple[dict[str, int] | None, int | None]:
-    """Bytes per image by backbone label, and bytes of all images; as `evaluate` reads them, checksums aside."""
+def _count_bytes(cache: Cache, config: TrainConfig) -> tuple[dict[str, int] | None, dict[str, int] | None]:
+    """Bytes per image and of all images, by backbone label; as `evaluate` reads them, checksums aside."""
     try:
         recipe = parse(find_head(config.head).recipe, config.recipe, where="recipe")
         features = choose_features(cache, config.features, recipe.kinds(), default_taps="all")
     except LofftaError:  # a store was dropped since
         return None, None
     per_image: dict[str, int] = {}
-    stored = 0
+    stored: dict[str, int] = {}
     for feature in features:
         layout = feature.array.layout
         n_chunks = layout.chunks_per_image if feature.raw_taps is None else len(feature.raw_taps)
         label = feature.spec.backbone
         per_image[label] = per_image.get(label, 0) + n_chunks * layout.chunk_bytes
-        stored += n_chunks * layout.chunk_bytes * int(feature.array.ledger.ready.sum())
+        stored[label] = stored.get(label, 0) + n_chunks * layout.chunk_bytes * int(feature.array.ledger.ready.sum())
     return per_image, stored
 
 

@@ -1,0 +1,230 @@
+"""What every backbone of a run is worth and what it costs: relevance and accuracy against bytes and forward passes.
+
+In:  loaded runs.   Out: Worth, one per backbone, for `relevance` and for the terminal. What a backbone adds to the
+accuracy is said only where a run without it is among them; else the command that would tell is given.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from loffta.augment import AugmentConfig, resolve
+from loffta.config import TrainConfig, parse
+from loffta.errors import printable
+from loffta.heads import find_head
+from loffta.report.facts import chosen_score, comparable, signed
+from loffta.report.tables import LoadedRun
+from loffta.report.text import NONE, human_bytes, human_macs, percent
+from loffta.runs import RunPaths
+
+_ASIDE = ("grid", "relevance_weight")  # of the recipe: it follows from the features; only scoring has the penalty
+_SAME = ("head", "task", "train_on", "holdout", "search", "augment", "partial")  # of the configurations
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An amount and its part of the sum over all backbones of the run."""
+
+    amount: int
+    share: float | int | None  # None: what another backbone takes is not known
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The headline metric of a run less that of a run without one backbone."""
+
+    points: float  # a fraction, negative where the run without it is better
+    is_open: bool  # whether the two 95 % intervals overlap
+    without: str  # the name of the other run
+    differing: tuple[str, ...]  # what of the recipe differs, too
+
+
+@dataclass(frozen=True)
+class Worth:
+    """One backbone of a run; None where something is not known."""
+
+    backbone: str
+    score: float | int  # its relevance, the one of the two scores that is shown
+    gain: Gain | None
+    command: str | None  # the training that would tell the gain; None: it is known, or there is no other backbone
+    read: Cost | None  # bytes of an image
+    stored: Cost | None  # bytes of all images
+    macs: Cost | None  # multiply-accumulates of an image
+
+
+def judge_backbones(run: LoadedRun, runs: Sequence[LoadedRun]) -> list[Worth]:
+    """Every backbone of a run with relevance scores, the most relevant first; of another run none.
+
+    Args:
+        runs: where to look for trainings without one of the backbones.
+    """
+    entries = run.results.get("relevance", {}).get("backbones", [])
+    if not entries:
+        return []
+    score = chosen_score(entries)
+    macs = _macs(run)
+    stores = {feature.get("label", feature["store"]): feature["store"] for feature in run.results["features"]}
+    found = []
+    for entry in sorted(entries, key=lambda entry: -entry[score]):
+        label = entry["backbone"]
+        gain = _find_gain(run, stores.get(label), runs) if len(entries) > 1 else None
+        known = gain is not None or len(entries) == 1 or label not in stores
+        found.append(
+            Worth(
+                backbone=label,
+                score=float(entry[score]),
+                gain=gain,
+                command=None if known else _command_without(run, stores[label], label),
+                read=_cost(run.row.image_bytes, label),
+                stored=_cost(run.row.backbone_bytes, label),
+                macs=_cost(macs, label),
+            )
+        )
+    return found
+
+
+def sentence(worth: Worth) -> str | None:
+    """What dropping a backbone would do, in plain text; None without evidence."""
+    gain = worth.gain
+    if gain is None:
+        return None
+    points = percent(abs(gain.points))
+    if points == "0.0":
+        change = "neither lose nor gain 0.1 points"
+    else:
+        change = f"{'lose' if gain.points > 0 else 'gain'} {points} points"
+    saved = [(worth.read, "the bytes"), (worth.macs, "the forward cost")]
+    known = [f"{percent(cost.share, 0)} % of {what}" for cost, what in saved if cost and cost.share is not None]
+    unknown = [what for cost, what in saved if cost is None or cost.share is None]
+    parts = [f"Drop {worth.backbone}: {change}"]
+    if known:
+        parts.append(f"save {' and '.join(known)}")
+    text = f"{', '.join(parts)} ({gain.without})."
+    if unknown:
+        text += f" Not known: its share of {' and of '.join(unknown)}."
+    if gain.is_open:
+        text += " The 95 % intervals overlap, so the difference stays open."
+    if gain.differing:
+        text += f" The two differ in {' and '.join(gain.differing)}, too."
+    return text
+
+
+def format_worth(runs: Sequence[LoadedRun]) -> str:
+    """A line per backbone of every run with relevance scores, for the terminal; empty where there is none."""
+    lines = []
+    for run in runs:
+        worths = judge_backbones(run, runs)
+        if worths:
+            lines.append(f"relevance in {printable(run.row.name)}:")
+            width = max(len(printable(worth.backbone)) for worth in worths)
+            lines += [f"  {printable(w.backbone):<{width}}  {w.score:.2f}  {_in_figures(w)}" for w in worths]
+    return "\n".join(lines)
+
+
+def worth_as_json(runs: Sequence[LoadedRun]) -> dict[str, list[dict[str, Any]]]:
+    """The same for programs: by name of the run, a mapping per backbone."""
+    found = {run.row.name: [asdict(worth) for worth in judge_backbones(run, runs)] for run in runs}
+    return {name: worths for name, worths in found.items() if worths}
+
+
+def share_of(cost: Cost | None) -> str:
+    """' (40 %)', or nothing."""
+    return "" if cost is None or cost.share is None else f" ({percent(cost.share, 0)} %)"
+
+
+def gain_in_words(gain: Gain | None) -> str:
+    """'+0.4 pts', with what is to be known of it."""
+    if gain is None:
+        return "not known"
+    return f"{signed(gain.points)}{', open' if gain.is_open else ''}"
+
+
+def _in_figures(worth: Worth) -> str:
+    read = human_bytes(worth.read.amount) if worth.read else NONE
+    macs = human_macs(worth.macs.amount) if worth.macs else "not known"
+    parts = [f"gain {gain_in_words(worth.gain)}", f"read {read}{share_of(worth.read)}"]
+    return ", ".join([*parts, f"forward {macs}{share_of(worth.macs)}"])
+
+
+def _cost(amounts: Mapping[str, int | None] | None, label: str) -> Cost | None:
+    amount = (amounts or {}).get(label)
+    if amounts is None or amount is None:
+        return None
+    known = [value for value in amounts.values() if value is not None]
+    whole = len(known) == len(amounts) and sum(known) > 0
+    return Cost(amount, amount / sum(known) if whole else None)
+
+
+def _macs(run: LoadedRun) -> dict[str, int | None] | None:
+    """By backbone label; None where the cache is gone."""
+    if run.cache is None:
+        return None
+    macs = {store.name: store.info.macs for store in run.cache.stores()}
+    return {feature.get("label", feature["store"]): macs.get(feature["store"]) for feature in run.results["features"]}
+
+
+def _find_gain(run: LoadedRun, store: str | None, runs: Sequence[LoadedRun]) -> Gain | None:
+    """By the run that lacks this store and differs in least; of several the best."""
+    wanted = {name: taps for name, taps in _taps_by_store(run).items() if name != store}
+    others = [other for other in runs if _taps_by_store(other) == wanted and _same_training(run, other)]
+    if store is None or not others:
+        return None
+    other = min(others, key=lambda other: (len(_differing(run, other)), -other.row.main.mean))
+    one, two = run.row.main, other.row.main
+    return Gain(one.mean - two.mean, one.overlaps(two), other.row.name, _differing(run, other))
+
+
+def _same_training(run: LoadedRun, other: LoadedRun) -> bool:
+    if run.row.headline != other.row.headline or not comparable([run, other]):
+        return False
+    if any(getattr(run.config, name) != getattr(other.config, name) for name in _SAME):
+        return False
+    mine, its = ({k: v for k, v in r.config.recipe.items() if k not in _ASIDE} for r in (run, other))
+    return mine == its
+
+
+def _differing(run: LoadedRun, other: LoadedRun) -> tuple[str, ...]:
+    return tuple(name for name in _ASIDE if run.config.recipe.get(name) != other.config.recipe.get(name))
+
+
+def _taps_by_store(run: LoadedRun) -> dict[str, frozenset[str]]:
+    taps: dict[str, frozenset[str]] = {}
+    for feature in run.results["features"]:
+        taps[feature["store"]] = taps.get(feature["store"], frozenset()) | {*feature["taps"]}
+    return taps
+
+
+def _command_without(run: LoadedRun, store: str, label: str) -> str:
+    kept = tuple(choice for choice in run.config.features if choice.partition(":")[0] != store)
+    root = run.paths.root  # what scores for --select lies in its run, where no other run belongs
+    base = root.parent if RunPaths(root.parent).scoring == root else root
+    out = base.with_name(f"{base.name}-without-{re.sub(r'[^A-Za-z0-9._-]+', '-', label).strip('-')}")
+    return train_command(run.config.model_copy(update={"features": kept, "select": None}), out)
+
+
+def train_command(config: TrainConfig, out: Path) -> str:
+    """The `loffta train` that makes a run of a resolved configuration, quoted for a shell."""
+    words = ["loffta", "train", str(config.cache), "--head", config.head]
+    for features in config.features:
+        words += ["--features", features]
+    for name, field in TrainConfig.model_fields.items():
+        value = getattr(config, name)
+        if name in ("cache", "head", "features", "recipe", "augment", "online") or value == field.default:
+            continue
+        option = f"--{name.replace('_', '-')}"
+        words += [option] if value is True else [option, str(value)]
+    plain = parse(find_head(config.head).recipe, {}, where="recipe").model_dump(mode="json")
+    settings = {name: value for name, value in config.recipe.items() if value != plain.get(name)}
+    if config.augment != "none":
+        plain = AugmentConfig().model_dump(mode="json")
+        asked = resolve(config.augment).model_dump(mode="json")
+        settings |= {f"augment.{name}": value for name, value in asked.items() if value != plain[name]}
+    for name, value in settings.items():
+        words += ["--set", f"{name}={json.dumps(value)}"]
+    return shlex.join([*words, "--out", str(out)])
