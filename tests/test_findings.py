@@ -107,7 +107,9 @@ def test_most_heads_tell_nothing(cache, tmp_path):
 def test_batches_of_unequal_size_weigh_by_their_images():
     class Telling(HeadBase):
         default_taps = "all"
-        prepare = None
+
+        def prepare(self, features):
+            return features[0]
 
         def observe(self, prepared):
             return prepared.double().mean(0)

@@ -13,7 +13,7 @@ from loffta.report.markup import figure, table, text_lines
 from loffta.report.plots import Bar, bar_chart, grouped_chart
 from loffta.report.tables import LoadedRun
 from loffta.report.text import NONE, escape, human_bytes, human_macs, metric_name, percent
-from loffta.report.worth import Cost, Worth, gain_in_words, judge_backbones, sentence
+from loffta.report.worth import Cost, Worth, gain_in_words, judge_backbones, judge_layers, sentence
 
 _COMBOS_PENALTY = "ComBo's group penalty (arXiv 2512.01405)"
 _PENALTIES = {"smp": "a group lasso over layers"}  # of the heads that have another one
@@ -47,7 +47,7 @@ def relevance_section(run: LoadedRun, runs: Sequence[LoadedRun]) -> str:
             ),
         )
         + figure("Per layer", grouped_chart(groups, title=f"Relevance per layer, {name}"))
-        + f"</div>{_backbones_table(run, worths)}{_layers_table(found['taps'], layer_score)}"
+        + f"</div>{_backbones_table(run, worths)}{_layers_table(run, judge_layers(run, runs))}"
     )
 
 
@@ -77,10 +77,20 @@ def _backbones_table(run: LoadedRun, worths: Sequence[Worth]) -> str:
     )
 
 
-def _layers_table(entries: Sequence[dict[str, Any]], score: str) -> str:
-    ranked = sorted(entries, key=lambda entry: -entry[score])
-    lines = [[escape(entry["tap"]), escape(entry["backbone"]), *_scores(entry)] for entry in ranked]
-    columns = [("Layer", False), ("Backbone", False)] + [(head, True) for head in ("Size-aware", "Raw", "Inputs")]
+def _layers_table(run: LoadedRun, worths: Sequence[Worth]) -> str:
+    entries = {(entry["backbone"], entry["tap"]): entry for entry in run.results["relevance"]["taps"]}
+    lines = [
+        [
+            escape(worth.tap),
+            escape(worth.backbone),
+            *_scores(entries[worth.backbone, worth.tap]),
+            _gain(worth),
+            _cost(worth.read, human_bytes),
+        ]
+        for worth in worths
+    ]
+    heads = ("Size-aware", "Raw", "Inputs", "Gain", "Read per image")
+    columns = [("Layer", False), ("Backbone", False)] + [(head, True) for head in heads]
     return f"<details><summary>All layers, ranked</summary>{table(columns, lines)}</details>"
 
 

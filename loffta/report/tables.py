@@ -69,6 +69,7 @@ class RunRow:
     grid: int | None
     train_seconds: float | int | None
     image_bytes: dict[str, int] | None  # read from the cache per image, by backbone label; None: the cache is gone
+    tap_bytes: dict[tuple[str, str], int] | None  # the same by backbone label and tap
     backbone_bytes: dict[str, int] | None  # stored of the taps it used, over all images that have them; as above
 
     @property
@@ -182,9 +183,9 @@ def _load(folder: Path, name: str, caches: dict[Path, Cache | None]) -> LoadedRu
     if config.cache not in caches:
         caches[config.cache] = _open_cache(config.cache)
     cache = caches[config.cache]
-    image_bytes, backbone_bytes = _count_bytes(cache, config) if cache else (None, None)
+    counted = _count_bytes(cache, config) if cache else None
     try:
-        row = _row(name, results, image_bytes, backbone_bytes)
+        row = _row(name, results, counted)
     except (KeyError, TypeError, ValueError) as error:
         raise LofftaError(
             f"these results cannot be reported ({type(error).__name__}: {error})",
@@ -194,9 +195,7 @@ def _load(folder: Path, name: str, caches: dict[Path, Cache | None]) -> LoadedRu
     return LoadedRun(paths, config, results, cache, row)
 
 
-def _row(
-    name: str, results: Mapping[str, Any], image_bytes: dict[str, int] | None, backbone_bytes: dict[str, int] | None
-) -> RunRow:
+def _row(name: str, results: Mapping[str, Any], counted: _Counted | None) -> RunRow:
     headline, recipe = find_task(results.get("task", "classification")).headline, results.get("recipe", {})
     metrics = {name: _measure(found) for name, found in results["metrics"].items()}
     if headline not in metrics:
@@ -216,8 +215,9 @@ def _row(
         epochs=recipe.get("epochs"),
         grid=recipe.get("grid"),
         train_seconds=results.get("train_seconds"),
-        image_bytes=image_bytes,
-        backbone_bytes=backbone_bytes,
+        image_bytes=counted and counted.image_bytes,
+        tap_bytes=counted and counted.tap_bytes,
+        backbone_bytes=counted and counted.backbone_bytes,
     )
 
 
@@ -233,22 +233,34 @@ def _open_cache(root: Path) -> Cache | None:
         return None
 
 
-def _count_bytes(cache: Cache, config: TrainConfig) -> tuple[dict[str, int] | None, dict[str, int] | None]:
-    """Bytes per image and of all images, by backbone label; as `evaluate` reads them, checksums aside."""
+@dataclass(frozen=True)
+class _Counted:
+    """Bytes as `evaluate` reads them, checksums aside."""
+
+    image_bytes: dict[str, int]
+    tap_bytes: dict[tuple[str, str], int]
+    backbone_bytes: dict[str, int]
+
+
+def _count_bytes(cache: Cache, config: TrainConfig) -> _Counted | None:
     try:
         recipe = parse(find_head(config.head).recipe, config.recipe, where="recipe")
         features = choose_features(cache, config.features, recipe.kinds(), default_taps="all")
     except LofftaError:  # a store was dropped since
-        return None, None
+        return None
     per_image: dict[str, int] = {}
+    per_tap: dict[tuple[str, str], int] = {}
     stored: dict[str, int] = {}
     for feature in features:
         layout = feature.array.layout
         n_chunks = layout.chunks_per_image if feature.raw_taps is None else len(feature.raw_taps)
         label = feature.spec.backbone
         per_image[label] = per_image.get(label, 0) + n_chunks * layout.chunk_bytes
+        for tap in feature.spec.taps:  # taps that share a chunk share its bytes
+            part = n_chunks * layout.chunk_bytes // len(feature.spec.taps)
+            per_tap[label, tap] = per_tap.get((label, tap), 0) + part
         stored[label] = stored.get(label, 0) + n_chunks * layout.chunk_bytes * int(feature.array.ledger.ready.sum())
-    return per_image, stored
+    return _Counted(per_image, per_tap, stored)
 
 
 def _in_words(taps: Sequence[str]) -> str:

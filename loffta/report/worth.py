@@ -1,6 +1,6 @@
-"""What every backbone of a run is worth and what it costs: relevance and accuracy against bytes and forward passes.
+"""What backbones and layers of a run are worth and cost: relevance and accuracy against bytes and forward passes.
 
-In:  loaded runs.   Out: Worth, one per backbone, for `relevance` and for the terminal. What a backbone adds to the
+In:  loaded runs.   Out: Worth, one per backbone or layer, for `relevance` and for the terminal. What a backbone adds to the
 accuracy is said only where a run without it is among them; else the command that would tell is given.
 """
 
@@ -47,9 +47,10 @@ class Gain:
 
 @dataclass(frozen=True)
 class Worth:
-    """One backbone of a run; None where something is not known."""
+    """One backbone of a run, or one layer of it; None where something is not known."""
 
     backbone: str
+    tap: str | None  # None: the whole backbone
     score: float | int  # its relevance, the one of the two scores that is shown
     gain: Gain | None
     command: str | None  # the training that would tell the gain; None: it is known, or there is no other backbone
@@ -64,29 +65,42 @@ def judge_backbones(run: LoadedRun, runs: Sequence[LoadedRun]) -> list[Worth]:
     Args:
         runs: where to look for trainings without one of the backbones.
     """
-    entries = run.results.get("relevance", {}).get("backbones", [])
-    if not entries:
-        return []
-    score = chosen_score(entries)
-    macs = _macs(run)
-    stores = {feature.get("label", feature["store"]): feature["store"] for feature in run.results["features"]}
+    macs, stores = _macs(run), _stores(run)
     found = []
-    for entry in sorted(entries, key=lambda entry: -entry[score]):
-        label = entry["backbone"]
-        gain = _find_gain(run, stores.get(label), runs) if len(entries) > 1 else None
-        known = gain is not None or len(entries) == 1 or label not in stores
+    for label, _, score in _ranked(run, "backbones"):
+        gain = _find_gain(run, stores[label], None, runs)
+        alone = len(stores) == 1
         found.append(
             Worth(
                 backbone=label,
-                score=float(entry[score]),
+                tap=None,
+                score=score,
                 gain=gain,
-                command=None if known else _command_without(run, stores[label], label),
+                command=None if gain or alone else _command_without(run, stores[label], label),
                 read=_cost(run.row.image_bytes, label),
                 stored=_cost(run.row.backbone_bytes, label),
                 macs=_cost(macs, label),
             )
         )
     return found
+
+
+def judge_layers(run: LoadedRun, runs: Sequence[LoadedRun]) -> list[Worth]:
+    """The same for every layer; what it takes to compute or store one layer more is not counted."""
+    stores = _stores(run)
+    return [
+        Worth(
+            backbone=label,
+            tap=tap,
+            score=score,
+            gain=_find_gain(run, stores[label], tap, runs),
+            command=None,
+            read=_cost(run.row.tap_bytes, (label, tap)),
+            stored=None,
+            macs=None,
+        )
+        for label, tap, score in _ranked(run, "taps")
+    ]
 
 
 def sentence(worth: Worth) -> str | None:
@@ -152,8 +166,20 @@ def _in_figures(worth: Worth) -> str:
     return ", ".join([*parts, f"forward {macs}{share_of(worth.macs)}"])
 
 
-def _cost(amounts: Mapping[str, int | None] | None, label: str) -> Cost | None:
-    amount = (amounts or {}).get(label)
+def _ranked(run: LoadedRun, level: str) -> list[tuple[str, str, float]]:
+    """Backbone, tap and score of what has a relevance, the highest first."""
+    entries = run.results.get("relevance", {}).get(level, [])
+    found = [(entry["backbone"], entry["tap"], float(entry[chosen_score(entries)])) for entry in entries]
+    return sorted(found, key=lambda entry: -entry[2])
+
+
+def _stores(run: LoadedRun) -> dict[str, str]:
+    """Stores by backbone label."""
+    return {feature.get("label", feature["store"]): feature["store"] for feature in run.results["features"]}
+
+
+def _cost(amounts: Mapping[Any, int | None] | None, key: object) -> Cost | None:
+    amount = None if amounts is None else amounts.get(key)
     if amounts is None or amount is None:
         return None
     known = [value for value in amounts.values() if value is not None]
@@ -166,14 +192,16 @@ def _macs(run: LoadedRun) -> dict[str, int | None] | None:
     if run.cache is None:
         return None
     macs = {store.name: store.info.macs for store in run.cache.stores()}
-    return {feature.get("label", feature["store"]): macs.get(feature["store"]) for feature in run.results["features"]}
+    return {label: macs.get(store) for label, store in _stores(run).items()}
 
 
-def _find_gain(run: LoadedRun, store: str | None, runs: Sequence[LoadedRun]) -> Gain | None:
-    """By the run that lacks this store and differs in least; of several the best."""
-    wanted = {name: taps for name, taps in _taps_by_store(run).items() if name != store}
+def _find_gain(run: LoadedRun, store: str, tap: str | None, runs: Sequence[LoadedRun]) -> Gain | None:
+    """By the run that lacks this store, or a tap of it, and differs in least; of several the best."""
+    wanted = _taps_by_store(run)
+    wanted[store] = wanted[store] - {tap} if tap else frozenset()
+    wanted = {name: taps for name, taps in wanted.items() if taps}
     others = [other for other in runs if _taps_by_store(other) == wanted and _same_training(run, other)]
-    if store is None or not others:
+    if not others:
         return None
     other = min(others, key=lambda other: (len(_differing(run, other)), -other.row.main.mean))
     one, two = run.row.main, other.row.main
