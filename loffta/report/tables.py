@@ -215,9 +215,9 @@ def _row(name: str, results: Mapping[str, Any], counted: _Counted | None) -> Run
         epochs=recipe.get("epochs"),
         grid=recipe.get("grid"),
         train_seconds=results.get("train_seconds"),
-        image_bytes=counted and counted.image_bytes,
-        tap_bytes=counted and counted.tap_bytes,
-        backbone_bytes=counted and counted.backbone_bytes,
+        image_bytes=counted.image_bytes if counted else None,
+        tap_bytes=counted.tap_bytes if counted else None,
+        backbone_bytes=counted.backbone_bytes if counted else None,
     )
 
 

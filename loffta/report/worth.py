@@ -1,7 +1,7 @@
 """What backbones and layers of a run are worth and cost: relevance and accuracy against bytes and forward passes.
 
-In:  loaded runs.   Out: Worth, one per backbone or layer, for `relevance` and for the terminal. What a backbone adds to the
-accuracy is said only where a run without it is among them; else the command that would tell is given.
+In:  loaded runs.   Out: Worth, one per backbone or layer, for `relevance` and for the terminal. What a backbone adds to
+the accuracy is said only where a run without it is among them; else the command that would tell is given.
 """
 
 from __future__ import annotations
@@ -68,15 +68,15 @@ def judge_backbones(run: LoadedRun, runs: Sequence[LoadedRun]) -> list[Worth]:
     macs, stores = _macs(run), _stores(run)
     found = []
     for label, _, score in _ranked(run, "backbones"):
-        gain = _find_gain(run, stores[label], None, runs)
-        alone = len(stores) == 1
+        store = stores.get(label)  # none where the results are older than labels
+        gain = _find_gain(run, store, None, runs)
         found.append(
             Worth(
                 backbone=label,
                 tap=None,
                 score=score,
                 gain=gain,
-                command=None if gain or alone else _command_without(run, stores[label], label),
+                command=None if gain or store is None or len(stores) == 1 else _command_without(run, store, label),
                 read=_cost(run.row.image_bytes, label),
                 stored=_cost(run.row.backbone_bytes, label),
                 macs=_cost(macs, label),
@@ -93,7 +93,7 @@ def judge_layers(run: LoadedRun, runs: Sequence[LoadedRun]) -> list[Worth]:
             backbone=label,
             tap=tap,
             score=score,
-            gain=_find_gain(run, stores[label], tap, runs),
+            gain=_find_gain(run, stores.get(label), tap, runs),
             command=None,
             read=_cost(run.row.tap_bytes, (label, tap)),
             stored=None,
@@ -166,7 +166,7 @@ def _in_figures(worth: Worth) -> str:
     return ", ".join([*parts, f"forward {macs}{share_of(worth.macs)}"])
 
 
-def _ranked(run: LoadedRun, level: str) -> list[tuple[str, str, float]]:
+def _ranked(run: LoadedRun, level: str) -> list[tuple[str, str | None, float]]:
     """Backbone, tap and score of what has a relevance, the highest first."""
     entries = run.results.get("relevance", {}).get(level, [])
     found = [(entry["backbone"], entry["tap"], float(entry[chosen_score(entries)])) for entry in entries]
@@ -195,8 +195,10 @@ def _macs(run: LoadedRun) -> dict[str, int | None] | None:
     return {label: macs.get(store) for label, store in _stores(run).items()}
 
 
-def _find_gain(run: LoadedRun, store: str, tap: str | None, runs: Sequence[LoadedRun]) -> Gain | None:
+def _find_gain(run: LoadedRun, store: str | None, tap: str | None, runs: Sequence[LoadedRun]) -> Gain | None:
     """By the run that lacks this store, or a tap of it, and differs in least; of several the best."""
+    if store is None:
+        return None
     wanted = _taps_by_store(run)
     wanted[store] = wanted[store] - {tap} if tap else frozenset()
     wanted = {name: taps for name, taps in wanted.items() if taps}
