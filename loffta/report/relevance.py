@@ -12,7 +12,7 @@ from loffta.report.facts import chosen_score, is_random
 from loffta.report.markup import figure, table, text_lines
 from loffta.report.plots import Bar, bar_chart, grouped_chart
 from loffta.report.tables import LoadedRun
-from loffta.report.text import NONE, escape, human_bytes, human_macs, metric_name, percent
+from loffta.report.text import escape, human_bytes, human_macs, metric_name, percent
 from loffta.report.worth import Cost, Worth, gain_in_words, judge_backbones, judge_layers, sentence
 
 _COMBOS_PENALTY = "ComBo's group penalty (arXiv 2512.01405)"
@@ -105,7 +105,7 @@ def _gain(worth: Worth) -> str:
 
 def _cost(cost: Cost | None, in_words: Callable[[int], str]) -> str:
     if cost is None:
-        return NONE
+        return "not known"
     return in_words(cost.amount) + ("" if cost.share is None else f"<small>{percent(cost.share, 0)} %</small>")
 
 
