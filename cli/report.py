@@ -15,10 +15,12 @@ from .common import emit, json_option, show
 @json_option
 def command(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
     """Write one self-contained HTML page about RUNS; a table goes to the terminal."""
-    from loffta.report import format_table, read_rows, write_report
+    from loffta.report import format_table, format_worth, read_runs, worth_as_json, write_report
 
-    rows = read_rows(runs)
+    found = read_runs(runs)
     write_report(runs, out)
-    click.echo(format_table(rows))
+    click.echo(format_table([run.row for run in found]))
+    if worth := format_worth(found):
+        click.echo(f"\n{worth}")
     show(f"report: {out}")
-    emit({"report": str(out), "runs": len(rows)}, as_json)
+    emit({"report": str(out), "runs": len(found), "worth": worth_as_json(found)}, as_json)

@@ -22,6 +22,7 @@ from loffta.batches import Batch, Feed
 from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError
 from loffta.features import Feature, choose_features, n_bad
+from loffta.findings import Findings
 from loffta.heads import Head, build_head, find_head
 from loffta.heads.recipe import Recipe
 from loffta.measure import measure, prediction_columns
@@ -65,12 +66,13 @@ def evaluate(
     rows = split_rows(paths, config, cache, features, split)
     check_targets(cache.table, rows, split, config.task)
     with (stop or machine.StopFlag()).at_once(f"evaluating split '{split}'; no results were written"):
-        probabilities = predict(heads, features, rows, task, batch_size=recipe.batch_size, device=target)
+        told = Findings(heads)
+        probabilities = predict(heads, features, rows, task, batch_size=recipe.batch_size, device=target, told=told)
         targets = read_targets(cache.table, config.task)[rows].numpy()
         keys = [cache.table.keys[row] for row in rows]
         measured = measure(task, probabilities, targets, cache.table.classes, keys=keys, seed=config.data_seed)
     results = describe(config, features, split, n_used=len(rows), n_bad=n_bad(cache, features, split)) | measured
-    results |= describe_training(paths, config, recipe, heads)
+    results |= describe_training(paths, config, recipe, heads) | told.entries()
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
     results["versions"] = machine.versions()
     if train_seconds is None and paths.results(split).exists():
@@ -127,26 +129,34 @@ def predict(
     *,
     batch_size: int,
     device: torch.device,
+    told: Findings | None = None,
 ) -> NDArray[np.float32]:
-    """Probabilities [S, B, C] of S heads for B rows, in the order of `rows`; one read feeds all heads."""
+    """Probabilities [S, B, C] of S heads for B rows, in the order of `rows`; one read feeds all heads, and `told`."""
     heads = [head.to(device) for head in heads]
     with Feed(features, rows, batch_size=batch_size, device=device, mode="stream") as feed:  # each is read once
-        return predict_batches(heads, feed.in_order(), task)
+        return predict_batches(heads, feed.in_order(), task, told)
 
 
-def predict_batches(heads: Sequence[Head], batches: Iterable[Batch], task: Task) -> NDArray[np.float32]:
+def predict_batches(
+    heads: Sequence[Head], batches: Iterable[Batch], task: Task, told: Findings | None = None
+) -> NDArray[np.float32]:
     """Probabilities [S, B, C] of S heads for the images of all batches, which lie on the heads' device."""
-    return torch.cat([score(heads, batch.features, task) for batch in batches], dim=1).numpy()
+    return torch.cat([score(heads, batch.features, task, told) for batch in batches], dim=1).numpy()
 
 
 @torch.no_grad()
-def score(heads: Sequence[Head], features: Sequence[Tensor], task: Task) -> Float[Tensor, "S B C"]:
+def score(
+    heads: Sequence[Head], features: Sequence[Tensor], task: Task, told: Findings | None = None
+) -> Float[Tensor, "S B C"]:
     """Probabilities of S heads for the images of one batch, on the CPU; `prepare` is done once for all heads.
 
     Args:
         features: one [B, L, *shape] per Feature, on the heads' device.
+        told: gets what was prepared, too.
     """
     prepared = heads[0].prepare(features)
+    if told is not None:
+        told.add(prepared, len(features[0]))
     return torch.stack([task.activation(head(prepared)) for head in heads]).cpu()
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from loffta.errors import UsageError, unknown_name
@@ -51,6 +52,18 @@ class Head(Protocol):
 
     def no_decay(self) -> set[str]:
         """Names of the parameters that weight decay leaves alone."""
+
+    def observe(self, prepared: Any) -> Float[Tensor, " X"] | None:
+        """What else is to be known of a batch's images in evaluation, on their average: float64 on the CPU, or None."""
+
+    def findings(self, observed: Float[Tensor, " X"] | None) -> dict[str, list[dict[str, Any]]]:
+        """What the trained head tells of itself, for results.json: names with entries; none for most heads.
+
+        An entry has a float as `value`, and the rest, which names what it is of, is the same for all seeds.
+
+        Args:
+            observed: the mean of `observe` over all images.
+        """
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
     def parameters(self) -> Iterator[nn.Parameter]: ...

@@ -1,10 +1,11 @@
-"""What most heads have in common: one phase, no penalty, no decay of vectors."""
+"""What most heads have in common: one phase, no penalty, no decay of vectors, nothing to tell."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
@@ -24,3 +25,11 @@ class HeadBase(nn.Module):
     def no_decay(self) -> set[str]:
         """Names of the parameters that weight decay leaves alone: biases and norms."""
         return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
+
+    def observe(self, prepared: Any) -> Float[Tensor, " X"] | None:  # noqa: ARG002
+        """Nothing beside the logits."""
+        return None
+
+    def findings(self, observed: Float[Tensor, " X"] | None) -> dict[str, list[dict[str, Any]]]:  # noqa: ARG002
+        """Nothing."""
+        return {}

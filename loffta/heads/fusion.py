@@ -8,14 +8,14 @@ Several backbones, and backbones without class token, are ours: whatever of {cla
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from pydantic import PositiveInt
 from torch import Tensor
 
-from loffta.heads.attention import Attention, AttentiveProbe, ProbeRecipe
+from loffta.heads.attention import Attention, AttentiveProbe, ProbeRecipe, average_attention
 from loffta.heads.base import HeadBase
 from loffta.heads.recipe import check_features, check_specs
 from loffta.heads.vectors import check_vectors, count_vectors, unit_vectors
@@ -100,6 +100,16 @@ class FusionHead(HeadBase):
     def attention(self, prepared: Float[Tensor, "B T D"]) -> Attention:
         """The weights over the tokens that each head gives them, without noise; `average_attention` sums them up."""
         return self.probe.attention(prepared)
+
+    def observe(self, prepared: Float[Tensor, "B T D"]) -> Float[Tensor, " T"]:
+        """The batch's mean weight of every token, over images and heads."""
+        return average_attention([self.attention(prepared)])
+
+    def findings(self, observed: Float[Tensor, " T"] | None) -> dict[str, list[dict[str, Any]]]:
+        """The mean weight of every token, as `attention`; all together are 1."""
+        assert observed is not None, "this head observes every batch"
+        weights = zip(self.token_names(), observed.tolist(), strict=True)
+        return {"attention": [{**name._asdict(), "value": weight} for name, weight in weights]}
 
     def token_names(self) -> list[TokenName]:
         """What the T tokens are, in their order."""

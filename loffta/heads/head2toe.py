@@ -127,6 +127,11 @@ class Head2ToeHead(HeadBase):
         names = [f"{spec.backbone}:{spec.taps[0]}" for spec in self.taps.specs]
         return {name: float(part.float().mean()) for name, part in zip(names, parts, strict=True)}
 
+    def findings(self, observed: Float[Tensor, " X"] | None) -> dict[str, list[dict[str, Any]]]:  # noqa: ARG002
+        """The share that is kept of the features of every tap, as `kept`."""
+        shares = zip(self.taps.specs, self.kept_per_tap().values(), strict=True)
+        return {"kept": [{"backbone": s.backbone, "tap": s.taps[0], "value": share} for s, share in shares]}
+
     @torch.no_grad()
     def _draw_weights(self, rng: torch.Generator) -> None:
         """Glorot's uniform weights and zero biases (Keras' defaults), as if there were only the features kept."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from loffta import machine
 from loffta.errors import LofftaError, unknown_name
 from loffta.evaluate import describe, describe_training
+from loffta.findings import Findings
 from loffta.images.sources import ImageSource
 from loffta.jobs import Load
 from loffta.measure import measure, prediction_columns
@@ -71,6 +72,7 @@ def evaluate_online(
         )
     ends = np.cumsum([0, *(len(run.origins.features) for run in runs)])
     found: list[list[torch.Tensor]] = [[] for _ in runs]
+    told = [Findings(run.heads) for run in runs]
     good: list[int] = []
     with Progress("evaluate --online", len(rows), "images") as progress:
         for batch in stop.each(stream, doing):
@@ -78,13 +80,13 @@ def evaluate_online(
             if batch.rows:
                 good += batch.rows
                 for i, run in enumerate(runs):
-                    found[i].append(run.predict(batch.features[ends[i] : ends[i + 1]]))
+                    found[i].append(run.predict(batch.features[ends[i] : ends[i + 1]], told[i]))
     if not good:
         judge_bad(stream.bad, listing.keys, len(rows), 0.0, done="no results were written")
     results = []
-    for run, parts, table in zip(runs, found, numbered, strict=True):
+    for run, parts, findings, table in zip(runs, found, told, numbered, strict=True):
         scores = torch.cat(parts, dim=1).numpy()
-        results.append(_write(run, table, split, np.array(good), scores, len(stream.bad), start))
+        results.append(_write(run, table, split, np.array(good), scores, findings, len(stream.bad), start))
     judge_bad(stream.bad, listing.keys, len(rows), max_bad_frac, done="the results of the good images are written")
     return results
 
@@ -138,6 +140,7 @@ def _write(
     split: str,
     rows: NDArray[np.int64],
     scores: NDArray[np.float32],
+    told: Findings,
     n_bad: int,
     start: float,
 ) -> dict[str, Any]:
@@ -146,7 +149,7 @@ def _write(
     results = describe(run.config, run.origins.features, split, n_used=len(rows), n_bad=n_bad)
     results |= measure(run.task, scores, targets, table.classes, keys=keys, seed=run.config.data_seed)
     results["online"] = {"source": table.source, "digest": table.digest}
-    results |= describe_training(run.paths, run.config, run.recipe, run.heads)
+    results |= describe_training(run.paths, run.config, run.recipe, run.heads) | told.entries()
     path = run.paths.results(split)
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
     results["versions"] = machine.versions()

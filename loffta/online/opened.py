@@ -17,6 +17,7 @@ from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError
 from loffta.evaluate import load_heads, score
 from loffta.features import choose_features
+from loffta.findings import Findings
 from loffta.heads import Head, find_head
 from loffta.heads.recipe import Recipe
 from loffta.origins import Origins, read_origins
@@ -40,9 +41,9 @@ class OpenedRun:
         """What it was trained for."""
         return find_task(self.config.task)
 
-    def predict(self, features: Sequence[Tensor]) -> Float[Tensor, "S B C"]:
-        """Probabilities of every seed, on the CPU; one [B, L, *shape] per Feature is due."""
-        return score(self.heads, features, self.task)
+    def predict(self, features: Sequence[Tensor], told: Findings | None = None) -> Float[Tensor, "S B C"]:
+        """Probabilities of every seed, on the CPU; one [B, L, *shape] per Feature is due. `told` gets it, too."""
+        return score(self.heads, features, self.task, told)
 
 
 def open_for_images(root: Path, device: torch.device, cache_root: Path | None = None) -> OpenedRun:

@@ -14,9 +14,13 @@ import torch
 from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 
-from loffta.augment import AugmentConfig, apply, draw
-from loffta.features import Feature
+from loffta.augment import AugmentConfig, apply, draw, resolve
+from loffta.config import parse
+from loffta.errors import LofftaError
+from loffta.features import Feature, choose_features
+from loffta.heads import find_head
 from loffta.report.gallery import png_uri
+from loffta.report.tables import LoadedRun
 from loffta.report.text import count, escape
 from loffta.store.cache import Cache, CachedArray
 from loffta.store.reader import ArrayReader
@@ -25,6 +29,24 @@ from loffta.store.zarr_reader import open_array
 N_IMAGES = 4
 N_DRAWS = 3
 _CLIP = (1, 99)  # percentiles of the plain maps that become the darkest and the brightest
+
+
+def best_augmented(ranked: Sequence[LoadedRun]) -> str:
+    """The section of the first of these runs that was trained on augmented grids of a cache that is still there."""
+    for run in ranked:
+        config = resolve(run.config.augment)
+        if run.cache is None or config == AugmentConfig():
+            continue
+        try:
+            recipe = parse(find_head(run.config.head).recipe, run.config.recipe, where="recipe")
+            features = choose_features(run.cache, run.config.features, recipe.kinds(), default_taps="all")
+            grids = [feature for feature in features if feature.spec.kind == "grid"]
+            section = augmented_section(run.cache, grids[0], config, run.config.data_seed) if grids else ""
+        except LofftaError as error:  # the report stands without pictures
+            return f'<h2>Augmented features</h2><p class="note">No pictures: {escape(error.what)}.</p>'
+        if section:
+            return f"{section}<p>Of {escape(run.row.name)}, the best run that was trained like this.</p>"
+    return ""
 
 
 def augmented_section(cache: Cache, feature: Feature, config: AugmentConfig, seed: int) -> str:

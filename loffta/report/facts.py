@@ -100,7 +100,7 @@ def _tap_fact(label: str, one: RunRow, more: RunRow) -> Fact:
     if one.epochs != more.epochs:
         text += f" They trained for {one.epochs} and {more.epochs} epochs."
     text += _verdict(one, more)
-    return Fact(_signed(gain), "More taps than the last one", text)
+    return Fact(signed(gain), "More taps than the last one", text)
 
 
 def _selection(rows: Sequence[RunRow]) -> list[Fact]:
@@ -163,7 +163,8 @@ def _describe(row: RunRow) -> str:
     return f"{row.name}: the {row.head} head on {count(row.n_taps, 'tap')} of {backbones}"
 
 
-def _signed(difference: float) -> str:
+def signed(difference: float) -> str:
+    """0.004 -> '+0.4 pts'."""
     sign = "+" if difference >= 0 else "\N{MINUS SIGN}"
     return f"{sign}{percent(abs(difference))} pts"
 

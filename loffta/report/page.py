@@ -11,6 +11,8 @@ from pathlib import Path
 
 from loffta import __version__
 from loffta.errors import LofftaError
+from loffta.report.attention import attention_section
+from loffta.report.augmented import best_augmented
 from loffta.report.classes import classes_section
 from loffta.report.facts import comparable, headline_facts, is_random
 from loffta.report.gallery import Picture, read_gallery
@@ -53,9 +55,11 @@ def render(runs: Sequence[LoadedRun], stages: Sequence[StageCost] = ()) -> str:
     body = [
         _introduction(title, runs),
         *[_scores(ranked) for ranked in groups.values()],
-        *[relevance_section(run) for run in runs if "relevance" in run.results],
+        attention_section(runs),
+        *[relevance_section(run, runs) for run in runs if "relevance" in run.results],
         _costs(stages),
         *[part for ranked in groups.values() for part in (classes_section(ranked[0]), _images(ranked[0]))],
+        best_augmented([run for ranked in groups.values() for run in ranked]),
         provenance_section(runs),
         f"<footer>Made by loffta {escape(__version__)}. This file is complete in itself.</footer>",
     ]

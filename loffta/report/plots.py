@@ -20,6 +20,7 @@ _FONT = "font-family:inherit"
 _INK, _QUIET, _LINE = "var(--ink,#1b1f24)", "var(--quiet,#59636e)", "var(--line,#d5dae0)"
 _BAR, _CONTROL, _DOT = "var(--bar,#5b9bd0)", "var(--control,#8d8d8d)", "var(--mark,#0b3d66)"
 _WRONG = "var(--wrong,#a3341b)"
+_NAME = 17  # characters of a name beside a map, where the rest is cut
 _CELL = 14.0  # smallest side of a heat map's cell: names of 12 units still fit; 50 classes make 816 units
 _PATTERN = (
     '<defs><pattern id="{id}" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
@@ -116,28 +117,80 @@ def heat_map(counts: Sequence[Sequence[int]], names: Sequence[str], *, title: st
         x, y = start + cell * (i + 0.5) + 4, start - 6
         parts.append(f'<g transform="rotate(-90 {x:.2f} {y:.2f})">{_text(truth, x, y, limit=17, size=size)}</g>')
         parts += [
-            _cell(start + cell * j, start + cell * i, cell, count / sum(row), count, truth, names[j], i == j)
+            _count_cell(start + cell * j, start + cell * i, cell, count / sum(row), count, truth, names[j], i == j)
             for j, count in enumerate(row)
             if count
         ]
     side = cell * len(names)
-    parts.append(
-        f'<rect x="{start:.2f}" y="{start:.2f}" width="{side:.2f}" height="{side:.2f}" '
-        f'style="fill:none;stroke:{_LINE};stroke-width:1"/>'
-    )
+    parts.append(_frame(start, start, side, side))
     return _svg(title, start + side + 2, parts, max(WIDTH, start + side + 2))
 
 
-def _cell(x: float, y: float, side: float, share: float, count: int, truth: str, predicted: str, right: bool) -> str:
-    """One cell of a heat map; the smallest share is still seen."""
-    colour = _BAR if right else _WRONG
+def weight_map(
+    weights: Sequence[Sequence[float | None]],
+    rows: Sequence[str],
+    columns: Sequence[tuple[str, str]],
+    *,
+    title: str,
+    high: float,
+) -> str:
+    """Weights 0-1 of columns in groups, by row; a cell of the weight `high` has the full colour, None is no cell.
+
+    Where there is room for it a cell shows its weight in percent; a hover shows names and weight.
+
+    Args:
+        columns: group and name of each; a heading stands above each group, a dashed line between two.
+    """
+    cell = max(_CELL, min(40.0, (WIDTH - _LEFT_X) / len(columns)))
+    height, size = 22.0, min(12.5, cell - 2)
+    start, top = _LEFT_X, 26 + 0.6 * size * min(_NAME, max(len(name) for _, name in columns))  # room for the names
+    parts = []
+    for j, (group, name) in enumerate(columns):
+        left = start + cell * j
+        x, y = left + cell / 2 + 4, top - 6
+        parts.append(f'<g transform="rotate(-90 {x:.2f} {y:.2f})">{_text(name, x, y, limit=_NAME, size=size)}</g>')
+        if j == 0 or group != columns[j - 1][0]:
+            parts.append(_text(group, left, 12, size=12.5, weight=600))
+    for i, (row, label) in enumerate(zip(weights, rows, strict=True)):
+        y = top + height * i
+        parts.append(_text(label, start - 6, y + 15, limit=_NAME, size=12.5, anchor="end"))
+        for j, ((group, name), weight) in enumerate(zip(columns, row, strict=True)):
+            if weight is not None:
+                hover = f"{escape(label)}, {escape(group)} of {escape(name)}: {100 * weight:.1f} %"
+                place = (start + cell * j, y, cell, height)
+                parts.append(_cell(*place, weight / high if high else 0.0, _BAR, hover, f"{100 * weight:.0f}"))
+    side, bottom = cell * len(columns), top + height * len(rows)
+    parts += [
+        f'<path class="divide" d="M{start + cell * j:.2f} 2V{bottom:.2f}" '
+        f'style="stroke:{_QUIET};stroke-width:1;stroke-dasharray:4 3"/>'
+        for j in range(1, len(columns))
+        if columns[j][0] != columns[j - 1][0]
+    ]
+    parts.append(_frame(start, top, side, bottom - top))
+    return _svg(title, bottom + 2, parts, max(WIDTH, start + side + 2))
+
+
+def _count_cell(
+    x: float, y: float, side: float, share: float, count: int, truth: str, predicted: str, right: bool
+) -> str:
     hover = f"{escape(truth)} \N{RIGHTWARDS ARROW} {escape(predicted)}: {count:,} ({100 * share:.1f} %)"
-    shown = f"{100 * share:.0f}" if side >= 24 else ""
+    return _cell(x, y, side, side, share, _BAR if right else _WRONG, hover, f"{100 * share:.0f}")
+
+
+def _cell(x: float, y: float, width: float, height: float, share: float, colour: str, hover: str, shown: str) -> str:
+    """One cell of a heat map; the smallest share is still seen. `hover` is escaped; narrow cells do without `shown`."""
     return (
-        f'<g><title>{hover}</title><rect class="cell" x="{x:.2f}" y="{y:.2f}" width="{side:.2f}" height="{side:.2f}" '
-        f'style="fill:{colour};fill-opacity:{0.12 + 0.88 * share:.3f}"/>'
-        + (_text(shown, x + side / 2, y + side / 2 + 4, size=11.5, anchor="middle") if shown else "")
+        f'<g><title>{hover}</title><rect class="cell" x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" '
+        f'height="{height:.2f}" style="fill:{colour};fill-opacity:{0.12 + 0.88 * share:.3f}"/>'
+        + (_text(shown, x + width / 2, y + height / 2 + 4, size=11.5, anchor="middle") if width >= 24 else "")
         + "</g>"
+    )
+
+
+def _frame(x: float, y: float, width: float, height: float) -> str:
+    return (
+        f'<rect x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}" '
+        f'style="fill:none;stroke:{_LINE};stroke-width:1"/>'
     )
 
 

@@ -1,23 +1,26 @@
-"""The section about one run's relevance scores, per backbone and per layer.
+"""The section about one run's relevance scores, per backbone and per layer, beside what each backbone costs.
 
-In: a loaded run with scores.   Out: HTML for `page`.
+In: a loaded run with scores, and the runs that may tell what its backbones add.   Out: HTML for `page`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from loffta.report.facts import chosen_score, is_random
-from loffta.report.markup import figure, table
+from loffta.report.markup import figure, table, text_lines
 from loffta.report.plots import Bar, bar_chart, grouped_chart
 from loffta.report.tables import LoadedRun
-from loffta.report.text import escape, human_bytes
+from loffta.report.text import escape, human_bytes, human_macs, metric_name, percent
+from loffta.report.worth import Cost, Worth, gain_in_words, judge_backbones, judge_layers, sentence
 
 _COMBOS_PENALTY = "ComBo's group penalty (arXiv 2512.01405)"
 _PENALTIES = {"smp": "a group lasso over layers"}  # of the heads that have another one
 
 
-def relevance_section(run: LoadedRun) -> str:
+def relevance_section(run: LoadedRun, runs: Sequence[LoadedRun]) -> str:
+    """Scores as charts and tables, and what dropping a backbone would lose and save."""
     found = run.results["relevance"]
     score = chosen_score(found["backbones"])
     bars = [_relevance_bar(entry, entry["backbone"], score) for entry in found["backbones"]]
@@ -28,18 +31,7 @@ def relevance_section(run: LoadedRun) -> str:
         for bar in bars
     ]
     name = run.row.name
-    bytes_of = run.row.image_bytes or {}
-    lines = [
-        [
-            escape(e["backbone"]),
-            f"{e['score']:.2f}",
-            f"{e['raw_score']:.2f}",
-            f"{e['inputs']:,}",
-            human_bytes(bytes_of.get(e["backbone"])),
-        ]
-        for e in sorted(found["backbones"], key=lambda e: -e[score])
-    ]
-    columns = [("Backbone", False)] + [(h, True) for h in ("Size-aware", "Raw", "Inputs", "Read per image")]
+    worths = judge_backbones(run, runs)
     control = any(bar.control for bar in bars)
     return (
         f"<h2>Relevance: {escape(name)}</h2><p>How much the trained head relies on each backbone and layer: the norm "
@@ -55,7 +47,75 @@ def relevance_section(run: LoadedRun) -> str:
             ),
         )
         + figure("Per layer", grouped_chart(groups, title=f"Relevance per layer, {name}"))
-        + f"</div>{table(columns, lines)}"
+        + f"</div>{_backbones_table(run, worths)}{_layers_table(run, judge_layers(run, runs))}"
+    )
+
+
+def _backbones_table(run: LoadedRun, worths: Sequence[Worth]) -> str:
+    entries = {entry["backbone"]: entry for entry in run.results["relevance"]["backbones"]}
+    lines = [
+        [
+            escape(worth.backbone),
+            *_scores(entries[worth.backbone]),
+            _gain(worth),
+            _cost(worth.read, human_bytes),
+            _cost(worth.stored, human_bytes),
+            _cost(worth.macs, human_macs),
+        ]
+        for worth in worths
+    ]
+    heads = ("Size-aware", "Raw", "Inputs", "Gain", "Read per image", "Stored", "Forward pass")
+    said = "".join(f"<li>{escape(text)}</li>" for text in map(sentence, worths) if text)
+    name = metric_name(run.row.headline)
+    return (
+        table([("Backbone", False)] + [(head, True) for head in heads], lines)
+        + (f"<ul>{said}</ul>" if said else "")
+        + f'<p class="note">Gain: {name} of this run less that of a run of this report with the same head, recipe and '
+        "images, but without the backbone. Read, stored and forward pass: below each its share of all backbones "
+        "here; the forward pass is what extraction takes per image, whichever layers are kept.</p>"
+        + _what_would_tell(worths)
+    )
+
+
+def _layers_table(run: LoadedRun, worths: Sequence[Worth]) -> str:
+    entries = {(entry["backbone"], entry["tap"]): entry for entry in run.results["relevance"]["taps"]}
+    lines = [
+        [
+            escape(worth.tap),
+            escape(worth.backbone),
+            *_scores(entries[worth.backbone, worth.tap]),
+            _gain(worth),
+            _cost(worth.read, human_bytes),
+        ]
+        for worth in worths
+    ]
+    heads = ("Size-aware", "Raw", "Inputs", "Gain", "Read per image")
+    columns = [("Layer", False), ("Backbone", False)] + [(head, True) for head in heads]
+    return f"<details><summary>All layers, ranked</summary>{table(columns, lines)}</details>"
+
+
+def _scores(entry: dict[str, Any]) -> list[str]:
+    return [f"{entry['score']:.2f}", f"{entry['raw_score']:.2f}", f"{entry['inputs']:,}"]
+
+
+def _gain(worth: Worth) -> str:
+    without = f"<small>without it: {escape(worth.gain.without)}</small>" if worth.gain else ""
+    return escape(gain_in_words(worth.gain)) + without
+
+
+def _cost(cost: Cost | None, in_words: Callable[[int], str]) -> str:
+    if cost is None:
+        return "not known"
+    return in_words(cost.amount) + ("" if cost.share is None else f"<small>{percent(cost.share, 0)} %</small>")
+
+
+def _what_would_tell(worths: Sequence[Worth]) -> str:
+    commands = [worth.command for worth in worths if worth.command]
+    if not commands:
+        return ""
+    return (
+        "<details><summary>Trainings that would tell what is not known</summary>"
+        f"<pre>{text_lines(chr(10).join(commands))}</pre></details>"
     )
 
 

@@ -69,7 +69,8 @@ class RunRow:
     grid: int | None
     train_seconds: float | int | None
     image_bytes: dict[str, int] | None  # read from the cache per image, by backbone label; None: the cache is gone
-    stored_bytes: int | None  # of the taps it used, over all images that have them
+    tap_bytes: dict[tuple[str, str], int] | None  # the same by backbone label and tap
+    backbone_bytes: dict[str, int] | None  # stored of the taps it used, over all images that have them; as above
 
     @property
     def main(self) -> Measure:
@@ -101,6 +102,11 @@ class RunRow:
         """Bytes read per image, over all backbones."""
         return None if self.image_bytes is None else sum(self.image_bytes.values())
 
+    @property
+    def stored_bytes(self) -> int | None:
+        """Bytes of the taps it used, over all backbones and images."""
+        return None if self.backbone_bytes is None else sum(self.backbone_bytes.values())
+
 
 @dataclass(frozen=True)
 class LoadedRun:
@@ -127,7 +133,9 @@ def read_runs(roots: Sequence[Path], split: str | None = None) -> list[LoadedRun
         raise UsageError("there is nothing to report", where="report", remedy="name one or more runs")
     found = [path for root in roots for path in (root.resolve(), RunPaths(root.resolve()).scoring)]
     wanted = {root.resolve() for root in roots}
-    folders = [path for path in dict.fromkeys(found) if path in wanted or RunPaths(path).results(split or "test").exists()]
+    folders = [
+        path for path in dict.fromkeys(found) if path in wanted or RunPaths(path).results(split or "test").exists()
+    ]
     parent = os.path.commonpath([path.parent for path in folders])
     caches: dict[Path, Cache | None] = {}
     return [_load(folder, folder.relative_to(parent).as_posix(), caches, split) for folder in folders]
@@ -181,9 +189,9 @@ def _load(folder: Path, name: str, caches: dict[Path, Cache | None], split: str 
     if config.cache not in caches:
         caches[config.cache] = _open_cache(config.cache)
     cache = caches[config.cache]
-    image_bytes, stored_bytes = _count_bytes(cache, config) if cache else (None, None)
+    counted = _count_bytes(cache, config) if cache else None
     try:
-        row = _row(name, results, image_bytes, stored_bytes)
+        row = _row(name, results, counted)
     except (KeyError, TypeError, ValueError) as error:
         raise LofftaError(
             f"these results cannot be reported ({type(error).__name__}: {error})",
@@ -193,7 +201,7 @@ def _load(folder: Path, name: str, caches: dict[Path, Cache | None], split: str 
     return LoadedRun(paths, config, results, cache, row)
 
 
-def _row(name: str, results: Mapping[str, Any], image_bytes: dict[str, int] | None, stored_bytes: int | None) -> RunRow:
+def _row(name: str, results: Mapping[str, Any], counted: _Counted | None) -> RunRow:
     headline, recipe = find_task(results.get("task", "classification")).headline, results.get("recipe", {})
     metrics = {name: _measure(found) for name, found in results["metrics"].items()}
     if headline not in metrics:
@@ -213,8 +221,9 @@ def _row(name: str, results: Mapping[str, Any], image_bytes: dict[str, int] | No
         epochs=recipe.get("epochs"),
         grid=recipe.get("grid"),
         train_seconds=results.get("train_seconds"),
-        image_bytes=image_bytes,
-        stored_bytes=stored_bytes,
+        image_bytes=counted.image_bytes if counted else None,
+        tap_bytes=counted.tap_bytes if counted else None,
+        backbone_bytes=counted.backbone_bytes if counted else None,
     )
 
 
@@ -230,22 +239,34 @@ def _open_cache(root: Path) -> Cache | None:
         return None
 
 
-def _count_bytes(cache: Cache, config: TrainConfig) -> tuple[dict[str, int] | None, int | None]:
-    """Bytes per image by backbone label, and bytes of all images; as `evaluate` reads them, checksums aside."""
+@dataclass(frozen=True)
+class _Counted:
+    """Bytes as `evaluate` reads them, checksums aside."""
+
+    image_bytes: dict[str, int]
+    tap_bytes: dict[tuple[str, str], int]
+    backbone_bytes: dict[str, int]
+
+
+def _count_bytes(cache: Cache, config: TrainConfig) -> _Counted | None:
     try:
         recipe = parse(find_head(config.head).recipe, config.recipe, where="recipe")
         features = choose_features(cache, config.features, recipe.kinds(), default_taps="all")
     except LofftaError:  # a store was dropped since
-        return None, None
+        return None
     per_image: dict[str, int] = {}
-    stored = 0
+    per_tap: dict[tuple[str, str], int] = {}
+    stored: dict[str, int] = {}
     for feature in features:
         layout = feature.array.layout
         n_chunks = layout.chunks_per_image if feature.raw_taps is None else len(feature.raw_taps)
         label = feature.spec.backbone
         per_image[label] = per_image.get(label, 0) + n_chunks * layout.chunk_bytes
-        stored += n_chunks * layout.chunk_bytes * int(feature.array.ledger.ready.sum())
-    return per_image, stored
+        for tap in feature.spec.taps:  # taps that share a chunk share its bytes
+            part = n_chunks * layout.chunk_bytes // len(feature.spec.taps)
+            per_tap[label, tap] = per_tap.get((label, tap), 0) + part
+        stored[label] = stored.get(label, 0) + n_chunks * layout.chunk_bytes * int(feature.array.ledger.ready.sum())
+    return _Counted(per_image, per_tap, stored)
 
 
 def _in_words(taps: Sequence[str]) -> str:

@@ -75,3 +75,13 @@ def human_seconds(seconds: float | int | None) -> str:
 def count(n: int, noun: str, plural: str = "") -> str:
     """(1, 'seed') -> '1 seed', (1200, 'image') -> '1,200 images'."""
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def human_macs(n_macs: int) -> str:
+    """17565000000 -> '17.6 GMACs'; multiply-accumulates."""
+    size, units = float(n_macs), ("MACs", "kMACs", "MMACs", "GMACs", "TMACs")
+    for unit in units:
+        if size < 999.95 or unit == units[-1]:
+            return f"{size:.0f}{_NBSP}MACs" if unit == "MACs" else f"{size:.1f}{_NBSP}{unit}"
+        size /= 1000
+    raise AssertionError("the last unit takes every size")

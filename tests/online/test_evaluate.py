@@ -84,6 +84,22 @@ def test_it_equals_the_cached_evaluation(finished, tmp_path, name):
         assert results["relevance"] == cached["relevance"]
 
 
+def test_what_heads_tell_is_that_of_the_cached_evaluation(tmp_path):
+    cache = make_fake_cache(tmp_path / "cache", kinds=("grid", "prefix"), broken={8: b""})
+    features = ("fake:blocks.0,blocks.1",)
+    fusion = make_run(cache, tmp_path / "fusion", head="fusion", features=features, min_steps=4)
+    head2toe = make_run(cache, tmp_path / "head2toe", head="head2toe", features=features, pooled_size=8, min_steps=4)
+    cached = [files_of(root)[0] for root in (fusion, head2toe)]
+    found = online([fusion, head2toe])
+    for entry, expected in zip(found[0]["attention"], cached[0]["attention"], strict=True):
+        assert entry["per_seed"] == pytest.approx(expected.pop("per_seed"), abs=1e-6)
+        assert {key: entry[key] for key in ("backbone", "tap", "kind")} == {
+            key: expected[key] for key in ("backbone", "tap", "kind")
+        }
+    assert len(found[0]["attention"]) == 4
+    assert found[1]["kept"] == cached[1]["kept"]
+
+
 def test_several_runs_share_one_pass(finished, tmp_path):
     names = ["linear-float16", "combo-float16", "linear-int8"]
     roots = [shutil.copytree(finished / name, tmp_path / name) for name in names]

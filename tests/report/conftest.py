@@ -56,7 +56,8 @@ def cache(tmp_path):
             "dtype": "float16",
         }
         request = {"backbone": backbone, "weights": weights, "image_px": None, "dtype": "float16"}
-        store = cache.create_store(StoreInfo(recipe, request, {"spec": weights}, SPECS))
+        macs = {"net": 3_000_000, "wild": 1_000_000}[backbone]
+        store = cache.create_store(StoreInfo(recipe, request, {"spec": weights}, SPECS, macs=macs))
         for array in cache.add_arrays(store, "grid", SPECS, "float16"):
             fill(array, lambda rows: to_storage(torch.ones(len(rows), 3, 2, 2, 4), "float16"))
     return Cache.open(tmp_path / "cache")
@@ -66,6 +67,7 @@ def cache(tmp_path):
 def make_run(tmp_path, cache):
     """Writes a finished run: make_run(name, per_seed, taps by backbone, ...) gives its folder.
 
+    `config` are further fields of its TrainConfig.
     Without `more` (further metrics) and `extra` (further keys) its results are those of before these were kept.
     """
 
@@ -81,10 +83,12 @@ def make_run(tmp_path, cache):
         train_on="train",
         metric="top1",
         more=None,
+        config=None,
         **extra,
     ):
         stores = {store.info.recipe["backbone"]: store for store in cache.stores()}
         config = TrainConfig(
+            **(config or {}),
             cache=cache.paths.root,
             head=head,
             features=tuple(f"{stores[b].name}:{','.join(names)}" for b, names in taps.items()),

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -239,6 +240,28 @@ def test_results_of_before_have_no_further_sections(make_run, report):
         re.findall(r"Further metrics|Confusions|Classes:", text)
     )
     assert "Top-1 accuracy" in text
+    assert not re.search("Attention over layers|Augmented features|Relevance", text)
+
+
+def test_the_best_augmented_run_has_pictures_of_it(make_run, report):
+    plain = make_run("plain", [0.9], ALL, head="combo")
+    mean = make_run("mean", [0.8], ALL, config={"augment": "trivial"})  # the linear head is fed no grid
+    best, second = (
+        make_run(name, [score], ALL, head="combo", config={"augment": {"preset": "loff-ta", "hflip_p": hflip}})
+        for name, score, hflip in (("best", 0.7, 0.125), ("second", 0.6, 0.25))
+    )
+    text = report(plain, mean, second, best)
+    assert "Of best, the best run that was trained like this." in text
+    assert "hflip_p 0.125" in text
+    assert Page(text).text.count("Augmented features") == 1
+    assert "Augmented features" not in report(plain, mean)
+
+
+def test_augmented_features_that_are_gone_are_no_reason_to_fail(make_run, report, cache):
+    root = make_run("best", [0.7], ALL, head="combo", config={"augment": "trivial"})
+    store = next(store for store in cache.stores() if store.info.recipe["backbone"] == "net")
+    shutil.rmtree(cache.paths.store(store.name))
+    assert re.search(r"<h2>Augmented features</h2><p class=\"note\">No pictures: ", report(root))
 
 
 def test_confusion_matrix(make_run, report):

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from loffta.report.plots import WIDTH, Bar, bar_chart, grouped_chart, heat_map, percent_ticks
+from loffta.report.plots import WIDTH, Bar, bar_chart, grouped_chart, heat_map, percent_ticks, weight_map
 
 HOSTILE = "<script>alert('1')</script>&\"\x00"
 
@@ -85,6 +85,39 @@ def test_ticks_are_round_and_inside(low, high):
     ticks = percent_ticks(low, high)
     assert 2 <= len(ticks) <= 6
     assert all(low - 1e-9 <= value <= high + 1e-9 and text == f"{round(100 * value)} %" for value, text in ticks)
+
+
+@pytest.mark.parametrize("n", [2, 24])
+def test_weight_map_shades_by_the_highest_weight_of_all(n):
+    columns = [("class token" if j < n // 2 else "mean", f"b.{j}{HOSTILE}") for j in range(n)]
+    weights = [[0.5 * (j + 1) / n for j in range(n)], [None, *[0.0] * (n - 1)]]
+    svg = weight_map(weights, [HOSTILE, "two"], columns, title=HOSTILE, high=1.0)
+    assert "<script" not in svg
+    cells = marks(svg, "cell")
+    assert len(cells) == 2 * n - 1, "None is no cell"
+    shades = [float(cell.get("style").split("fill-opacity:")[1]) for cell in cells]
+    assert shades[:n] == pytest.approx([0.12 + 0.88 * 0.5 * (j + 1) / n for j in range(n)], abs=1e-3)
+    assert set(shades[n:]) == {0.12}
+    places = [(float(cell.get("x")), float(cell.get("y"))) for cell in cells]
+    assert places[:n] == sorted(places[:n])
+    assert [x for x, _ in places[n:]] == [x for x, _ in places[1:n]]
+    assert len({y for _, y in places}) == 2
+    root = ET.fromstring(svg)
+    width, height = (float(side) for side in root.get("viewBox").split()[2:])
+    side = float(cells[0].get("width"))
+    assert side >= 14
+    assert max(x for x, _ in places) + side <= width
+    assert max(y for _, y in places) + float(cells[0].get("height")) <= height
+    (divide,) = marks(svg, "divide")
+    assert divide.get("d").startswith(f"M{places[n // 2][0]:.2f} "), "between the two groups"
+    assert ("25" in texts(svg)) == (side >= 24)
+    assert {"class token", "mean"} <= set(texts(svg))
+    hovers = ["".join(e.itertext()) for e in root.iter("title")]
+    assert sum(hover.endswith(f"mean of {columns[-1][1]}: 50.0 %".replace("\x00", "\ufffd")) for hover in hovers) == 1
+
+
+def test_weights_of_zero_draw():
+    assert len(marks(weight_map([[0.0]], ["r"], [("mean", "x")], title="t", high=0.0), "cell")) == 1
 
 
 @pytest.mark.parametrize("n", [2, 12, 50])

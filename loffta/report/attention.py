@@ -1,0 +1,88 @@
+"""Which layers attention falls on: ALF's heat maps, for runs of the head that weighs layers (arXiv 2601.09322).
+
+In:  loaded runs.   Out: HTML for `page`, with a panel per backbone and a row per run; nothing where no run has weights,
+as in results of before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from loffta.report.markup import figure
+from loffta.report.plots import weight_map
+from loffta.report.tables import LoadedRun
+from loffta.report.text import escape
+
+_GROUPS = {"cls": "class token", "mean": "mean"}  # in the order of the columns
+_NARROW = 21  # a map of more columns is wider than other charts
+_TAIL = 16  # characters of a source that stand beside its row; its end says more than its beginning
+
+Column = tuple[str, str]  # kind, tap
+
+
+def attention_section(runs: Sequence[LoadedRun]) -> str:
+    """All panels, in one range of colours."""
+    told = [run for run in runs if run.results.get("attention")]
+    if not told:
+        return ""
+    high = max(entry["mean"] for run in told for entry in run.results["attention"])
+    backbones = dict.fromkeys(entry["backbone"] for run in told for entry in run.results["attention"])
+    panels = [_panel(backbone, told, high) for backbone in backbones]
+    listed = "".join(f"<li>{escape(run.row.name)}: {escape(_source(run))}</li>" for run in told)
+    return (
+        "<h2>Attention over layers</h2><p>How much of its attention the fusion head gives each layer's class token and "
+        "mean of patches, on average over test images, attention heads and seeds, in percent. The weights of a run "
+        f"are 100 % together, over all its backbones; the fullest colour is {100 * high:.1f} % in all panels. A row "
+        f'is a run, named by its images:</p><ul>{listed}</ul><div class="charts">{"".join(panels)}</div>'
+    )
+
+
+def _panel(backbone: str, told: Sequence[LoadedRun], high: float) -> str:
+    weights = [(run, weights) for run in told if (weights := _weights(run, backbone))]
+    columns = merge_columns([list(found) for _, found in weights])
+    sources = [_source(run) for run, _ in weights]
+    names = [
+        _end(source) if sources.count(source) == 1 else f"{run.row.name}, {source}"
+        for (run, _), source in zip(weights, sources, strict=True)
+    ]
+    chart = weight_map(
+        [[found.get(column) for column in columns] for _, found in weights],
+        names,
+        [(_GROUPS[kind], tap) for kind, tap in columns],
+        title=f"Attention over layers, {backbone}",
+        high=high,
+    )
+    return figure(backbone, chart, wide=len(columns) > _NARROW)
+
+
+def merge_columns(found: Sequence[Sequence[Column]]) -> list[Column]:
+    """The columns of all runs, class tokens first; in the order of depth, as far as the runs tell it.
+
+    Runs may have other taps of the same backbone: a new tap stands behind the one that is ahead of it in its own run.
+    """
+    merged: list[Column] = []
+    for columns in sorted(found, key=len, reverse=True):
+        place = 0
+        for column in columns:
+            if column in merged:
+                place = merged.index(column) + 1
+            else:
+                merged.insert(place, column)
+                place += 1
+    return [column for kind in _GROUPS for column in merged if column[0] == kind]
+
+
+def _weights(run: LoadedRun, backbone: str) -> dict[Column, float]:
+    entries = run.results["attention"]
+    return {(e["kind"], e["tap"]): float(e["mean"]) for e in entries if e["backbone"] == backbone}
+
+
+def _source(run: LoadedRun) -> str:
+    """Where the images come from that were tested on."""
+    if "online" in run.results:
+        return str(run.results["online"]["source"])
+    return run.cache.table.source if run.cache else str(run.config.cache)
+
+
+def _end(source: str) -> str:
+    return source if len(source) <= _TAIL + 1 else "\N{HORIZONTAL ELLIPSIS}" + source[-_TAIL:]
