@@ -36,8 +36,9 @@ def command(
     """Tell the classes of images by the trained heads of RUN.
 
     SOURCE is a folder, a table, one image file, or anything that `extract` takes. The file has a row per image, in
-    order: key, status, reason (of images that cannot be used), predicted, confidence, and probabilities in the order of
-    the classes in its metadata. Nothing is cached, and no cache is needed.
+    order: key, status, reason (of images that cannot be used), predicted, confidence (the highest probability), and
+    probabilities in the order of the classes in its metadata. Of heads trained on several classes per image, predicted
+    is the list of those with a probability of 0.5 and more. Nothing is cached, and no cache is needed.
     """
     from loffta import machine
     from loffta.begin import backbone_loader

@@ -67,5 +67,9 @@ def parameter_groups(head: Head, weight_decay: float) -> list[dict[str, Any]]:
 
 def make_optimizer(head: Head, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
     """AdamW (betas 0.9 and 0.999) over all parameters of a head on `device`; with no weight decay it is Adam."""
-    groups = parameter_groups(head, recipe.weight_decay)
+    return make_adamw(parameter_groups(head, recipe.weight_decay), recipe, device)
+
+
+def make_adamw(groups: list[dict[str, Any]], recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    """The same over any groups of parameters."""
     return torch.optim.AdamW(groups, lr=recipe.lr, fused=device.type != "mps")

@@ -68,7 +68,7 @@ class Origins:
 
     @classmethod
     def from_json(cls, data: bytes) -> Origins:
-        """Reads stores.json; ValueError, KeyError or TypeError where it is not one that this loffta can read."""
+        """Reads stores.json; a built-in error where it is not one that this loffta can read."""
         document = json.loads(data)
         if document["format"] > FORMAT:
             raise ValueError(f"format {document['format']} is newer than this loffta knows ({FORMAT})")
@@ -93,7 +93,7 @@ def read_origins(path: Path) -> Origins:
     """
     try:
         return Origins.from_json(path.read_bytes())
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LofftaError(
             f"cannot read where the features of this run come from ({type(error).__name__}: {error})",
             where=path,

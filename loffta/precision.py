@@ -6,7 +6,7 @@ In: a recipe and a device.   Out: contexts for `fit` and for training online. We
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -18,9 +18,9 @@ def uses_bf16(recipe: Recipe, device: torch.device) -> bool:
     return (recipe.precision or ("bf16" if device.type == "cuda" else "fp32")) == "bf16"
 
 
-def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
-    """For the forward pass of one step; changes nothing in float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(recipe, device))
+def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
+    """For the forward pass of one step; in float32 nothing: older MPS refuses bfloat16 even where it is off."""
+    return torch.autocast(device.type, torch.bfloat16) if uses_bf16(recipe, device) else nullcontext()
 
 
 @contextmanager

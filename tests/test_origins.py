@@ -69,6 +69,7 @@ def test_again_it_is_the_same_file(cache):
     [
         (lambda document: document.update(format=2), "format 2 is newer than this loffta knows"),
         (lambda document: document.pop("classes"), "KeyError: 'classes'"),
+        (lambda document: document.update(stores=[]), "AttributeError"),
         (lambda document: document["features"][0].update(store="none"), "KeyError: 'none'"),
         (lambda document: document["features"][0]["scales"].update(scale="AAAA"), "ValueError"),
     ],

@@ -1,6 +1,6 @@
 """Augments cached features in place of images: flips, turns, crops, noise, mixing; dense targets follow.
 
-In:  a batch of features and a generator.   Out: new features of the same shapes and dtypes. Called by `train`, once per
+In:  a batch of features and a generator.   Out: new features of the same shapes and dtypes. Called by `fit`, once per
 member and step: `draw` makes Parameters, `apply` carries them out, `apply_targets` does the same to masks, depths and
 boxes.
 """

@@ -31,7 +31,7 @@ from loffta.loss import class_weights, reduce_loss
 from loffta.online.checkpoint import load_state, save_state
 from loffta.online.network import Network
 from loffta.online.stream import judge_bad, read_pixels
-from loffta.optim import fit_to_images, lr_at, parameter_groups
+from loffta.optim import fit_to_images, lr_at, make_adamw, parameter_groups
 from loffta.precision import autocast, matmul_precision
 from loffta.progress import Progress
 from loffta.runs import RunLog, RunPaths, save_head, write_lines
@@ -161,7 +161,7 @@ def _start(setting: Setting, seed: int, n_images: int) -> _Member:
         model.load_state_dict(setting.initial)
         modules["backbone"] = model.requires_grad_(True)
         groups += _backbone_groups(model, recipe.weight_decay, online.lr_backbone / recipe.lr)
-    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=setting.device.type != "mps")
+    optimizer = make_adamw(groups, recipe, setting.device)
     rng = torch.Generator(setting.device).manual_seed(seed)
     fitted = fit_to_images(recipe, n_images)
     steps = math.ceil(n_images / fitted.batch_size)

@@ -89,7 +89,7 @@ def predict(
     max_bad_frac: float = 0.01,
     stop: machine.StopFlag | None = None,
 ) -> Prediction:
-    """Predicts the class of every image by the mean of the seeds' probabilities.
+    """Predicts the class, or the classes, of every image by the mean of the seeds' probabilities.
 
     Args:
         out: the file; replaced at once when all of it is written, if it was one of predictions.

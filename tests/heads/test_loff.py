@@ -173,7 +173,7 @@ def test_patch_drop_is_for_training_only_and_draws_from_the_members_generator():
     assert torch.equal(whole(prepared, torch.Generator()), whole(prepared))  # off: nothing is drawn
 
 
-def test_patch_drop_leaves_the_share_that_it_says(monkeypatch):
+def test_patch_drop_leaves_the_share_that_it_says():
     specs = specs_of(("vit", (3, 4), 8, 1), ("net", (2, 4), 4, 0))
     head = build(specs, patch_drop=0.75, **TINY)
     seen = []
