@@ -133,9 +133,8 @@ def read_runs(roots: Sequence[Path], split: str | None = None) -> list[LoadedRun
         raise UsageError("there is nothing to report", where="report", remedy="name one or more runs")
     found = [path for root in roots for path in (root.resolve(), RunPaths(root.resolve()).scoring)]
     wanted = {root.resolve() for root in roots}
-    folders = [
-        path for path in dict.fromkeys(found) if path in wanted or RunPaths(path).results(split or "test").exists()
-    ]
+    shown = split or "test"
+    folders = [path for path in dict.fromkeys(found) if path in wanted or RunPaths(path).results(shown).exists()]
     parent = os.path.commonpath([path.parent for path in folders])
     caches: dict[Path, Cache | None] = {}
     return [_load(folder, folder.relative_to(parent).as_posix(), caches, split) for folder in folders]
