@@ -150,7 +150,7 @@ def weight_map(
         x, y = left + cell / 2 + 4, top - 6
         parts.append(f'<g transform="rotate(-90 {x:.2f} {y:.2f})">{_text(name, x, y, limit=_NAME, size=size)}</g>')
         if j == 0 or group != columns[j - 1][0]:
-            parts.append(_text(group, left, 12, size=12.5, weight=600))
+            parts.append(_text(group, left + (4 if j else 0), 12, size=12.5, weight=600))  # clear of the dashed line
     for i, (row, label) in enumerate(zip(weights, rows, strict=True)):
         y = top + height * i
         parts.append(_text(label, start - 6, y + 15, limit=_NAME, size=12.5, anchor="end"))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loffta.report.text import count, escape, human_bytes, human_seconds, interval, percent, shorten
+from loffta.report.text import count, escape, human_bytes, human_macs, human_seconds, interval, percent, shorten
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,11 @@ def test_foreign_text_is_escaped_and_shortened():
     assert escape("<a href='\"&") == "&lt;a href=&#x27;&quot;&amp;"
     assert shorten("a" * 9, 5) == "aaaa…"
     assert shorten("aaaaa", 5) == "aaaaa"
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"),
+    [(0, "0\xa0MACs"), (999_960, "1.0\xa0MMACs"), (17_565_000_000, "17.6\xa0GMACs"), (5e15, "5000.0")],
+)
+def test_multiply_accumulates(n, expected):
+    assert human_macs(int(n)).startswith(expected)
