@@ -109,7 +109,8 @@ def load_heads(
 
 def _check_classes(paths: RunPaths, cache: Cache) -> None:
     """Refuses a cache whose classes have other names or another order: every metric would be wrong."""
-    trained, here = read_origins(paths.stores).classes, cache.table.classes
+    here = cache.table.classes
+    trained = read_origins(paths.stores).classes if paths.stores.exists() else here  # older runs do not keep them
     if trained == here:
         return
     i = next(i for i, (one, other) in enumerate(zip(trained, here, strict=True)) if one != other)
