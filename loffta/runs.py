@@ -260,5 +260,6 @@ def _column(values: NDArray[Any] | list[Any]) -> pa.Array[Any]:
 
 def read_predictions(path: Path, columns: list[str] | None = None) -> dict[str, NDArray[Any]]:
     """Columns of predictions.parquet, None for all; a column of lists becomes an array of objects."""
-    table = pq.read_table(pa.BufferReader(path.read_bytes()), columns=columns)  # pyarrow takes no path but UTF-8
+    data = pa.BufferReader(path.read_bytes())  # pyarrow takes no path but UTF-8
+    table = pq.read_table(data, columns=columns, use_threads=False)  # see `store.table`
     return {name: np.asarray(table[name].to_numpy(zero_copy_only=False)) for name in table.column_names}
