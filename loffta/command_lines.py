@@ -1,18 +1,22 @@
-"""Configurations as `loffta` command lines: what one would type to get the same.
+"""Configurations and stores as `loffta` command lines: what one would type to get the same.
 
-In: an ExtractConfig or a TrainConfig.   Out: the words behind `loffta`, options at their default left out. Called by
-`pipeline`; a test parses every field back with the commands themselves.
+In: an ExtractConfig, a TrainConfig, or a store and taps.   Out: the words behind `loffta`, options at their default left
+out. Called by `pipeline` and by errors that name a way out; a test parses every field back with the commands themselves.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from loffta.config import ExtractConfig, OnlineConfig, TrainConfig
+from loffta.store.cache import Cache, Store
+from loffta.tokens import KINDS, Kind
 
 
 def extract_arguments(config: ExtractConfig) -> list[str]:
@@ -63,6 +67,30 @@ def _online_arguments(online: OnlineConfig) -> list[str]:
         changed["augment_images"] = online.augment
     arguments = ["--online", online.source, "--backbone", backbone.name, *_options(changed)]
     return arguments + (["--unfrozen"] if online.unfrozen else [])
+
+
+def extract_command(cache: Cache, store: Store, taps: Sequence[str], kind: Kind | None = None) -> str:
+    """The command that adds taps to a store, also as another kind, or finishes it."""
+    request = store.info.request
+    given = [k for k in KINDS if store.stored_taps(k)]  # no more than the store has and what is needed
+    missing = [kind] if kind and kind not in given and not (kind == "mean" and "grid" in given) else []
+    kinds = ",".join([*given, *missing])
+    words = ["loffta", "extract", cache.table.source, "--cache", str(cache.paths.root)]
+    words += ["--backbone", request["backbone"], "--weights", request["weights"], "--taps", ",".join(taps)]
+    return shlex.join([*words, *_recipe_options(request), "--kinds", kinds, "--dtype", request["dtype"]])
+
+
+def _recipe_options(request: dict[str, Any]) -> list[str]:
+    """What else of a request is not the default of `extract`."""
+    words = ["--image-px", str(request["image_px"])] if request["image_px"] else []
+    for name, default in (("resize", "squash"), ("interpolation", "model"), ("precision", "fp32")):
+        if request.get(name, default) != default:
+            words += [f"--{name}", request[name]]
+    if request.get("pool"):
+        words += ["--pool", "x".join(map(str, request["pool"]))]
+    if view := request.get("view"):
+        words += ["--views", str(view["index"] + 1), "--view-seed", str(view["seed"])]
+    return words
 
 
 def _changed(config: BaseModel, names: tuple[str, ...]) -> dict[str, Any]:

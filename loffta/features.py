@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from loffta.command_lines import extract_command
 from loffta.errors import DamageFound, LofftaError, UsageError, unknown_name
 from loffta.pooling import pool_mean
 from loffta.store.cache import Cache, CachedArray, Store
@@ -186,30 +187,6 @@ def n_bad(cache: Cache, features: Sequence[Feature], split: str) -> int:
     """Images of a split that are quarantined in any of the features."""
     bad = {row for feature in features for row in feature.array.ledger.bad}
     return len(bad.intersection(cache.table.rows_of(split).tolist()))
-
-
-def extract_command(cache: Cache, store: Store, taps: Sequence[str], kind: Kind | None = None) -> str:
-    """The command that adds taps to a store, also as another kind, or finishes it."""
-    request = store.info.request
-    given = [k for k in KINDS if store.stored_taps(k)]  # no more than the store has and what is needed
-    missing = [kind] if kind and kind not in given and not (kind == "mean" and "grid" in given) else []
-    kinds = ",".join([*given, *missing])
-    words = ["loffta", "extract", cache.table.source, "--cache", str(cache.paths.root)]
-    words += ["--backbone", request["backbone"], "--weights", request["weights"], "--taps", ",".join(taps)]
-    return shlex.join([*words, *_recipe_options(request), "--kinds", kinds, "--dtype", request["dtype"]])
-
-
-def _recipe_options(request: dict[str, Any]) -> list[str]:
-    """What else of a request is not the default of `extract`."""
-    words = ["--image-px", str(request["image_px"])] if request["image_px"] else []
-    for name, default in (("resize", "squash"), ("interpolation", "model"), ("precision", "fp32")):
-        if request.get(name, default) != default:
-            words += [f"--{name}", request[name]]
-    if request.get("pool"):
-        words += ["--pool", "x".join(map(str, request["pool"]))]
-    if view := request.get("view"):
-        words += ["--views", str(view["index"] + 1), "--view-seed", str(view["seed"])]
-    return words
 
 
 def _taps_of(features: Sequence[Feature], store: Store) -> list[str]:

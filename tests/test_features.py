@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from loffta.command_lines import extract_command
 from loffta.errors import LofftaError, UsageError
 from loffta.features import (
     choose_features,
-    extract_command,
     n_bad,
     resolved_choices,
     usable_rows,

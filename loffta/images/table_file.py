@@ -164,7 +164,7 @@ def _read_parquet(path: Path) -> Columns:
                         where=f"SOURCE table:{path}",
                         remedy="save the images as files and write their paths, relative to the table's folder",
                     )
-            table = file.read(columns=[name for name in schema.names if name in USED])
+            table = file.read(columns=[name for name in schema.names if name in USED], use_threads=False)
             return {name: table[name].to_pylist() if name in USED else [] for name in schema.names}
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
