@@ -1,7 +1,7 @@
 """Configurations and stores as `loffta` command lines: what one would type to get the same.
 
-In: an ExtractConfig, a TrainConfig, or a store and taps.   Out: the words behind `loffta`, options at their default left
-out. Called by `pipeline` and by errors that name a way out; a test parses every field back with the commands themselves.
+In: an ExtractConfig, a TrainConfig, or a store and taps.   Out: the words behind `loffta`, options at their default
+left out. Called by `pipeline` and by errors that name a way out; tests parse every field back with the commands.
 """
 
 from __future__ import annotations
