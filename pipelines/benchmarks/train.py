@@ -202,7 +202,7 @@ def measure_online(bench: Bench) -> None:
         "cached epoch": cached, "online epoch": online, "forward alone": forward, "head alone": steps,
     }  # fmt: skip
     with feed:
-        found = bench.repeat(f"combo, {feed.mode} mode", jobs)
+        found = bench.repeat(f"combo, {feed.describe()}", jobs)
     speedup = [(s["online epoch"], s["cached epoch"]) for s in found]
     bound = [(s["forward alone"] + s["head alone"], s["head alone"]) for s in found]
     print(f"  {ratio_text(speedup, 'times faster than online')}")
