@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command("evaluate")
 @click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN...")
-@click.option("--split", default="test", show_default=True, help="Split, or several joined by +.")
+@click.option("--split", help="Split, or several joined by +.  [the run's --test-on; with --online: test]")
 @click.option("--cache", type=click.Path(path_type=Path), help="Where the cache is now.  [where it was in training]")
 @click.option("--online", metavar="SOURCE", help="Images that are not cached: features are made and forgotten.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="With --online: images per pass.  [32]")
@@ -28,7 +28,7 @@ def command(
     ctx: click.Context,
     /,
     runs: tuple[Path, ...],
-    split: str,
+    split: str | None,
     cache: Path | None,
     online: str | None,
     device: str,
@@ -48,7 +48,7 @@ def command(
         raise click.UsageError(f"--{option} is for --online SOURCE", ctx)
     stop = StopFlag().listen()
     if online is not None:
-        found = _evaluate_online(runs, online, split, device, stop, cache_root=cache, **given)
+        found = _evaluate_online(runs, online, split or "test", device, stop, cache_root=cache, **given)
     else:
         found = [_evaluate(run, split, cache, device, stop) for run in runs]
     for run, results in zip(runs, found, strict=True):
@@ -58,12 +58,13 @@ def command(
     emit(found[0] if len(runs) == 1 else {"runs": found}, as_json)
 
 
-def _evaluate(run: Path, split: str, cache: Path | None, device: str, stop: StopFlag) -> dict[str, Any]:
+def _evaluate(run: Path, split: str | None, cache: Path | None, device: str, stop: StopFlag) -> dict[str, Any]:
     from loffta.errors import UsageError
     from loffta.evaluate import evaluate
     from loffta.runs import open_run, read_results
 
     paths, config = open_run(run)
+    split = split or config.test_on
     if config.online is None:
         return evaluate(run, split, cache_root=cache, device=device, stop=stop)
     if split != config.test_on:

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -290,6 +291,20 @@ def test_holdout_is_a_split_like_others(cache, tmp_path, capsys):
     capsys.readouterr()
     assert main(["evaluate", out, "--split", "holdout", "--device", "cpu", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["n"] == 10
+    whole = json.loads(RunPaths(Path(out)).results("test").read_bytes())["n"]
+    assert main(["evaluate", out, "--device", "cpu", "--json"]) == 0  # the split that the run was tested on
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["n"] == whole
+    grids = {"x": np.zeros((40, 1, 1, 2), np.float32)}
+    no_test = make_cache(
+        tmp_path / "cache", make_table(np.arange(40) % 2, ["train"] * 40), [FakeStore("net", grids)]
+    ).paths.root
+    other = str(tmp_path / "other")
+    assert (
+        main(["train", str(no_test.paths.root), "--head", "linear", "--out", other, "--holdout", "0.25", *QUICK]) == 0
+    )
+    capsys.readouterr()
+    assert main(["evaluate", other, "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["split"] == "holdout"
     for words, message in (
         (["--holdout", "1.5"], "holdout: input should be less"),
         (["--checkpoint-s", "0"], "checkpoint_s"),
