@@ -299,9 +299,8 @@ def test_holdout_is_a_split_like_others(cache, tmp_path, capsys):
         tmp_path / "cache", make_table(np.arange(40) % 2, ["train"] * 40), [FakeStore("net", grids)]
     ).paths.root
     other = str(tmp_path / "other")
-    assert (
-        main(["train", str(no_test.paths.root), "--head", "linear", "--out", other, "--holdout", "0.25", *QUICK]) == 0
-    )
+    words = ["--head", "linear", "--out", other, "--holdout", "0.25", *QUICK]
+    assert main(["train", str(no_test), *words]) == 0
     capsys.readouterr()
     assert main(["evaluate", other, "--device", "cpu", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["split"] == "holdout"
