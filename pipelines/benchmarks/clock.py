@@ -1,4 +1,4 @@
-"""What the benchmarks share: jobs that take turns, the machine that figures depend on, ratios beside their goals."""
+"""What the benchmarks share: jobs that take turns, a cold page cache, the machine, ratios beside their goals."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,30 @@ def ratio_text(pairs: Sequence[tuple[float, float]], what: str, goal: float | No
     if goal is not None:
         text += f", goal {goal:g}: {'reached' if ratio >= goal else 'MISSED'}"
     return text
+
+
+class Evictor:
+    """Empties the page cache: of everything when allowed to, else of these files by advice.
+
+    The host of a virtual machine may still hold the bytes.
+    """
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self.files = sorted(files)
+        self.knob = Path("/proc/sys/vm/drop_caches")
+        self.how = "drop_caches" if os.access(self.knob, os.W_OK) else "posix_fadvise DONTNEED"
+
+    def __call__(self) -> None:
+        """What is not on disk yet is written first: dirty pages cannot be dropped."""
+        if self.how == "drop_caches":
+            os.sync()
+            self.knob.write_text("3")
+            return
+        for path in self.files:
+            fd = os.open(path, os.O_RDONLY)
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
 
 
 def print_machine(libraries: Sequence[str]) -> None:

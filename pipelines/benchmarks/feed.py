@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import shutil
 import statistics
 import subprocess
@@ -30,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from clock import alternate, print_machine, ratio_text
+from clock import Evictor, alternate, print_machine, ratio_text
 
 from loffta import machine
 from loffta.batches import COLD_THREADS, WARM_THREADS, Batch, Feed
@@ -196,7 +195,7 @@ def measure_step(features: Sequence[Feature], n_images: int, batch_size: int, n_
 def measure_orders(root: Path, features: Sequence[Feature], n_images: int, batch_size: int, n_pairs: int) -> None:
     """Cold epochs in both orders."""
     numbers = iter(range(10**9))
-    evict = Evictor(root)
+    evict = Evictor(root.glob("stores/*/*/c.*"))
     print(f"  COLD ({evict.how})")
     with (
         open_feed(features, n_images, batch_size, COLD_THREADS, order="uniform") as uniform,
@@ -211,26 +210,6 @@ def measure_orders(root: Path, features: Sequence[Feature], n_images: int, batch
         print_rates(found, n_images)
         print(f"  {ratio_text([(s['uniform'], s['windowed']) for s in found], 'times the uniform rate, windowed')}")
         print(f"  {windowed.describe().rpartition('; ')[2]}", flush=True)
-
-
-class Evictor:
-    """Empties the page cache of a cache's bytes; the host of a virtual machine may still hold them."""
-
-    def __init__(self, root: Path) -> None:
-        self.files = sorted(root.glob("stores/*/*/c.*"))
-        self.knob = Path("/proc/sys/vm/drop_caches")
-        self.how = "drop_caches" if os.access(self.knob, os.W_OK) else "posix_fadvise DONTNEED"
-
-    def __call__(self) -> None:
-        """All of it, or these files."""
-        if self.how == "drop_caches":
-            os.sync()
-            self.knob.write_text("3")
-            return
-        for path in self.files:
-            fd = os.open(path, os.O_RDONLY)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(fd)
 
 
 def measure_memory(folder: Path, n_images: int, batch_size: int) -> None:

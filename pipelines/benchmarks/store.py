@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from clock import alternate, print_machine, ratio_text, timed
+from clock import Evictor, alternate, print_machine, ratio_text, timed
 
 from loffta.store.ledger import OK, ImageStatus
 from loffta.store.metadata import ArrayLayout, grid_layout
@@ -69,7 +69,7 @@ def main() -> None:
         header("WARM random batches of 64 images, GB/s")
         for name, taps in TAP_SETS.items():
             measure_reads(array, name, taps, options.pairs)
-        header(f"COLD random batches of 64 images, GB/s ({Evictor(array).how})")
+        header(f"COLD random batches of 64 images, GB/s ({Evictor(array.folder.glob('c.*')).how})")
         for name, taps in TAP_SETS.items():
             measure_cold(array, name, taps, options.pairs)
         shutil.rmtree(folder / "store")
@@ -269,30 +269,9 @@ def zarr_readers(array: ArrayPaths) -> list[Rival]:
     ]
 
 
-class Evictor:
-    """Empties the page cache of the shards: of everything when allowed to, else of these files by advice."""
-
-    def __init__(self, array: ArrayPaths) -> None:
-        self.files = sorted(array.folder.glob("c.*"))
-        self.knob = Path("/proc/sys/vm/drop_caches")
-        self.how = "drop_caches" if os.access(self.knob, os.W_OK) else "posix_fadvise DONTNEED"
-
-    def __call__(self) -> None:
-        """The host of a virtual machine may still hold the bytes."""
-        if self.how == "drop_caches":
-            os.sync()
-            self.knob.write_text("3")
-            return
-        for path in self.files:
-            fd = os.open(path, os.O_RDONLY)
-            os.fsync(fd)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(fd)
-
-
 def measure_cold(array: ArrayPaths, name: str, taps: tuple[int, ...], n_pairs: int) -> None:
     """The same batches from the disk; files are open and indexes parsed, as in the middle of an epoch."""
-    rng, evict = np.random.default_rng(2), Evictor(array)
+    rng, evict = np.random.default_rng(2), Evictor(array.folder.glob("c.*"))
     reader = ArrayReader(array)
     n_images = reader.layout.shape[0]
     out, limit_out = reader.empty(BATCH, taps), reader.empty(BATCH, taps)
