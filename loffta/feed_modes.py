@@ -108,14 +108,20 @@ def describe_placements(features: Sequence[Feature], placements: Sequence[Placem
     for feature, placement in zip(features, placements, strict=True):
         groups.setdefault(placement, []).append(feature)
     return "; ".join(
-        f"{placement.mode}: {', '.join(_name(f) for f in members)} "
+        f"{placement.mode}: {', '.join(_names(members))} "
         f"({_size(bytes_per_image(members) * n_rows)}, {placement.reason})"
         for placement, members in groups.items()
     )
 
 
-def _name(feature: Feature) -> str:
-    return f"mean of {feature.array.paths.name}" if feature.is_pooled else feature.array.paths.name
+def _names(features: Sequence[Feature]) -> list[str]:
+    """STORE/ARRAY; several arrays of a store as STORE/{ARRAY,ARRAY}."""
+    arrays: dict[str, dict[str, None]] = {}  # by store, in order, each once
+    for feature in features:
+        before = "mean of " if feature.is_pooled else ""
+        arrays.setdefault(before + feature.store.name, {})[feature.array.paths.folder.name] = None
+    listed = {store: ",".join(names) for store, names in arrays.items()}
+    return [f"{store}/{{{names}}}" if "," in names else f"{store}/{names}" for store, names in listed.items()]
 
 
 def _room(mode: Literal["device", "host"], device: torch.device) -> _Room:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from loffta.config import TrainConfig, parse, read_yaml, to_yaml
 from loffta.errors import LofftaError
 from loffta.store.files import find_parts, replace_file, sweep_tree, write_guard
 from loffta.store.recipe import differing_fields
+
+_NUMBERS = re.compile(r"\[\s+(-?\d[^\[\]{}\"]*)\]")  # a list of numbers alone, as json.dumps indents it
 
 
 @dataclass(frozen=True)
@@ -231,16 +234,27 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
-    """Writes results.json."""
-    replace_file(path, json.dumps(results, indent=2).encode())
+    """Writes results.json; a list of numbers takes one line, so that confusions can be read."""
+    text = json.dumps(results, indent=2)
+    replace_file(path, _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text).encode())
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Reads results.json."""
+    """Reads results.json.
+
+    Raises:
+        LofftaError: the file is missing or damaged.
+    """
     try:
-        results: dict[str, Any] = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        results = json.loads(path.read_bytes())
+        if not isinstance(results, dict):
+            raise ValueError("it is no mapping")
+    except FileNotFoundError as error:
         raise LofftaError("there are no results here yet", where=path, remedy="run `loffta evaluate RUN`") from error
+    except (OSError, ValueError) as error:
+        raise LofftaError(
+            f"these results cannot be read ({error})", where=path, remedy="delete the file and run the command that made it again"
+        ) from error
     return results
 
 

@@ -124,3 +124,11 @@ def test_one_line_says_it_all(features, monkeypatch):
         f"host: {small}, mean of {big} (15.4 kB, fits half of the 30.7 kB of free memory)"
     )
     assert "\n" not in describe_placements(features, placed, N_ROWS)
+
+
+def test_arrays_of_one_store_are_named_together(features):
+    placed = [Placement("stream", "as asked")] * 3
+    (big, small), store = (f.array.paths.folder.name for f in features[:2]), features[0].store.name
+    assert describe_placements(features, placed, N_ROWS).startswith(
+        f"stream: {store}/{{{big},{small}}}, mean of {store}/{big} (1.3 MB, as asked)"
+    )

@@ -114,11 +114,22 @@ def test_results_and_lines(tmp_path):
         read_results(paths.results("test"))
     write_results(paths.results("test"), {"n": 3, "metrics": {"top1": {"std": None}}})
     assert read_results(paths.results("test")) == {"n": 3, "metrics": {"top1": {"std": None}}}
-    paths.results("test").write_text("{")
-    with pytest.raises(LofftaError, match="no results here yet"):
-        read_results(paths.results("test"))
+    for damaged in ("{", "[1]"):
+        paths.results("test").write_text(damaged)
+        with pytest.raises(LofftaError, match=r"these results cannot be read(.|\n)*delete the file"):
+            read_results(paths.results("test"))
     write_lines(paths.metrics(0), [{"epoch": 0}, {"epoch": 1}])
     assert paths.metrics(0).read_text() == '{"epoch": 0}\n{"epoch": 1}\n'
+
+
+def test_lists_of_numbers_take_a_line(tmp_path):
+    path = RunPaths(tmp_path).results("test")
+    results = {"n": [], "confusion": [[3, -1], [0.5, 2]], "std": [1.0, None], "names": ["1", "2"], "nested": [{"a": [1]}]}
+    write_results(path, results)
+    assert read_results(path) == results
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    assert "[3, -1]," in lines
+    assert '"std": [1.0, null],' in lines
 
 
 def test_small_files(tmp_path):

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from loffta import __version__
 from loffta.errors import LofftaError
-from loffta.report.attention import attention_section
 from loffta.report.augmented import best_augmented
 from loffta.report.classes import classes_section
 from loffta.report.facts import comparable, headline_facts, is_random
 from loffta.report.gallery import Picture, read_gallery
+from loffta.report.layers import layer_sections
 from loffta.report.markup import figure, table
 from loffta.report.plots import Bar, bar_chart, percent_ticks
 from loffta.report.provenance import provenance_section
@@ -55,7 +55,7 @@ def render(runs: Sequence[LoadedRun], stages: Sequence[StageCost] = ()) -> str:
     body = [
         _introduction(title, runs),
         *[_scores(ranked) for ranked in groups.values()],
-        attention_section(runs),
+        layer_sections(runs),
         *[relevance_section(run, runs) for run in runs if "relevance" in run.results],
         _costs(stages),
         *[part for ranked in groups.values() for part in (classes_section(ranked[0]), _images(ranked[0]))],

@@ -230,6 +230,21 @@ def test_a_stopped_training_ends_as_it_would_have(tmp_path):
     assert run(config, tmp_path / "stopped", load=None) == json.loads(paths[1].results("test").read_text())
 
 
+def test_other_images_are_not_trained_on_in_the_same_run(tmp_path):
+    stop = StopFlag()
+
+    def interrupt(backbone):
+        if len(backbone.batches) == 6:
+            stop.signal = signal.SIGTERM
+
+    with pytest.raises(Stopped):
+        run(config_of(), tmp_path / "run", load=lambda _: FakeBackbone(before=interrupt), stop=stop)
+    before = RunPaths(tmp_path / "run").online_checkpoint(0).read_bytes()
+    with pytest.raises(LofftaError, match=r"another configuration(.|\n)*online.images_digest"):
+        run(config_of(), tmp_path / "run", PngSource(N + 4))
+    assert RunPaths(tmp_path / "run").online_checkpoint(0).read_bytes() == before
+
+
 def test_a_killed_process_ends_as_it_would_have(tmp_path):
     from tests.online.child import config
 

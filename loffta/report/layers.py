@@ -1,7 +1,7 @@
-"""Which layers attention falls on: ALF's heat maps, for runs of the head that weighs layers (arXiv 2601.09322).
+"""Which layers the heads use: ALF's attention over layers (arXiv 2601.09322), and the features that Head2Toe keeps.
 
-In:  loaded runs.   Out: HTML for `page`, with a panel per backbone and a row per run; nothing where no run has weights,
-as in results of before.
+In:  loaded runs.   Out: HTML for `page`, with a heat map per backbone and a row per run; nothing where no run tells of
+its layers.
 """
 
 from __future__ import annotations
@@ -13,43 +13,62 @@ from loffta.report.plots import weight_map
 from loffta.report.tables import LoadedRun
 from loffta.report.text import escape
 
-_GROUPS = {"cls": "class token", "mean": "mean"}  # in the order of the columns
+_FEATURES = "features"  # the one group of columns where a head does not tell kinds apart
+_GROUPS = {"cls": "class token", "mean": "mean", _FEATURES: _FEATURES}  # in the order of the columns
 _NARROW = 21  # a map of more columns is wider than other charts
 _TAIL = 16  # characters of a source that stand beside its row; its end says more than its beginning
 
 Column = tuple[str, str]  # kind, tap
 
 
-def attention_section(runs: Sequence[LoadedRun]) -> str:
-    """All panels, in one range of colours."""
-    told = [run for run in runs if run.results.get("attention")]
+def layer_sections(runs: Sequence[LoadedRun]) -> str:
+    """A section for each thing that heads tell of their layers."""
+    attention = _section(
+        runs,
+        "attention",
+        "Attention over layers",
+        "How much of its attention the fusion head gives each layer's class token and mean of patches, on average over "
+        "test images, attention heads and seeds, in percent. The weights of a run are 100 % together, over all its "
+        "backbones",
+    )
+    kept = _section(
+        runs,
+        "kept",
+        "Features kept",
+        "The share of each layer's pooled features that Head2Toe kept after scoring all of them together, on average "
+        "over seeds, in percent",
+    )
+    return attention + kept
+
+
+def _section(runs: Sequence[LoadedRun], name: str, title: str, text: str) -> str:
+    """All panels of what results hold under `name`, in one range of colours."""
+    told = [run for run in runs if run.results.get(name)]
     if not told:
         return ""
-    high = max(entry["mean"] for run in told for entry in run.results["attention"])
-    backbones = dict.fromkeys(entry["backbone"] for run in told for entry in run.results["attention"])
-    panels = [_panel(backbone, told, high) for backbone in backbones]
+    high = max(entry["mean"] for run in told for entry in run.results[name])
+    backbones = dict.fromkeys(entry["backbone"] for run in told for entry in run.results[name])
+    panels = [_panel(backbone, told, name, title, high) for backbone in backbones]
     listed = "".join(f"<li>{escape(run.row.name)}: {escape(_source(run))}</li>" for run in told)
     return (
-        "<h2>Attention over layers</h2><p>How much of its attention the fusion head gives each layer's class token and "
-        "mean of patches, on average over test images, attention heads and seeds, in percent. The weights of a run "
-        f"are 100 % together, over all its backbones; the fullest colour is {100 * high:.1f} % in all panels. A row "
+        f"<h2>{title}</h2><p>{text}; the fullest colour is {100 * high:.1f} % in all panels. A row "
         f'is a run, named by its images:</p><ul>{listed}</ul><div class="charts">{"".join(panels)}</div>'
     )
 
 
-def _panel(backbone: str, told: Sequence[LoadedRun], high: float) -> str:
-    weights = [(run, weights) for run in told if (weights := _weights(run, backbone))]
+def _panel(backbone: str, told: Sequence[LoadedRun], name: str, title: str, high: float) -> str:
+    weights = [(run, weights) for run in told if (weights := _weights(run, name, backbone))]
     columns = merge_columns([list(found) for _, found in weights])
     sources = [_source(run) for run, _ in weights]
-    names = [
+    rows = [
         _end(source) if sources.count(source) == 1 else f"{run.row.name}, {source}"
         for (run, _), source in zip(weights, sources, strict=True)
     ]
     chart = weight_map(
         [[found.get(column) for column in columns] for _, found in weights],
-        names,
+        rows,
         [(_GROUPS[kind], tap) for kind, tap in columns],
-        title=f"Attention over layers, {backbone}",
+        title=f"{title}, {backbone}",
         high=high,
     )
     return figure(backbone, chart, wide=len(columns) > _NARROW)
@@ -72,9 +91,9 @@ def merge_columns(found: Sequence[Sequence[Column]]) -> list[Column]:
     return [column for kind in _GROUPS for column in merged if column[0] == kind]
 
 
-def _weights(run: LoadedRun, backbone: str) -> dict[Column, float]:
-    entries = run.results["attention"]
-    return {(e["kind"], e["tap"]): float(e["mean"]) for e in entries if e["backbone"] == backbone}
+def _weights(run: LoadedRun, name: str, backbone: str) -> dict[Column, float]:
+    entries = [entry for entry in run.results.get(name, ()) if entry["backbone"] == backbone]
+    return {(entry.get("kind", _FEATURES), entry["tap"]): float(entry["mean"]) for entry in entries}
 
 
 def _source(run: LoadedRun) -> str:

@@ -1,14 +1,15 @@
-"""Heat maps of attention: which run, column and colour every weight gets."""
+"""Heat maps of layers: which run, column and colour every weight gets."""
 
 import re
 import xml.etree.ElementTree as ET
 
 import pytest
 
-from loffta.report.attention import attention_section, merge_columns
+from loffta.report.layers import layer_sections, merge_columns
 from loffta.report.tables import read_runs
 
 HOSTILE = "<script>alert(1)</script>"
+KEPT = (("embed", 0.4), ("blocks.0", 0.1))
 SVG = re.compile(r"<svg.*?</svg>", re.DOTALL)
 
 
@@ -40,7 +41,7 @@ def cells_of(svg):
 def test_a_panel_per_backbone_in_one_range_of_colours(told):
     first = [("net", "s.0", "cls", 0.1), ("net", "s.1", "cls", 0.2), ("net", "s.0", "mean", 0.2)]
     run = told("one", [*first, ("vit", "b.0", "mean", 0.5)])
-    section = attention_section(read_runs([run]))
+    section = layer_sections(read_runs([run]))
     net, vit = SVG.findall(section)
     assert cells_of(net) == [
         ("class token of s.0: 10.0 %", pytest.approx(0.12 + 0.88 * 0.2)),
@@ -55,7 +56,7 @@ def test_a_panel_per_backbone_in_one_range_of_colours(told):
 def test_runs_of_one_backbone_share_a_panel(told):
     one = told("one", [("net", "s.0", "cls", 0.4), ("net", "s.2", "cls", 0.3), ("net", "s.2", "mean", 0.3)])
     two = told("two", [("net", "s.1", "cls", 1.0)], online={"source": "vtab:eurosat"})
-    (svg,) = SVG.findall(attention_section(read_runs([one, two])))
+    (svg,) = SVG.findall(layer_sections(read_runs([one, two])))
     cells = cells_of(svg)
     assert [name for name, _ in cells] == [
         "class token of s.0: 40.0 %",
@@ -70,20 +71,35 @@ def test_runs_of_one_backbone_share_a_panel(told):
 
 def test_rows_of_the_same_images_are_named_by_their_run(told):
     roots = [told(name, [("net", "s.0", "mean", 1.0)]) for name in ("one", "two")]
-    (svg,) = SVG.findall(attention_section(read_runs(roots)))
+    (svg,) = SVG.findall(layer_sections(read_runs(roots)))
     hovers = [title.text for title in ET.fromstring(svg).iter("title")]
     for name in ("one", "two"):
         assert f"{name}, folder:{HOSTILE}, mean of s.0: 100.0 %" in hovers
 
 
+def test_features_kept_have_a_map_of_their_own(told, make_run):
+    kept = [{"backbone": "vit", "tap": tap, "mean": mean, "std": 0.0, "per_seed": [mean]} for tap, mean in KEPT]
+    run = make_run("pooled", [0.8], {"vit": ["blocks.0"]}, head="head2toe", kept=kept)
+    section = layer_sections(read_runs([told("one", [("net", "s.0", "cls", 0.1)]), run]))
+    attention, features = SVG.findall(section)
+    assert cells_of(attention) == [("class token of s.0: 10.0 %", 1.0)]
+    assert cells_of(features) == [
+        ("features of embed: 40.0 %", 1.0),
+        ("features of blocks.0: 10.0 %", pytest.approx(0.12 + 0.88 * 0.25)),
+    ]
+    assert section.index("Attention over layers") < section.index("Features kept")
+    assert "the fullest colour is 10.0 %" in section
+    assert "the fullest colour is 40.0 %" in section
+
+
 def test_hostile_names_are_text(told):
-    section = attention_section(read_runs([told("<b>x", [(HOSTILE, HOSTILE, "cls", 1.0)])]))
+    section = layer_sections(read_runs([told("<b>x", [(HOSTILE, HOSTILE, "cls", 1.0)])]))
     assert "<script" not in section
     assert "<b>x" not in section
 
 
 def test_runs_that_tell_nothing_have_no_section(make_run):
-    assert attention_section(read_runs([make_run("lin", [0.8], {"net": ["stages.0"]})])) == ""
+    assert layer_sections(read_runs([make_run("lin", [0.8], {"net": ["stages.0"]})])) == ""
 
 
 @pytest.mark.parametrize(
