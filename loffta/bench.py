@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from loffta import augment, machine
-from loffta.batches import Feed, choose_order
 from loffta.bench_parts import Job, augmented, evict, time_parts, train_step, wait_for
 from loffta.config import parse
 from loffta.errors import UsageError
 from loffta.features import choose_features, usable_rows
-from loffta.feed_modes import (
+from loffta.feed.batches import Feed
+from loffta.feed.modes import (
     ASKED_SHARE,
     Mode,
     ModeChoice,
@@ -29,8 +29,8 @@ from loffta.feed_modes import (
     describe_placements,
     is_cold,
 )
-from loffta.feed_order import Order
-from loffta.feed_sources import group_by_array, read_bytes
+from loffta.feed.order import Order, choose_order
+from loffta.feed.sources import group_by_array, read_bytes
 from loffta.fit import SMALL_STEP
 from loffta.heads import build_head, find_head
 from loffta.optim import fit_to_images, make_optimizer
@@ -182,7 +182,7 @@ def _time_step(
     with Feed(job.features, rows, batch_size=job.batch_size, device=job.device, mode=mode, order=order) as feed:
         start = time.perf_counter()
         while True:
-            for batch in feed.epoch(epoch):
+            for batch in feed.epoch(epoch, more=not cold):
                 train_step(job, job.head.prepare(augmented(job, batch.features)))
                 n_images += len(batch.rows)
             wait_for(job.device)

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loffta import augment
-from loffta.batches import COLD_THREADS, WARM_THREADS
 from loffta.features import Feature
-from loffta.feed_sources import StreamedArray, group_by_array
+from loffta.feed.batches import COLD_THREADS, WARM_THREADS
+from loffta.feed.sources import StreamedArray, group_by_array
 from loffta.heads import Head
 from loffta.heads.recipe import Recipe
 from loffta.precision import autocast

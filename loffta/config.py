@@ -122,7 +122,7 @@ class TrainConfig(StrictModel, frozen=True):
     select: int | None = Field(None, gt=0)  # score the backbones first, then train on the K best
     device: str = "auto"
     feed: Literal["auto", "device", "host", "stream"] = "auto"  # where features wait for their batches
-    order: Literal["auto", "uniform", "windowed"] = "auto"  # of the images; see `feed_order`
+    order: Literal["auto", "uniform", "windowed"] = "auto"  # of the images; see `feed.order`
     checkpoint_s: float = Field(60.0, gt=0)  # seconds between two checkpoints
     partial: bool = False  # train on the rows that are there, though the cache is not finished
     online: OnlineConfig | None = None  # no cache: `cache` is the source's name, and nothing is read there

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loffta import machine
-from loffta.batches import Batch, Feed
 from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError
 from loffta.features import Feature, choose_features, n_bad
+from loffta.feed.batches import Batch, Feed
 from loffta.findings import Findings
 from loffta.heads import Head, build_head, find_head
 from loffta.heads.recipe import Recipe

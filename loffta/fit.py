@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loffta import augment, machine
-from loffta.batches import Batch, Feed
 from loffta.checkpoint import Keeper, Position, read_checkpoint
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError, printable
 from loffta.features import Feature, resolved_choices
-from loffta.feed_order import ordering_of
+from loffta.feed.batches import Batch, Feed
+from loffta.feed.order import ordering_of
 from loffta.heads.recipe import Recipe
 from loffta.loss import Mix, class_weights, reduce_loss
 from loffta.members import Member, build_member
@@ -160,7 +160,8 @@ def fit(
                 for member in _going(members):
                     member.start_phase(phase)
             first = begin.batch if epoch == begin.epoch else 0
-            for i, batch in enumerate(feed.epoch(epoch, first), start=first):
+            batches = feed.epoch(epoch, first, more=epoch + 1 < n_epochs)
+            for i, batch in enumerate(batches, start=first):
                 _keep(session.stop, keeper, members, Position(epoch, i), f"training step {step} of {total}")
                 for member in _going(members):
                     _set_lr(member, lr_at(step - phase * per_phase, per_phase, member.recipe))

@@ -253,7 +253,9 @@ def read_results(path: Path) -> dict[str, Any]:
         raise LofftaError("there are no results here yet", where=path, remedy="run `loffta evaluate RUN`") from error
     except (OSError, ValueError) as error:
         raise LofftaError(
-            f"these results cannot be read ({error})", where=path, remedy="delete the file and run the command that made it again"
+            f"these results cannot be read ({error})",
+            where=path,
+            remedy="delete the file and run the command that made it again",
         ) from error
     return results
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from loffta import batches
 from loffta import checkpoint as module
 from loffta import fit as loop
 from loffta.checkpoint import FORMAT, Keeper, Position, read_checkpoint, write_checkpoint
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError, Stopped
+from loffta.feed import batches
 from loffta.machine import StopFlag
 from loffta.members import build_member
 from loffta.runs import RunPaths

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from loffta.batches import Feed
 from loffta.config import TrainConfig
 from loffta.evaluate import evaluate, load_heads
 from loffta.features import choose_features
+from loffta.feed.batches import Feed
 from loffta.findings import Findings
 from loffta.heads import find_head
 from loffta.heads.base import HeadBase

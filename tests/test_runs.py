@@ -124,7 +124,13 @@ def test_results_and_lines(tmp_path):
 
 def test_lists_of_numbers_take_a_line(tmp_path):
     path = RunPaths(tmp_path).results("test")
-    results = {"n": [], "confusion": [[3, -1], [0.5, 2]], "std": [1.0, None], "names": ["1", "2"], "nested": [{"a": [1]}]}
+    results = {
+        "n": [],
+        "confusion": [[3, -1], [0.5, 2]],
+        "std": [1.0, None],
+        "names": ["1", "2"],
+        "nested": [{"a": [1]}],
+    }
     write_results(path, results)
     assert read_results(path) == results
     lines = [line.strip() for line in path.read_text().splitlines()]

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from loffta.batches import Feed
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError, UsageError
 from loffta.evaluate import evaluate
+from loffta.feed.batches import Feed
 from loffta.machine import StopFlag
 from loffta.runs import RunPaths, read_predictions
 from loffta.splits import check_part, draw_part, name_some

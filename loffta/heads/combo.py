@@ -60,6 +60,9 @@ class ComboRecipe(Recipe, frozen=True):
         return self.model_dump(include=names)
 
 
+_PART_BYTES = 4 << 20  # that are prepared at a time on a CPU: stays in its caches, and takes no fresh pages
+
+
 class ComboHead(HeadBase):
     """Logits from all taps on one common grid.
 
@@ -116,10 +119,20 @@ class ComboHead(HeadBase):
             float32, N = grid * grid; columns in the order of specs, taps, channels.
         """
         check_features("combo", self.specs, features)
-        resized = (resize_grid(feature, self.grid, resize=self.resize).flatten(2, 3) for feature in features)
         normalise = normalise_layers if self.normalise == "embed_and_tokens" else normalise_tokens
-        layers = [layer for tokens in resized for layer in normalise(tokens).unbind(1)]
-        return torch.cat(layers, dim=2)  # one copy: the layers are views
+        n_images, device = len(features[0]), features[0].device
+        prepared = torch.empty(n_images, self.grid**2, self.project.in_features, device=device)
+        first = 0
+        for spec, feature in zip(self.specs, features, strict=True):
+            n_together = n_images if device.type != "cpu" else max(1, _PART_BYTES // (4 * math.prod(spec.shape)))
+            for tap in feature.split(1, dim=1):
+                columns = slice(first, first + spec.dim)
+                for start in range(0, n_images, n_together):
+                    images = slice(start, start + n_together)
+                    tokens = resize_grid(tap[images], self.grid, resize=self.resize).flatten(2, 3)
+                    prepared[images, :, columns] = normalise(tokens)[:, 0]
+                first += spec.dim
+        return prepared
 
     def forward(self, prepared: Float[Tensor, "B N K"], rng: torch.Generator | None = None) -> Logits:  # noqa: ARG002
         """Takes what `prepare` gave."""

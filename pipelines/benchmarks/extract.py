@@ -1,6 +1,6 @@
 """Extraction end to end against the bare network: ViT-B/16 at 224 px, all 12 taps, photographs from JPEG files.
 
-Run:     python pipelines/benchmarks/extract.py [--images 64] [--pairs 7] [--dir DIR]
+Run:     python pipelines/benchmarks/extract.py [--images 256] [--pairs 5] [--dir DIR]
 Needs:   the extra `test` (scikit-image's and scikit-learn's sample photographs); 4 MB of disk an image.
 Expect:  the goal is 0.95 of the bare forward pass; see docs/benchmarks.md for what was reached. About 45 s a pair.
 Method:  the limit is the same model's forward_features on ready, normalised tensors: no files, no decoding, no taps
@@ -51,8 +51,8 @@ MEMORY_MODEL = ["--backbone", "vit_tiny_patch16_224", "--weights", "random:0", "
 def main() -> None:
     """Makes the photographs, measures, prints and deletes."""
     parser = argparse.ArgumentParser(description="extraction benchmark: loffta against the bare forward pass")
-    parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--pairs", type=int, default=7, help="interleaved repeats")
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--pairs", type=int, default=5, help="interleaved repeats")
     parser.add_argument("--dir", type=Path, default=None, help="where the temporary folder goes")
     options = parser.parse_args()
     machine.cap_threads()

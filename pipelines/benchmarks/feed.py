@@ -32,9 +32,9 @@ import torch
 from clock import Evictor, alternate, print_machine, ratio_text
 
 from loffta import machine
-from loffta.batches import COLD_THREADS, WARM_THREADS, Batch, Feed
 from loffta.bench_parts import Job, train_step
 from loffta.features import Feature, choose_features
+from loffta.feed.batches import COLD_THREADS, WARM_THREADS, Batch, Feed
 from loffta.heads import build_head
 from loffta.heads.combo import ComboRecipe
 from loffta.store.cache import Cache

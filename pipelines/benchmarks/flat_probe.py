@@ -13,8 +13,8 @@ import torch
 from scores import Score
 from torch import Tensor
 
-from loffta.batches import Feed
 from loffta.features import choose_features, usable_rows
+from loffta.feed.batches import Feed
 from loffta.heads.combo import ComboHead
 from loffta.heads.linear import LinearHead, LinearRecipe
 from loffta.machine import StopFlag

@@ -35,10 +35,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from loffta import machine
 from loffta.backbones.timm_backbone import TimmBackbone, load_timm
-from loffta.batches import Feed
 from loffta.config import BackboneConfig, ExtractConfig
 from loffta.extract import extract
 from loffta.features import Feature, choose_features
+from loffta.feed.batches import Feed
 from loffta.heads import build_head, find_head
 from loffta.images.sources import open_source
 from loffta.machine import StopFlag

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from loffta.heads import combo
 from loffta.heads.combo import ComboHead, ComboRecipe, choose_grid
-from loffta.pooling import resize_grid
+from loffta.pooling import normalise_layers, normalise_tokens, resize_grid
 from loffta.tokens import FeatureSpec
 
 TO_TIMM = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2", "classify": "head"}
@@ -101,6 +102,25 @@ def test_normalisation_comes_after_resizing():
         layer = prepared[:, :, start:stop].flatten(1)
         np.testing.assert_allclose(layer.mean(dim=1), 0, atol=1e-5)
         np.testing.assert_allclose(layer.var(dim=1, correction=0), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("normalise", ["embed_and_tokens", "embed_only"])
+@pytest.mark.parametrize("part_bytes", [1, 4 * 100, 1 << 30])
+def test_prepared_in_parts_it_is_what_it_is_at_once(monkeypatch, normalise, part_bytes):
+    """Bit for bit; and with gradients, for the features of a backbone that is trained, too."""
+    monkeypatch.setattr(combo, "_PART_BYTES", part_bytes)
+    head = ComboHead(MIXED, 2, rng=torch.Generator(), normalise=normalise)
+    found, plain = ([feature.clone().requires_grad_() for feature in draw(MIXED)] for _ in range(2))
+    function = {"embed_and_tokens": normalise_layers, "embed_only": normalise_tokens}[normalise]
+    layers = [function(resize_grid(feature, head.grid).flatten(2, 3)) for feature in plain]
+    expected = torch.cat([layer for tokens in layers for layer in tokens.unbind(1)], dim=2)
+    prepared = head.prepare(found)
+    assert torch.equal(prepared, expected)
+    weights = torch.randn(prepared.shape, generator=torch.Generator().manual_seed(3))
+    for result in (prepared, expected):
+        (result * weights).sum().backward()
+    for one, other in zip(found, plain, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=1e-6)
 
 
 def test_embed_only_normalises_every_token():

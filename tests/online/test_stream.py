@@ -5,9 +5,9 @@ import os
 import pytest
 import torch
 
-from loffta.batches import Feed
 from loffta.errors import LofftaError
 from loffta.features import choose_features
+from loffta.feed.batches import Feed
 from loffta.online.stream import FreshStream, read_pixels
 from loffta.origins import Origins
 from tests.fakes import FakeBackbone, PngSource

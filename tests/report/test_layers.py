@@ -79,7 +79,7 @@ def test_rows_of_the_same_images_are_named_by_their_run(told):
 
 def test_features_kept_have_a_map_of_their_own(told, make_run):
     kept = [{"backbone": "vit", "tap": tap, "mean": mean, "std": 0.0, "per_seed": [mean]} for tap, mean in KEPT]
-    run = make_run("pooled", [0.8], {"vit": ["blocks.0"]}, head="head2toe", kept=kept)
+    run = make_run("pooled", [0.8], {"net": ["stages.0"]}, head="head2toe", kept=kept)
     section = layer_sections(read_runs([told("one", [("net", "s.0", "cls", 0.1)]), run]))
     attention, features = SVG.findall(section)
     assert cells_of(attention) == [("class token of s.0: 10.0 %", 1.0)]

@@ -88,7 +88,7 @@ def test_repair_is_gone_on_with(tmp_path, extract_words, whole):
 @pytest.mark.parametrize(
     ("hold", "doing"),
     [
-        ("loffta.feed_sources:_load", "reading the features"),
+        ("loffta.feed.sources:_load", "reading the features"),
         ("loffta.evaluate:predict", "evaluating split 'test'; no results were written"),
     ],
 )
@@ -118,7 +118,9 @@ def test_evaluate_gives_up_at_once(tmp_path, whole):
     run = tmp_path / "run"
     loffta(tmp_path, "train", whole, *TRAIN, "--out", run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    command = Command(tmp_path, "evaluate", run, "--split", "train", hold="loffta.batches:Feed.in_order").wait_held()
+    command = Command(
+        tmp_path, "evaluate", run, "--split", "train", hold="loffta.feed.batches:Feed.in_order"
+    ).wait_held()
     done = command.signal(signal.SIGINT).finish()
     assert_stopped(done, signal.SIGINT, "evaluating split 'train'")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

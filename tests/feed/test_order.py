@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loffta.feed_order import (
+from loffta.feed.order import (
     Window,
     choose_window,
     describe_ordering,

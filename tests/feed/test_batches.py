@@ -12,13 +12,14 @@ import pytest
 import torch
 import zarr
 
-from loffta import batches as module
-from loffta.batches import Feed
 from loffta.errors import DamageFound
 from loffta.features import choose_features
-from loffta.feed_copies import Copy, DeviceCopies
-from loffta.feed_modes import Placement, bytes_per_image
-from loffta.feed_order import Window, uniform_order, windowed_order
+from loffta.feed import batches as module
+from loffta.feed import order as order_module
+from loffta.feed.batches import Feed
+from loffta.feed.copies import Copy, DeviceCopies
+from loffta.feed.modes import Placement, bytes_per_image
+from loffta.feed.order import Window, uniform_order, windowed_order
 from loffta.store import reader as reader_module
 from loffta.store.cache import Cache
 from loffta.store.files import remove_folder
@@ -26,8 +27,7 @@ from loffta.store.quantise import Scales
 from loffta.store.reader import ArrayReader
 from loffta.store.scales import create_scales
 from loffta.store.shard import read_into
-
-from .caches import FakeStore, make_cache, make_table
+from tests.caches import FakeStore, make_cache, make_table
 
 N = 43  # units of 8, the last one of 3
 ROWS = np.array([40, 3, 4, 5, 21, 9, 42, 0, 17, 30, 12, 11, 8])
@@ -157,6 +157,40 @@ def test_an_epoch_is_resumed_in_its_middle(made, monkeypatch, mode, order):
             feed.epoch(4, 8)
 
 
+@pytest.mark.parametrize("order", ["uniform", "windowed"])
+@pytest.mark.parametrize("mode", ["host", "stream"])
+def test_the_next_epoch_is_begun_while_this_one_ends(made, monkeypatch, mode, order):
+    _, features, _ = made
+    options = {"batch_size": 2, "mode": mode, "order": order, "window": WINDOW_OF_2, "seed": 7}
+    with Feed(features, ROWS, **options) as feed:
+        expected = [copies(feed.epoch(epoch)) for epoch in range(4)]
+        given = copies(feed.in_order())
+    calls = record_reads(monkeypatch)
+    with Feed(features, ROWS, **options) as feed:
+        calls.clear()  # those of host mode
+        found = [copies(feed.epoch(0, more=True))]
+        end = time.monotonic() + 10
+        while mode == "stream" and sum(len(rows) for _, rows in calls) <= 3 * len(ROWS) and time.monotonic() < end:
+            time.sleep(0.001)  # the three arrays of these features: what comes behind is of the next epoch
+        ahead = sum(len(rows) for _, rows in calls) > 3 * len(ROWS)
+        found += [copies(feed.epoch(epoch, more=epoch < 3)) for epoch in range(1, 4)]
+    assert ahead == (mode == "stream")
+    assert all(same(a, b) for a, b in zip(found, expected, strict=True))
+    assert sum(len(rows) for _, rows in calls) == (4 * 3 * len(ROWS) if mode == "stream" else 0), "none is read twice"
+    with Feed(features, ROWS, **options) as feed:  # what was begun, and not asked for then, leaves no trace
+        for leave in (copies, lambda batches: copies([next(batches)])):
+            for ask, batches in [
+                (lambda: feed.epoch(2), expected[2]),
+                (lambda: feed.epoch(1, 1), expected[1][1:]),
+                (lambda: (feed.epoch(1), feed.epoch(1))[1], expected[1]),
+                (feed.in_order, given),
+            ]:
+                leave(feed.epoch(0, more=True))
+                assert same(copies(ask()), batches)
+        copies(feed.epoch(0, more=True))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loffta-feed")]
+
+
 def test_a_window_is_read_at_once_and_in_runs(made, monkeypatch):
     """Neighbours on disk come with one system call, though they go to different batches."""
     _, (feature, *_), _ = made
@@ -277,7 +311,7 @@ def test_waiting_is_counted(made, monkeypatch):
         threading.Timer(0.05, gate.set).start()
         next(batches)
         assert feed.waited_s > 0.02
-        for part in list(feed._running.gi_frame.f_locals["parts"]):
+        for part in list(feed._current.parts):
             part.read.result()
         before = feed.waited_s
         next(batches)
@@ -300,7 +334,7 @@ def test_order_and_threads_follow_the_page_cache(made, monkeypatch):
     largest = max(math.prod(feature.array.layout.item_shape) for feature in features)
     itemsize = features[0].array.layout.dtype.itemsize
     for limit, order in [(largest * itemsize + 1, "windowed"), (1, "uniform")]:  # large images are runs by themselves
-        monkeypatch.setattr(module, "RUNS_HELP_BELOW", limit)
+        monkeypatch.setattr(order_module, "RUNS_HELP_BELOW", limit)
         with Feed(features, ROWS, batch_size=4, mode="stream") as feed:
             assert feed.order == order
 

@@ -9,12 +9,14 @@ and mixed. Neighbours therefore meet in a batch more often than chance has it: `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
+from loffta.features import Feature
 
 Order = Literal["uniform", "windowed"]
 OrderChoice = Literal["auto", "uniform", "windowed"]
@@ -32,6 +34,13 @@ class Window:
 
     n_images: int  # a multiple of the batch size
     run_images: int  # neighbours on disk that are read together
+
+
+def choose_order(streamed: Sequence[Feature], cold: bool) -> Order:
+    """windowed where the disk is read in every epoch, and gains by reading runs (docs/decisions.md)."""
+    layouts = [feature.array.layout for feature in streamed]
+    in_runs = any(layout.chunk_bytes * layout.chunks_per_image < RUNS_HELP_BELOW for layout in layouts)
+    return "windowed" if cold and in_runs else "uniform"
 
 
 def choose_window(bytes_per_image: int, n_images: int, batch_size: int) -> Window:

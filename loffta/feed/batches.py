@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,20 +19,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loffta.features import Feature
-from loffta.feed_copies import Copy, DeviceCopies
-from loffta.feed_modes import Mode, ModeChoice, choose_placements, describe_placements, is_cold
-from loffta.feed_order import (
-    RUNS_HELP_BELOW,
+from loffta.feed.copies import Copy, DeviceCopies
+from loffta.feed.modes import Mode, ModeChoice, choose_placements, describe_placements, is_cold
+from loffta.feed.order import (
     Order,
     OrderChoice,
     Window,
+    choose_order,
     choose_window,
     describe_ordering,
     neighbour_share,
     uniform_order,
     windowed_order,
 )
-from loffta.feed_sources import make_sources, read_bytes
+from loffta.feed.sources import make_sources, read_bytes
 
 WARM_THREADS = 2  # saturate the page cache
 COLD_THREADS = 16  # a disk wants many requests at a time
@@ -65,6 +65,15 @@ class _Part:
     copy: Copy | None = None
 
 
+@dataclass
+class _Reads:
+    """What one epoch has still to hand out."""
+
+    waiting: Iterator[NDArray[np.int64]]  # not begun, a slot's each
+    parts: deque[_Part] = field(default_factory=deque)  # begun
+    number: int | None = None  # of the epoch
+
+
 class Feed:
     """Batches of some rows, in an order that depends on `seed` and epoch alone, not on threads.
 
@@ -88,10 +97,10 @@ class Feed:
 
         Args:
             rows: rows to feed, each once an epoch.
-            mode: see `feed_modes.choose_placements`.
+            mode: see `modes.choose_placements`.
             order: auto is windowed where more is streamed than the page cache can keep and an image is less than 1 MiB
                 of its array, else uniform. It depends on the memory of the machine: keep `Feed.ordering` for a resume.
-            window: of the windowed order; None: see `feed_order.choose_window`.
+            window: of the windowed order; None: see `order.choose_window`.
             n_threads: that read at the same time; None: 16 where the page cache cannot keep what is streamed, else 2.
         Raises:
             UsageError: a mode that this machine has no room for.
@@ -118,10 +127,15 @@ class Feed:
         self._helpers = ThreadPoolExecutor(n_threads, thread_name_prefix="loffta-feed-part")
         self._copies = DeviceCopies(self._device)
         self._running: Generator[Batch, None, None] | None = None
+        self._current: _Reads | None = None  # of the epoch that runs
+        self._ahead: _Reads | None = None  # of the one behind it
+        self._slots: list[_Slot] = []
+        self._free: deque[_Slot] = deque()
         try:
             with ThreadPoolExecutor(COLD_THREADS) as pool:  # what is loaded may come from a cold disk
                 self._sources = make_sources(features, self._placements, rows, self._device, pool, COLD_THREADS)
             self._slots = [self._make_slot() for _ in range(n_reads + 2 if self._slot_batches == 1 else 2)]
+            self._free = deque(self._slots)
         except BaseException:
             self.close()
             raise
@@ -135,13 +149,21 @@ class Feed:
         """Where each feature comes from."""
         return tuple(placement.mode for placement in self._placements)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0, *, more: bool = False) -> Iterator[Batch]:
         """All rows once, in the seeded order of this epoch; an epoch that still runs ends.
 
         Args:
             start: batches to leave out, unread; those that follow are the same as without.
+            more: the next epoch will be asked for behind this one: its first batches are read while this one ends.
         """
-        return self._begin(self._order_of(epoch), start)
+        self._end_epoch()
+        if self._ahead is not None and (self._ahead.number, start) == (epoch, 0):
+            self._current, self._ahead = self._ahead, None
+        else:
+            self._drop_reads()
+            self._current = self._reads_of(self._order_of(epoch), start, epoch)
+        self._running = self._batches(self._current, epoch + 1 if more else None)
+        return self._running
 
     @property
     def ordering(self) -> dict[str, Any]:
@@ -150,7 +172,11 @@ class Feed:
 
     def in_order(self) -> Iterator[Batch]:
         """All rows once, as given; an epoch that still runs ends."""
-        return self._begin(np.arange(len(self.rows)), 0)
+        self._end_epoch()
+        self._drop_reads()
+        self._current = self._reads_of(np.arange(len(self.rows)), 0)
+        self._running = self._batches(self._current, None)
+        return self._running
 
     def describe(self) -> str:
         """One line for the user: where each array comes from and why, and what the order is worth."""
@@ -167,8 +193,8 @@ class Feed:
 
     def close(self) -> None:
         """Ends the epoch that still runs, and the threads."""
-        if self._running is not None:
-            self._running.close()
+        self._end_epoch()
+        self._drop_reads()
         self._reads.shutdown(cancel_futures=True)
         self._helpers.shutdown(cancel_futures=True)
 
@@ -183,38 +209,55 @@ class Feed:
             return windowed_order(self.rows, self._window, self._seed, epoch)
         return uniform_order(len(self.rows), self._seed, epoch)
 
-    def _begin(self, order: NDArray[np.int64], start: int) -> Iterator[Batch]:
+    def _reads_of(self, order: NDArray[np.int64], start: int, number: int | None = None) -> _Reads:
         assert 0 <= start <= len(self), f"an epoch has {len(self)} batches, none with number {start}"
-        if self._running is not None:
-            self._running.close()  # two epochs would write into the same buffers
-        self._running = self._batches(order, start)
-        return self._running
-
-    def _batches(self, order: NDArray[np.int64], start: int) -> Generator[Batch, None, None]:
         per_slot = self._slot_batches * self.batch_size
         bounds = [start * self.batch_size, *range((start // self._slot_batches + 1) * per_slot, len(order), per_slot)]
-        waiting = iter([places for places in np.split(order, bounds)[1:] if len(places)])
-        free = deque(self._slots)
-        parts: deque[_Part] = deque()
+        return _Reads(iter([places for places in np.split(order, bounds)[1:] if len(places)]), number=number)
+
+    def _end_epoch(self) -> None:
+        """Two epochs would write into the same buffers."""
+        if self._running is not None:
+            self._running.close()
+
+    def _batches(self, reads: _Reads, following: int | None) -> Generator[Batch, None, None]:
         try:
-            while True:
-                while free and (places := next(waiting, None)) is not None:
-                    parts.extend(self._start_read(free.popleft(), places))
-                if not parts:
-                    return
-                self._wait(parts[0].read)
-                part = parts.popleft()
+            while self._fill_slots(reads):
+                if self._free and following is not None:
+                    if self._ahead is None:
+                        self._ahead = self._reads_of(self._order_of(following), 0, following)
+                    self._fill_slots(self._ahead)
+                self._wait(reads.parts[0].read)
+                part = reads.parts.popleft()
                 copy = self._start_copy(part)
-                following = parts[0] if parts and self._copies.overlap else None
-                if following and following.read.done() and following.read.exception() is None:
-                    self._start_copy(following)  # it runs while the device computes on this one
+                if self._copies.overlap:
+                    self._copy_ahead(reads.parts or (self._ahead.parts if self._ahead else deque()))
                 yield self._hand_out(part.places, copy)
                 if part.last:
-                    free.append(part.slot)
-        finally:  # a consumer that stops early must not leave threads writing into buffers of the next epoch
-            for part in parts:
-                if not part.read.cancel():
-                    part.read.exception()
+                    self._free.append(part.slot)
+        except BaseException:  # also where a consumer stops early
+            self._drop_reads()
+            raise
+
+    def _fill_slots(self, reads: _Reads) -> bool:
+        """Begins as many reads as there are free slots; whether any are under way."""
+        while self._free and (places := next(reads.waiting, None)) is not None:
+            reads.parts.extend(self._start_read(self._free.popleft(), places))
+        return bool(reads.parts)
+
+    def _copy_ahead(self, parts: deque[_Part]) -> None:
+        """Starts the copy of the next batch, if it is read: it runs while the device computes on this one."""
+        if parts and parts[0].read.done() and parts[0].read.exception() is None:
+            self._start_copy(parts[0])
+
+    def _drop_reads(self) -> None:
+        """Gives up what was begun: no thread may go on writing into the buffers of another epoch."""
+        begun = [part for reads in (self._current, self._ahead) if reads is not None for part in reads.parts]
+        for part in begun:
+            if not part.read.cancel():
+                part.read.exception()
+        self._current = self._ahead = None
+        self._free = deque(self._slots)
 
     def _start_read(self, slot: _Slot, places: NDArray[np.int64]) -> list[_Part]:
         read = self._reads.submit(self._fill, slot, places)
@@ -257,10 +300,3 @@ class Feed:
         """Buffers are reused for the whole run: fresh ones halve the rate by their page faults."""
         n_images = min(self._slot_batches * self.batch_size, len(self.rows))
         return _Slot([self._copies.buffer(source.empty(n_images)) for source in self._sources])
-
-
-def choose_order(streamed: Sequence[Feature], cold: bool) -> Order:
-    """windowed where the disk is read in every epoch, and gains by reading runs (docs/decisions.md)."""
-    layouts = [feature.array.layout for feature in streamed]
-    in_runs = any(layout.chunk_bytes * layout.chunks_per_image < RUNS_HELP_BELOW for layout in layouts)
-    return "windowed" if cold and in_runs else "uniform"

@@ -7,12 +7,12 @@ import psutil
 import pytest
 import torch
 
-from loffta import feed_modes, machine
+from loffta import machine
 from loffta.errors import UsageError
 from loffta.features import choose_features
-from loffta.feed_modes import Placement, bytes_per_image, choose_placements, describe_placements, is_cold
-
-from .caches import FakeStore, make_cache, make_table
+from loffta.feed import modes as feed_modes
+from loffta.feed.modes import Placement, bytes_per_image, choose_placements, describe_placements, is_cold
+from tests.caches import FakeStore, make_cache, make_table
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 N_ROWS = 10

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from loffta.feed_copies import DeviceCopies
+from loffta.feed.copies import DeviceCopies
 
 
 def test_on_the_cpu_batches_are_views():
