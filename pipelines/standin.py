@@ -88,7 +88,9 @@ def _tiny(backbone: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     name = names[backbone["name"]]
     px = 64 if (backbone.get("image_px") or 0) > 256 else 32
     taps = [tap.strip() for tap in str(backbone.get("taps", "last")).split(",")]
-    there = [tap for tap in taps if not (block := re.match(r"blocks\.(\d+)", tap)) or int(block[1]) < N_BLOCKS]
+    there = [
+        tap for tap in taps if not (block := re.match(r"(?:module:)?blocks\.(\d+)", tap)) or int(block[1]) < N_BLOCKS
+    ]
     return {"name": name, "weights": f"random:{TINY.index(name)}", "taps": ",".join(there), "image_px": px}
 
 

@@ -125,7 +125,7 @@ class ComboHead(HeadBase):
         first = 0
         for spec, feature in zip(self.specs, features, strict=True):
             n_together = n_images if device.type != "cpu" else max(1, _PART_BYTES // (4 * math.prod(spec.shape)))
-            for tap in feature.split(1, dim=1):
+            for tap in torch.split(feature, 1, dim=1):
                 columns = slice(first, first + spec.dim)
                 for start in range(0, n_images, n_together):
                     images = slice(start, start + n_together)

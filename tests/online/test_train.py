@@ -392,7 +392,7 @@ def test_the_command_and_the_report(tmp_path, capsys, monkeypatch):
     backbone = {"name": "fake", "weights": "random:0", "taps": "blocks.0", "image_px": 16}
     assert config["online"] == {
         "source": "fake:png", "backbone": backbone, "unfrozen": False, "pooling": "mean", "resize": "squash",
-        "augment": "none", "lr_backbone": 1e-5, "max_bad_frac": 0.2,
+        "augment": "none", "lr_backbone": 1e-5, "max_bad_frac": 0.2, "images_digest": PngSource(N).listing().digest,
     }  # fmt: skip
     (row,) = read_rows([out])
     assert (row.head, row.taps, row.n_seeds) == ("online-linear", {"fake [random:0 weights]": ("blocks.0",)}, 2)

@@ -122,7 +122,7 @@ def make_sets(accuracy, work, names):
 
 
 def test_tables(accuracy, tmp_path, monkeypatch):
-    """Every table; a second call reads the runs back and prints the same."""
+    """Every table of caches alone; a second call reads the runs back and prints the same."""
     make_sets(accuracy, tmp_path, ["digits"])
     monkeypatch.setattr(accuracy, "STEPS", 1)
     monkeypatch.setattr(accuracy, "GRID", 2)
@@ -136,7 +136,9 @@ def test_tables(accuracy, tmp_path, monkeypatch):
     monkeypatch.setattr(accuracy, "RECIPES", recipes)
     bench = accuracy.Bench(tmp_path, seeds=2, epochs=1, stop=StopFlag())
     rows = {"a": 8, "b": 13, "c": 5, "d": 1, "f": 1}
-    for name, (_, make) in accuracy.TABLES.items():
+    assert set(accuracy.TABLES) == {*rows, "g"}
+    for name in rows:
+        make = accuracy.TABLES[name][1]
         text = make(bench, ["digits"])
         lines = text.splitlines()
         assert len(lines) == 2 + rows[name]
@@ -166,16 +168,24 @@ def test_the_flat_probe_is_a_linear_head_on_all_cells(accuracy, tmp_path):
 
 
 def test_quick_runs_from_pictures_to_a_table(accuracy, tmp_path, monkeypatch, capsys):
-    """LOFF against LOFF-TA; that the two differ is all that can be said of them here."""
-    monkeypatch.setattr(sys, "argv", ["accuracy.py", "--quick", "--tables", "d", "--work", str(tmp_path)])
+    """LOFF against LOFF-TA, the cache against images; that these differ is all that can be said of them here."""
+    monkeypatch.setattr(sys, "argv", ["accuracy.py", "--quick", "--tables", "d,g", "--work", str(tmp_path)])
     monkeypatch.setattr("loffta.machine.StopFlag.listen", lambda self: self)
     assert accuracy.main() == 0
     lines = capsys.readouterr().out.splitlines()
     assert "2 seeds, ComBo and LOFF 1 epochs; a proof that it runs" in lines
-    assert [line.split("|")[1].strip() for line in lines[-3:]][::2] == ["set", "quick"]
+    assert [line.count("|") for line in lines if line.startswith("| quick")] == [5, 8]
     runs = {path.name: path for path in (tmp_path / "quick" / "runs").iterdir()}
-    assert sorted(runs) == ["loff-lite0-stages.2", "loff-lite0-stages.2-ta"]
+    online = {"online-lite0": False, "online-lite0-unfrozen": True}
+    assert set(runs) == {
+        "combo-lite0-all",
+        "linear-lite0-last",
+        "loff-lite0-stages.2",
+        "loff-lite0-stages.2-ta",
+        *online,
+    }
     settings = {name: open_run(path)[1].augment for name, path in runs.items()}
+    assert {name: open_run(runs[name])[1].online.unfrozen for name in online} == online
     assert settings["loff-lite0-stages.2"] == "none"
     assert settings["loff-lite0-stages.2-ta"]["trivial"]
     assert all(read_results(RunPaths(path).results("test"))["n"] == 24 for path in runs.values())

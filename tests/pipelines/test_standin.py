@@ -43,14 +43,16 @@ def test_pictures_are_the_digits_that_their_labels_say():
     assert np.corrcoef(small.ravel(), digits.images[nth].ravel())[0, 1] > 0.95
 
 
+TAPS = "all, blocks.5.mlp,blocks.6.attn, module:blocks.6.norm1,module:pos_drop"
+
+
 def test_shrink():
     config = PipelineConfig(
         tasks=(TaskConfig(name="t", source="x", train_rows=1000), TaskConfig(name="u", source="x")),
         extract={
             "one": {"backbones": [{"name": "big", "taps": "all", "image_px": 224}, {"name": "other", "image_px": 504}]},
             "two": {
-                "backbones": [{"name": f"n{i}"} for i in range(9)]
-                + [{"name": "big", "taps": "all, blocks.5.mlp,blocks.6.attn"}],
+                "backbones": [{"name": f"n{i}"} for i in range(9)] + [{"name": "big", "taps": TAPS}],
                 "pool": "2x2",
             },
             "three": {"backbones": [{"name": "big", "taps": "alf"}, {"name": "n0", "taps": "final"}]},
@@ -70,7 +72,7 @@ def test_shrink():
         {"name": "vit_tiny_patch16_224", "taps": "last", "weights": "random:1", "image_px": 64},
     ]
     assert [b["name"] for b in small.extract["two"]["backbones"]] == ["test_vit2", "test_vit4", "test_vit"]
-    assert small.extract["two"]["backbones"][2]["taps"] == "all,blocks.5.mlp"  # it has six blocks
+    assert small.extract["two"]["backbones"][2]["taps"] == "all,blocks.5.mlp,module:pos_drop"  # it has six blocks
     assert [b["name"] for b in small.extract["three"]["backbones"]] == ["test_vit"]  # no final norm in the third
     assert small.extract["two"]["pool"] == "2x2"
     assert small.train["r"]["features"] == ["test_vit:all", "{backbone}:last"]
