@@ -66,7 +66,7 @@ class _Part:
 
 
 @dataclass
-class _Reads:
+class _Epoch:
     """What one epoch has still to hand out."""
 
     waiting: Iterator[NDArray[np.int64]]  # not begun, a slot's each
@@ -127,8 +127,8 @@ class Feed:
         self._helpers = ThreadPoolExecutor(n_threads, thread_name_prefix="loffta-feed-part")
         self._copies = DeviceCopies(self._device)
         self._running: Generator[Batch, None, None] | None = None
-        self._current: _Reads | None = None  # of the epoch that runs
-        self._ahead: _Reads | None = None  # of the one behind it
+        self._current: _Epoch | None = None  # of the epoch that runs
+        self._ahead: _Epoch | None = None  # of the one behind it
         self._slots: list[_Slot] = []
         self._free: deque[_Slot] = deque()
         try:
@@ -161,9 +161,8 @@ class Feed:
             self._current, self._ahead = self._ahead, None
         else:
             self._drop_reads()
-            self._current = self._reads_of(self._order_of(epoch), start, epoch)
-        self._running = self._batches(self._current, epoch + 1 if more else None)
-        return self._running
+            self._current = self._plan_epoch(self._order_of(epoch), start, epoch)
+        return self._begin(epoch + 1 if more else None)
 
     @property
     def ordering(self) -> dict[str, Any]:
@@ -174,9 +173,8 @@ class Feed:
         """All rows once, as given; an epoch that still runs ends."""
         self._end_epoch()
         self._drop_reads()
-        self._current = self._reads_of(np.arange(len(self.rows)), 0)
-        self._running = self._batches(self._current, None)
-        return self._running
+        self._current = self._plan_epoch(np.arange(len(self.rows)), 0)
+        return self._begin()
 
     def describe(self) -> str:
         """One line for the user: where each array comes from and why, and what the order is worth."""
@@ -209,29 +207,34 @@ class Feed:
             return windowed_order(self.rows, self._window, self._seed, epoch)
         return uniform_order(len(self.rows), self._seed, epoch)
 
-    def _reads_of(self, order: NDArray[np.int64], start: int, number: int | None = None) -> _Reads:
+    def _plan_epoch(self, order: NDArray[np.int64], start: int, number: int | None = None) -> _Epoch:
         assert 0 <= start <= len(self), f"an epoch has {len(self)} batches, none with number {start}"
         per_slot = self._slot_batches * self.batch_size
         bounds = [start * self.batch_size, *range((start // self._slot_batches + 1) * per_slot, len(order), per_slot)]
-        return _Reads(iter([places for places in np.split(order, bounds)[1:] if len(places)]), number=number)
+        return _Epoch(iter([places for places in np.split(order, bounds)[1:] if len(places)]), number=number)
+
+    def _begin(self, following: int | None = None) -> Iterator[Batch]:
+        assert self._current is not None, "the caller planned it"
+        self._running = self._batches(self._current, following)
+        return self._running
 
     def _end_epoch(self) -> None:
         """Two epochs would write into the same buffers."""
         if self._running is not None:
             self._running.close()
 
-    def _batches(self, reads: _Reads, following: int | None) -> Generator[Batch, None, None]:
+    def _batches(self, current: _Epoch, following: int | None) -> Generator[Batch, None, None]:
         try:
-            while self._fill_slots(reads):
+            while self._fill_slots(current):
                 if self._free and following is not None:
                     if self._ahead is None:
-                        self._ahead = self._reads_of(self._order_of(following), 0, following)
+                        self._ahead = self._plan_epoch(self._order_of(following), 0, following)
                     self._fill_slots(self._ahead)
-                self._wait(reads.parts[0].read)
-                part = reads.parts.popleft()
+                self._wait(current.parts[0].read)
+                part = current.parts.popleft()
                 copy = self._start_copy(part)
                 if self._copies.overlap:
-                    self._copy_ahead(reads.parts or (self._ahead.parts if self._ahead else deque()))
+                    self._copy_ahead(current.parts or (self._ahead.parts if self._ahead else deque()))
                 yield self._hand_out(part.places, copy)
                 if part.last:
                     self._free.append(part.slot)
@@ -239,11 +242,11 @@ class Feed:
             self._drop_reads()
             raise
 
-    def _fill_slots(self, reads: _Reads) -> bool:
-        """Begins as many reads as there are free slots; whether any are under way."""
-        while self._free and (places := next(reads.waiting, None)) is not None:
-            reads.parts.extend(self._start_read(self._free.popleft(), places))
-        return bool(reads.parts)
+    def _fill_slots(self, epoch: _Epoch) -> bool:
+        """Begins as many reads as there are free slots; whether anything of the epoch is under way."""
+        while self._free and (places := next(epoch.waiting, None)) is not None:
+            epoch.parts.extend(self._start_read(self._free.popleft(), places))
+        return bool(epoch.parts)
 
     def _copy_ahead(self, parts: deque[_Part]) -> None:
         """Starts the copy of the next batch, if it is read: it runs while the device computes on this one."""
@@ -252,7 +255,7 @@ class Feed:
 
     def _drop_reads(self) -> None:
         """Gives up what was begun: no thread may go on writing into the buffers of another epoch."""
-        begun = [part for reads in (self._current, self._ahead) if reads is not None for part in reads.parts]
+        begun = [part for epoch in (self._current, self._ahead) if epoch is not None for part in epoch.parts]
         for part in begun:
             if not part.read.cancel():
                 part.read.exception()
