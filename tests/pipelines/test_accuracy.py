@@ -176,7 +176,11 @@ def test_quick_runs_from_pictures_to_a_table(accuracy, tmp_path, monkeypatch, ca
     assert "2 seeds, ComBo and LOFF 1 epochs; a proof that it runs" in lines
     assert [line.count("|") for line in lines if line.startswith("| quick")] == [5, 8]
     runs = {path.name: path for path in (tmp_path / "quick" / "runs").iterdir()}
-    online = {"online-lite0": False, "online-lite0-unfrozen": True}
+    online = {
+        "online-lite0": (False, "crop-flip"),
+        "online-lite0-unfrozen": (True, "crop-flip"),
+        "online-lite0-unfrozen-plain": (True, "none"),
+    }
     assert set(runs) == {
         "combo-lite0-all",
         "linear-lite0-last",
@@ -185,7 +189,8 @@ def test_quick_runs_from_pictures_to_a_table(accuracy, tmp_path, monkeypatch, ca
         *online,
     }
     settings = {name: open_run(path)[1].augment for name, path in runs.items()}
-    assert {name: open_run(runs[name])[1].online.unfrozen for name in online} == online
+    made = {name: open_run(runs[name])[1].online for name in online}
+    assert {name: (way.unfrozen, way.augment) for name, way in made.items()} == online
     assert settings["loff-lite0-stages.2"] == "none"
     assert settings["loff-lite0-stages.2-ta"]["trivial"]
     assert all(read_results(RunPaths(path).results("test"))["n"] == 24 for path in runs.values())
