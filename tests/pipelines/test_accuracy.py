@@ -173,7 +173,7 @@ def test_quick_runs_from_pictures_to_a_table(accuracy, tmp_path, monkeypatch, ca
     monkeypatch.setattr("loffta.machine.StopFlag.listen", lambda self: self)
     assert accuracy.main() == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "2 seeds, ComBo and LOFF 1 epochs; a proof that it runs" in lines
+    assert "2 seeds, ComBo 1 epochs; a proof that it runs" in lines
     assert [line.count("|") for line in lines if line.startswith("| quick")] == [5, 8]
     runs = {path.name: path for path in (tmp_path / "quick" / "runs").iterdir()}
     online = {
