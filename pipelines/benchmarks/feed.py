@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="feed benchmark: the feed against the direct reader")
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--pairs", type=int, default=7, help="interleaved repeats")
-    parser.add_argument("--steps", type=int, default=4, help="training steps a turn")
+    parser.add_argument("--steps", type=int, default=4, help="training steps an epoch; a turn has two")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--dir", type=Path, default=None, help="where the temporary folder goes")
     parser.add_argument("--stream", type=Path, default=None, help=argparse.SUPPRESS)  # a child of measure_memory
@@ -170,24 +170,26 @@ def measure_step(features: Sequence[Feature], n_images: int, batch_size: int, n_
     head = build_head("combo", specs, 2, recipe, 0).train()
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-4)
     job = Job(grids, np.arange(n_images), head, recipe, optimizer, torch.device("cpu"), batch_size)
-    # whole batches alone, and an epoch as long as a turn: the feed reads ahead within a turn, not between turns
+    # whole batches alone, and two epochs a turn: the feed reads into the second one, but not from turn to turn
     n_fed = min(n_steps, n_images // batch_size) * batch_size
     rows, numbers = np.random.default_rng(2).permutation(n_images)[:n_fed], iter(range(10**9))
     with Feed(grids, rows, batch_size=batch_size, mode="stream", n_threads=WARM_THREADS) as feed:
         resident = tuple(tensor.clone() for tensor in next(feed.in_order()).features)
 
         def with_feed() -> None:
-            for batch in feed.epoch(next(numbers)):
-                train_step(job, head.prepare(batch.features))
+            first = next(numbers)
+            for epoch, more in ((2 * first, True), (2 * first + 1, False)):
+                for batch in feed.epoch(epoch, more=more):
+                    train_step(job, head.prepare(batch.features))
 
         def without() -> None:
-            for _ in range(len(feed)):
+            for _ in range(2 * len(feed)):
                 train_step(job, head.prepare(resident))
 
         jobs: dict[str, Callable[[], object]] = {"resident batch": without, "with the feed": with_feed}
         alternate(jobs, 0)
         found = [alternate(jobs, repeat) for repeat in range(n_pairs)]
-        print_rates(found, n_fed)
+        print_rates(found, 2 * n_fed)
         pairs = [(s["resident batch"], s["with the feed"]) for s in found]
         print(f"  {ratio_text(pairs, 'of the steps on a resident batch', STEP_GOAL)}", flush=True)
 
