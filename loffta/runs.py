@@ -215,16 +215,16 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         LofftaError: the file is missing or damaged.
     """
+    return _read_mapping(path, remedy="train again with another --out, or bring the file back")
+
+
+def _read_mapping(path: Path, *, remedy: str) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes())
         if not isinstance(values, dict):
             raise ValueError("it is no mapping")
     except (OSError, ValueError) as error:
-        raise LofftaError(
-            f"this file of the run cannot be read ({error})",
-            where=path,
-            remedy="train again with another --out, or bring the file back",
-        ) from error
+        raise LofftaError(f"this file of the run cannot be read ({error})", where=path, remedy=remedy) from error
     return values
 
 
@@ -245,19 +245,9 @@ def read_results(path: Path) -> dict[str, Any]:
     Raises:
         LofftaError: the file is missing or damaged.
     """
-    try:
-        results = json.loads(path.read_bytes())
-        if not isinstance(results, dict):
-            raise ValueError("it is no mapping")
-    except FileNotFoundError as error:
-        raise LofftaError("there are no results here yet", where=path, remedy="run `loffta evaluate RUN`") from error
-    except (OSError, ValueError) as error:
-        raise LofftaError(
-            f"these results cannot be read ({error})",
-            where=path,
-            remedy="delete the file and run the command that made it again",
-        ) from error
-    return results
+    if not path.exists():
+        raise LofftaError("there are no results here yet", where=path, remedy="run `loffta evaluate RUN`")
+    return _read_mapping(path, remedy="delete the file and run the command that made it again")
 
 
 def write_predictions(path: Path, columns: Mapping[str, NDArray[Any] | list[Any]]) -> None:

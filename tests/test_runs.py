@@ -116,7 +116,7 @@ def test_results_and_lines(tmp_path):
     assert read_results(paths.results("test")) == {"n": 3, "metrics": {"top1": {"std": None}}}
     for damaged in ("{", "[1]"):
         paths.results("test").write_text(damaged)
-        with pytest.raises(LofftaError, match=r"these results cannot be read(.|\n)*delete the file"):
+        with pytest.raises(LofftaError, match=r"this file of the run cannot be read(.|\n)*delete the file"):
             read_results(paths.results("test"))
     write_lines(paths.metrics(0), [{"epoch": 0}, {"epoch": 1}])
     assert paths.metrics(0).read_text() == '{"epoch": 0}\n{"epoch": 1}\n'

@@ -230,7 +230,8 @@ def test_a_stopped_training_ends_as_it_would_have(tmp_path):
     assert run(config, tmp_path / "stopped", load=None) == json.loads(paths[1].results("test").read_text())
 
 
-def test_other_images_are_not_trained_on_in_the_same_run(tmp_path):
+def stop_in_the_second_epoch(out):
+    """A training of four batches an epoch; gives its checkpoint."""
     stop = StopFlag()
 
     def interrupt(backbone):
@@ -238,11 +239,16 @@ def test_other_images_are_not_trained_on_in_the_same_run(tmp_path):
             stop.signal = signal.SIGTERM
 
     with pytest.raises(Stopped):
-        run(config_of(), tmp_path / "run", load=lambda _: FakeBackbone(before=interrupt), stop=stop)
-    before = RunPaths(tmp_path / "run").online_checkpoint(0).read_bytes()
+        run(config_of(), out, load=lambda _: FakeBackbone(before=interrupt), stop=stop)
+    return RunPaths(out).online_checkpoint(0)
+
+
+def test_other_images_are_not_trained_on_in_the_same_run(tmp_path):
+    checkpoint = stop_in_the_second_epoch(tmp_path / "run")
+    before = checkpoint.read_bytes()
     with pytest.raises(LofftaError, match=r"another configuration(.|\n)*online.images_digest"):
         run(config_of(), tmp_path / "run", PngSource(N + 4))
-    assert RunPaths(tmp_path / "run").online_checkpoint(0).read_bytes() == before
+    assert checkpoint.read_bytes() == before
 
 
 def test_a_killed_process_ends_as_it_would_have(tmp_path):
@@ -267,15 +273,7 @@ def test_a_killed_process_ends_as_it_would_have(tmp_path):
 
 
 def test_a_checkpoint_that_cannot_be_continued(tmp_path):
-    stop = StopFlag()
-
-    def interrupt(backbone):
-        if len(backbone.batches) == 6:
-            stop.signal = signal.SIGTERM
-
-    with pytest.raises(Stopped):
-        run(config_of(), tmp_path / "run", load=lambda _: FakeBackbone(before=interrupt), stop=stop)
-    checkpoint = RunPaths(tmp_path / "run").online_checkpoint(0)
+    checkpoint = stop_in_the_second_epoch(tmp_path / "run")
     checkpoint.write_bytes(checkpoint.read_bytes()[:-7])
     with pytest.raises(LofftaError, match=r"checkpoint is damaged(.|\n)*delete this file") as caught:
         run(config_of(), tmp_path / "run")
