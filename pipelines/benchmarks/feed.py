@@ -8,7 +8,8 @@ Caches:  ComBo: grids of 12 taps x 14 x 14 x 768. LOFF-TA: 1 tap x 16 x 16 x 768
 Method:  jobs take turns in alternating order; a ratio is the median over the pairs. The feed streams (the prefix, being
          small, is held in memory) with as many threads as the direct reader, which reads the same bytes, batch by batch
          in random order, into one reused buffer. The consumer looks at one value of each batch. A step is prepare,
-         forward, backward and AdamW of the head `combo`; its rival takes the same step on one batch that is there.
+         forward, backward and AdamW of the head `combo`; one rival takes the same step on one batch that is there,
+         the other lets the direct reader read before each step: the limit where the same cores read and compute.
          COLD is an epoch from the disk with 16 threads, windowed against uniform; as root the whole page cache is
          dropped, else the cache's own files. Memory is the kernel's account of a process of its own.
 """
@@ -16,13 +17,14 @@ Method:  jobs take turns in alternating order; a ratio is the median over the pa
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +32,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from clock import Evictor, alternate, print_machine, ratio_text
+from numpy.typing import NDArray
+from torch import Tensor
 
 from loffta import machine
 from loffta.bench_parts import Job, train_step
 from loffta.features import Feature, choose_features
-from loffta.feed.batches import COLD_THREADS, WARM_THREADS, Batch, Feed
+from loffta.feed.batches import COLD_THREADS, WARM_THREADS, Feed
 from loffta.heads import build_head
 from loffta.heads.combo import ComboRecipe
 from loffta.store.cache import Cache
@@ -130,31 +134,41 @@ def open_feed(features: Sequence[Feature], n_images: int, batch_size: int, n_thr
     return Feed(features, rows, batch_size=batch_size, mode="stream", n_threads=n_threads, **options)
 
 
-def look_at(batch: Batch) -> float:
+class DirectReader:
+    """The rival: reads features batch by batch into the same buffers, nothing at a time with anything else."""
+
+    def __init__(self, features: Sequence[Feature], batch_size: int, pool: ThreadPoolExecutor) -> None:
+        self._readers = [ArrayReader(feature.array.paths) for feature in features]
+        self._out = [reader.empty(batch_size) for reader in self._readers]
+        self._pool = pool
+
+    def batches(self, rows: NDArray[np.int64]) -> Iterator[tuple[Tensor, ...]]:
+        """One tensor per feature."""
+        batch_size = len(self._out[0])
+        for first in range(0, len(rows), batch_size):
+            here = rows[first : first + batch_size]
+            buffers = [buffer[: len(here)] for buffer in self._out]
+            for reader, buffer in zip(self._readers, buffers, strict=True):
+                reader.read(here, None, buffer, pool=self._pool, n_parts=WARM_THREADS)
+            yield tuple(torch.from_numpy(buffer) for buffer in buffers)
+
+
+def look_at(features: Sequence[Tensor]) -> float:
     """The trivial consumer."""
-    return sum(float(tensor.reshape(-1)[0]) for tensor in batch.features)
+    return sum(float(tensor.reshape(-1)[0]) for tensor in features)
 
 
 def measure_feed(features: Sequence[Feature], n_images: int, batch_size: int, n_pairs: int) -> None:
     """An epoch of batches, warm, against the reader alone."""
     rng, numbers = np.random.default_rng(1), iter(range(10**9))
-    readers = [ArrayReader(feature.array.paths) for feature in features]
-    out = [reader.empty(batch_size) for reader in readers]
     with (
         open_feed(features, n_images, batch_size, WARM_THREADS, order="uniform") as feed,
         ThreadPoolExecutor(WARM_THREADS) as pool,
     ):
-
-        def direct() -> None:
-            order = rng.permutation(n_images)
-            for first in range(0, n_images, batch_size):
-                rows = order[first : first + batch_size]
-                for reader, buffer in zip(readers, out, strict=True):
-                    reader.read(rows, None, buffer[: len(rows)], pool=pool, n_parts=WARM_THREADS)
-
+        direct = DirectReader(features, batch_size, pool)
         jobs: dict[str, Callable[[], object]] = {
-            "direct": direct,
-            "feed": lambda: [look_at(batch) for batch in feed.epoch(next(numbers))],
+            "direct": lambda: [look_at(batch) for batch in direct.batches(rng.permutation(n_images))],
+            "feed": lambda: [look_at(batch.features) for batch in feed.epoch(next(numbers))],
         }
         alternate(jobs, 0)  # fills the page cache and checks every checksum
         found = [alternate(jobs, repeat) for repeat in range(n_pairs)]
@@ -163,7 +177,7 @@ def measure_feed(features: Sequence[Feature], n_images: int, batch_size: int, n_
 
 
 def measure_step(features: Sequence[Feature], n_images: int, batch_size: int, n_steps: int, n_pairs: int) -> None:
-    """Steps on batches from the feed, and on one batch over and over."""
+    """Steps on batches from the feed, on batches read just before them, and on one batch over and over."""
     grids = [feature for feature in features if feature.spec.kind == "grid"]
     specs = [feature.spec for feature in grids]
     recipe = ComboRecipe().resolve(specs)
@@ -173,25 +187,34 @@ def measure_step(features: Sequence[Feature], n_images: int, batch_size: int, n_
     # whole batches alone, and two epochs a turn: the feed reads into the second one, but not from turn to turn
     n_fed = min(n_steps, n_images // batch_size) * batch_size
     rows, numbers = np.random.default_rng(2).permutation(n_images)[:n_fed], iter(range(10**9))
-    with Feed(grids, rows, batch_size=batch_size, mode="stream", n_threads=WARM_THREADS) as feed:
+    with (
+        Feed(grids, rows, batch_size=batch_size, mode="stream", n_threads=WARM_THREADS) as feed,
+        ThreadPoolExecutor(WARM_THREADS) as pool,
+    ):
+        direct = DirectReader(grids, batch_size, pool)
         resident = tuple(tensor.clone() for tensor in next(feed.in_order()).features)
 
-        def with_feed() -> None:
+        def from_feed() -> Iterator[tuple[Tensor, ...]]:
             first = next(numbers)
             for epoch, more in ((2 * first, True), (2 * first + 1, False)):
                 for batch in feed.epoch(epoch, more=more):
-                    train_step(job, head.prepare(batch.features))
+                    yield batch.features
 
-        def without() -> None:
-            for _ in range(2 * len(feed)):
-                train_step(job, head.prepare(resident))
+        def take_steps(batches: Iterable[tuple[Tensor, ...]]) -> None:
+            for batch in batches:
+                train_step(job, head.prepare(batch))
 
-        jobs: dict[str, Callable[[], object]] = {"resident batch": without, "with the feed": with_feed}
+        jobs: dict[str, Callable[[], object]] = {
+            "resident batch": lambda: take_steps(itertools.repeat(resident, 2 * len(feed))),
+            "read, then step": lambda: take_steps(direct.batches(np.tile(rows, 2))),
+            "with the feed": lambda: take_steps(from_feed()),
+        }
         alternate(jobs, 0)
         found = [alternate(jobs, repeat) for repeat in range(n_pairs)]
         print_rates(found, 2 * n_fed)
-        pairs = [(s["resident batch"], s["with the feed"]) for s in found]
-        print(f"  {ratio_text(pairs, 'of the steps on a resident batch', STEP_GOAL)}", flush=True)
+        for rival, goal in (("resident batch", STEP_GOAL), ("read, then step", None)):
+            pairs = [(s[rival], s["with the feed"]) for s in found]
+            print(f"  {ratio_text(pairs, f'of the rate of: {rival}', goal)}", flush=True)
 
 
 def measure_orders(root: Path, features: Sequence[Feature], n_images: int, batch_size: int, n_pairs: int) -> None:
@@ -204,8 +227,8 @@ def measure_orders(root: Path, features: Sequence[Feature], n_images: int, batch
         open_feed(features, n_images, batch_size, COLD_THREADS, order="windowed") as windowed,
     ):
         jobs: dict[str, Callable[[], object]] = {
-            "uniform": lambda: [look_at(batch) for batch in uniform.epoch(next(numbers))],
-            "windowed": lambda: [look_at(batch) for batch in windowed.epoch(next(numbers))],
+            "uniform": lambda: [look_at(batch.features) for batch in uniform.epoch(next(numbers))],
+            "windowed": lambda: [look_at(batch.features) for batch in windowed.epoch(next(numbers))],
         }
         alternate(jobs, 0)  # opens the shards and checks every checksum
         found = [alternate(jobs, repeat, before=evict) for repeat in range(n_pairs)]
@@ -233,7 +256,7 @@ def stream_once(root: Path, batch_size: int) -> None:
     features = choose_features(cache, [], SMALL.kinds, default_taps="all")
     with open_feed(features, len(cache.table), batch_size, WARM_THREADS) as feed:
         for batch in feed.epoch(0):
-            look_at(batch)
+            look_at(batch.features)
     # not getrusage: what it says of a child counts the parent's memory until the child's exec
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     print(int(status["VmHWM"].split()[0]) / 1024)
