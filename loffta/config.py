@@ -93,7 +93,9 @@ class OnlineConfig(StrictModel, frozen=True):
     """Training without a cache: what the features are made from at every step."""
 
     source: str
-    images_digest: str | None = None  # of the image set; `train` puts it in: a training goes on with the same images
+    # `train` puts both in: a training goes on with the same images and the same network
+    images_digest: str | None = None
+    backbone_hash: str | None = None  # of its recipe
     backbone: BackboneConfig  # its taps: empty for the head's own
     unfrozen: bool = False  # the backbone is trained, too
     pooling: Literal["auto", "class", "mean"] = "auto"  # of `online-linear`; auto: the class token where there is one

@@ -1,6 +1,6 @@
 """Turns `--features STORE[:TAPS]` into tensors that can be read: which arrays, which taps, pooled or not.
 
-In: an open cache and what the user asked for.   Out: Features for `batches`, FeatureSpecs for `heads`.
+In: an open cache and what the user asked for.   Out: Features for `feed`, FeatureSpecs for `heads`.
 """
 
 from __future__ import annotations

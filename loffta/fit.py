@@ -246,11 +246,13 @@ def _diverge(session: Session, member: Member, step: int, rows: list[int], drop:
     if drop:
         session.log.write(f"dropped: {member.setting}, not finite at step {step}", show=True)
         return
+    path, every = session.paths.checkpoint, session.config.checkpoint_s
+    kept = f"{path.name} is of a step before it" if path.exists() else f"No checkpoint was due in {every:g} s"
     raise LofftaError(
         what,
         where=f"images {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}" if keys else "the last step",
         remedy="lower the learning rate (--set lr=...) and give a new --out, or look for damage with `loffta verify "
-        "CACHE --deep`; all images of the step stand in log.txt",
+        f"CACHE --deep`; all images of the step stand in log.txt. {kept}",
     )
 
 

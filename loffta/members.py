@@ -14,7 +14,7 @@ from torch import Tensor
 
 from loffta.heads import Head, build_head
 from loffta.heads.recipe import Recipe
-from loffta.optim import make_optimizer
+from loffta.optim import is_finite, make_optimizer
 from loffta.tokens import FeatureSpec
 
 _OPTIMIZER = "optimizer/"
@@ -47,7 +47,7 @@ class Member:
 
     def is_finite(self) -> bool:
         """Whether all weights are numbers."""
-        return all(bool(parameter.isfinite().all()) for parameter in self.head.parameters())
+        return is_finite(self.head)
 
     def n_bytes(self) -> int:
         """Bytes that it takes on the device: weights, gradients, two moments; what a step needs comes on top."""

@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import torch
+from torch import nn
 
 from loffta.heads import Head
 from loffta.heads.recipe import Recipe
@@ -53,6 +54,11 @@ def lr_factor(step: int, total: int, recipe: Recipe) -> float:
 def lr_at(step: int, total: int, recipe: Recipe) -> float:
     """Learning rate of a step, 0 for the first."""
     return recipe.lr * lr_factor(step, total, recipe)
+
+
+def is_finite(module: nn.Module | Head) -> bool:
+    """Whether all weights are numbers."""
+    return all(bool(parameter.isfinite().all()) for parameter in module.parameters())
 
 
 def parameter_groups(head: Head, weight_decay: float) -> list[dict[str, Any]]:

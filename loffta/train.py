@@ -203,6 +203,11 @@ def _warn(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | N
         words = name_some(missing)
         session.log.write(f"no image to train on of {words}: the head cannot learn what is not there", show=True)
     config = session.config
+    settings = augment.resolve(config.augment)
+    if (settings.moves or settings.token_drop) and all(feature.spec.kind != "grid" for feature in session.features):
+        session.log.write(
+            f"head '{config.head}' reads no grids here: of --augment only mixing and noise reach it", show=True
+        )
     if {*config.test_on.split("+")} & {*config.train_on.split("+")}:
         session.log.write(
             f"split '{config.test_on}' is trained on, too: its results say nothing about new images",

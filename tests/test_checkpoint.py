@@ -144,9 +144,10 @@ def test_the_last_good_one_outlives_weights_that_are_no_numbers(tmp_path):
     assert [m.diverged_at for m in again] == [None, 2]
 
 
-def test_stopped_at_any_step_and_gone_on_with(cache, tmp_path, monkeypatch):
+@pytest.mark.parametrize("augment", ["none", {"preset": "loff-ta", "mixup_alpha": 0.2, "token_drop": 0.2}])
+def test_stopped_at_any_step_and_gone_on_with(cache, tmp_path, monkeypatch, augment):
     """Before each of the 12 steps of two phases: noise, moments, selection and the logged losses are all kept."""
-    go(cache, tmp_path / "whole")
+    go(cache, tmp_path / "whole", augment=augment)
     expected = outcome(tmp_path / "whole")
     step = loop._step
     for moment in range(1, 12):
@@ -161,9 +162,9 @@ def test_stopped_at_any_step_and_gone_on_with(cache, tmp_path, monkeypatch):
         monkeypatch.setattr(loop, "_step", stopping)
         out = tmp_path / str(moment)
         with pytest.raises(Stopped, match=f"training step {moment} of 12; kept in checkpoint.safetensors"):
-            go(cache, out, stop)
+            go(cache, out, stop, augment=augment)
         monkeypatch.setattr(loop, "_step", step)
-        go(cache, out)
+        go(cache, out, augment=augment)
         assert outcome(out) == expected
         assert not RunPaths(out).checkpoint.exists()
 
@@ -257,7 +258,12 @@ def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(cache, tmp_path, mon
         return step(*arguments) * (float("nan") if len(calls) == 9 else 1)  # the first seed's fifth step
 
     monkeypatch.setattr(loop, "_step", broken)
-    with pytest.raises(LofftaError, match="loss of seed 0 is not finite at step 4"):
+    with pytest.raises(
+        LofftaError, match=r"loss of seed 0 is not finite at step 4(.|\n)*No checkpoint was due in 60 s"
+    ):
+        go(cache, tmp_path / "short")
+    calls.clear()
+    with pytest.raises(LofftaError, match=r"at step 4(.|\n)*checkpoint.safetensors is of a step before it"):
         go(cache, tmp_path / "run", checkpoint_s=1e-9)
     assert read_checkpoint(RunPaths(tmp_path / "run").checkpoint)[1]["position"] == [1, 1]
     log = RunPaths(tmp_path / "run").log.read_text()

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from loffta import fit as loop
 from loffta import search as module
+from loffta import train as trainer
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError, Stopped
 from loffta.heads.recipe import Recipe
@@ -79,7 +80,8 @@ def test_scores_are_those_of_separate_runs_and_the_best_is_trained(cache, tmp_pa
 
 def test_a_part_of_train_validates_where_no_split_does(cache, tmp_path, monkeypatch):
     parts, fit = [], loop.fit
-    monkeypatch.setattr(module, "fit", lambda s, feed, *a, **k: parts.append(feed.rows) or fit(s, feed, *a, **k))
+    for where in (module, trainer):
+        monkeypatch.setattr(where, "fit", lambda s, feed, *a, **k: parts.append(feed.rows) or fit(s, feed, *a, **k))
     measured, predict = [], module.predict
     monkeypatch.setattr(
         module, "predict", lambda h, f, rows, t, **k: measured.append(rows) or predict(h, f, rows, t, **k)
@@ -88,6 +90,7 @@ def test_a_part_of_train_validates_where_no_split_does(cache, tmp_path, monkeypa
     labels = cache.table.labels
     assert set(parts[0]) | set(measured[0]) == set(range(60))
     assert [(labels[parts[0]] == c).sum() for c in range(3)] == [24, 12, 12]
+    assert parts[-1].tolist() == list(range(60))  # the best settings are trained again, on all of it
     assert [(labels[measured[0]] == c).sum() for c in range(3)] == [6, 3, 3]
     assert results["search"]["validated_on"] == "20 % of train"
 

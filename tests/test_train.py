@@ -292,6 +292,20 @@ def test_a_split_that_is_trained_on_is_no_test(cache, tmp_path, capsys):
     assert line in capsys.readouterr().err
 
 
+def test_augmentation_that_reaches_nothing_is_said(cache, tmp_path, capsys):
+    """The linear probe reads means: they have no places that could move."""
+    line = "head 'linear' reads no grids here: of --augment only mixing and noise reach it"
+    for head, preset, said in [
+        ("linear", "trivial", True),
+        ("linear", {"token_drop": 0.5}, True),
+        ("linear", {"noise_std": 0.1}, False),
+        ("linear", "none", False),
+        ("combo", "trivial", False),
+    ]:
+        go(cache, tmp_path / f"{head}-{preset}", head, augment=preset)
+        assert (line in capsys.readouterr().err) == said, (head, preset)
+
+
 def several_classes(root):
     labels, grids = separable(40)
     table = make_table(labels, ["train"] * 20 + ["test"] * 20)

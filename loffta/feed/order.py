@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,6 @@ from loffta.features import Feature
 
 Order = Literal["uniform", "windowed"]
 OrderChoice = Literal["auto", "uniform", "windowed"]
-ORDERS: tuple[OrderChoice, ...] = get_args(OrderChoice)
 WINDOW_BYTES = 1 << 30  # of features in a window; two of them are in memory
 RUN_BYTES = 4 << 20  # a disk that seeks in 10 ms and reads 200 MB/s is at two thirds of its rate with runs of 4 MB
 RUNS_HELP_BELOW = 1 << 20  # bytes of an image in its array: reads of larger ones are runs by themselves

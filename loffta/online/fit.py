@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from loffta import machine
 from loffta.config import OnlineConfig, TrainConfig
-from loffta.errors import LofftaError
+from loffta.errors import LofftaError, printable
 from loffta.heads import Head, build_head
 from loffta.heads.recipe import Recipe
 from loffta.images.batches import PixelBatch
@@ -31,7 +31,7 @@ from loffta.loss import class_weights, reduce_loss
 from loffta.online.checkpoint import load_state, save_state
 from loffta.online.network import Network
 from loffta.online.stream import judge_bad, read_pixels
-from loffta.optim import fit_to_images, lr_at, make_adamw, parameter_groups
+from loffta.optim import fit_to_images, is_finite, lr_at, make_adamw, parameter_groups
 from loffta.precision import autocast, matmul_precision
 from loffta.progress import Progress
 from loffta.runs import RunLog, RunPaths, save_head, write_lines
@@ -120,6 +120,7 @@ def fit_seed(setting: Setting, seed: int, rows: NDArray[np.int64]) -> list[dict[
     Returns:
         Its log, a row per epoch; `seconds` are those of the training so far, resumed or not.
     Raises:
+        LofftaError: a loss or a weight is not finite; the last finished epoch is kept.
         TooManyBadImages: after the first epoch.
         Stopped: a signal came; the epoch in hand is lost.
     """
@@ -136,6 +137,8 @@ def fit_seed(setting: Setting, seed: int, rows: NDArray[np.int64]) -> list[dict[
             start = time.monotonic()
             with _own_randomness(seed, epoch, setting.device), matmul_precision(member.recipe, setting.device):
                 loss, lr = _fit_epoch(setting, member, epoch, rows, weights, progress)
+            if not all(is_finite(module) for module in member.modules.values()):  # the last step shows in no loss
+                raise _diverged(setting, seed, (epoch + 1) * member.steps - 1, [])
             seconds = (log[-1]["seconds"] if log else 0.0) + time.monotonic() - start
             log.append({"epoch": epoch, "step": (epoch + 1) * member.steps, "loss": loss, "lr": lr, "seconds": seconds})
             setting.log.write(f"seed {seed}, epoch {epoch}: loss {loss:.4f}, lr {lr:.2e}")
@@ -248,10 +251,14 @@ def _own_randomness(seed: int, epoch: int, device: torch.device) -> Iterator[Non
 
 
 def _diverged(setting: Setting, seed: int, step: int, rows: Sequence[int]) -> LofftaError:
-    keys = [setting.listing.keys[row] for row in rows]
-    setting.log.write(f"seed {seed}, step {step}: the loss is not finite for images {', '.join(keys)}")
+    keys = [printable(setting.listing.keys[row]) for row in rows]
+    what = f"the loss of seed {seed} is not finite at step {step}"
+    setting.log.write(f"{what}; images of that step: {', '.join(keys) or 'not known'}")
     return LofftaError(
-        f"the loss of seed {seed} is not finite at step {step}",
-        where=f"images {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}",
-        remedy="lower the learning rate (--set lr=..., --lr-backbone)",
+        what,
+        where=f"images {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
+        if keys
+        else "the last step of an epoch",
+        remedy="lower the learning rate (--set lr=..., --lr-backbone) and give a new --out; "
+        "all images of the step stand in log.txt",
     )

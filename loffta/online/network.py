@@ -1,6 +1,6 @@
 """A backbone as the first half of a network in training: pixels in, what a head is fed out.
 
-In: a backbone and an OnlineConfig.   Out: FeatureSpecs and tensors as `features` and `batches` would give them, but
+In: a backbone and an OnlineConfig.   Out: FeatureSpecs and tensors as `features` and `feed` would give them, but
 never rounded and, where the backbone is trained, with gradients. Called by `train` of this package.
 """
 

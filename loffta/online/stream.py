@@ -38,7 +38,7 @@ class FreshBatch:
 
     statuses: list[ImageStatus]  # of every image of this stretch, quarantined ones too
     rows: list[int]  # the good ones; may be empty
-    features: tuple[Tensor, ...]  # one [B, L, *shape] per Feature, as `batches.Batch` has them; empty without rows
+    features: tuple[Tensor, ...]  # one [B, L, *shape] per Feature, as a feed's Batch has them; empty without rows
 
 
 class _Part(NamedTuple):

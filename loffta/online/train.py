@@ -93,7 +93,9 @@ def train_online(
         network = network_for(backbone, online, recipe.kinds(), entry.head.default_taps)
     initial = copy.deepcopy(network.model.state_dict()) if online.unfrozen else {}
     recipe = recipe.resolve(network.specs)
-    online = online.model_copy(update={"images_digest": listing.digest})
+    online = online.model_copy(
+        update={"images_digest": listing.digest, "backbone_hash": recipe_hash(network.info.recipe)}
+    )
     config = config.model_copy(update={"online": online, "recipe": recipe.model_dump(mode="json")})
     check_out(out, config)
     results_path = RunPaths(out).results(config.test_on)

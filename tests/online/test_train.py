@@ -15,12 +15,14 @@ import torch.nn.functional as F
 import yaml
 from loffta_cli.main import main
 from PIL import Image
+from safetensors.torch import load_file
 
 from loffta.backbones.timm_backbone import load_timm
 from loffta.config import BackboneConfig, OnlineConfig, TrainConfig
 from loffta.errors import LofftaError, Stopped, TooManyBadImages, UsageError
 from loffta.images.geometry import View, view_box
 from loffta.machine import StopFlag
+from loffta.online import fit as module
 from loffta.online.train import train_online
 from loffta.report.tables import read_rows
 from loffta.runs import RunPaths, load_head, read_lines
@@ -251,6 +253,15 @@ def test_other_images_are_not_trained_on_in_the_same_run(tmp_path):
     assert checkpoint.read_bytes() == before
 
 
+def test_another_network_is_not_trained_on_in_the_same_run(tmp_path):
+    checkpoint = stop_in_the_second_epoch(tmp_path / "run")
+    before = checkpoint.read_bytes()
+
+    with pytest.raises(LofftaError, match=r"another configuration(.|\n)*online.backbone_hash"):
+        run(config_of(), tmp_path / "run", load=lambda _: FakeBackbone(seed=1))
+    assert checkpoint.read_bytes() == before
+
+
 def test_a_killed_process_ends_as_it_would_have(tmp_path):
     from tests.online.child import config
 
@@ -298,7 +309,34 @@ def test_a_loss_that_is_not_finite_names_images(tmp_path):
     backbone.matrices["blocks.1"] = backbone.matrices["blocks.1"] * float("nan")
     with pytest.raises(LofftaError, match=r"loss of seed 0 is not finite at step 0\n  where:  images 00\d\d.png, "):
         run(config_of(pooling="mean"), tmp_path / "run", load=lambda _: backbone)
-    assert "the loss is not finite for images" in RunPaths(tmp_path / "run").log.read_text()
+    assert "is not finite at step 0; images of that step: 00" in RunPaths(tmp_path / "run").log.read_text()
+
+
+@pytest.mark.parametrize("unfrozen", [False, True])
+@pytest.mark.parametrize("last", [8, 12])
+def test_weights_that_are_no_numbers_replace_no_good_ones(tmp_path, monkeypatch, unfrozen, last):
+    """The last step of an epoch, or of all, spoils the weights; its loss was still a number."""
+    load = lambda wanted: load_timm(wanted.name, weights=wanted.weights, image_px=wanted.image_px)  # noqa: E731
+    config = config_of(name="test_vit", taps="", px=32, unfrozen=unfrozen, recipe={"epochs": 3})
+    run(config, tmp_path / "whole", load=load)
+    step, calls = module._step, []
+
+    def spoil(setting, member, *rest):
+        loss = step(setting, member, *rest)
+        calls.append(1)
+        if len(calls) == last:
+            next(member.modules["backbone" if unfrozen else "head"].parameters()).data.view(-1)[0] = float("nan")
+        return loss
+
+    monkeypatch.setattr(module, "_step", spoil)
+    with pytest.raises(LofftaError, match=f"loss of seed 0 is not finite at step {last - 1}\n  where:  the last step"):
+        run(config, tmp_path / "run", load=load)
+    paths = RunPaths(tmp_path / "run")
+    assert not paths.head(0).exists()
+    assert all(tensor.isfinite().all() for tensor in load_file(paths.online_checkpoint(0)).values())
+    monkeypatch.setattr(module, "_step", step)
+    run(config, tmp_path / "run", load=load)
+    assert_same_heads(tmp_path / "whole", tmp_path / "run", 0)
 
 
 @pytest.mark.parametrize(
@@ -391,6 +429,7 @@ def test_the_command_and_the_report(tmp_path, capsys, monkeypatch):
     assert config["online"] == {
         "source": "fake:png", "backbone": backbone, "unfrozen": False, "pooling": "mean", "resize": "squash",
         "augment": "none", "lr_backbone": 1e-5, "max_bad_frac": 0.2, "images_digest": PngSource(N).listing().digest,
+        "backbone_hash": results["features"][0]["recipe_hash"],
     }  # fmt: skip
     (row,) = read_rows([out])
     assert (row.head, row.taps, row.n_seeds) == ("online-linear", {"fake [random:0 weights]": ("blocks.0",)}, 2)
