@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from loffta import augment, machine
 from loffta.bench_parts import Job, augmented, evict, time_parts, train_step, wait_for
@@ -31,7 +30,7 @@ from loffta.feed.modes import (
 )
 from loffta.feed.order import Order, choose_order
 from loffta.feed.sources import group_by_array, read_bytes
-from loffta.fit import SMALL_STEP
+from loffta.fit import step_threads
 from loffta.heads import build_head, find_head
 from loffta.optim import fit_to_images, make_optimizer
 from loffta.store.cache import Cache
@@ -77,9 +76,10 @@ def bench(
     placements = choose_placements(job.features, len(job.rows), job.device, feed)
     streamed = [f for f, placement in zip(job.features, placements, strict=True) if placement.mode == "stream"]
     cold = is_cold(read_bytes(streamed) * len(job.rows))
-    parts = time_parts(job, seconds / 2)
     mode: Mode = "stream" if streamed else placements[0].mode
-    step = _time_step(job, mode, choose_order(streamed, cold), cold, parts, seconds / 2)
+    with step_threads(job.head, job.batch_size), machine.explain_memory(job.device, "loffta bench"):
+        parts = time_parts(job, seconds / 2)
+        step = _time_step(job, mode, choose_order(streamed, cold), cold, parts, seconds / 2)
     needed = bytes_per_image(job.features) * len(job.rows)
     return {
         "head": head,
@@ -155,8 +155,6 @@ def _prepare(
     device = machine.resolve_device(device_name)
     built = build_head(head, specs, max(2, len(cache.table.classes)), recipe, 0).to(device).train()
     batch_size = min(batch_size or fit_to_images(recipe, len(rows)).batch_size, len(rows))
-    if sum(p.numel() for p in built.parameters()) * batch_size < SMALL_STEP:
-        torch.set_num_threads(1)  # as in training
     optimizer = make_optimizer(built, recipe, device)
     wanted = None if augmentation == augment.AugmentConfig() else augmentation
     return Job(features, rows, built, recipe, optimizer, device, batch_size, wanted)

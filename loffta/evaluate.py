@@ -34,6 +34,8 @@ from loffta.store.cache import Cache
 from loffta.targets import check_targets, read_targets
 from loffta.tasks import Task, find_task
 
+AT_ONCE = 64  # images that an evaluation takes at least, where the recipe's batch is not smaller
+
 
 def evaluate(
     run: Path,
@@ -65,9 +67,11 @@ def evaluate(
     task, target = find_task(config.task), machine.resolve_device(device)
     rows = split_rows(paths, config, cache, features, split)
     check_targets(cache.table, rows, split, config.task)
-    with (stop or machine.StopFlag()).at_once(f"evaluating split '{split}'; no results were written"):
+    doing = f"evaluating split '{split}'; no results were written"
+    with (stop or machine.StopFlag()).at_once(doing), machine.explain_memory(target, run):
         told = Findings(heads)
-        probabilities = predict(heads, features, rows, task, batch_size=recipe.batch_size, device=target, told=told)
+        batch_size = _batch_size(paths, recipe)
+        probabilities = predict(heads, features, rows, task, batch_size=batch_size, device=target, told=told)
         targets = read_targets(cache.table, config.task)[rows].numpy()
         keys = [cache.table.keys[row] for row in rows]
         measured = measure(task, probabilities, targets, cache.table.classes, keys=keys, seed=config.data_seed)
@@ -105,6 +109,12 @@ def load_heads(
             ) from error
         heads.append(head.eval())
     return heads
+
+
+def _batch_size(paths: RunPaths, recipe: Recipe) -> int:
+    """Images at a time: no more than the training had, whose memory was enough; few of them were its own choice."""
+    trained = read_json(paths.training)["batch_size"] if paths.training.exists() else 0
+    return min(recipe.batch_size, max(AT_ONCE, trained))
 
 
 def _check_classes(paths: RunPaths, cache: Cache) -> None:

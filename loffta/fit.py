@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -25,11 +26,12 @@ from loffta.errors import LofftaError, printable
 from loffta.features import Feature, resolved_choices
 from loffta.feed.batches import Batch, Feed
 from loffta.feed.order import ordering_of
+from loffta.heads import Head
 from loffta.heads.recipe import Recipe
 from loffta.loss import Mix, class_weights, reduce_loss
 from loffta.members import Member, build_member
 from loffta.optim import lr_at, n_steps
-from loffta.precision import autocast, matmul_precision
+from loffta.precision import autocast, matmul_precision, uses_bf16
 from loffta.progress import Progress
 from loffta.runs import RunLog, RunPaths
 from loffta.store.cache import Cache
@@ -71,15 +73,17 @@ class Session:
         specs = [feature.spec for feature in self.features]
         return build_member(self.config.head, specs, len(self.cache.table.classes), recipe, seed, self.device)
 
-    def feed(self, rows: NDArray[np.int64], recipe: Recipe) -> Feed:
+    def feed(self, rows: NDArray[np.int64], recipe: Recipe, ordering: Mapping[str, Any] | None = None) -> Feed:
         """The feed of a training on some rows; it goes on in the order of a checkpoint that is there.
 
         Which order `auto` takes, and how large a window is, depends on the free memory: that may be another now.
+
+        Args:
+            ordering: that of a feed before this one, which it has to equal.
         """
-        kept = read_checkpoint(self.paths.checkpoint)
-        order, window = self.config.order, None
-        if kept is not None:
-            order, window = ordering_of(kept[1]["identity"]["order"])
+        if (kept := read_checkpoint(self.paths.checkpoint)) is not None:
+            ordering = kept[1]["identity"]["order"]
+        order, window = (self.config.order, None) if ordering is None else ordering_of(ordering)
         with self.stop.at_once("reading the features; nothing has been trained yet"):
             return Feed(
                 self.features,
@@ -122,6 +126,7 @@ class Session:
             "order": feed.ordering,
             "augment": self.config.augment,
             "device": self.device.type,
+            "precision": "bf16" if uses_bf16(members[0].recipe, self.device) else "fp32",
         }
         return Keeper(self.paths.checkpoint, identity, self.config.checkpoint_s)
 
@@ -145,15 +150,17 @@ def fit(
     """
     recipe = members[0].recipe
     weights = _class_weights(session, feed.rows, recipe)
-    if sum(p.numel() for p in members[0].head.parameters()) * recipe.batch_size < SMALL_STEP:
-        torch.set_num_threads(1)
     begin = keeper.restore(members)
     per_phase = n_steps(len(feed.rows), recipe.batch_size, recipe.epochs)
     n_epochs = members[0].head.n_phases * recipe.epochs
     step, total, phase = begin.epoch * len(feed) + begin.batch, n_epochs * len(feed), begin.phase(members[0])
     if step:
         session.log.write(f"{title}: goes on after step {step} of {total}", show=True)
-    with Progress(title, total - step, "steps") as progress, matmul_precision(recipe, session.device):
+    with (
+        Progress(title, total - step, "steps") as progress,
+        step_threads(members[0].head, recipe.batch_size),
+        matmul_precision(recipe, session.device),
+    ):
         for epoch in range(begin.epoch, n_epochs):
             if epoch // recipe.epochs > phase:
                 phase += 1
@@ -177,6 +184,18 @@ def fit(
             _diverge(session, member, step - 1, [], drop_diverged)
     if session.stop.signal is not None:
         _keep(session.stop, keeper, members, Position(n_epochs), f"training step {step} of {total}")
+
+
+@contextmanager
+def step_threads(head: Head, batch_size: int) -> Iterator[None]:
+    """One torch thread for small steps; the number before comes back, so that a resumed training has the same."""
+    before = torch.get_num_threads()
+    if sum(p.numel() for p in head.parameters()) * batch_size < SMALL_STEP:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _keep(stop: machine.StopFlag, keeper: Keeper, members: Sequence[Member], position: Position, doing: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import resource
 import signal
 import sys
@@ -17,10 +18,15 @@ from typing import TypeVar
 import psutil
 import torch
 
-from loffta.errors import Stopped, UsageError
+from loffta.errors import LofftaError, Stopped, UsageError
 
 Item = TypeVar("Item")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_NO_MEMORY = re.compile("out of memory|can't allocate memory")  # MPS and the CPU say it in a RuntimeError
+_LESS_MEMORY = (
+    "with --feed stream the features take next to none of it; a smaller batch (--set batch_size=...), fewer taps or "
+    "--device cpu need less"
+)
 _REPORTED = ("loffta", "torch", "timm", "zarr", "numpy", "pyarrow")
 
 
@@ -69,6 +75,25 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc takes
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+@contextmanager
+def explain_memory(device: torch.device, where: str | Path, remedy: str = _LESS_MEMORY) -> Iterator[None]:
+    """Turns an allocator's error in a training or an evaluation into one that says what to do.
+
+    Raises:
+        LofftaError: memory ran out, of the device or of the host.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _NO_MEMORY.search(str(error))):
+            raise
+        raise LofftaError(
+            f"the memory of {device} is not enough ({str(error).partition(chr(10))[0] or 'allocation failed'})",
+            where=where,
+            remedy=remedy,
+        ) from error
 
 
 def free_memory_bytes(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:

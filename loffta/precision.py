@@ -14,8 +14,10 @@ from loffta.heads.recipe import Recipe
 
 
 def uses_bf16(recipe: Recipe, device: torch.device) -> bool:
-    """Whether the forward pass runs under bfloat16 autocast: on CUDA, where the recipe does not say otherwise."""
-    return (recipe.precision or ("bf16" if device.type == "cuda" else "fp32")) == "bf16"
+    """Whether the forward pass runs under bfloat16 autocast: unless the recipe says, on GPUs that are made for it."""
+    if recipe.precision is not None:
+        return recipe.precision == "bf16"
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:

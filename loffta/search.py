@@ -94,6 +94,7 @@ def _open_table(
         "validated_on": described,
         "images": images,
         "seconds": 0.0,
+        "order": None,
         "group": 0,  # settings in training now: the next that have no score
         "settings": [{"lr": lr, "weight_decay": decay, "score": None, "diverged_at": None} for lr, decay in pairs],
     }
@@ -114,7 +115,8 @@ def _score_all(
         session.paths.checkpoint.unlink(missing_ok=True)  # of a group that has its scores
     n_settings = len(table["settings"])
     session.log.write(f"search: {n_settings} settings on {len(train_rows)} images, {table['validated_on']}", show=True)
-    with session.feed(train_rows, recipe) as feed:
+    with session.feed(train_rows, recipe, table["order"]) as feed:
+        table["order"] = feed.ordering  # of all settings, or their scores could not be compared
         while waiting:
             members = [session.member(_with(recipe, waiting[0]), SEED)]
             room = table["group"] or _room(session, members[0], len(validation_rows))

@@ -49,7 +49,8 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
 
     Raises:
         UsageError: unknown head, key, store, tap or split; near names are given.
-        LofftaError: the cache lacks features, the directory holds another run, or the loss is not finite.
+        LofftaError: the cache lacks features, the directory holds another run, the loss is not finite, or the memory
+            is not enough.
         Stopped: a signal came; the same command goes on with the training.
     """
     machine.cap_threads()
@@ -79,7 +80,8 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
     session = Session(config, cache, features, device, paths, RunLog(paths.log), stop)
     try:
         if not _is_trained(paths, config):
-            _train(session, rows, held, recipe)
+            with machine.explain_memory(device, out):
+                _train(session, rows, held, recipe)
     except LofftaError as error:
         session.log.write(f"ended: {error.what}")
         raise

@@ -337,6 +337,21 @@ def test_replay(tmp_path):
     assert plain == Parameters(7)
 
 
+@pytest.mark.parametrize(("device", "waits"), [("cuda", False), ("mps", True)])
+def test_only_cuda_copies_what_may_be_gone_before_it_is_read(monkeypatch, device, waits):
+    """CUDA stages pageable memory before `to` returns; MPS reads it later, when these tensors are freed."""
+    drawn = draw(AugmentConfig(hflip_p=0.5, mixup_alpha=0.2), 3, generator(), CPU)
+    copied = []
+
+    def to(tensor, where, *, non_blocking):
+        copied.append((where.type, non_blocking))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    drawn.to(torch.device(device))
+    assert copied == [(device, not waits)] * 3  # matrix, partner, weight
+
+
 def test_global_generators_have_no_part():
     config = from_preset("loff-ta", {"mixup_alpha": 0.2, "token_drop": 0.2})
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()

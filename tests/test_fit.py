@@ -18,6 +18,7 @@ from loffta.heads import build_head
 from loffta.loss import Mix
 from loffta.machine import StopFlag
 from loffta.optim import lr_at, parameter_groups
+from loffta.precision import uses_bf16
 from loffta.runs import RunLog, RunPaths
 from loffta.store.zarr_reader import open_array
 from loffta.train import train
@@ -165,6 +166,17 @@ def test_matmul_precision_is_medium_in_bf16_alone(cache, tmp_path, monkeypatch):
                 go(make_session(cache, tmp_path / precision), recipe)
             assert seen[-1] == "medium"
         assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_bf16_is_the_default_on_gpus_that_are_made_for_it(monkeypatch, native):
+    """Older ones emulate it, slowly."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: native or including_emulation)
+    device = torch.device("cuda")
+    assert uses_bf16(NoisyRecipe(), device) == native
+    assert uses_bf16(NoisyRecipe(precision="bf16"), device)
+    assert not uses_bf16(NoisyRecipe(precision="fp32"), device)
+    assert not uses_bf16(NoisyRecipe(), torch.device("cpu"))
 
 
 def test_weights_that_are_no_numbers_after_the_last_step(cache, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from loffta import search as module
 from loffta import train as trainer
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError, Stopped
+from loffta.feed import batches
 from loffta.heads.recipe import Recipe
 from loffta.machine import StopFlag
 from loffta.runs import RunPaths
@@ -169,6 +170,32 @@ def test_killed_between_scores_and_checkpoint(cache, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "write_json", write)
         go(cache, out, search=True)
         assert table_of(out) == table_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("begun", ["uniform", "windowed"])
+def test_all_settings_are_trained_in_one_order(cache, tmp_path, monkeypatch, begun):
+    """Free memory decides what `auto` means: between two groups, where no checkpoint is, it may be another."""
+    other = {"uniform": "windowed", "windowed": "uniform"}[begun]
+    monkeypatch.setattr(module, "_room", lambda *_: 2)
+    monkeypatch.setattr(batches, "choose_order", lambda *_: begun)
+    go(cache, tmp_path / "whole", search=True, feed="stream")
+    write, calls = module.write_json, []
+
+    def dying(path, table):
+        write(path, table)
+        calls.append(1)
+        if len(calls) == 2:  # the first group, its scores
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "write_json", dying)
+    with pytest.raises(KeyboardInterrupt):
+        go(cache, tmp_path / "run", search=True, feed="stream")
+    monkeypatch.setattr(module, "write_json", write)
+    monkeypatch.setattr(batches, "choose_order", lambda *_: other)
+    go(cache, tmp_path / "run", search=True, feed="stream")
+    assert table_of(tmp_path / "run") == table_of(tmp_path / "whole")
+    go(cache, tmp_path / "other", search=True, feed="stream")
+    assert table_of(tmp_path / "other") != table_of(tmp_path / "whole")
 
 
 def test_settings_that_diverge_are_dropped(cache, tmp_path, capsys):

@@ -81,7 +81,7 @@ class Parameters:
 
     def to(self, device: torch.device) -> Parameters:
         """The same on another device; noise differs between kinds of device all the same."""
-        moved: dict[str, Any] = {name: t.to(device, non_blocking=True) for name, t in self._drawn().items()}
+        moved: dict[str, Any] = {name: _send(t, device) for name, t in self._drawn().items()}
         return replace(self, **moved)
 
     def _drawn(self) -> dict[str, Tensor]:
@@ -205,4 +205,9 @@ def _draw_kept(specs: Sequence[FeatureSpec], parameters: Parameters, device: tor
         return None
     coarsest = (parameters.n_images, min(rows for rows, _ in sizes), min(columns for _, columns in sizes))
     host = torch.Generator().manual_seed(parameters.drop_seed)
-    return (torch.rand(coarsest, generator=host) >= parameters.token_drop).to(device, non_blocking=True)
+    return _send(torch.rand(coarsest, generator=host) >= parameters.token_drop, device)
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; only CUDA, which stages it first, need not be waited for: MPS may read what is gone by then."""
+    return tensor.to(device, non_blocking=device.type == "cuda")

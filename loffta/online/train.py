@@ -31,6 +31,7 @@ from loffta.measure import measure, prediction_columns
 from loffta.online.evaluate import rows_to_use
 from loffta.online.fit import ONLINE_LINEAR, Setting, fit_seed, head_of
 from loffta.online.network import linear_network, network_for
+from loffta.online.stream import BATCH_SIZE
 from loffta.runs import (
     RunLog,
     RunPaths,
@@ -46,6 +47,7 @@ from loffta.store.recipe import recipe_hash
 from loffta.targets import choose_task, fit_to_task, read_targets
 from loffta.zoo import ZOO
 
+_LESS_MEMORY = "a smaller batch (--set batch_size=...), a smaller --image-px or --device cpu need less"
 # Options of TrainConfig that are about a cache, or that this training has not: they would do nothing
 _OF_THE_CACHE = (
     *("features", "validate_on", "holdout", "augment", "search", "select"),
@@ -128,7 +130,8 @@ def _fit_all(setting: Setting, train_rows: NDArray[np.int64], test_rows: NDArray
     try:
         for seed in range(config.seeds):
             if not paths.head(seed).exists():
-                fit_seed(setting, seed, train_rows)
+                with machine.explain_memory(setting.device, paths.root, _LESS_MEMORY):
+                    fit_seed(setting, seed, train_rows)
     except LofftaError as error:
         log.write(f"ended: {error.what}")
         raise
@@ -171,7 +174,7 @@ def _predict_seeds(
     geometry = setting.network.geometry
     good: list[int] = []
     found: list[Tensor] = []
-    for batch in setting.read(rows.tolist(), geometry, setting.recipe.batch_size):
+    for batch in setting.read(rows.tolist(), geometry, min(setting.recipe.batch_size, BATCH_SIZE)):
         if batch is not None:
             pixels = torch.from_numpy(batch.pixels[geometry]).permute(0, 3, 1, 2)
             with torch.no_grad():
