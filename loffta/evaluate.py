@@ -1,6 +1,7 @@
 """Measures trained heads on a split of a cache.
 
-In: a run.   Out: results.json and predictions.parquet in it, and the results as a mapping. Called by `loffta evaluate`
+In: a run.   Out: results.json and predictions.parquet in it (results-SPLIT.json, ... of another split than test), and the
+results as a mapping. Called by `loffta evaluate`
 and at the end of `loffta train`.
 """
 
@@ -59,7 +60,12 @@ def evaluate(
     start = time.monotonic()
     machine.cap_threads()
     paths, config = open_run(run)
-    cache = Cache.open(cache_root or config.cache)
+    try:
+        cache = Cache.open(cache_root or config.cache)
+    except LofftaError as error:
+        if cache_root is None:
+            error.add_note("a cache that was moved is named with --cache DIR")
+        raise
     recipe = parse(find_head(config.head).recipe, config.recipe, where=f"{paths.config}: recipe")
     features = choose_features(cache, config.features, recipe.kinds(), default_taps="all")
     heads = load_heads(paths, config, features, recipe, len(cache.table.classes))
@@ -83,7 +89,7 @@ def evaluate(
         train_seconds = read_results(paths.results(split)).get("train_seconds")
     if train_seconds is not None:
         results["train_seconds"] = train_seconds
-    write_predictions(paths.predictions, prediction_columns(task, probabilities, targets, rows, keys))
+    write_predictions(paths.predictions(split), prediction_columns(task, probabilities, targets, rows, keys))
     write_results(paths.results(split), results)
     return results
 
@@ -195,8 +201,10 @@ def relevance(heads: Sequence[Head]) -> dict[str, list[dict[str, Any]]]:
 
 
 def describe_training(paths: RunPaths, config: TrainConfig, recipe: Recipe, heads: Sequence[Head]) -> dict[str, Any]:
-    """What results.json says of a search and of the backbones' relevance; nothing where there was neither."""
+    """What results.json says of the training: its length, a search, the backbones' relevance."""
     found: dict[str, Any] = {}
+    if paths.training.exists():
+        found["training"] = {name: read_json(paths.training)[name] for name in ("epochs", "batch_size")}
     if config.search:
         table = read_json(paths.search)
         found["search"] = {name: table[name] for name in ("metric", "validated_on", "seconds", "chosen")}

@@ -48,11 +48,6 @@ class RunPaths:
         return self.root / "stores.json"
 
     @property
-    def predictions(self) -> Path:
-        """One row per image and seed of the split evaluated last."""
-        return self.root / "predictions.parquet"
-
-    @property
     def scoring(self) -> Path:
         """The run that scored the backbones for --select."""
         return self.root / "scoring"
@@ -85,6 +80,10 @@ class RunPaths:
     def results(self, split: str) -> Path:
         """What `evaluate` measured on one split."""
         return self.root / ("results.json" if split == "test" else f"results-{split}.json")
+
+    def predictions(self, split: str) -> Path:
+        """One row per image and seed of one split."""
+        return self.root / ("predictions.parquet" if split == "test" else f"predictions-{split}.parquet")
 
     def head(self, seed: int) -> Path:
         """The trained weights of one seed."""

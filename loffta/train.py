@@ -106,9 +106,9 @@ def _train(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | 
         recipe = search(session, rows, recipe)
     fitted = fit_to_images(recipe, len(rows))
     if fitted != recipe:
-        log.write(
-            f"{config.head}: {fitted.epochs} epochs of batches of {fitted.batch_size}, for this many images", show=True
-        )
+        why = ", ".join(f"{k}={v}" for k in ("min_batches", "min_steps") if (v := getattr(recipe, k)) is not None)
+        length = f"{fitted.epochs} epochs of batches of {fitted.batch_size}"
+        log.write(f"{config.head}: {length}, for this many images (recipe: {why})", show=True)
     members = [session.member(fitted, seed) for seed in range(config.seeds)]
     with session.feed(rows, fitted) as feed:
         keeper = session.keeper("final", feed, members)
@@ -143,7 +143,7 @@ def _select(config: TrainConfig, cache: Cache, out: Path, stop: machine.StopFlag
         raise UsageError(
             f"cannot select {config.select} of {len(labels)} backbones",
             where="--select",
-            remedy=f"choose 1 to {len(labels) - 1}, or leave --select out"
+            remedy=f"choose {'1' if len(labels) == 2 else f'1 to {len(labels) - 1}'}, or leave --select out"
             if len(labels) > 1
             else "leave --select out, or give the features of several backbones",
         )

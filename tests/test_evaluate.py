@@ -79,7 +79,7 @@ def test_fields(finished):
 
 
 def test_metrics_equal_scikit_learns_on_the_predictions(finished):
-    columns = pq.read_table(RunPaths(finished / "run").predictions).to_pydict()
+    columns = pq.read_table(RunPaths(finished / "run").predictions("test")).to_pydict()
     rows = {name: np.array(column) for name, column in columns.items()}
     metrics = results_of(finished / "run")["metrics"]
     table = Cache.open(finished / "cache").table
@@ -109,7 +109,7 @@ def test_metrics_equal_scikit_learns_on_the_predictions(finished):
 
 def test_predictions_are_the_trained_heads(finished):
     """In numpy: standardised by the running statistics of the training, then the affine map and the softmax."""
-    columns = pq.read_table(RunPaths(finished / "run").predictions).to_pydict()
+    columns = pq.read_table(RunPaths(finished / "run").predictions("test")).to_pydict()
     (array,) = Cache.open(finished / "cache").stores()[0].arrays
     rows = np.array(columns["row"][:39])
     pooled = ArrayReader(array.paths).read(rows).astype(np.float64).mean(axis=(2, 3))[:, 0]
@@ -140,7 +140,7 @@ def test_several_classes_per_image(tmp_path):
     assert list(results["metrics"]) == ["map", "roc_auc"]
     assert results["metrics"]["map"]["mean"] > 0.7
     assert [row["class"] for row in results["per_class"]] == ["a", "b", "c"]
-    columns = pq.read_table(RunPaths(tmp_path / "run").predictions).to_pydict()
+    columns = pq.read_table(RunPaths(tmp_path / "run").predictions("test")).to_pydict()
     assert columns["label"] == [np.flatnonzero(row).tolist() for row in has_class[30:]] * 2
     scores = np.array(columns["probabilities"])
     assert columns["predicted"] == [np.flatnonzero(row >= 0.5).tolist() for row in scores]
@@ -187,8 +187,9 @@ def test_moved_cache(finished, copied, tmp_path):
     moved = shutil.copytree(finished / "cache", tmp_path / "elsewhere")
     config = yaml.safe_load((copied / "config.yaml").read_text()) | {"cache": "/nowhere/cache"}
     (copied / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(LofftaError, match=r"there is no cache here(.|\n)*/nowhere/cache"):
+    with pytest.raises(LofftaError, match=r"there is no cache here(.|\n)*/nowhere/cache") as caught:
         evaluate(copied, "test", device="cpu")
+    assert caught.value.__notes__ == ["a cache that was moved is named with --cache DIR"]
     assert (
         evaluate(copied, "test", cache_root=moved, device="cpu")["metrics"] == results_of(finished / "run")["metrics"]
     )

@@ -33,7 +33,7 @@ CONFIG = TrainConfig(cache="cache", head="linear", features=("a:b",), recipe={"l
 
 def test_every_name():
     paths = RunPaths(Path("r"))
-    names = [paths.config, paths.predictions, paths.scoring, paths.head(2), paths.metrics(2)]
+    names = [paths.config, paths.predictions("test"), paths.scoring, paths.head(2), paths.metrics(2)]
     names += [paths.results("test"), paths.results("val")]
     names += [paths.checkpoint, paths.search, paths.holdout, paths.training]
     assert [p.as_posix() for p in names] == [
@@ -174,7 +174,7 @@ def test_what_a_killed_process_left_is_swept(tmp_path):
 
 def test_predictions(tmp_path):
     columns = {"row": np.array([4, 2]), "key": ["ä", "b"], "confidence": np.array([0.5, 1.0], np.float32)}
-    path = RunPaths(tmp_path).predictions
+    path = RunPaths(tmp_path).predictions("test")
     write_predictions(path, columns)
     back = read_predictions(path)
     assert list(back) == list(columns)

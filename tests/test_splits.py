@@ -95,7 +95,7 @@ def test_holdout_is_kept_out_recorded_and_found_again(cache, tmp_path, monkeypat
     assert (recorded["of"], recorded["fraction"], recorded["seed"]) == ("train", 0.25, 0)
     again = evaluate(tmp_path / "run", "holdout", device="cpu")
     assert again["metrics"] == results["metrics"]
-    assert read_predictions(paths.predictions)["row"].tolist() == recorded["rows"]
+    assert read_predictions(paths.predictions("holdout"))["row"].tolist() == recorded["rows"]
     assert go(cache, tmp_path / "run", holdout=0.25) == again  # read back
     assert len(seen) == 3
     go(cache, tmp_path / "other", holdout=0.25, data_seed=1)
@@ -147,7 +147,8 @@ def test_validation_is_measured_too(three, tmp_path):
     assert (results["split"], results["n"]) == ("test", 18)
     val = json.loads(RunPaths(tmp_path / "run").results("val").read_text())
     assert (val["split"], val["n"]) == ("val", 12)
-    assert len(read_predictions(RunPaths(tmp_path / "run").predictions)["row"]) == 18  # the test split's
+    assert len(read_predictions(RunPaths(tmp_path / "run").predictions("test"))["row"]) == 18
+    assert len(read_predictions(RunPaths(tmp_path / "run").predictions("val"))["row"]) == 12
     RunPaths(tmp_path / "run").results("val").unlink()
     go(three, tmp_path / "run", validate_on="val")
     assert RunPaths(tmp_path / "run").results("val").exists()

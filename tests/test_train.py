@@ -23,6 +23,7 @@ from loffta.heads.combo import ComboRecipe
 from loffta.machine import StopFlag
 from loffta.optim import lr_at
 from loffta.relevance import penalty
+from loffta.report.tables import read_rows
 from loffta.runs import RunPaths
 from loffta.tasks import TASKS
 from loffta.train import train
@@ -437,7 +438,7 @@ def test_select_of_one_backbone(cache, tmp_path):
 @pytest.mark.parametrize(
     ("head", "select", "message"),
     [
-        ("combo", 2, r"cannot select 2 of 2 backbones(.|\n)*choose 1 to 1"),
+        ("combo", 2, r"cannot select 2 of 2 backbones(.|\n)*choose 1, or leave"),
         ("combo", 7, "cannot select 7 of 2 backbones"),
         ("linear", 1, r"head 'linear' gives no relevance(.|\n)*use --head combo or smp"),
     ],
@@ -489,6 +490,17 @@ def test_memory_that_is_not_enough(cache, tmp_path, monkeypatch, where, error):
         go(cache, tmp_path / "run")
     assert (str(error).splitlines() or ["allocation failed"])[0] in caught.value.what
     assert caught.value.where == str(tmp_path / "run")
+
+
+def test_results_and_report_tell_the_length_that_it_was(cache, tmp_path, capsys):
+    recipe = {"epochs": 2, "batch_size": 16, "min_steps": 9, "min_batches": 4}
+    results = go(cache, tmp_path / "run", recipe=recipe)
+    logged = [json.loads(line) for line in RunPaths(tmp_path / "run").metrics(0).read_text().splitlines()]
+    assert len(logged) == results["training"]["epochs"] > 2
+    assert logged[-1]["step"] >= 9
+    assert results["training"]["batch_size"] < 16
+    assert "(recipe: min_batches=4, min_steps=9)" in capsys.readouterr().err
+    assert read_rows([tmp_path / "run"])[0].epochs == len(logged)
 
 
 def test_other_errors_of_a_step_stay_what_they_are(cache, tmp_path, monkeypatch):

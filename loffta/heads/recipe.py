@@ -40,7 +40,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         (1e-4, 1e-3, 1e-2), min_length=1
     )  # `--search` tries all pairs of these
     search_weight_decay: tuple[NonNegativeFloat, ...] = Field((1e-4, 1e-2), min_length=1)
-    precision: Literal["fp32", "bf16"] | None = None  # None: bf16 autocast on CUDA (ComBo's), fp32 elsewhere
+    precision: Literal["fp32", "bf16"] | None = None  # None: see `precision.uses_bf16`
 
     def kinds(self) -> tuple[Kind, ...]:
         """Kinds of features that the head is fed, of every tap that has them: not every tap has prefix tokens.

@@ -155,6 +155,6 @@ def _write(
     results["versions"] = machine.versions()
     if path.exists() and "train_seconds" in (before := read_results(path)):
         results["train_seconds"] = before["train_seconds"]
-    write_predictions(run.paths.predictions, prediction_columns(run.task, scores, targets, rows, keys))
+    write_predictions(run.paths.predictions(split), prediction_columns(run.task, scores, targets, rows, keys))
     write_results(path, results)
     return results

@@ -24,6 +24,7 @@ from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError, UsageError
 from loffta.evaluate import score
 from loffta.heads import find_head
+from loffta.heads.recipe import Recipe
 from loffta.images.sources import ImageSource
 from loffta.jobs import Load
 from loffta.loss import check_weights
@@ -32,6 +33,7 @@ from loffta.online.evaluate import rows_to_use
 from loffta.online.fit import ONLINE_LINEAR, Setting, fit_seed, head_of
 from loffta.online.network import linear_network, network_for
 from loffta.online.stream import BATCH_SIZE
+from loffta.optim import fit_to_images
 from loffta.runs import (
     RunLog,
     RunPaths,
@@ -140,11 +142,12 @@ def _fit_all(setting: Setting, train_rows: NDArray[np.int64], test_rows: NDArray
     start = time.monotonic()
     rows, scores = _predict(setting, test_rows)
     keys, targets = [setting.listing.keys[row] for row in rows], setting.targets[rows].numpy()
-    results = _describe(setting, len(rows), len(test_rows) - len(rows))
+    fitted = fit_to_images(setting.recipe, len(train_rows))
+    results = _describe(setting, fitted, len(rows), len(test_rows) - len(rows))
     results |= measure(setting.task, scores, targets, setting.listing.classes, keys=keys, seed=config.data_seed)
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
     results |= {"versions": machine.versions(), "train_seconds": seconds}
-    write_predictions(paths.predictions, prediction_columns(setting.task, scores, targets, rows, keys))
+    write_predictions(paths.predictions(config.test_on), prediction_columns(setting.task, scores, targets, rows, keys))
     write_results(paths.results(config.test_on), results)
     return results
 
@@ -187,7 +190,7 @@ def _predict_seeds(
     return np.array(good, dtype=np.int64), torch.cat(found, dim=1)
 
 
-def _describe(setting: Setting, n_used: int, n_bad: int) -> dict[str, Any]:
+def _describe(setting: Setting, fitted: Recipe, n_used: int, n_bad: int) -> dict[str, Any]:
     config, online, info = setting.config, setting.online, setting.network.info
     label = f"{info.label} (trained, too)" if online.unfrozen else info.label
     return {
@@ -201,6 +204,7 @@ def _describe(setting: Setting, n_used: int, n_bad: int) -> dict[str, Any]:
         ],
         "images": {"used": n_used, "bad": n_bad},
         "recipe": config.recipe,
+        "training": {"epochs": fitted.epochs, "batch_size": fitted.batch_size},
         "online": {
             "source": setting.listing.source,
             "digest": setting.listing.digest,

@@ -99,7 +99,7 @@ def _names(found: Any, classes: Sequence[str]) -> str:
 
 
 def _first_seed(run: LoadedRun) -> dict[str, NDArray[Any]]:
-    path = run.paths.predictions
+    path = run.paths.predictions(run.row.split)
     if not path.exists():
         raise LofftaError("this run has no predictions", where=path, remedy="run `loffta evaluate RUN`")
     columns = read_predictions(path, ["row", "key", "label", "seed", "predicted", "confidence"])
@@ -111,7 +111,7 @@ def _first_seed(run: LoadedRun) -> dict[str, NDArray[Any]]:
     here = len(columns["row"]) == run.row.n_images and np.isin(columns["row"], wanted).all()
     if not (here and all(keys[row] == key for row, key in zip(columns["row"], columns["key"], strict=True))):
         raise LofftaError(
-            "the predictions are those of another split, or of images that are not in the cache",
+            "the predictions are of other images than the results, or of images that are not in the cache",
             where=path,
             remedy=f"run `loffta evaluate RUN --split {run.row.split}`",
         )

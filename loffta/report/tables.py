@@ -217,7 +217,7 @@ def _row(name: str, results: Mapping[str, Any], counted: _Counted | None) -> Run
         metrics=metrics,
         split=results["split"],
         n_images=results["n"],
-        epochs=recipe.get("epochs"),
+        epochs=results.get("training", recipe).get("epochs"),
         grid=recipe.get("grid"),
         train_seconds=results.get("train_seconds"),
         image_bytes=counted.image_bytes if counted else None,

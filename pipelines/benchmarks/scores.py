@@ -41,7 +41,7 @@ class Score:
 
 def score_of(run: Path) -> Score:
     """From a run's predictions.parquet."""
-    columns = read_predictions(RunPaths(run).predictions)
+    columns = read_predictions(RunPaths(run).predictions("test"))
     seeds = np.unique(columns["seed"])
     right = (columns["predicted"] == columns["label"]).reshape(len(seeds), -1)  # written seed after seed
     return Score(tuple(columns["key"][: right.shape[1]]), right)

@@ -49,7 +49,7 @@ def online(roots, source=None, split="test", **options):
 
 
 def files_of(root):
-    predictions = pq.read_table(RunPaths(root).predictions).to_pydict()
+    predictions = pq.read_table(RunPaths(root).predictions("test")).to_pydict()
     return json.loads(RunPaths(root).results("test").read_text()), predictions
 
 

@@ -56,7 +56,7 @@ def config_of(source, head="linear", taps="blocks.0", **changes):
 
 def test_images_are_told_and_measured_as_the_cached_ones(caches, tmp_path):
     expected = train(config_of(caches / "int8"), tmp_path / "run", StopFlag())
-    cached = pq.read_table(RunPaths(tmp_path / "run").predictions).to_pydict()
+    cached = pq.read_table(RunPaths(tmp_path / "run").predictions("test")).to_pydict()
     (found,) = evaluate_online([tmp_path / "run"], Tagged(N), "test", loader(), device=CPU, batch_size=8)
     for name in ("task", "metrics", "per_class", "notes", "n"):
         assert found[name] == expected[name], name

@@ -42,7 +42,7 @@ def told(run, out, source=None, **options):
 
 
 def test_it_is_what_the_cached_path_says(run, tmp_path):
-    cached = pq.read_table(RunPaths(run).predictions).to_pydict()
+    cached = pq.read_table(RunPaths(run).predictions("train+test")).to_pydict()
     order = np.lexsort((cached["row"], cached["seed"]))
     of_seed = {name: np.array(values)[order].reshape(3, 20, *np.shape(values)[1:]) for name, values in cached.items()}
     done = told(run, tmp_path / "deep" / "p.parquet", per_seed=True)

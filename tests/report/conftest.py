@@ -135,7 +135,7 @@ def _write_predictions(paths, cache, rows, n_seeds):
         "predicted": np.tile(predicted, n_seeds),
         "confidence": np.tile(np.asarray(rows, np.float32) / 100, n_seeds),
     }
-    write_predictions(paths.predictions, columns)
+    write_predictions(paths.predictions("test"), columns)
 
 
 @pytest.fixture

@@ -139,12 +139,12 @@ def test_pictures_are_the_cached_thumbnails_of_right_and_wrong_images(make_run, 
     assert "3 mistakes on 15 images" in "".join(page.text)
 
 
-def test_predictions_of_another_split_are_not_shown(make_run, report):
+def test_predictions_that_are_not_the_results_are_not_shown(make_run, report):
     root = make_run("lin", [0.8], ALL)
     results = json.loads((root / "results.json").read_text()) | {"n": 14}
     (root / "results.json").write_text(json.dumps(results))
     text = report(root)
-    assert "No pictures: the predictions are those of another split" in text
+    assert "No pictures: the predictions are of other images than the results" in text
     assert "<img" not in text
 
 
