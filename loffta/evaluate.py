@@ -1,8 +1,7 @@
 """Measures trained heads on a split of a cache.
 
-In: a run.   Out: results.json and predictions.parquet in it (results-SPLIT.json, ... of another split than test), and the
-results as a mapping. Called by `loffta evaluate`
-and at the end of `loffta train`.
+In: a run.   Out: results.json and predictions.parquet in it, for another split than test with its name in theirs, and
+the results as a mapping. Called by `loffta evaluate` and at the end of `loffta train`.
 """
 
 from __future__ import annotations
