@@ -311,6 +311,9 @@ def test_data_is_asked_for(template):
         make_pipeline(read_pipeline(template), Path("out"), where=template)
 
 
+EXTRACT = "extract: {c: {source: x, backbones: [{name: a}]}}\n"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -330,6 +333,29 @@ def test_data_is_asked_for(template):
             "extract: {c: {source: x, backbones: [{name: a}]}}\ntrain: {one: {head: combo, sedes: 3}}",
             r"unknown key 'sedes'(.|\n)*train.one: sedes(.|\n)*did you mean seeds",
         ),
+        (EXTRACT + "train: {one: {head: liner}}", r"unknown head 'liner'(.|\n)*train.one(.|\n)*did you mean linear"),
+        (
+            EXTRACT + "train: {one: {head: online-linear}}",  # it has no cache
+            r"unknown head 'online-linear'(.|\n)*did you mean linear",
+        ),
+        (
+            EXTRACT + "train: {one: {head: online-liner, online: {source: x, backbone: {name: a}}}}",
+            r"unknown head 'online-liner'(.|\n)*did you mean online-linear",
+        ),
+        (
+            EXTRACT + "train: {one: {head: linear, recipe: {epoch: 2}}}",
+            r"unknown key 'epoch'(.|\n)*p.yaml: train.one.recipe: epoch(.|\n)*did you mean epochs",
+        ),
+        (
+            EXTRACT + "train: {one: {head: online-linear, online: {source: x, backbone: {name: a}}, "
+            "recipe: {width: 4}}}",
+            r"unknown key 'width'(.|\n)*train.one.recipe: width",
+        ),
+        (EXTRACT + "train: {one: {head: linear, recipe: {epochs: 0}}}", r"epochs: (.|\n)*train.one.recipe"),
+        (
+            EXTRACT + "train: {one: {head: loff, augment: {noise: 0.1}}}",
+            r"unknown key 'noise'(.|\n)*train.one.augment none: noise(.|\n)*did you mean noise_std",
+        ),
     ],
 )
 def test_files_with_mistakes(tmp_path, text, message):
@@ -337,6 +363,12 @@ def test_files_with_mistakes(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UsageError, match=message):
         make_pipeline(read_pipeline(path), tmp_path, where=path)
+
+
+def test_what_overrules_a_recipe_is_checked_too(template):
+    config = overrule_recipes(choose(read_pipeline(template), tasks=["x"]), {"lr": -1})
+    with pytest.raises(UsageError, match=r"lr: input should be greater than 0(.|\n)*p.yaml: train.one.recipe"):
+        make_pipeline(config, Path("out"), where=template, data=Path("data"))
 
 
 def test_a_list_of_tasks_that_is_not_there(template):
