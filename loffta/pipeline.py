@@ -144,6 +144,12 @@ def make_pipeline(config: PipelineConfig, out: Path, *, where: Path, data: Path 
     Raises:
         UsageError: the file asks for something that there is not, or a head's recipe is wrong.
     """
+    if config.test == "online" and not config.tasks:
+        raise UsageError(
+            "test images are left out of the caches of tasks alone, and this pipeline has none",
+            where=f"{where}: test",
+            remedy="test on cached images (`test: cached`), or name the image set as a task with train_rows",
+        )
     pipeline = Pipeline()
     for task in config.tasks or (None,):
         folder = out / task.name if task else out

@@ -371,6 +371,13 @@ def test_what_overrules_a_recipe_is_checked_too(template):
         make_pipeline(config, Path("out"), where=template, data=Path("data"))
 
 
+def test_online_tests_are_of_tasks(tmp_path):
+    path = tmp_path / "p.yaml"
+    path.write_text(EXTRACT + "train: {one: {head: linear}}\ntest: online")
+    with pytest.raises(UsageError, match=r"this pipeline has none(.|\n)*p.yaml: test(.|\n)*test: cached"):
+        make_pipeline(read_pipeline(path), tmp_path, where=path)
+
+
 def test_a_list_of_tasks_that_is_not_there(template):
     (template.parent / "sets.yaml").unlink()
     with pytest.raises(LofftaError, match=r"sets.yaml"):
