@@ -13,10 +13,14 @@ from .common import emit, human_bytes, json_option, merge_config
 if TYPE_CHECKING:
     from loffta.config import ExtractConfig
 
+_REQUIRED = {"source": "SOURCE", "cache": "--cache DIR", "backbones": "--backbone NAME"}  # or in the --config file
+
 
 @click.command("extract")
 @click.argument("source", required=False)
-@click.option("--cache", type=click.Path(path_type=Path), help="Folder of the cache; made when it is not there.")
+@click.option(
+    "--cache", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the cache; made when it is not there."
+)
 @click.option("--backbone", "backbones", multiple=True, metavar="NAME", help="Short name, timm model or custom:...")
 @click.option("--weights", multiple=True, metavar="SPEC", help="hub, a file, package:MODULE, random:SEED.  [hub]")
 @click.option(
@@ -78,7 +82,8 @@ def read_options(ctx: click.Context, file: Path | None, options: dict[str, Any])
     )
     options["kinds"] = tuple(kind.strip() for kind in options["kinds"].split(","))
     options["share"] = parse_share(options["share"]) if options["share"] else None
-    return parse(ExtractConfig, merge_config(ctx, file, options), where=file or ctx.command_path)
+    values = merge_config(ctx, file, options)
+    return parse(ExtractConfig, values, where=file or ctx.command_path, options=_REQUIRED)
 
 
 def pair_backbones(

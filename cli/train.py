@@ -10,10 +10,12 @@ import click
 from .common import emit, json_option, merge_config, parse_settings, split_settings
 from .train_online import online_options, run_online, take_online
 
+_REQUIRED = {"cache": "CACHE", "head": "--head NAME"}  # or in the --config file
+
 
 @click.command("train")
 @click.argument("cache", required=False, type=click.Path(path_type=Path))
-@click.option("--head", help="linear, attentive, fusion, combo, loff, head2toe or smp.")
+@click.option("--head", metavar="NAME", help="linear, attentive, fusion, combo, loff, head2toe or smp.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--features", multiple=True, metavar="STORE[:TAPS]", help="Store or backbone, and taps.  [all stores]")
 @click.option("--task", default="auto", show_default=True, help="auto, by the labels; classification, multi-label.")
@@ -60,7 +62,7 @@ def command(
 
     online = take_online(options)
     values = merge_config(ctx, file, options) | online
-    config = parse(TrainConfig, values, where=file or "loffta train")
+    config = parse(TrainConfig, values, where=file or "loffta train", options=_REQUIRED)
     recipe, augment = split_settings(parse_settings(settings), config.augment)
     config = config.model_copy(update={"recipe": config.recipe | recipe, "augment": augment})
     stop = StopFlag().listen()

@@ -130,9 +130,13 @@ class TrainConfig(StrictModel, frozen=True):
     online: OnlineConfig | None = None  # no cache: `cache` is the source's name, and nothing is read there
 
 
-def parse(model: type[Model], values: Mapping[str, Any], *, where: str | Path) -> Model:
+def parse(
+    model: type[Model], values: Mapping[str, Any], *, where: str | Path, options: Mapping[str, str] | None = None
+) -> Model:
     """Builds a configuration.
 
+    Args:
+        options: by key, what a missing one is called where `values` come from a command line.
     Raises:
         UsageError: an unknown key (the nearest one is named), a missing one, or a value of the wrong kind.
     """
@@ -146,7 +150,8 @@ def parse(model: type[Model], values: Mapping[str, Any], *, where: str | Path) -
             owner = _model_at(model, problem["loc"][:-1])
             raise unknown_name("key", str(problem["loc"][-1]), owner.model_fields, where=f"{where}: {path}") from error
         if problem["type"] == "missing":
-            raise UsageError(f"'{path}' is missing", where=where, remedy=f"give {path}") from error
+            name = (options or {}).get(path, path)
+            raise UsageError(f"'{name}' is missing", where=where, remedy=f"give {name}") from error
         raise UsageError(
             f"{path or 'value'}: {problem['msg'].lower()} (got {problem['input']!r})",
             where=where,

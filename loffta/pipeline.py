@@ -13,9 +13,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, StringConstraints
 
+from loffta import augment
 from loffta.command_lines import extract_arguments, train_arguments
 from loffta.config import ExtractConfig, StrictModel, TrainConfig, parse, read_yaml
 from loffta.errors import UsageError, unknown_name
+from loffta.heads import HEADS
+from loffta.online.fit import ONLINE_LINEAR, head_of
 from loffta.runs import RunPaths
 from loffta.stages import Stage
 
@@ -139,8 +142,14 @@ def make_pipeline(config: PipelineConfig, out: Path, *, where: Path, data: Path 
         where: the pipeline file, for messages.
         data: what stands for {data}.
     Raises:
-        UsageError: the file asks for something that there is not.
+        UsageError: the file asks for something that there is not, or a head's recipe is wrong.
     """
+    if config.test == "online" and not config.tasks:
+        raise UsageError(
+            "test images are left out of the caches of tasks alone, and this pipeline has none",
+            where=f"{where}: test",
+            remedy="test on cached images (`test: cached`), or name the image set as a task with train_rows",
+        )
     pipeline = Pipeline()
     for task in config.tasks or (None,):
         folder = out / task.name if task else out
@@ -153,6 +162,7 @@ def make_pipeline(config: PipelineConfig, out: Path, *, where: Path, data: Path 
         made: list[Path] = []
         for name, values in config.train.items():
             for backbone, train in _trainings(config, task, name, values, caches, data, where):
+                _check_head(train, f"{where}: train.{name}")
                 label = f"{name}-{backbone}" if backbone else name
                 cache = "" if train.online else train.cache.name
                 split = task.test_on or "test" if task and cache and config.test == "online" else train.test_on
@@ -258,6 +268,15 @@ def _without_cache(
     if "source" in online:
         online["source"] = _find_source(str(online["source"]), data, where)
     return parse(TrainConfig, values | {"cache": online.get("source", ""), "online": online}, where=place)
+
+
+def _check_head(config: TrainConfig, place: str) -> None:
+    """Raises now what `train` would raise behind the extraction, hours later."""
+    known = (*HEADS, ONLINE_LINEAR) if config.online else tuple(HEADS)
+    if config.head not in known:
+        raise unknown_name("head", config.head, known, where=place)
+    parse(HEADS[head_of(config.head)].recipe, config.recipe, where=f"{place}.recipe")
+    augment.resolve(config.augment, where=f"{place}.augment")
 
 
 def _train_rows(task: TaskConfig, where: Path) -> int:

@@ -1,4 +1,4 @@
-"""Runs a pipeline over many image sets: caches, heads, a report for each set, one summary of all.
+"""Runs a pipeline over one image set or many: caches, heads, a report for each set, one summary of all.
 
     python -m loffta_pipelines.run vtab1k/single.yaml --data VTAB --out OUT [--tasks cifar,dtd] [--runs combo]
         [--only extract|train] [--test cached|online] [--dry-run] [--small]
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from loffta.errors import LofftaError, UsageError
+from loffta.errors import LofftaError
 from loffta.pipeline import Pipeline, choose, make_pipeline, read_pipeline
 from loffta.report import StageCost, write_report
 from loffta.stages import Outcome, run_local
@@ -56,8 +56,6 @@ def run(options: argparse.Namespace) -> None:
     """
     path = options.file if options.file.exists() else HERE / options.file
     config = choose(read_pipeline(path), tasks=options.tasks, runs=options.runs)
-    if config.tasks is None:
-        raise UsageError("this pipeline has no tasks", where=path, remedy="`loffta demo` runs demo.yaml")
     if options.test:
         config = config.model_copy(update={"test": options.test})
     if options.small:
@@ -76,23 +74,25 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _write_results(pipeline: Pipeline, outcome: Outcome, out: Path) -> None:
-    """A report for each task that has results, and the summary of all."""
+    """A report for each task that has results, and the summary of all; without tasks the report alone."""
     for report, runs in pipeline.reports.items():
         done = [run for run in pipeline.runs if run.path in runs and run.results.exists()]
-        costs = [
-            StageCost(s.name, s.command, s.seconds, s.bytes)
-            for s in outcome.results
-            if s.name.startswith(f"{report.parent.name}/")
-        ]
         if done:
+            of_task = f"{done[0].task.name}/" if done[0].task else ""
+            costs = [
+                StageCost(s.name, s.command, s.seconds, s.bytes) for s in outcome.results if s.name.startswith(of_task)
+            ]
             (split, *others) = {run.split for run in done}
             write_report([run.path for run in done], report, stages=costs, split=None if others else split)
+            print(f"report: {report}")
+    if any(run.task is None for run in pipeline.runs):
+        return
     summary = summarise(pipeline.runs)
     text = format_summary(summary)
     out.mkdir(parents=True, exist_ok=True)
     replace_file(out / "summary.json", json.dumps(summary, indent=2).encode())
     replace_file(out / "summary.txt", f"{text}\n".encode())
-    print(f"\n{text}\n\nsummary: {out / 'summary.json'}; a report in the folder of each task")
+    print(f"\n{text}\n\nsummary: {out / 'summary.json'}")
 
 
 def _names(text: str) -> list[str]:

@@ -311,6 +311,9 @@ def test_data_is_asked_for(template):
         make_pipeline(read_pipeline(template), Path("out"), where=template)
 
 
+EXTRACT = "extract: {c: {source: x, backbones: [{name: a}]}}\n"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -330,12 +333,48 @@ def test_data_is_asked_for(template):
             "extract: {c: {source: x, backbones: [{name: a}]}}\ntrain: {one: {head: combo, sedes: 3}}",
             r"unknown key 'sedes'(.|\n)*train.one: sedes(.|\n)*did you mean seeds",
         ),
+        (EXTRACT + "train: {one: {head: liner}}", r"unknown head 'liner'(.|\n)*train.one(.|\n)*did you mean linear"),
+        (
+            EXTRACT + "train: {one: {head: online-linear}}",  # it has no cache
+            r"unknown head 'online-linear'(.|\n)*did you mean linear",
+        ),
+        (
+            EXTRACT + "train: {one: {head: online-liner, online: {source: x, backbone: {name: a}}}}",
+            r"unknown head 'online-liner'(.|\n)*did you mean online-linear",
+        ),
+        (
+            EXTRACT + "train: {one: {head: linear, recipe: {epoch: 2}}}",
+            r"unknown key 'epoch'(.|\n)*p.yaml: train.one.recipe: epoch(.|\n)*did you mean epochs",
+        ),
+        (
+            EXTRACT + "train: {one: {head: online-linear, online: {source: x, backbone: {name: a}}, "
+            "recipe: {width: 4}}}",
+            r"unknown key 'width'(.|\n)*train.one.recipe: width",
+        ),
+        (EXTRACT + "train: {one: {head: linear, recipe: {epochs: 0}}}", r"epochs: (.|\n)*train.one.recipe"),
+        (
+            EXTRACT + "train: {one: {head: loff, augment: {noise: 0.1}}}",
+            r"unknown key 'noise'(.|\n)*train.one.augment none: noise(.|\n)*did you mean noise_std",
+        ),
     ],
 )
 def test_files_with_mistakes(tmp_path, text, message):
     path = tmp_path / "p.yaml"
     path.write_text(text)
     with pytest.raises(UsageError, match=message):
+        make_pipeline(read_pipeline(path), tmp_path, where=path)
+
+
+def test_what_overrules_a_recipe_is_checked_too(template):
+    config = overrule_recipes(choose(read_pipeline(template), tasks=["x"]), {"lr": -1})
+    with pytest.raises(UsageError, match=r"lr: input should be greater than 0(.|\n)*p.yaml: train.one.recipe"):
+        make_pipeline(config, Path("out"), where=template, data=Path("data"))
+
+
+def test_online_tests_are_of_tasks(tmp_path):
+    path = tmp_path / "p.yaml"
+    path.write_text(EXTRACT + "train: {one: {head: linear}}\ntest: online")
+    with pytest.raises(UsageError, match=r"this pipeline has none(.|\n)*p.yaml: test(.|\n)*test: cached"):
         make_pipeline(read_pipeline(path), tmp_path, where=path)
 
 

@@ -74,16 +74,16 @@ PRESETS: dict[str, AugmentConfig] = {
 }
 
 
-def resolve(value: str | Mapping[str, Any]) -> AugmentConfig:
+def resolve(value: str | Mapping[str, Any], *, where: str = "--augment") -> AugmentConfig:
     """From what a configuration says: a preset's name, or a mapping of settings and, if need be, a `preset`.
 
     Raises:
         UsageError: as `from_preset`.
     """
     if isinstance(value, str):
-        return from_preset(value, {})
+        return from_preset(value, {}, where=where)
     changes = dict(value)
-    return from_preset(str(changes.pop("preset", "none")), changes)
+    return from_preset(str(changes.pop("preset", "none")), changes, where=where)
 
 
 def words(config: AugmentConfig) -> str | dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from loffta import __version__, machine
-from loffta.errors import LofftaError
+from loffta.errors import LofftaError, UsageError
 from loffta.images.files import is_there, user_path
 from loffta.images.one_file import OneFile
 from loffta.images.sources import ImageSource, open_source
@@ -58,11 +58,22 @@ def open_images(spec: str) -> ImageSource:
 
 
 def check_out(out: Path) -> None:
-    """Refuses to replace what `predict` has not written.
+    """Refuses names that are not a parquet file's, and to replace what `predict` has not written.
 
     Raises:
-        LofftaError: a folder, or another file.
+        UsageError: a folder, or another ending.
+        LofftaError: another file.
     """
+    if out.is_dir():
+        raise UsageError(
+            "this is a folder", where=f"--out {out}", remedy=f"name a file in it: --out {out / 'predictions.parquet'}"
+        )
+    if out.suffix != ".parquet":
+        raise UsageError(
+            "predictions are written as parquet, and this name does not say so",
+            where=f"--out {out}",
+            remedy=f"write --out {out.with_suffix('.parquet')}",
+        )
     if not out.exists() and not out.is_symlink():
         return
     try:
@@ -98,12 +109,14 @@ def predict(
         per_seed: each seed's own prediction beside the mean.
         batch_size: images per forward pass.
     Raises:
+        UsageError: `out` is a folder, or no .parquet.
         LofftaError: `out` is something else, no run, no trained head, a backbone that is not the features'.
         TooManyBadImages: over `max_bad_frac`; the file is written.
         Stopped: a signal came; nothing is written.
     """
     stop = stop or machine.StopFlag()
-    check_out(out)
+    with write_guard(out):  # a folder that may not even be looked at
+        check_out(out)
     doing = f"predicting; {out.name} was not written"
     with stop.at_once(doing):
         run = open_for_images(root, device, cache_root)
@@ -222,4 +235,5 @@ def _writer(out: Path, schema: pa.Schema) -> Iterator[Any]:
             part.replace(out)
         sync_folder(out.parent)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only file system this is refused, too
+            part.unlink(missing_ok=True)

@@ -178,11 +178,24 @@ def test_a_file_that_cannot_be_read(command, tmp_path, text):
     assert_error(command("extract", "--config", file), 1, "cannot read the configuration", str(file))
 
 
-@pytest.mark.parametrize("missing", ["source", "cache", "backbones"])
-def test_what_is_missing_is_named(command, tmp_path, missing):
-    words = {"source": ["demo:digits"], "cache": ["--cache", tmp_path / "c"], "backbones": ["--backbone", "test_vit"]}
-    args = [word for name, part in words.items() if name != missing for word in part]
-    assert_error(command("extract", *args), 2, f"'{missing}' is missing")
+@pytest.mark.parametrize("name", ["extract", "plan"])
+@pytest.mark.parametrize("missing", ["SOURCE", "--cache DIR", "--backbone NAME"])
+def test_what_is_missing_is_named_as_it_is_typed(command, tmp_path, name, missing):
+    words = {
+        "SOURCE": ["demo:digits"],
+        "--cache DIR": ["--cache", tmp_path / "c"],
+        "--backbone NAME": ["--backbone", "test_vit"],
+    }
+    args = [word for option, part in words.items() if option != missing for word in part]
+    assert_error(command(name, *args), 2, f"'{missing}' is missing", f"loffta {name}", f"give {missing}")
+
+
+def test_a_misspelt_key_in_a_file_explains_the_missing_option(command, tmp_path):
+    file = tmp_path / "e.yaml"
+    file.write_text(yaml.safe_dump({"source": "demo:digits", "cache": "c", "backbone": [{"name": "a"}]}))
+    assert_error(command("extract", "--config", file), 2, "unknown key 'backbone'", "did you mean backbones")
+    file.write_text(yaml.safe_dump({"source": "demo:digits", "cache": "c"}))
+    assert_error(command("extract", "--config", file), 2, "'--backbone NAME' is missing", str(file))
 
 
 @pytest.mark.parametrize(

@@ -164,13 +164,17 @@ def test_files_with_mistakes(cache, tmp_path, capsys):
         (["--head", "linear", "--task", "clasify"], 2, ["unknown task 'clasify'", "did you mean classification"]),
         (["--head", "linear", "--sed", "1"], 2, ["No such option"]),
         (["--head", "linear", "--select", "1"], 2, ["gives no relevance", "--head combo"]),
-        ([], 2, ["'head' is missing"]),
+        ([], 2, ["'--head NAME' is missing", "give --head NAME"]),
     ],
 )
 def test_mistakes_name_the_way_out(cache, tmp_path, capsys, options, code, words):
     message = fails(["train", cache, "--out", tmp_path / "run", *options], code, capsys)
     assert [word for word in words if word not in message] == []
     assert not (tmp_path / "run").exists()
+
+
+def test_a_cache_that_is_not_named(tmp_path, capsys):
+    assert "give CACHE" in fails(["train", "--head", "linear", "--out", tmp_path / "run"], 2, capsys)
 
 
 def test_cache_that_is_not_there(tmp_path, capsys):

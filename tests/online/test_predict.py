@@ -1,5 +1,6 @@
 """predict's file against the cached predictions of the same run, and every way in which it must not be written."""
 
+import errno
 import json
 import os
 import shutil
@@ -107,11 +108,11 @@ def test_rows_are_written_as_they_come(run, tmp_path, monkeypatch):
 def test_what_is_not_its_own_stays(run, tmp_path):
     mine = tmp_path / "mine.parquet"
     pq.write_table(pa.table({"a": [1]}), mine)
-    notes = tmp_path / "notes.txt"
+    notes = tmp_path / "notes.parquet"
     notes.write_text("important")
-    dangling = tmp_path / "link"
+    dangling = tmp_path / "link.parquet"
     dangling.symlink_to(tmp_path / "nowhere")
-    for path in (mine, notes, tmp_path, dangling):
+    for path in (mine, notes, dangling):
         with pytest.raises(LofftaError, match="no file of predictions, and will not be replaced"):
             told(run, path)
     assert notes.read_text() == "important"
@@ -121,6 +122,38 @@ def test_what_is_not_its_own_stays(run, tmp_path):
     told(run, tmp_path / "p.parquet", PngSource(5))
     assert len(pq.read_table(tmp_path / "p.parquet")) == 5
     assert (tmp_path / "p.parquet").read_bytes() != before
+
+
+def test_names_that_are_no_parquet_files(run, tmp_path):
+    for name in ("p.csv", "p", "p.parquet.gz"):
+        with pytest.raises(UsageError, match=r"written as parquet(.|\n)*write --out .*/p(\.parquet)+$"):
+            told(run, tmp_path / name)
+    folder = tmp_path / "p.parquet"
+    folder.mkdir()
+    with pytest.raises(UsageError, match=r"this is a folder(.|\n)*p.parquet/predictions.parquet$"):
+        told(run, folder)
+    assert list(tmp_path.rglob("*")) == [folder]
+
+
+def test_a_place_that_may_not_be_written(run, tmp_path, monkeypatch):
+    """A read-only file system refuses the temporary file, and to delete it although it is not there."""
+
+    def refuse(path, *args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    for name in ("mkdir", "unlink"):
+        monkeypatch.setattr(Path, name, refuse)
+    with pytest.raises(LofftaError, match=r"nothing can be written here \(Read-only(.|\n)*ro/p.parquet"):
+        told(run, tmp_path / "ro" / "p.parquet")
+
+
+def test_a_place_that_may_not_be_looked_at(run, tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(LofftaError, match=r"nothing can be written here \(Permission denied(.|\n)*p.parquet"):
+        told(run, tmp_path / "p.parquet")
 
 
 def test_a_signal_leaves_nothing_new(run, tmp_path):

@@ -146,10 +146,38 @@ def test_dry_run_prints_commands_and_makes_nothing(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+ALONE = """
+extract:
+  cache: {source: "vtab:{data}/set", backbones: [{name: test_vit, weights: "random:0", image_px: 32}]}
+train:
+  probe: {head: linear, recipe: {epochs: 2}}
+"""
+
+
+def test_a_file_without_tasks(tmp_path, in_process, capsys):
+    file, out = tmp_path / "p.yaml", tmp_path / "out"
+    file.write_text(ALONE)
+    standin.write("vtab:{data}/set", tmp_path)
+    assert runner.main([str(file), "--data", str(tmp_path), "--out", str(out)]) == 0, capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == ["cache", "report.html", "runs", "stages.json"]
+    assert f"report: {out / 'report.html'}" in capsys.readouterr().out
+    page = (out / "report.html").read_text()
+    assert "loffta extract vtab:" in page  # what the stages took
+    assert RunPaths(out / "runs" / "probe").results("test").exists()
+
+
+def test_a_dry_run_shows_mistakes_in_a_recipe(tmp_path, capsys):
+    file = tmp_path / "p.yaml"
+    file.write_text(ALONE.replace("epochs", "epoch"))
+    assert runner.main([str(file), "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--dry-run"]) == 2
+    captured = capsys.readouterr()
+    assert re.search(r"unknown key 'epoch'(.|\n)*did you mean epochs", captured.err)
+    assert captured.out == ""
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["demo.yaml"], r"this pipeline has no tasks(.|\n)*loffta demo"),
         (["nothing.yaml"], "nothing.yaml"),
         (["vtab1k/single.yaml", "--tasks", "cifr"], r"unknown task 'cifr'(.|\n)*did you mean cifar"),
         (["vtab1k/single.yaml", "--runs", "combo", "--tasks", "dtd"], "--data FOLDER"),

@@ -43,7 +43,7 @@ def test_reading_commands_work(read_only, tmp_path, extract_words):
     assert {path: path.stat().st_mtime_ns for path in read_only.rglob("*")} == before
 
 
-def test_writing_commands_say_so(read_only, tmp_path, extract_words):
+def test_writing_commands_say_so(read_only, tmp_path, extract_words, pictures):
     (store,) = (path.name for path in (read_only / "stores").iterdir())
     commands = [
         [*extract_words, read_only, "--kinds", "mean"],
@@ -52,6 +52,7 @@ def test_writing_commands_say_so(read_only, tmp_path, extract_words):
         ["drop", read_only, store, "--yes"],
         ["train", read_only, *TRAIN, "--out", read_only / "run"],
         ["report", tmp_path / "run", "--out", read_only / "report.html"],
+        ["predict", tmp_path / "run", pictures, "--out", read_only / "p.parquet", "--device", "cpu"],
     ]
     loffta(tmp_path, "train", read_only, *TRAIN, "--out", tmp_path / "run")
     for words in commands:
