@@ -7,6 +7,7 @@ In: runs as `train` and `evaluate` leave them, and their caches where they still
 from __future__ import annotations
 
 import os
+import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -119,6 +120,19 @@ class LoadedRun:
     row: RunRow
 
 
+def part_runs(roots: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Parts runs into those that have results and those whose training failed or still goes on.
+
+    Raises:
+        LofftaError: one of them is no run.
+    """
+    finished: list[Path] = []
+    unfinished: list[Path] = []
+    for root in roots:
+        (finished if _is_finished(root) else unfinished).append(root)
+    return finished, unfinished
+
+
 def read_runs(roots: Sequence[Path], split: str | None = None) -> list[LoadedRun]:
     """Reads finished runs in the order given; the scoring run of a --select follows its run.
 
@@ -181,8 +195,27 @@ def format_table(rows: Sequence[RunRow], width: int = 100) -> str:
     return "\n".join(line[:width].rstrip() for line in lines)
 
 
+def _is_finished(root: Path) -> bool:
+    paths = RunPaths(root)
+    if not paths.config.exists() and RunPaths(paths.scoring).config.exists():  # --select scores before it trains
+        return False
+    return paths.results(_open_run(root)[1].test_on).exists()
+
+
+def _open_run(folder: Path) -> tuple[RunPaths, TrainConfig]:
+    """As `open_run`; of a folder that only holds runs the error says so."""
+    is_run = RunPaths(folder).config.exists()
+    if not is_run and folder.is_dir() and any(RunPaths(inner).config.exists() for inner in folder.iterdir()):
+        raise UsageError(
+            "there is no run here, but there are in its subfolders",
+            where=folder,
+            remedy=f"name them: `loffta report {shlex.quote(str(folder))}/*`",
+        )
+    return open_run(folder)
+
+
 def _load(folder: Path, name: str, caches: dict[Path, Cache | None], split: str | None) -> LoadedRun:
-    paths, config = open_run(folder)
+    paths, config = _open_run(folder)
     where = paths.results(split or config.test_on)
     results = read_results(where)
     if config.cache not in caches:

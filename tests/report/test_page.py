@@ -206,7 +206,7 @@ def test_the_same_runs_give_the_same_bytes(make_run, report):
 def test_no_results_no_page(make_run, tmp_path):
     root = make_run("lin", [0.8], ALL)
     (root / "results.json").unlink()
-    with pytest.raises(LofftaError, match="remedy: run `loffta evaluate RUN`"):
+    with pytest.raises(LofftaError, match="remedy: run its `loffta train` again"):
         write_report([root], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 

@@ -6,9 +6,10 @@ import statistics
 from dataclasses import replace
 
 import pytest
+from loffta_cli.main import main
 
 from loffta.errors import LofftaError, UsageError
-from loffta.report.tables import format_table, read_rows, read_runs
+from loffta.report.tables import format_table, part_runs, read_rows, read_runs
 from loffta.runs import RunPaths
 
 ALL = {"net": ["stages.0", "stages.1", "stages.2"]}
@@ -63,12 +64,43 @@ def test_a_run_without_its_cache_is_still_reported(make_run, cache):
 def test_missing_runs_and_results_say_what_to_do(make_run, tmp_path):
     root = make_run("lin", [0.5], ALL)
     RunPaths(root).results("test").unlink()
-    with pytest.raises(LofftaError, match=r"(?s)no results here yet.*remedy: run `loffta evaluate RUN`"):
+    with pytest.raises(LofftaError, match=r"(?s)no results here yet.*remedy: run its `loffta train` again"):
         read_runs([root])
     with pytest.raises(LofftaError, match=r"(?s)no run here.*loffta train"):
         read_runs([tmp_path / "nowhere"])
     with pytest.raises(UsageError, match="name one or more runs"):
         read_runs([])
+
+
+def test_unfinished_runs_are_told_apart(make_run):
+    done, training, scoring = (make_run(name, [0.5], ALL) for name in ("done", "training", "s/scoring"))
+    RunPaths(training).results("test").unlink()
+    chosen = make_run("val", [0.5], ALL, config={"test_on": "val"})
+    RunPaths(chosen).results("test").rename(RunPaths(chosen).results("val"))
+    assert part_runs([training, done, scoring.parent, chosen]) == ([done, chosen], [training, scoring.parent])
+
+
+def test_the_command_leaves_unfinished_runs_out(make_run, tmp_path, capsys):
+    done, training = make_run("done", [0.5], ALL), make_run("training", [0.5], ALL)
+    RunPaths(training).results("test").unlink()
+    words = ["report", str(training), "--out", str(tmp_path / "report.html")]
+    assert main(words) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: there are no results here yet\n")
+    assert "remedy: run its `loffta train` again until it is done\n" in err
+    assert not (tmp_path / "report.html").exists()
+    assert main([*words, str(done), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == f"left out: {training} has no results yet\n"
+    assert json.loads(out.splitlines()[-1])["runs"] == 1
+    assert (tmp_path / "report.html").exists()
+
+
+def test_a_folder_of_runs_hints_at_its_subfolders(make_run):
+    parent = make_run("lin", [0.5], ALL).parent
+    for read in (read_runs, part_runs):
+        with pytest.raises(UsageError, match=rf"(?s)there is no run here, but .*`loffta report {parent}/\*`"):
+            read([parent])
 
 
 def test_results_of_another_make_are_one_error_not_a_traceback(make_run):
