@@ -11,10 +11,11 @@ import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len, chop_cells, set_cell_size
 
 from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError, UsageError, printable
@@ -160,8 +161,9 @@ def read_rows(roots: Sequence[Path]) -> list[RunRow]:
 
 
 def format_table(rows: Sequence[RunRow], width: int = 100) -> str:
-    """A table for the terminal, no line wider than `width`: a line of figures per run, its features and further
-    metrics below it.
+    """A table for the terminal: figures per run, its features and further metrics below them.
+
+    Names of runs and heads wrap to keep it within `width`; it is wider where the figures leave less than 16 for both.
     """
     metrics = {row.headline for row in rows}
     score = f"{metric_name(min(metrics))} %" if len(metrics) == 1 else "score %"
@@ -182,17 +184,21 @@ def format_table(rows: Sequence[RunRow], width: int = 100) -> str:
         for row in rows
     ]
     widths = [max(cell_len(line[i]) for line in [heads, *cells]) for i in range(len(heads))]
-    widths[0] = max(8, min(widths[0], width - sum(widths[1:]) - 2 * (len(widths) - 1)))
+    widths[:2] = _name_widths(cells, widths, width)
     lines = [_aligned(heads, widths), "  ".join("-" * w for w in widths)]
     for row, line in zip(rows, cells, strict=True):
-        lines.append(_aligned(line, widths))
+        names = [_wrapped(name, w) for name, w in zip(line[:2], widths[:2], strict=True)]
+        lines += [
+            _aligned([*pair, *(line[2:] if i == 0 else [""] * len(line[2:]))], widths)
+            for i, pair in enumerate(zip_longest(*names, fillvalue=""))
+        ]
         below = [row.features, ", ".join(f"{metric_name(name)} {found}" for name, found in row.further.items())]
         if len(metrics) > 1:
             below[1] = "; ".join(filter(None, [f"score: {metric_name(row.headline)}", below[1]]))
         indent = "    "
         for text in below:
             lines += textwrap.wrap(printable(text), width, initial_indent=indent, subsequent_indent=indent)
-    return "\n".join(line[:width].rstrip() for line in lines)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _is_finished(root: Path) -> bool:
@@ -315,6 +321,21 @@ def _in_words(taps: Sequence[str]) -> str:
 
 def _or_none(value: int | None) -> str:
     return NONE if value is None else str(value)
+
+
+def _name_widths(cells: Sequence[Sequence[str]], widths: Sequence[int], width: int) -> tuple[int, int]:
+    """Of the first two columns: a head's name keeps its words whole if it can, the run's takes the rest; 8 at least."""
+    free = width - sum(widths[2:]) - 2 * (len(widths) - 1)
+    longest_word = max(cell_len(word) for line in cells for word in line[1].split())
+    run = max(8, widths[0])
+    head = min(widths[1], max(8, free - run, min(longest_word, free - 8)))
+    return max(8, min(run, free - head)), head
+
+
+def _wrapped(name: str, width: int) -> list[str]:
+    if cell_len(name) <= width:
+        return [name]
+    return [part for line in textwrap.wrap(name, width) for part in chop_cells(line, width)]
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from loffta_cli.main import main
+from rich.cells import cell_len
 
 from loffta.errors import LofftaError, UsageError
 from loffta.report.tables import format_table, part_runs, read_rows, read_runs
@@ -121,6 +122,29 @@ def test_the_text_table_is_aligned_plain_and_fits(make_run):
     assert lines[2].index("80.00 ± 10.00") + 13 == lines[4].index("87.50") + 5 == lines[0].index("top-1 %") + 7
     assert " ".join(lines[2].split()[1:]) == "linear 4 80.00 ± 10.00 50.0\u201390.0 3 12 \u2013 1 min 2 s 128 B"
     assert lines[3] == "    net stages.0\u20132 + wild [random:0 weights] stages.0"
+
+
+def test_long_names_wrap_and_no_column_is_lost(make_run):
+    names = ["attentive-a", "attentive-b", "combo" * 5]
+    recipe = {"epochs": 7, "grid": 14}
+    rows = read_rows([make_run(name, [0.8, 0.7, 0.9], ALL, head="smp", recipe=recipe) for name in names])
+    lines = format_table(rows).splitlines()
+    assert max(map(len, lines)) == 100
+    end = lines[1].index(" ")
+    body = [line for line in lines[2:] if line != "    net stages.0\u20132"]
+    assert "".join(line[:end].strip() for line in body) == "".join(names)
+    assert " ".join(filter(None, (line[end : end + 17].strip() for line in body))) == " ".join([rows[0].head] * 3)
+    assert [line.endswith("  96\xa0B") for line in body].count(True) == 3
+    wide = format_table([replace(rows[0], name="\u5c64" * 9)])
+    assert wide.count("\u5c64") == 9
+    assert max(map(cell_len, wide.splitlines())) <= 100
+
+
+def test_figures_are_wider_before_they_are_cut(make_run):
+    (row,) = read_rows([make_run("attentive-a", [0.8], ALL, head="smp")])
+    lines = format_table([row], width=70).splitlines()
+    assert lines[0].endswith("read/image")
+    assert [line.split()[:2] for line in lines[2:5]] == [["attentiv", "smp"], ["e-a", "approxim"], ["ation)"]]
 
 
 def further(mean):
