@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .common import emit, human_bytes, json_option, parse_settings, show, split_settings
+from .common import emit, human_bytes, json_option, parse_settings, plural, show, split_settings
 
 _NAMES = {
     "disk": "disk, 16 threads",
@@ -42,8 +42,8 @@ def command(cache: Path, settings: tuple[str, ...], as_json: bool, **options: An
     recipe, augmentation = split_settings(parse_settings(settings), options.pop("augment"))
     found = bench(cache, settings=recipe, augmentation=augmentation, **options)
     show(
-        f"head {found['head']} on {found['device']}, batches of {found['batch_size']} of {found['images']} images, "
-        f"{human_bytes(found['bytes_per_image'])} each"
+        f"head {found['head']} on {found['device']}, batches of {found['batch_size']} of {found['images']} "
+        f"{plural(found['images'], 'image')}, {human_bytes(found['bytes_per_image'])} each"
     )
     click.echo(f"\n{'part':26} {'ms/batch':>9} {'images/s':>10} {'GB/s':>6} {'1st epoch':>10} {'later':>6}")
     for part in found["parts"]:

@@ -31,6 +31,11 @@ def show(line: str) -> None:
     click.echo(printable(line))
 
 
+def plural(n: int, one: str, many: str = "") -> str:
+    """The word alone: (1, 'tap') -> 'tap', (0, 'tap') -> 'taps', (2, 'class', 'classes') -> 'classes'."""
+    return one if n == 1 else many or f"{one}s"
+
+
 def _plain(value: Any) -> Any:
     """The same value in what JSON knows: dict, list, str, int, finite float, bool, None."""
     if isinstance(value, Mapping):

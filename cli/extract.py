@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import emit, human_bytes, json_option, merge_config
+from .common import emit, human_bytes, json_option, merge_config, plural
 
 if TYPE_CHECKING:
     from loffta.config import ExtractConfig
@@ -59,13 +59,14 @@ def command(ctx: click.Context, /, file: Path | None, as_json: bool, **options: 
     config = read_options(ctx, file, options)
     report = run(config, StopFlag().listen())
     for store in report.stores:
-        click.echo(
-            f"{store['label']}: {len(store['taps'])} taps, {human_bytes(store['bytes'])}, store {store['store']}"
-        )
-    done = (
-        f"{report.units} units, {report.images} images in {report.seconds:.1f} s" if report.units else "nothing to do"
-    )
-    click.echo(f"{done}; {report.bad} bad images in the cache")
+        n_taps = len(store["taps"])
+        size = human_bytes(store["bytes"])
+        click.echo(f"{store['label']}: {n_taps} {plural(n_taps, 'tap')}, {size}, store {store['store']}")
+    done = "nothing to do"
+    if report.units:
+        images = f"{report.images} {plural(report.images, 'image')}"
+        done = f"{report.units} {plural(report.units, 'unit')}, {images} in {report.seconds:.1f} s"
+    click.echo(f"{done}; {report.bad} bad {plural(report.bad, 'image')} in the cache")
     emit(asdict(report), as_json)
 
 
@@ -108,7 +109,8 @@ def pair_backbones(
             pairs = [f"{n} with {values[i] if i < len(values) else '?'}" for i, n in enumerate(names)]
             option = "--" + key.replace("_", "-")
             raise UsageError(
-                f"{option} was given {len(values)} times for {len(names)} backbones: {', '.join(pairs)}",
+                f"{option} was given {len(values)} times for {len(names)} {plural(len(names), 'backbone')}: "
+                f"{', '.join(pairs)}",
                 where=option,
                 remedy="give it once for all, or once for each --backbone in the same order",
             )

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .common import emit, human_bytes, json_option, show
+from .common import emit, human_bytes, json_option, plural, show
 
 _SHOWN = 5  # names of bad images a reason; --json gives all
 
@@ -25,17 +25,18 @@ def command(cache: Path, as_json: bool) -> None:
 
     held = take_inventory(Cache.open(cache))
     splits = ", ".join(f"{name} {count}" for name, count in held["splits"].items())
-    show(
-        f"{held['source']}: {held['images']} images ({splits}), {held['classes']} classes, {held['label_kind']}, "
-        f"{len(held['bad'])} bad"
-    )
+    images = f"{held['images']} {plural(held['images'], 'image')} ({splits})"
+    classes = f"{held['classes']} {plural(held['classes'], 'class', 'classes')}"
+    show(f"{held['source']}: {images}, {classes}, {held['label_kind']}, {len(held['bad'])} bad")
     for reason, keys in by_reason(held["bad"]).items():
         show(f"  {len(keys)} bad: {reason}: {_first(keys)}")
+    arrays = [array for store in held["stores"] for array in store["arrays"]]
+    widths = [max(map(len, column)) for column in zip(*map(_cells, [*arrays, held["thumbnails"]]), strict=True)]
     for store in held["stores"]:
         click.echo("\n" + _head(store))
         for array in store["arrays"]:
-            click.echo("  " + _line(array))
-    click.echo("\n" + _line(held["thumbnails"]))
+            click.echo("  " + _line(array, widths))
+    click.echo("\n" + _line(held["thumbnails"], widths))
     for line in _notes(held):
         show(line)
     emit(held, as_json)
@@ -44,7 +45,7 @@ def command(cache: Path, as_json: bool) -> None:
 def _head(store: dict[str, Any]) -> str:
     total = sum(array["bytes"] + array.get("scale_bytes", 0) for array in store["arrays"])
     size = f"{store['recipe']['input']['image_px']} px, {human_bytes(total)}"
-    done = f"{store['units_done']}/{store['units']} units"
+    done = f"{store['units_done']}/{store['units']} {plural(store['units'], 'unit')}"
     pace = ""
     if store["images_per_s"]:
         pace = f", {store['images_per_s']:.1f} images/s of late, {store['eta_s'] / 60:.0f} min left at that"
@@ -54,14 +55,15 @@ def _head(store: dict[str, Any]) -> str:
 def _notes(held: dict[str, Any]) -> list[str]:
     """Writers, missing shards and orphans; nothing where there are none."""
     lines = [
-        f"writing: process {w['pid']} on {w['host']}, {w['files']} files, {human_bytes(w['bytes'])} so far, "
-        f"last {w['age_s']:.0f} s ago"
+        f"writing: process {w['pid']} on {w['host']}, {w['files']} {plural(w['files'], 'file')}, "
+        f"{human_bytes(w['bytes'])} so far, last {w['age_s']:.0f} s ago"
         for w in held["writers"]
     ]
     lines += _gone_lines(held)
     if held["orphans"]:
         total = sum(orphan["bytes"] for orphan in held["orphans"])
-        lines.append(f"{len(held['orphans'])} orphans, {human_bytes(total)}, that serve nobody:")
+        n = len(held["orphans"])
+        lines.append(f"{n} {plural(n, 'orphan')}, {human_bytes(total)}, that {plural(n, 'serves', 'serve')} nobody:")
         lines += [f"  {o['what']}: {o['path']}, {human_bytes(o['bytes'])}" for o in held["orphans"]]
     return ["", *lines] if lines else []
 
@@ -80,16 +82,22 @@ def _first(keys: list[str]) -> str:
     return ", ".join(keys[:_SHOWN]) + (f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else "")
 
 
-def _line(array: dict[str, Any]) -> str:
+def _cells(array: dict[str, Any]) -> tuple[str, ...]:
+    """Name, taps, shape, what is done, bytes."""
     taps = array["taps"]
     span = f"{taps[0]} .. {taps[-1]}" if len(taps) > 1 else "".join(taps)
     shape = " x ".join(str(side) for side in array["shape"][1:])
+    images = f"{array['images_done']} {plural(array['images_done'], 'image')}"
+    done = f"{array['units_done']}/{array['units']} {plural(array['units'], 'unit')}, {images}"
+    return array["array"].rpartition("/")[2], span, shape, done, human_bytes(array["bytes"])
+
+
+def _line(array: dict[str, Any], widths: list[int]) -> str:
+    *texts, size = _cells(array)
+    columns = [text.ljust(width) for text, width in zip(texts, widths[:-1], strict=True)]
     grown = "  old rows only: the image set has grown" if array["old_rows_only"] else ""
-    name = array["array"].rpartition("/")[2]
-    size = human_bytes(array["bytes"])
-    done = f"{array['units_done']}/{array['units']} units, {array['images_done']} images"
     int8 = f"  int8: {_int8_note(array)}" if "int8_error" in array else ""
-    return f"{name:10} {span:24} {shape:20} {done:24} {size:>9}{int8}{grown}"
+    return "  ".join([*columns, size.rjust(widths[-1])]) + int8 + grown
 
 
 def _int8_note(array: dict[str, Any]) -> str:

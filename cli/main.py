@@ -83,7 +83,8 @@ def main(args: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: no name of a file may end a command
     try:
         code = cli.main(args, prog_name="loffta", standalone_mode=False, obj=options)
-        sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's last breath
+        if sys.stdout is not None:  # as it is after `>&-`
+            sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's last breath
     except LofftaError as error:
         if options["verbose"]:
             traceback.print_exception(error)
@@ -95,11 +96,27 @@ def main(args: Sequence[str] | None = None) -> int:
         return error.exit_code
     except click.Abort as abort:
         return _code_of_abort(abort)
-    except BrokenPipeError:
-        # the reader has gone, as in `loffta info | head -1`; what is still buffered must go somewhere at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader has gone, as in `loffta info | head -1`
+        _drop_output()
+        return 1
+    except OSError as error:
+        if not _is_of_printing(error):
+            raise
+        click.echo(f"error: standard output cannot be written ({error.strerror})", err=True)
+        _drop_output()
         return 1
     return code if isinstance(code, int) else 0  # `ctx.exit(n)` arrives as n
+
+
+def _drop_output() -> None:
+    """What is still buffered must go somewhere at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_of_printing(error: OSError) -> bool:
+    """Whether it comes from stdout, as of `loffta info > /dev/full`, and not from a file of the command's."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_code in (click.echo.__code__, main.__code__)
 
 
 def _code_of_abort(abort: click.Abort) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import emit, human_bytes
+from .common import emit, human_bytes, plural
 from .extract import command as extract
 from .extract import read_options
 
@@ -38,7 +38,9 @@ def command(ctx: click.Context, /, file: Path | None, as_json: bool, sample: int
 def describe(plan: Plan) -> list[str]:
     """The lines of the table."""
     state = f"{plan.images_missing:,} not yet in the cache" if plan.exists else "a new cache"
-    lines = [f"{plan.source}: {plan.images:,} images in {plan.units} units of {plan.unit_images}, {state}", ""]
+    images = f"{plan.images:,} {plural(plan.images, 'image')}"
+    units = f"{plan.units} {plural(plan.units, 'unit')} of {plan.unit_images}"
+    lines = [f"{plan.source}: {images} in {units}, {state}", ""]
     lines += [_row(("store", "array", "taps", "an image", "units missing", "bytes", "files"))]
     lines += [_row(_cells(array, plan.units)) for array in plan.arrays]
     rest = human_bytes(plan.metadata_bytes)
@@ -74,9 +76,11 @@ def _time_lines(plan: Plan, timing: Timing, extract_s: float) -> list[str]:
     warm = "after a warm-up" if timing.warmed_up else "without a warm-up: too few images"
     feature_bytes = sum(array.shard_bytes for array in plan.arrays)
     needed = feature_bytes / extract_s if extract_s else 0.0
+    missing = f"{plan.images_missing:,} {plural(plan.images_missing, 'image')}"
     return [
-        f"time     {_hours(extract_s)} for {plan.images_missing:,} images at {1 / timing.image_s:,.1f}/s on "
-        f"{timing.device} (median of {timing.batches} batches of {timing.batch_size}, {timing.images} images, {warm})",
+        f"time     {_hours(extract_s)} for {missing} at {1 / timing.image_s:,.1f}/s on "
+        f"{timing.device} (median of {timing.batches} {plural(timing.batches, 'batch', 'batches')} of "
+        f"{timing.batch_size}, {timing.images} {plural(timing.images, 'image')}, {warm})",
         f"         writing was not measured: it must keep up with {human_bytes(needed)}/s",
     ]
 

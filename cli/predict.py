@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .common import emit, json_option, show
+from .common import emit, json_option, plural, show
 
 
 @click.command("predict")
@@ -61,5 +61,5 @@ def command(
     )
     for name, n in sorted(done.counts.items(), key=lambda item: -item[1])[:10]:
         show(f"{n:7}  {name}")
-    show(f"{done.images} images, {done.bad} bad; {done.out}")
+    show(f"{done.images} {plural(done.images, 'image')}, {done.bad} bad; {done.out}")
     emit(asdict(done), as_json)

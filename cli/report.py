@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from loffta.errors import printable
+
 from .common import emit, json_option, show
 
 
@@ -14,11 +16,19 @@ from .common import emit, json_option, show
 @click.option("--out", type=click.Path(path_type=Path), default="report.html", show_default=True)
 @json_option
 def command(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
-    """Write one self-contained HTML page about RUNS; a table goes to the terminal."""
-    from loffta.report import format_table, format_worth, read_runs, worth_as_json, write_report
+    """Write one self-contained HTML page about RUNS; a table goes to the terminal.
 
-    found = read_runs(runs)
-    write_report(runs, out)
+    A run that has no results yet is left out.
+    """
+    from loffta.report import format_table, format_worth, part_runs, read_runs, worth_as_json, write_report
+
+    finished, unfinished = part_runs(runs)
+    if finished:
+        for run in unfinished:
+            click.echo(printable(f"left out: {run} has no results yet"), err=True)
+    shown = finished or runs  # without any, the error of the first says what to do
+    found = read_runs(shown)
+    write_report(shown, out)
     click.echo(format_table([run.row for run in found]))
     if worth := format_worth(found):
         click.echo(f"\n{worth}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .common import emit, json_option, merge_config, parse_settings, split_settings
+from .common import emit, json_option, merge_config, parse_settings, plural, split_settings
 from .train_online import online_options, run_online, take_online
 
 _REQUIRED = {"cache": "CACHE", "head": "--head NAME"}  # or in the --config file
@@ -76,9 +76,8 @@ def print_results(results: dict[str, Any]) -> None:
     for name, metric in results["metrics"].items():
         spread = f" ± {metric['std']:.3f} over {len(metric['per_seed'])} seeds" if metric["std"] is not None else ""
         low, high = metric["ci95"]
-        click.echo(
-            f"{name} {metric['mean']:.3f}{spread}, 95 % interval {low:.3f} to {high:.3f} ({results['n']} images)"
-        )
+        images = f"{results['n']} {plural(results['n'], 'image')}"
+        click.echo(f"{name} {metric['mean']:.3f}{spread}, 95 % interval {low:.3f} to {high:.3f} ({images})")
     if "search" in results:
         chosen = results["search"]["chosen"]
         click.echo(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import emit, json_option, show
+from .common import emit, json_option, plural, show
 
 if TYPE_CHECKING:
     from loffta.machine import StopFlag
     from loffta.store.cache import Cache
+    from loffta.store.verify import Damage
 
 
 @click.command("verify")
@@ -53,7 +55,7 @@ def command(
         repaired = repair_units(opened, found, stop)
         opened = Cache.open(cache)
         found = list(stop.each(verify(opened, deep=deep), looking))
-        click.echo(f"{repaired} units written anew")
+        click.echo(f"{repaired} {plural(repaired, 'unit')} written anew")
     if not found and not lost:
         click.echo("no damage found" if deep else "no damage found in the checksums; --deep reads every byte")
     sound = not found and not lost
@@ -63,7 +65,7 @@ def command(
     emit(result | {"altered_images": altered, "recomputed": compared}, as_json)
     if lost:
         raise DamageFound(
-            f"{len(found)} units are damaged, and the zarr.json is gone of {', '.join(lost)}",
+            f"{_damaged(found)}, and the zarr.json is gone of {', '.join(lost)}",
             where=cache,
             remedy="was the file system purged? Run the `loffta extract` that made them again",
         )
@@ -72,12 +74,16 @@ def command(
         useless = [path for path in (*(damage.done for damage in found), *scales) if path.exists()]
         remove = shlex.join(["rm", *(["-r"] if scales else []), *map(str, useless)])
         raise DamageFound(
-            f"{len(found)} units are damaged",
+            _damaged(found),
             where=cache,
             remedy="add --repair to write these units anew; or, to do it with the same `loffta extract` later,\n"
             f"    {remove}",
         )
     _refuse(opened, altered, [entry for entry in compared if not entry["agrees"]])
+
+
+def _damaged(found: Sequence[Damage]) -> str:
+    return f"{len(found)} {plural(len(found), 'unit is', 'units are')} damaged"
 
 
 def _check_images(cache: Cache, stop: StopFlag) -> list[dict[str, Any]]:
@@ -106,7 +112,9 @@ def _compare(cache: Cache, n_images: int, device: str, stop: StopFlag) -> list[d
     for entry in compared:
         error = f"relative RMS error {entry.relative_rms:.1e} of {entry.tolerance:.0e}, largest {entry.max_abs:.1e}"
         state = f"{'agrees' if entry.agrees else 'DISAGREES'}: {entry.what or error}"
-        show(f"{entry.array}, {entry.tap}: {state} ({entry.images} images, worst {entry.worst})")
+        show(
+            f"{entry.array}, {entry.tap}: {state} ({entry.images} {plural(entry.images, 'image')}, worst {entry.worst})"
+        )
     return [vars(entry) for entry in compared]
 
 
@@ -116,8 +124,9 @@ def _refuse(cache: Cache, altered: list[dict[str, Any]], apart: list[dict[str, A
 
     if altered:
         first = altered[0]
+        differ = plural(len(altered), "image is not the one that was", "images are not those that were")
         raise DamageFound(
-            f"{len(altered)} images are not those that were extracted, the first {first['key']}: {first['what']}",
+            f"{len(altered)} {differ} extracted, the first {first['key']}: {first['what']}",
             where=cache.table.source,
             remedy="bring the old images back, or extract the set as it is now into a new cache (--cache OTHER)",
         )
@@ -125,8 +134,8 @@ def _refuse(cache: Cache, altered: list[dict[str, Any]], apart: list[dict[str, A
         first = apart[0]
         drop = shlex.join(["loffta", "drop", str(cache.paths.root), first["array"].partition("/")[0]])
         raise DamageFound(
-            f"{len(apart)} taps disagree with fresh features, the first {first['array']}, {first['tap']}, "
-            f"image {first['worst']}",
+            f"{len(apart)} {plural(len(apart), 'tap disagrees', 'taps disagree')} with fresh features, the first "
+            f"{first['array']}, {first['tap']}, image {first['worst']}",
             where=cache.paths.root,
             remedy="did images or libraries change? `loffta verify CACHE --images` tells the former, `versions` in the "
             f"store's zarr.json the latter.\n    To make the features anew: {drop}\n    then the same `loffta extract`",

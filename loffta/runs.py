@@ -245,7 +245,12 @@ def read_results(path: Path) -> dict[str, Any]:
         LofftaError: the file is missing or damaged.
     """
     if not path.exists():
-        raise LofftaError("there are no results here yet", where=path, remedy="run `loffta evaluate RUN`")
+        trained = RunPaths(path.parent).training.exists()
+        raise LofftaError(
+            "there are no results here yet",
+            where=path,
+            remedy="run `loffta evaluate RUN`" if trained else "run its `loffta train` again until it is done",
+        )
     return _read_mapping(path, remedy="delete the file and run the command that made it again")
 
 

@@ -163,7 +163,7 @@ def test_a_running_extraction(root, capsys):
     out = capsys.readouterr().out
     assert "2/3 units, 0.4 images/s of late, 0 min left at that" in out
     assert f"writing: process {os.getpid()} on " in out
-    assert "1 files, 100 B so far" in out
+    assert "1 file, 100 B so far" in out
 
 
 def test_writers_are_grouped_and_the_dead_are_left_out(tmp_path):

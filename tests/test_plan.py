@@ -108,7 +108,7 @@ def test_purged_shards_are_missing_and_their_done_files_stay(tmp_path, capsys):
     foretold = plan(tmp_path)
     assert sum(array.shard_bytes for array in foretold.arrays) == size
     assert files_of(tmp_path) == before
-    assert "1 shards of finished units are gone" in capsys.readouterr().err
+    assert "1 shard of a finished unit is gone" in capsys.readouterr().err
 
 
 def test_a_grown_set(tmp_path):
@@ -229,7 +229,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert told["timing"]["images"] == 2
     assert "WARNING  it does not fit" not in out
     assert "quota    1.0 GB, no limit on files left (lfs quota)" in out
-    assert "(median of 1 batches of 2, 2 images, after a warm-up)" in out
+    assert "(median of 1 batch of 2, 2 images, after a warm-up)" in out
     assert "writing was not measured" in out
     assert "assumed: no shards to measure with" in out
     assert main(["extract", *words]) == 0

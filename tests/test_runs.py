@@ -110,7 +110,10 @@ def test_heads(tmp_path):
 
 def test_results_and_lines(tmp_path):
     paths = RunPaths(tmp_path)
-    with pytest.raises(LofftaError, match=r"no results here yet(.|\n)*loffta evaluate RUN"):
+    with pytest.raises(LofftaError, match=r"no results here yet(.|\n)*run its `loffta train` again until it is done"):
+        read_results(paths.results("test"))
+    paths.training.touch()  # what comes after the last head
+    with pytest.raises(LofftaError, match=r"no results here yet(.|\n)*run `loffta evaluate RUN`"):
         read_results(paths.results("test"))
     write_results(paths.results("test"), {"n": 3, "metrics": {"top1": {"std": None}}})
     assert read_results(paths.results("test")) == {"n": 3, "metrics": {"top1": {"std": None}}}

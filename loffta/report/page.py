@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loffta import __version__
-from loffta.errors import LofftaError
+from loffta.errors import LofftaError, UsageError
 from loffta.report.augmented import best_augmented
 from loffta.report.classes import classes_section
 from loffta.report.facts import comparable, headline_facts, is_random
@@ -41,8 +41,11 @@ def write_report(
         stages: what each stage of the work took, in order.
         split: whose results are shown, as `loffta evaluate` made them; None: each run's own test split.
     Raises:
+        UsageError: `out` is a folder.
         LofftaError: a directory is no run, or its run has no results yet.
     """
+    if out.is_dir():
+        raise UsageError("a report is one file, and this is a folder", where=out, remedy=f"name {out / 'report.html'}")
     replace_file(out, render(read_runs(runs, split), stages).encode())
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from loffta.config import to_yaml
 from loffta.report.markup import table, text_lines
 from loffta.report.tables import LoadedRun
-from loffta.report.text import NONE, escape
+from loffta.report.text import NONE, count, escape
 from loffta.store.cache import Cache
 
 
@@ -43,8 +43,9 @@ def provenance_section(runs: Sequence[LoadedRun]) -> str:
 def _of_cache(cache: Cache) -> list[tuple[str, list[str]]]:
     table = cache.table
     sizes = ", ".join(f"{split} {size:,}" for split, size in table.split_sizes().items())
+    classes = count(len(table.classes), "class", "classes")
     return [
-        ("Image set", [f"{table.source}: {len(table):,} images ({sizes}), {len(table.classes):,} classes"]),
+        ("Image set", [f"{table.source}: {count(len(table), 'image')} ({sizes}), {classes}"]),
         ("Image set digest", [table.digest]),
     ]
 

@@ -7,13 +7,15 @@ In: runs as `train` and `evaluate` leave them, and their caches where they still
 from __future__ import annotations
 
 import os
+import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len, chop_cells, set_cell_size
 
 from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError, UsageError, printable
@@ -119,6 +121,19 @@ class LoadedRun:
     row: RunRow
 
 
+def part_runs(roots: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Parts runs into those that have results and those whose training failed or still goes on.
+
+    Raises:
+        LofftaError: one of them is no run.
+    """
+    finished: list[Path] = []
+    unfinished: list[Path] = []
+    for root in roots:
+        (finished if _is_finished(root) else unfinished).append(root)
+    return finished, unfinished
+
+
 def read_runs(roots: Sequence[Path], split: str | None = None) -> list[LoadedRun]:
     """Reads finished runs in the order given; the scoring run of a --select follows its run.
 
@@ -146,8 +161,9 @@ def read_rows(roots: Sequence[Path]) -> list[RunRow]:
 
 
 def format_table(rows: Sequence[RunRow], width: int = 100) -> str:
-    """A table for the terminal, no line wider than `width`: a line of figures per run, its features and further
-    metrics below it.
+    """A table for the terminal: figures per run, its features and further metrics below them.
+
+    Names of runs and heads wrap to keep it within `width`; it is wider where the figures leave less than 16 for both.
     """
     metrics = {row.headline for row in rows}
     score = f"{metric_name(min(metrics))} %" if len(metrics) == 1 else "score %"
@@ -168,21 +184,44 @@ def format_table(rows: Sequence[RunRow], width: int = 100) -> str:
         for row in rows
     ]
     widths = [max(cell_len(line[i]) for line in [heads, *cells]) for i in range(len(heads))]
-    widths[0] = max(8, min(widths[0], width - sum(widths[1:]) - 2 * (len(widths) - 1)))
+    widths[:2] = _name_widths(cells, widths, width)
     lines = [_aligned(heads, widths), "  ".join("-" * w for w in widths)]
     for row, line in zip(rows, cells, strict=True):
-        lines.append(_aligned(line, widths))
+        names = [_wrapped(name, w) for name, w in zip(line[:2], widths[:2], strict=True)]
+        lines += [
+            _aligned([*pair, *(line[2:] if i == 0 else [""] * len(line[2:]))], widths)
+            for i, pair in enumerate(zip_longest(*names, fillvalue=""))
+        ]
         below = [row.features, ", ".join(f"{metric_name(name)} {found}" for name, found in row.further.items())]
         if len(metrics) > 1:
             below[1] = "; ".join(filter(None, [f"score: {metric_name(row.headline)}", below[1]]))
         indent = "    "
         for text in below:
             lines += textwrap.wrap(printable(text), width, initial_indent=indent, subsequent_indent=indent)
-    return "\n".join(line[:width].rstrip() for line in lines)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _is_finished(root: Path) -> bool:
+    paths = RunPaths(root)
+    if not paths.config.exists() and RunPaths(paths.scoring).config.exists():  # --select scores before it trains
+        return False
+    return paths.results(_open_run(root)[1].test_on).exists()
+
+
+def _open_run(folder: Path) -> tuple[RunPaths, TrainConfig]:
+    """As `open_run`; of a folder that only holds runs the error says so."""
+    is_run = RunPaths(folder).config.exists()
+    if not is_run and folder.is_dir() and any(RunPaths(inner).config.exists() for inner in folder.iterdir()):
+        raise UsageError(
+            "there is no run here, but there are in its subfolders",
+            where=folder,
+            remedy=f"name them: `loffta report {shlex.quote(str(folder))}/*`",
+        )
+    return open_run(folder)
 
 
 def _load(folder: Path, name: str, caches: dict[Path, Cache | None], split: str | None) -> LoadedRun:
-    paths, config = open_run(folder)
+    paths, config = _open_run(folder)
     where = paths.results(split or config.test_on)
     results = read_results(where)
     if config.cache not in caches:
@@ -282,6 +321,21 @@ def _in_words(taps: Sequence[str]) -> str:
 
 def _or_none(value: int | None) -> str:
     return NONE if value is None else str(value)
+
+
+def _name_widths(cells: Sequence[Sequence[str]], widths: Sequence[int], width: int) -> tuple[int, int]:
+    """Of the first two columns: a head's name keeps its words whole if it can, the run's takes the rest; 8 at least."""
+    free = width - sum(widths[2:]) - 2 * (len(widths) - 1)
+    longest_word = max(cell_len(word) for line in cells for word in line[1].split())
+    run = max(8, widths[0])
+    head = min(widths[1], max(8, free - run, min(longest_word, free - 8)))
+    return max(8, min(run, free - head)), head
+
+
+def _wrapped(name: str, width: int) -> list[str]:
+    if cell_len(name) <= width:
+        return [name]
+    return [part for line in textwrap.wrap(name, width) for part in chop_cells(line, width)]
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:

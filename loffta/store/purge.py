@@ -30,7 +30,8 @@ def describe_missing(missing: Mapping[str, Sequence[int]]) -> str:
     """All that is gone, an array a line: `net-0a1b2c3d/grid-0: units 0-3, 7`."""
     lines = [f"{name}: units {_spans(units)}" for name, units in missing.items()]
     n_shards = sum(map(len, missing.values()))
-    return "\n    ".join([f"{n_shards} shards of finished units are gone:", *lines])
+    gone = "1 shard of a finished unit is gone:" if n_shards == 1 else f"{n_shards} shards of finished units are gone:"
+    return "\n    ".join([gone, *lines])
 
 
 def lost_metadata(cache: Cache) -> list[str]:

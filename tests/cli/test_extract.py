@@ -307,6 +307,29 @@ def test_info_on_a_complete_cache(command, tmp_path):
     assert "\n{" not in out
 
 
+def test_one_image_one_unit_and_one_tap(command, tmp_path):
+    words = ["extract", "demo:digits", "--cache", tmp_path, *VIT, "--kinds", "grid", "--device", "cpu", "--limit", "1"]
+    _, out, _ = command(*words)
+    assert ": 1 tap, " in out
+    assert "\n1 unit, 1 image in " in out
+    _, out, _ = command("info", tmp_path)
+    assert out.count(" 0/8 units, 1 image  ") == 2  # of the unit's 256 images
+
+
+def test_columns_of_info_stand_under_each_other(command, tmp_path):
+    taps = ["--taps", "blocks.0.mlp.hidden,blocks.5.mlp.hidden", "--kinds", "grid"]
+    words = ["extract", "demo:digits", "--cache", tmp_path, "--unit-images", "2048", "--limit", "2", "--device", "cpu"]
+    command(*words, *VIT, *taps)
+    command(*words, *VIT, "--taps", "last", "--kinds", "grid,prefix")
+    code, out, _ = command("info", tmp_path)
+    assert code == 0
+    lines = [line.strip() for line in out.splitlines() if "/1 unit, 2 images" in line]
+    assert len(lines) == 4  # three arrays, thumbnails
+    assert any("blocks.0.mlp.hidden .. blocks.5.mlp.hidden" in line for line in lines)
+    assert len({line.index("/1 unit, ") for line in lines}) == 1
+    assert len({len(line) for line in lines}) == 1
+
+
 @pytest.mark.parametrize("name", ["info", "verify"])
 @pytest.mark.parametrize("there", [True, False])
 def test_a_folder_that_is_no_cache(command, tmp_path, name, there):
@@ -333,7 +356,7 @@ def test_verify_json(command, cache):
     shard.unlink()
     code, out, err = command("verify", cache, "--json")
     assert code == 4
-    assert "1 units are damaged" in err
+    assert "1 unit is damaged" in err
     (damage,) = json.loads(out.splitlines()[-1])["damaged"]
     assert damage["path"] == str(shard)
     assert damage["unit"] == 0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from loffta_cli import main as module
-from loffta_cli.common import emit, json_option
+from loffta_cli.common import emit, json_option, plural
 from loffta_cli.main import COMMANDS, cli, main
 
 from loffta import errors
@@ -120,8 +120,8 @@ def test_a_command_may_choose_its_exit_code(code, fake):
     assert main(["fake"]) == code
 
 
-@pytest.mark.parametrize("write", ["click.echo('x')", "print('x')"])  # flushed at once; flushed at the end
-def test_a_closed_pipe_is_quiet(write, tmp_path):
+def run_writer(write, stdout, folder, **environment):
+    """A process whose command only writes; its standard output is not a terminal's."""
     code = (
         "import sys, types, click\n"
         "from loffta_cli.main import COMMANDS, main\n"
@@ -129,17 +129,42 @@ def test_a_closed_pipe_is_quiet(write, tmp_path):
         "sys.modules['loffta_cli.fake'] = fake; COMMANDS['fake'] = ('.fake:command', '')\n"
         "sys.exit(main(['fake']))"
     )
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=kept | environment,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("write", ["click.echo('x')", "print('x')"])  # flushed at once; flushed at the end
+def test_a_closed_pipe_is_quiet(write, tmp_path):
     read_end, write_end = os.pipe()
     os.close(read_end)
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
-        stdout=write_end,
-        stderr=subprocess.PIPE,
-    )
+    result = run_writer(write, write_end, tmp_path)
     os.close(write_end)
-    assert (result.returncode, result.stderr) == (1, b"")
+    assert (result.returncode, result.stderr) == (1, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize(
+    ("write", "environment"),
+    [("click.echo('x')", {}), ("click.echo('x')", {"PYTHONUNBUFFERED": "1"}), ("print('x')", {})],
+)
+def test_a_full_output_is_one_line(write, environment, tmp_path):
+    with Path("/dev/full").open("w") as full:
+        result = run_writer(write, full, tmp_path, **environment)
+    said = "error: standard output cannot be written (No space left on device)\n"
+    assert (result.returncode, result.stderr) == (1, said)
+
+
+def test_an_output_that_is_closed_is_no_error(fake, monkeypatch):
+    fake(lambda: click.echo("x"))
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["fake"]) == 0
 
 
 def test_without_arguments_this_process_is_asked(monkeypatch, capsys):
@@ -177,6 +202,11 @@ def test_json_is_strict_and_one_line(value, expected, capsys):
 def test_without_json_nothing_is_printed(capsys):
     emit({"value": 1}, False)
     assert capsys.readouterr().out == ""
+
+
+def test_one_of_a_thing_is_no_plural():
+    assert [plural(n, "tap") for n in (0, 1, 2)] == ["taps", "tap", "taps"]
+    assert [plural(n, "class", "classes") for n in (1, 2)] == ["class", "classes"]
 
 
 def test_what_json_cannot_say_is_a_bug():

@@ -204,7 +204,7 @@ def test_damage_comes_first(tmp_path, capsys):
     next(root.glob("stores/*/grid-0/c.0.*")).unlink()
     assert main(["verify", str(root), "--recompute", "3", "--images", "--json"]) == 4
     out, err = capsys.readouterr()
-    assert "1 units are damaged" in err
+    assert "1 unit is damaged" in err
     told = json.loads(out.splitlines()[-1])
     assert (told["recomputed"], told["altered_images"]) == ([], [])
 

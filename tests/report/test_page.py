@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loffta.errors import LofftaError
+from loffta.errors import LofftaError, UsageError
 from loffta.report.page import write_report
 from loffta.report.tables import StageCost
 from loffta.runs import read_predictions, write_predictions
@@ -206,9 +206,17 @@ def test_the_same_runs_give_the_same_bytes(make_run, report):
 def test_no_results_no_page(make_run, tmp_path):
     root = make_run("lin", [0.8], ALL)
     (root / "results.json").unlink()
-    with pytest.raises(LofftaError, match="remedy: run `loffta evaluate RUN`"):
+    with pytest.raises(LofftaError, match="remedy: run its `loffta train` again"):
         write_report([root], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_folder_is_no_report(make_run, tmp_path, monkeypatch):
+    root = make_run("lin", [0.8], ALL)
+    monkeypatch.setattr("loffta.report.page.render", lambda *_: pytest.fail("drawn for nothing"))
+    named = rf"where:  {tmp_path}\n  remedy: name {tmp_path}/report.html"
+    with pytest.raises(UsageError, match=rf"(?s)this is a folder.*{named}"):
+        write_report([root], tmp_path)
 
 
 def measured(mean, per_seed=(0.5,)):

@@ -6,9 +6,11 @@ import statistics
 from dataclasses import replace
 
 import pytest
+from loffta_cli.main import main
+from rich.cells import cell_len
 
 from loffta.errors import LofftaError, UsageError
-from loffta.report.tables import format_table, read_rows, read_runs
+from loffta.report.tables import format_table, part_runs, read_rows, read_runs
 from loffta.runs import RunPaths
 
 ALL = {"net": ["stages.0", "stages.1", "stages.2"]}
@@ -63,12 +65,43 @@ def test_a_run_without_its_cache_is_still_reported(make_run, cache):
 def test_missing_runs_and_results_say_what_to_do(make_run, tmp_path):
     root = make_run("lin", [0.5], ALL)
     RunPaths(root).results("test").unlink()
-    with pytest.raises(LofftaError, match=r"(?s)no results here yet.*remedy: run `loffta evaluate RUN`"):
+    with pytest.raises(LofftaError, match=r"(?s)no results here yet.*remedy: run its `loffta train` again"):
         read_runs([root])
     with pytest.raises(LofftaError, match=r"(?s)no run here.*loffta train"):
         read_runs([tmp_path / "nowhere"])
     with pytest.raises(UsageError, match="name one or more runs"):
         read_runs([])
+
+
+def test_unfinished_runs_are_told_apart(make_run):
+    done, training, scoring = (make_run(name, [0.5], ALL) for name in ("done", "training", "s/scoring"))
+    RunPaths(training).results("test").unlink()
+    chosen = make_run("val", [0.5], ALL, config={"test_on": "val"})
+    RunPaths(chosen).results("test").rename(RunPaths(chosen).results("val"))
+    assert part_runs([training, done, scoring.parent, chosen]) == ([done, chosen], [training, scoring.parent])
+
+
+def test_the_command_leaves_unfinished_runs_out(make_run, tmp_path, capsys):
+    done, training = make_run("done", [0.5], ALL), make_run("training", [0.5], ALL)
+    RunPaths(training).results("test").unlink()
+    words = ["report", str(training), "--out", str(tmp_path / "report.html")]
+    assert main(words) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: there are no results here yet\n")
+    assert "remedy: run its `loffta train` again until it is done\n" in err
+    assert not (tmp_path / "report.html").exists()
+    assert main([*words, str(done), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == f"left out: {training} has no results yet\n"
+    assert json.loads(out.splitlines()[-1])["runs"] == 1
+    assert (tmp_path / "report.html").exists()
+
+
+def test_a_folder_of_runs_hints_at_its_subfolders(make_run):
+    parent = make_run("lin", [0.5], ALL).parent
+    for read in (read_runs, part_runs):
+        with pytest.raises(UsageError, match=rf"(?s)there is no run here, but .*`loffta report {parent}/\*`"):
+            read([parent])
 
 
 def test_results_of_another_make_are_one_error_not_a_traceback(make_run):
@@ -89,6 +122,29 @@ def test_the_text_table_is_aligned_plain_and_fits(make_run):
     assert lines[2].index("80.00 ± 10.00") + 13 == lines[4].index("87.50") + 5 == lines[0].index("top-1 %") + 7
     assert " ".join(lines[2].split()[1:]) == "linear 4 80.00 ± 10.00 50.0\u201390.0 3 12 \u2013 1 min 2 s 128 B"
     assert lines[3] == "    net stages.0\u20132 + wild [random:0 weights] stages.0"
+
+
+def test_long_names_wrap_and_no_column_is_lost(make_run):
+    names = ["attentive-a", "attentive-b", "combo" * 5]
+    recipe = {"epochs": 7, "grid": 14}
+    rows = read_rows([make_run(name, [0.8, 0.7, 0.9], ALL, head="smp", recipe=recipe) for name in names])
+    lines = format_table(rows).splitlines()
+    assert max(map(len, lines)) == 100
+    end = lines[1].index(" ")
+    body = [line for line in lines[2:] if line != "    net stages.0\u20132"]
+    assert "".join(line[:end].strip() for line in body) == "".join(names)
+    assert " ".join(filter(None, (line[end : end + 17].strip() for line in body))) == " ".join([rows[0].head] * 3)
+    assert [line.endswith("  96\xa0B") for line in body].count(True) == 3
+    wide = format_table([replace(rows[0], name="\u5c64" * 9)])
+    assert wide.count("\u5c64") == 9
+    assert max(map(cell_len, wide.splitlines())) <= 100
+
+
+def test_figures_are_wider_before_they_are_cut(make_run):
+    (row,) = read_rows([make_run("attentive-a", [0.8], ALL, head="smp")])
+    lines = format_table([row], width=70).splitlines()
+    assert lines[0].endswith("read/image")
+    assert [line.split()[:2] for line in lines[2:5]] == [["attentiv", "smp"], ["e-a", "approxim"], ["ation)"]]
 
 
 def further(mean):

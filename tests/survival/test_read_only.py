@@ -68,7 +68,7 @@ def test_damage_is_named_and_repair_says_why_it_cannot(read_only, whole, tmp_pat
     broken.write_bytes(shard.read_bytes()[:-1])
     subprocess.run(["mount", "--bind", broken, shard], check=True)
     try:
-        assert_one_error(loffta(tmp_path, "verify", read_only, code=4), "1 units are damaged")
+        assert_one_error(loffta(tmp_path, "verify", read_only, code=4), "1 unit is damaged")
         failed = loffta(tmp_path, "verify", read_only, "--repair", code=1)
         assert_one_error(failed, "nothing can be written here (Read-only file system)", "u000002.parquet")
     finally:
