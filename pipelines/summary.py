@@ -13,7 +13,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from loffta.pipeline import PlannedRun
-from loffta.report.text import NONE, percent
+from loffta.report.text import NONE, count, percent
 from loffta.runs import read_results
 
 Summary = dict[str, Any]
@@ -52,11 +52,11 @@ def format_summary(summary: Summary) -> str:
         lines.append([task, entry["metric"], *(_percent(found and _average(found)) for found in values)])
     n_tasks = len(summary["tasks"])
     groups = list(dict.fromkeys(entry["group"] for entry in summary["tasks"].values() if entry["group"]))
-    both = (("mean_of_tasks", f"mean of {n_tasks} tasks"), ("mean_of_groups", f"mean of {len(groups)} groups"))
-    for key, label in both:
+    both = {"mean_of_tasks": count(n_tasks, "task"), "mean_of_groups": count(len(groups), "group")}
+    for key, of_what in both.items():
         averages = [summary["averages"][name][key] for name in names]
         if any(average is not None for average in averages):
-            lines.append([label, "", *map(_percent, averages)])
+            lines.append([f"mean of {of_what}", "", *map(_percent, averages)])
     for group in groups:
         lines.append([f"  {group}", "", *(_percent(summary["averages"][name]["groups"][group]) for name in names)])
     text = _columns(lines)
@@ -70,10 +70,9 @@ def format_summary(summary: Summary) -> str:
             ]
         )
     if summary["missing"]:
-        text += (
-            f"\n\nno results yet of {len(summary['missing'])} runs: averages leave out every task that lacks one\n  "
-        )
-        text += "\n  ".join(summary["missing"])
+        missing = summary["missing"]
+        text += f"\n\nno results yet of {count(len(missing), 'run')}: averages leave out every task that lacks one\n  "
+        text += "\n  ".join(missing)
     return text
 
 
