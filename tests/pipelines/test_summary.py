@@ -100,7 +100,7 @@ def test_a_gap_is_named_and_no_average_hides_it(tmp_path):
     assert summary["averages"]["s"]["mean_of_tasks"]["mean"] == pytest.approx(0.6)
     assert summary["gains"]["s"] is None
     text = format_summary(summary)
-    assert "no results yet of 1 runs" in text
+    assert "no results yet of 1 run:" in text
     assert str(runs[1].path) in text
     assert [line.split()[2:] for line in text.splitlines()[1:3]] == [["80.0", "50.0"], [NONE, "70.0"]]
 
