@@ -73,7 +73,8 @@ class Evictor:
 def print_machine(libraries: Sequence[str]) -> None:
     """What the figures depend on."""
     memory_gb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
-    print(f"{platform.system()} {platform.release()}, {os.cpu_count()} CPUs ({cpu_name()}), {memory_gb:.0f} GB memory")
+    kernel = platform.release().partition("-")[0]
+    print(f"{platform.system()} {kernel}, {os.cpu_count()} CPUs ({cpu_name()}), {memory_gb:.0f} GB memory")
     print(f"Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in libraries)}")
     load = os.getloadavg()[0]
     print(f"load before the start: {load:.1f}{' - others are at work here: expect noise' if load > 0.5 else ''}")
