@@ -35,6 +35,7 @@ from loffta.targets import check_targets, read_targets
 from loffta.tasks import Task, find_task
 
 AT_ONCE = 64  # images that an evaluation takes at least, where the recipe's batch is not smaller
+_LESS_MEMORY = "measure where there is more: `loffta evaluate RUN --device cpu`; the trained heads are kept"
 
 
 def evaluate(
@@ -73,7 +74,7 @@ def evaluate(
     rows = split_rows(paths, config, cache, features, split)
     check_targets(cache.table, rows, split, config.task)
     doing = f"evaluating split '{split}'; no results were written"
-    with (stop or machine.StopFlag()).at_once(doing), machine.explain_memory(target, run):
+    with (stop or machine.StopFlag()).at_once(doing), machine.explain_memory(target, run, _LESS_MEMORY):
         told = Findings(heads)
         batch_size = _batch_size(paths, recipe)
         probabilities = predict(heads, features, rows, task, batch_size=batch_size, device=target, told=told)
@@ -117,7 +118,7 @@ def load_heads(
 
 
 def _batch_size(paths: RunPaths, recipe: Recipe) -> int:
-    """Images at a time: no more than the training had, whose memory was enough; few of them were its own choice."""
+    """Images at a time: the training's, whose memory was enough; AT_ONCE where it took fewer, for it had few."""
     trained = read_json(paths.training)["batch_size"] if paths.training.exists() else 0
     return min(recipe.batch_size, max(AT_ONCE, trained))
 

@@ -478,15 +478,19 @@ OUT_OF_MEMORY = [
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: str(error)[:4])
-@pytest.mark.parametrize("where", ["loffta.fit._step", "loffta.evaluate.predict_batches"])
-def test_memory_that_is_not_enough(cache, tmp_path, monkeypatch, where, error):
+@pytest.mark.parametrize(
+    ("where", "remedy"),
+    [
+        ("loffta.fit._step", "--feed stream(.|\n)*--set batch_size"),
+        ("loffta.evaluate.predict_batches", "loffta evaluate RUN --device cpu"),
+    ],
+)
+def test_memory_that_is_not_enough(cache, tmp_path, monkeypatch, where, remedy, error):
     def full(*_, **__):
         raise error
 
     monkeypatch.setattr(where, full)
-    with pytest.raises(
-        LofftaError, match=r"memory of cpu is not enough(.|\n)*--feed stream(.|\n)*batch_size"
-    ) as caught:
+    with pytest.raises(LofftaError, match=rf"memory of cpu is not enough(.|\n)*{remedy}") as caught:
         go(cache, tmp_path / "run")
     assert (str(error).splitlines() or ["allocation failed"])[0] in caught.value.what
     assert caught.value.where == str(tmp_path / "run")
