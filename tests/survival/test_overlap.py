@@ -28,5 +28,5 @@ def test_four_shares_one_of_them_killed(tmp_path, extract_words, whole):
     assert killed.finish().code == -signal.SIGKILL
     prefix = {path.name for path in cache.glob("done/*/prefix-0/*")}
     assert prefix == {f"u00000{unit}.parquet" for unit in (0, 1, 2, 3, 4)}
-    assert "1 units" in loffta(tmp_path, *extract_words, cache).out
+    assert "1 unit, " in loffta(tmp_path, *extract_words, cache).out
     assert_same(cache, whole)
