@@ -31,7 +31,7 @@ from loffta.jobs import Load
 from loffta.online.opened import OpenedRun, open_for_images
 from loffta.online.stream import BATCH_SIZE, FreshBatch, FreshStream, judge_bad
 from loffta.progress import Progress
-from loffta.store.files import part_name, sync_folder, write_guard
+from loffta.store.files import make_folder, part_name, sync_folder, write_guard
 from loffta.store.ledger import OK
 
 ROW_GROUP = 4096  # rows that are gathered before they are written
@@ -214,7 +214,7 @@ def _writer(out: Path, schema: pa.Schema) -> Iterator[Any]:
     waiting: list[pa.Table] = []
     try:
         with write_guard(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(out.parent)
             with part.open("xb") as file:
                 with pq.ParquetWriter(file, schema) as writer:
 

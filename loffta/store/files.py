@@ -58,6 +58,20 @@ def write_guard(final: Path) -> Iterator[None]:
         ) from error
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those above it, where they are not there.
+
+    Raises:
+        LofftaError: a file is where one of them should be.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise LofftaError(
+            "a file is where this folder should be", where=folder, remedy="name another place, or move the file"
+        ) from error
+
+
 def sync_folder(folder: Path) -> None:
     """Makes a rename in `folder` survive a power cut."""
     fd = os.open(folder, os.O_RDONLY)
@@ -109,7 +123,7 @@ def create_folder(path: Path, files: Mapping[Path, bytes]) -> bool:
         with write_guard(path):
             for final, data in files.items():
                 place = part / final.relative_to(path)
-                place.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(place.parent)
                 with place.open("xb") as file:
                     file.write(data)
                     file.flush()
@@ -201,7 +215,7 @@ def _write_part(path: Path, data: bytes) -> Path:
     part = part_name(path)
     try:
         with write_guard(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             with part.open("xb") as file:
                 file.write(data)
                 file.flush()

@@ -147,6 +147,13 @@ def test_a_place_that_may_not_be_written(run, tmp_path, monkeypatch):
         told(run, tmp_path / "ro" / "p.parquet")
 
 
+def test_a_file_where_a_folder_should_be(run, tmp_path):
+    (tmp_path / "file").write_bytes(b"mine")
+    with pytest.raises(LofftaError, match="a file is where this folder should be"):
+        told(run, tmp_path / "file" / "p.parquet")
+    assert (tmp_path / "file").read_bytes() == b"mine"
+
+
 def test_a_place_that_may_not_be_looked_at(run, tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))

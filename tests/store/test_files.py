@@ -106,6 +106,15 @@ def test_other_trouble_is_not_renamed(tmp_path: Path) -> None:
     assert names(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize("inside", ["x", "deep/x"])
+def test_a_file_where_a_folder_should_be(tmp_path: Path, inside: str) -> None:
+    (tmp_path / "file").write_bytes(b"mine")
+    with pytest.raises(LofftaError, match=r"a file is where this folder should be(.|\n)*file(.|\n)*another place"):
+        replace_file(tmp_path / "file" / inside, b"data")
+    assert (tmp_path / "file").read_bytes() == b"mine"
+    assert names(tmp_path) == ["file"]
+
+
 def dead_pid() -> int:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
