@@ -204,7 +204,8 @@ def describe_training(paths: RunPaths, config: TrainConfig, recipe: Recipe, head
     """What results.json says of the training: its length, a search, the backbones' relevance."""
     found: dict[str, Any] = {}
     if paths.training.exists():
-        found["training"] = {name: read_json(paths.training)[name] for name in ("epochs", "batch_size")}
+        training = read_json(paths.training)
+        found["training"] = {name: training[name] for name in ("epochs", "batch_size")}
     if config.search:
         table = read_json(paths.search)
         found["search"] = {name: table[name] for name in ("metric", "validated_on", "seconds", "chosen")}

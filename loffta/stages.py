@@ -121,7 +121,6 @@ def _keep(out: Path, stage: Stage, seconds: float, result: dict[str, Any]) -> St
         seconds = max(seconds, kept[stage.command]["seconds"])
     done = StageResult(stage.name, stage.command, seconds, _bytes_of(result), result)
     kept[stage.command] = asdict(done)
-    out.mkdir(parents=True, exist_ok=True)
     replace_file(path, json.dumps(list(kept.values()), indent=2).encode())
     return done
 

@@ -11,7 +11,6 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from loffta import evaluate as evaluation
 from loffta import fit as loop
 from loffta import members
 from loffta import train as module
@@ -469,33 +468,6 @@ def test_small_heads_get_one_thread(cache, tmp_path, monkeypatch, limit, n_threa
     assert torch.get_num_threads() == 2  # what follows, evaluation or another training, does not depend on it
 
 
-OUT_OF_MEMORY = [
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nGPU 0 has ..."),
-    RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:128] DefaultCPUAllocator: can't allocate memory: you tried"),
-    MemoryError(),
-]
-
-
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: str(error)[:4])
-@pytest.mark.parametrize(
-    ("where", "remedy"),
-    [
-        ("loffta.fit._step", "--feed stream(.|\n)*--set batch_size"),
-        ("loffta.evaluate.predict_batches", "loffta evaluate RUN --device cpu"),
-    ],
-)
-def test_memory_that_is_not_enough(cache, tmp_path, monkeypatch, where, remedy, error):
-    def full(*_, **__):
-        raise error
-
-    monkeypatch.setattr(where, full)
-    with pytest.raises(LofftaError, match=rf"memory of cpu is not enough(.|\n)*{remedy}") as caught:
-        go(cache, tmp_path / "run")
-    assert (str(error).splitlines() or ["allocation failed"])[0] in caught.value.what
-    assert caught.value.where == str(tmp_path / "run")
-
-
 def test_results_and_report_tell_the_length_that_it_was(cache, tmp_path, capsys):
     recipe = {"epochs": 2, "batch_size": 16, "min_steps": 9, "min_batches": 4}
     results = go(cache, tmp_path / "run", recipe=recipe)
@@ -505,22 +477,3 @@ def test_results_and_report_tell_the_length_that_it_was(cache, tmp_path, capsys)
     assert results["training"]["batch_size"] < 16
     assert "(recipe: min_batches=4, min_steps=9)" in capsys.readouterr().err
     assert read_rows([tmp_path / "run"])[0].epochs == len(logged)
-
-
-def test_other_errors_of_a_step_stay_what_they_are(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_step", lambda *_: (_ for _ in ()).throw(RuntimeError("shapes do not match")))
-    with pytest.raises(RuntimeError, match="shapes do not match"):
-        go(cache, tmp_path / "run")
-
-
-@pytest.mark.parametrize(("asked", "n_images"), [(8, 8), (2048, 64)])
-def test_an_evaluation_takes_no_more_images_at_a_time_than_the_training(cache, tmp_path, monkeypatch, asked, n_images):
-    """A large batch that was made smaller for few images would be as large as it says for the test images."""
-    seen, predict = [], evaluation.predict
-    monkeypatch.setattr(
-        evaluation,
-        "predict",
-        lambda *a, batch_size, **k: seen.append(batch_size) or predict(*a, batch_size=batch_size, **k),
-    )
-    go(cache, tmp_path / "run", recipe={"epochs": 1, "batch_size": asked, "min_batches": 2})
-    assert seen == [n_images]

@@ -108,7 +108,8 @@ def train_online(
     paths = start_run(out, config)
     log = RunLog(paths.log)
     setting = Setting(config, online, recipe, network, source, listing, device, paths, log, stop, initial)
-    results = _fit_all(setting, rows[config.train_on], rows[config.test_on])
+    with machine.explain_memory(device, out, _LESS_MEMORY):
+        results = _fit_all(setting, rows[config.train_on], rows[config.test_on])
     setting.refuse_bad(rows[config.test_on], done=f"the results of {out} are written")
     return results
 
@@ -132,8 +133,7 @@ def _fit_all(setting: Setting, train_rows: NDArray[np.int64], test_rows: NDArray
     try:
         for seed in range(config.seeds):
             if not paths.head(seed).exists():
-                with machine.explain_memory(setting.device, paths.root, _LESS_MEMORY):
-                    fit_seed(setting, seed, train_rows)
+                fit_seed(setting, seed, train_rows)
     except LofftaError as error:
         log.write(f"ended: {error.what}")
         raise

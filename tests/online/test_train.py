@@ -304,6 +304,18 @@ def test_bad_images(tmp_path):
     assert RunPaths(tmp_path / "tested").results("test").exists()
 
 
+@pytest.mark.parametrize("at", [1, 9])  # in training; behind its two epochs of four batches, in the test
+def test_memory_that_is_not_enough(tmp_path, at):
+    def full(backbone):
+        if len(backbone.batches) == at:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+
+    with pytest.raises(LofftaError, match=r"memory of cpu is not enough \(CUDA out(.|\n)*--image-px") as caught:
+        run(config_of(), tmp_path / "run", load=lambda _: FakeBackbone(before=full))
+    assert caught.value.where == str(tmp_path / "run")
+    run(config_of(), tmp_path / "run")
+
+
 def test_a_loss_that_is_not_finite_names_images(tmp_path):
     backbone = FakeBackbone()
     backbone.matrices["blocks.1"] = backbone.matrices["blocks.1"] * float("nan")
