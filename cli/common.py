@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from loffta.errors import printable
+from loffta.words import printable
 
 _AUGMENT = "augment."  # what --set changes of the augmentation begins with
 

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import click
 
 from loffta import __version__
-from loffta.errors import LofftaError, printable, unknown_name
+from loffta.errors import LofftaError, unknown_name
+from loffta.words import printable
 
 # name -> (where the click command is, its line in `loffta --help`); in the order of work
 COMMANDS: dict[str, tuple[str, str]] = {

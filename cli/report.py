@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from loffta.errors import printable
+from loffta.words import printable
 
 from .common import emit, json_option, show
 

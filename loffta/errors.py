@@ -49,15 +49,6 @@ class Stopped(LofftaError):
     exit_code = 75
 
 
-def printable(text: object, keep: str = "") -> str:
-    """`text` with every control, bidirectional and lone surrogate character, but those of `keep`, shown as U+FFFD.
-
-    Names of files come from strangers: an escape sequence in one must not reach a terminal.
-    """
-    kept = "\N{NO-BREAK SPACE}" + keep
-    return "".join(c if c.isprintable() or c in kept else "\N{REPLACEMENT CHARACTER}" for c in str(text))
-
-
 def unknown_name(kind: str, name: str, known: Iterable[str], *, where: str | Path) -> UsageError:
     """The error for a name that is not there, with its nearest neighbours.
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from loffta import augment, machine
 from loffta.checkpoint import Keeper, Position, read_checkpoint
 from loffta.config import TrainConfig
-from loffta.errors import LofftaError, printable
+from loffta.errors import LofftaError
+from loffta.words import printable
 from loffta.features import Feature, resolved_choices
 from loffta.feed.batches import Batch, Feed
 from loffta.feed.order import ordering_of

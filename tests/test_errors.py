@@ -2,7 +2,8 @@
 
 import pytest
 
-from loffta.errors import DamageFound, LofftaError, Stopped, TooManyBadImages, UsageError, printable, unknown_name
+from loffta.errors import DamageFound, LofftaError, Stopped, TooManyBadImages, UsageError, unknown_name
+from loffta.words import printable
 
 
 def test_message_has_what_where_and_remedy():

@@ -12,7 +12,7 @@ import re
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from loffta.errors import printable
+from loffta.words import printable
 
 MAX_REASON = 200  # characters
 _ADDRESS = re.compile(r"(?: at)? 0x[0-9a-f]{6,}")  # reasons must not differ from run to run

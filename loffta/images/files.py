@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from loffta.errors import UsageError, printable
+from loffta.errors import UsageError
+from loffta.words import printable
 
 _SYNONYMS = {
     "train": ("train", "training"),

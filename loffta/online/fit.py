@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from loffta import machine
 from loffta.config import OnlineConfig, TrainConfig
-from loffta.errors import LofftaError, printable
+from loffta.errors import LofftaError
+from loffta.words import printable
 from loffta.heads import Head, build_head
 from loffta.heads.recipe import Recipe
 from loffta.images.batches import PixelBatch

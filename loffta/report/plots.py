@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loffta.errors import printable
+from loffta.words import printable
 from loffta.report.text import escape, shorten
 
 WIDTH = 420.0

@@ -18,7 +18,8 @@ from typing import Any
 from rich.cells import cell_len, chop_cells, set_cell_size
 
 from loffta.config import TrainConfig, parse
-from loffta.errors import LofftaError, UsageError, printable
+from loffta.errors import LofftaError, UsageError
+from loffta.words import printable
 from loffta.features import choose_features
 from loffta.heads import find_head, head_label
 from loffta.report.text import NONE, human_bytes, human_seconds, interval, metric_name, percent

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 
-from loffta.errors import printable
+from loffta.words import printable
 
 _NBSP = "\N{NO-BREAK SPACE}"
 NONE = "\N{EN DASH}"  # stands where there is no value

@@ -16,7 +16,7 @@ from typing import Any
 
 from loffta.augment import AugmentConfig, resolve
 from loffta.config import TrainConfig, parse
-from loffta.errors import printable
+from loffta.words import printable
 from loffta.heads import find_head
 from loffta.report.facts import chosen_score, comparable, signed
 from loffta.report.tables import LoadedRun
