@@ -1,4 +1,4 @@
-"""JSON and YAML from files that somebody else may have written: bounded in size, depth and repetition before anyone walks them.
+"""JSON and YAML that somebody else may have written: bounded in size, depth and repetition before anyone walks them.
 
 In: text or a path.   Out: plain Python values, or a ValueError in words. Callers add where it was and what to do.
 """
@@ -26,7 +26,7 @@ def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
         OSError: it cannot be read.
         ValueError: it is no regular file, or larger than any that loffta writes.
     """
-    with path.open("rb", opener=_without_waiting) as file:
+    with open(path, "rb", opener=_without_waiting) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is no regular file")
@@ -56,7 +56,7 @@ def from_yaml(text: str) -> Any:
     """What a YAML document says, by the safe loader alone.
 
     Raises:
-        ValueError: it is no YAML, too deep or too large, or its aliases stand for more than a person could have written.
+        ValueError: it is no YAML, too deep or too large, or its aliases stand for more than a person writes.
     """
     if len(text) > MAX_YAML_BYTES:
         raise ValueError(f"the YAML is larger than {MAX_YAML_BYTES >> 20} MiB")
@@ -94,7 +94,7 @@ def _check_events(text: str) -> None:
         if isinstance(event, yaml.AliasEvent):
             if any(event.anchor == anchor for anchor, _ in open_nodes):
                 raise ValueError(f"the alias *{event.anchor} stands inside its own anchor")
-            count += sizes.get(event.anchor, 1)
+            count += sizes.get(str(event.anchor), 1)
         elif isinstance(event, yaml.CollectionStartEvent):
             open_nodes.append((event.anchor, count))
             count += 1

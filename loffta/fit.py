@@ -23,7 +23,6 @@ from loffta import augment, machine
 from loffta.checkpoint import Keeper, Position, read_checkpoint
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError
-from loffta.words import printable
 from loffta.features import Feature, resolved_choices
 from loffta.feed.batches import Batch, Feed
 from loffta.feed.order import ordering_of
@@ -38,6 +37,7 @@ from loffta.runs import RunLog, RunPaths
 from loffta.store.cache import Cache
 from loffta.targets import read_targets
 from loffta.tasks import Task, find_task
+from loffta.words import printable
 
 # Parameters times images a step below which torch gets one thread on the CPU. A linear probe of K = 512 (330,000) makes
 # 1,400 steps/s of 3 seeds with one thread as with two; with two, 15 to 220 when other processes want the same CPUs.

@@ -1,7 +1,7 @@
 """What becomes of words that strangers chose (names of files, classes, splits, runs) before they are shown or used.
 
-`printable` for a terminal, `file_name` for a path, `lookalike` to tell whether two names would be taken for one, `brief` for
-a value in a message.
+`printable` for a terminal, `file_name` for a path, `lookalike` to tell whether two names would be taken for one,
+`brief` for a value in a message.
 """
 
 from __future__ import annotations

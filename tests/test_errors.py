@@ -3,7 +3,6 @@
 import pytest
 
 from loffta.errors import DamageFound, LofftaError, Stopped, TooManyBadImages, UsageError, unknown_name
-from loffta.words import printable
 
 
 def test_message_has_what_where_and_remedy():
@@ -34,9 +33,3 @@ def test_unknown_name_does_not_flood_the_terminal():
     assert unknown_name("backbone", "zzz", known, where="x").remedy == (
         "none of the 1000 known names is close; check the spelling"
     )
-
-
-def test_control_bidirectional_and_surrogate_characters_become_visible():
-    assert printable("a\n\x1b[31m\u202e\udcff é\xa0b") == "a\ufffd\ufffd[31m\ufffd\ufffd é\xa0b"
-    assert printable("a\nb\tc", keep="\n") == "a\nb\ufffdc"
-    assert printable(3) == "3"

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from loffta import machine
 from loffta.config import OnlineConfig, TrainConfig
 from loffta.errors import LofftaError
-from loffta.words import printable
 from loffta.heads import Head, build_head
 from loffta.heads.recipe import Recipe
 from loffta.images.batches import PixelBatch
@@ -40,6 +39,7 @@ from loffta.store.ledger import BAD
 from loffta.store.table import ImageTable
 from loffta.targets import read_targets
 from loffta.tasks import Task, find_task
+from loffta.words import printable
 
 ONLINE_LINEAR = "online-linear"
 

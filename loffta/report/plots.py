@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loffta.words import printable
 from loffta.report.text import escape, shorten
+from loffta.words import printable
 
 WIDTH = 420.0
 _ABOVE_X, _ABOVE_END = 1.0, 358.0  # plot area of charts whose labels stand above the bars

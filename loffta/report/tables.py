@@ -19,13 +19,13 @@ from rich.cells import cell_len, chop_cells, set_cell_size
 
 from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError, UsageError
-from loffta.words import printable
 from loffta.features import choose_features
 from loffta.heads import find_head, head_label
 from loffta.report.text import NONE, human_bytes, human_seconds, interval, metric_name, percent
 from loffta.runs import RunPaths, open_run, read_results
 from loffta.store.cache import Cache
 from loffta.tasks import find_task
+from loffta.words import printable
 
 
 @dataclass(frozen=True)

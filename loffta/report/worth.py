@@ -16,12 +16,12 @@ from typing import Any
 
 from loffta.augment import AugmentConfig, resolve
 from loffta.config import TrainConfig, parse
-from loffta.words import printable
 from loffta.heads import find_head
 from loffta.report.facts import chosen_score, comparable, signed
 from loffta.report.tables import LoadedRun
 from loffta.report.text import NONE, human_bytes, human_macs, percent
 from loffta.runs import RunPaths
+from loffta.words import printable
 
 _ASIDE = ("grid", "relevance_weight")  # of the recipe: it follows from the features; only scoring has the penalty
 _SAME = ("head", "task", "train_on", "holdout", "search", "augment", "partial")  # of the configurations
