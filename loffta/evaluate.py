@@ -32,7 +32,7 @@ from loffta.runs import RunPaths, load_head, open_run, read_json, read_results, 
 from loffta.splits import split_rows
 from loffta.store.cache import Cache
 from loffta.targets import check_targets, read_targets
-from loffta.tasks import Task, find_task
+from loffta.tasks import find_task
 
 AT_ONCE = 64  # images that an evaluation takes at least, where the recipe's batch is not smaller
 _LESS_MEMORY = "measure where there is more: `loffta evaluate RUN --device cpu`; the trained heads are kept"
@@ -77,10 +77,10 @@ def evaluate(
     with (stop or machine.StopFlag()).at_once(doing), machine.explain_memory(target, run, _LESS_MEMORY):
         told = Findings(heads)
         batch_size = _batch_size(paths, recipe)
-        probabilities = predict(heads, features, rows, task, batch_size=batch_size, device=target, told=told)
+        logits = predict(heads, features, rows, batch_size=batch_size, device=target, told=told)
         targets = read_targets(cache.table, config.task)[rows].numpy()
         keys = [cache.table.keys[row] for row in rows]
-        measured = measure(task, probabilities, targets, cache.table.classes, keys=keys, seed=config.data_seed)
+        measured = measure(task, logits, targets, cache.table.classes, keys=keys, seed=config.data_seed)
     results = describe(config, features, split, n_used=len(rows), n_bad=n_bad(cache, features, split)) | measured
     results |= describe_training(paths, config, recipe, heads) | told.entries()
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
@@ -89,7 +89,7 @@ def evaluate(
         train_seconds = read_results(paths.results(split)).get("train_seconds")
     if train_seconds is not None:
         results["train_seconds"] = train_seconds
-    write_predictions(paths.predictions(split), prediction_columns(task, probabilities, targets, rows, keys))
+    write_predictions(paths.predictions(split), prediction_columns(task, logits, targets, rows, keys))
     write_results(paths.results(split), results)
     return results
 
@@ -142,30 +142,27 @@ def predict(
     heads: Sequence[Head],
     features: Sequence[Feature],
     rows: NDArray[np.int64],
-    task: Task,
     *,
     batch_size: int,
     device: torch.device,
     told: Findings | None = None,
 ) -> NDArray[np.float32]:
-    """Probabilities [S, B, C] of S heads for B rows, in the order of `rows`; one read feeds all heads, and `told`."""
+    """Logits [S, B, C] of S heads for B rows, in the order of `rows`; one read feeds all heads, and `told`."""
     heads = [head.to(device) for head in heads]
     with Feed(features, rows, batch_size=batch_size, device=device, mode="stream") as feed:  # each is read once
-        return predict_batches(heads, feed.in_order(), task, told)
+        return predict_batches(heads, feed.in_order(), told)
 
 
 def predict_batches(
-    heads: Sequence[Head], batches: Iterable[Batch], task: Task, told: Findings | None = None
+    heads: Sequence[Head], batches: Iterable[Batch], told: Findings | None = None
 ) -> NDArray[np.float32]:
-    """Probabilities [S, B, C] of S heads for the images of all batches, which lie on the heads' device."""
-    return torch.cat([score(heads, batch.features, task, told) for batch in batches], dim=1).numpy()
+    """Logits [S, B, C] of S heads for the images of all batches, which lie on the heads' device."""
+    return torch.cat([score(heads, batch.features, told) for batch in batches], dim=1).numpy()
 
 
 @torch.no_grad()
-def score(
-    heads: Sequence[Head], features: Sequence[Tensor], task: Task, told: Findings | None = None
-) -> Float[Tensor, "S B C"]:
-    """Probabilities of S heads for the images of one batch, on the CPU; `prepare` is done once for all heads.
+def score(heads: Sequence[Head], features: Sequence[Tensor], told: Findings | None = None) -> Float[Tensor, "S B C"]:
+    """Logits, in float32, of S heads for the images of one batch, on the CPU; `prepare` is done once for all heads.
 
     Args:
         features: one [B, L, *shape] per Feature, on the heads' device.
@@ -174,7 +171,7 @@ def score(
     prepared = heads[0].prepare(features)
     if told is not None:
         told.add(prepared, len(features[0]))
-    return torch.stack([task.activation(head(prepared)) for head in heads]).cpu()
+    return torch.stack([head(prepared).float() for head in heads]).cpu()
 
 
 def relevance(heads: Sequence[Head]) -> dict[str, list[dict[str, Any]]]:

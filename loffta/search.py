@@ -150,21 +150,21 @@ def _scores(session: Session, members: Sequence[Member], rows: NDArray[np.int64]
     if not going:
         return [None] * len(members)
     with session.stop.at_once("scoring the settings of the search; the training is kept up to its last checkpoint"):
-        probabilities = predict(
+        logits = predict(
             [member.head.eval() for member in going],
             session.features,
             rows,
-            session.task,
             batch_size=members[0].recipe.batch_size,
             device=session.device,
         )
     targets = session.targets[torch.from_numpy(rows)].cpu().numpy()
-    found = iter([_score(session.task, of_member, targets) for of_member in probabilities])
+    classes = session.cache.table.classes
+    found = iter([_score(session.task, of_member, targets, classes) for of_member in logits])
     return [None if member.diverged_at is not None else next(found) for member in members]
 
 
-def _score(task: Task, probabilities: NDArray[np.float32], targets: NDArray[Any]) -> float:
-    metrics = task.metrics(probabilities, targets)
+def _score(task: Task, logits: NDArray[np.float32], targets: NDArray[Any], classes: Sequence[str]) -> float:
+    metrics = task.metrics(logits, targets, classes)
     if task.main_metric not in metrics:
         raise LofftaError(
             f"{task.main_metric} is not defined on the {len(targets)} images that --search scores its settings on",
