@@ -25,6 +25,7 @@ from loffta.runs import read_json, write_json
 from loffta.splits import check_part, draw_part, split_rows
 from loffta.targets import check_targets
 from loffta.tasks import Task
+from loffta.tasks.figures import in_words
 
 VALIDATION_SHARE = 0.2  # of the images to train on, where no split is named (ALF's)
 SEED = 0  # of every setting's head
@@ -51,7 +52,8 @@ def search(session: Session, rows: NDArray[np.int64], recipe: Recipe) -> Recipe:
         table["chosen"] = _best(session, table["settings"])
         write_json(session.paths.search, table)
         chosen = table["chosen"]
-        words = f"lr {chosen['lr']:g}, weight decay {chosen['weight_decay']:g}, {table['metric']} {chosen['score']:.4f}"
+        score = in_words(table["metric"], {"mean": chosen["score"], "std": None})
+        words = f"lr {chosen['lr']:g}, weight decay {chosen['weight_decay']:g}, {score}"
         session.log.write(f"search: {words}", show=True)
     return _with(recipe, table["chosen"])
 

@@ -13,7 +13,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from loffta.pipeline import PlannedRun
-from loffta.report.text import NONE, count, percent
+from loffta.report.text import NONE, count
 from loffta.runs import read_results
 
 Summary = dict[str, Any]

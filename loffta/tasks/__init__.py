@@ -33,6 +33,8 @@ class Task(NamedTuple):
     metrics: Callable[[NDArray[Any], NDArray[Any], Sequence[str]], dict[str, float]]  # logits, targets, classes
     notes: Callable[[NDArray[Any], Sequence[str]], dict[str, str]]  # targets, classes -> what is left out, by metric
     resampled: Callable[..., dict[str, NDArray[Any]]]  # logits, targets, classes, blocks of `bootstrap.image_weights`
+    needs_scores: bool  # whether the headline ranks: then decisions alone do not give it
+    recount: Callable[..., Callable[[Any], NDArray[Any]] | None]  # labels, predicted, scores: see the tasks' own
     details: Callable[[NDArray[Any], NDArray[Any], Sequence[str]], dict[str, Any]]  # what results keep beside metrics
 
 
@@ -48,6 +50,8 @@ TASKS: dict[str, Task] = {
         metrics=classification.metrics,
         notes=classification.notes,
         resampled=classification.resampled,
+        needs_scores=False,
+        recount=classification.recount,
         details=classification.details,
     ),
     "multi-label": Task(
@@ -61,6 +65,8 @@ TASKS: dict[str, Task] = {
         metrics=multi_label.metrics,
         notes=multi_label.notes,
         resampled=multi_label.resampled,
+        needs_scores=True,
+        recount=multi_label.recount,
         details=multi_label.details,
     ),
 }

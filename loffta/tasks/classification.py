@@ -15,7 +15,7 @@ In:  logits [S, B, C] of the heads of S seeds, labels and classes of the image s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -126,6 +126,12 @@ def resampled(
         for name, of_block in values.items():
             found.setdefault(name, []).append(of_block)
     return {name: np.concatenate(of_blocks) for name, of_blocks in found.items()}
+
+
+def recount(labels: Classes, predicted: Int[np.ndarray, "S B"], _scores: object) -> Callable[[Weights], Any]:
+    """`top1` of each seed in any resample [R, S], from predictions that were kept."""
+    right = (predicted == labels).astype(np.float32)
+    return lambda weights: weights @ right.T / right.shape[1]
 
 
 def details(logits: Float[np.ndarray, "S B C"], labels: Classes, classes: Sequence[str]) -> dict[str, Any]:

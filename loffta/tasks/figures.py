@@ -40,7 +40,7 @@ def metric_name(name: str, *, first: bool = False) -> str:
 
 def metric_head(name: str, *, first: bool = False) -> str:
     """The same with the unit, as a column's head: 'top-1 %'."""
-    return metric_name(name, first=first) + _unit(name)
+    return metric_name(name, first=first) + unit(name)
 
 
 def show(name: str, value: float | int) -> str:
@@ -67,12 +67,13 @@ def show_difference(name: str, value: float | int) -> str:
 
 def in_words(name: str, metric: Mapping[str, Any]) -> str:
     """An entry of results.json: 'top-1 93.0 ± 0.4 %'."""
-    return f"{metric_name(name)} {show_spread(name, metric['mean'], metric['std'])}{_unit(name)}"
+    return f"{metric_name(name)} {show_spread(name, metric['mean'], metric['std'])}{unit(name)}"
+
+
+def unit(name: str) -> str:
+    """' %', or nothing."""
+    return " %" if _figure(name).percent else ""
 
 
 def _figure(name: str) -> Figure:
     return FIGURES.get(name, Figure(name))
-
-
-def _unit(name: str) -> str:
-    return " %" if _figure(name).percent else ""

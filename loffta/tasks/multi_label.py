@@ -12,13 +12,13 @@ probabilities in float32 are 1.0 from a logit of 17 on, and images that differ w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from loffta.tasks.bootstrap import Weights, mean_of_defined, ratio
@@ -114,6 +114,23 @@ def mean_precision(
         [average_precisions(of_seed[:, c], has_class[:, c] > 0, by_image) for c in classes] for of_seed in logits
     ]
     return mean_of_defined(np.array(of_seeds).transpose(2, 0, 1))
+
+
+def recount(
+    labels: Shaped[np.ndarray, " B"], _predicted: object, scores: Float[np.ndarray, "S B C"] | None
+) -> Callable[[Weights], Any] | None:
+    """`map` of each seed in any resample [R, S], from predictions that were kept; None where they hold no scores.
+
+    Args:
+        labels: of each image the numbers of its classes.
+        scores: logits, or what has their order.
+    """
+    if scores is None:
+        return None
+    has_class = np.zeros(scores.shape[1:], np.int8)
+    for of_image, found in zip(has_class, labels, strict=True):
+        of_image[found.astype(np.int64)] = 1
+    return lambda weights: mean_precision(scores, has_class, weights)
 
 
 def details(logits: Float[np.ndarray, "S B C"], has_class: HasClass, classes: Sequence[str]) -> dict[str, Any]:
