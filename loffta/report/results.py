@@ -33,7 +33,7 @@ class _Metric(_Part):
 class _Feature(_Part):
     store: str
     label: str = ""
-    recipe_hash: str = ""
+    recipe_hash: str
     taps: list[str] = Field(min_length=1)
 
 

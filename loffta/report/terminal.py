@@ -93,7 +93,7 @@ def _what_it_took(row: RunRow) -> str:
 
 
 def _paragraph(text: str, width: int) -> list[str]:
-    return [f"{_INDENT}{line}" for line in wrap(text, width - len(_INDENT))]
+    return [f"{_INDENT}{line}" for line in wrap(text, width - len(_INDENT))] if text else []
 
 
 def _name_widths(cells: Sequence[Sequence[str]], widths: Sequence[int], width: int) -> tuple[int, int]:

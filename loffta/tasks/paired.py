@@ -69,7 +69,7 @@ def _seed_errors(runs: Sequence[Scored], n: int, rng: np.random.Generator) -> Fl
     if not errors.any():
         return np.zeros(n)
     freedom = errors.sum() ** 2 / sum(e**2 / (len(run.values) - 1) for e, run in zip(errors, several, strict=True))
-    return np.sqrt(errors.sum()) * rng.standard_t(freedom, size=n)
+    return np.asarray(np.sqrt(errors.sum()) * rng.standard_t(freedom, size=n))
 
 
 def seed_variance(run: Scored) -> float:

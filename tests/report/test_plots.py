@@ -50,13 +50,48 @@ def test_without_a_zero_there_are_points_and_no_bars():
     assert float(mean.get("d")[1:].split()[0]) == pytest.approx(middle, abs=0.02)
 
 
+def lines_of(text):
+    """A text element's lines."""
+    return [text.text, *(span.text for span in text)]
+
+
 def test_nothing_lies_outside_the_view():
     svg = bar_chart([Bar("a" * 500, 2.0, "2.00", dots=(2.0, 9.0), whisker=(-3.0, 9.0))], title="t", high=2.0)
     assert all(0 <= float(seed.get("cx")) <= WIDTH for seed in marks(svg, "seed"))
-    assert max(map(len, texts(svg))) > 400, "the whole label is kept for a hover"
-    label = next(ET.fromstring(svg).iter("text"))
-    assert label[0].tag == "title"
-    assert len(label[0].tail) <= 50
+
+
+LONG = "a-run-with-a-name-of-" + "0123456789" * 9
+
+
+@pytest.mark.parametrize(
+    ("chart", "widest"),
+    [
+        (lambda: bar_chart([Bar(LONG, 0.5, "50", detail=LONG), Bar("b", 0.5, "50")], title="t", high=1.0), 58),
+        (lambda: grouped_chart([(LONG, [Bar(LONG, 0.5, "50"), Bar("b", 0.5, "50")])], title="t"), 50),
+        (lambda: heat_map([[3, 1], [1, 3]], [LONG, "b"], title="t"), 40),
+        (
+            lambda: weight_map(
+                [[0.5, 0.5], [0.1, 0.2]], [LONG, "b"], [("mean", LONG), ("mean", "b")], title="t", high=1
+            ),
+            40,
+        ),
+    ],
+)
+def test_long_names_take_more_lines_and_are_not_cut(chart, widest):
+    svg = chart()
+    root = ET.fromstring(svg)
+    shown = [lines_of(text) for text in root.iter("text")]
+    whole = [lines for lines in shown if "".join(lines) == LONG]
+    assert len(whole) == 2, "both places where the name stands"
+    assert max(len(line) for lines in whole for line in lines) <= widest
+    assert "\u2026" not in svg
+    bars = [float(bar.get("y")) for bar in marks(svg, "bar")]
+    assert bars == sorted(bars)
+    assert len(bars) in (0, 2)
+    if bars:  # the second bar stands clear of all lines of the first
+        assert bars[1] - bars[0] > 13 * max(map(len, whole))
+    cells = marks(svg, "cell")
+    assert not cells or float(cells[0].get("width")) >= 13 * 3, "three lines fit beside a cell"
 
 
 def test_hostile_text_is_text():

@@ -8,7 +8,6 @@ import pytest
 from loffta.tasks.bootstrap import image_weights
 from loffta.tasks.paired import Scored, difference, seed_variance
 
-
 N_TRIALS = 600
 
 
