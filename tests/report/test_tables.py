@@ -128,7 +128,7 @@ def places(value, path=()):
 
 
 def test_results_of_another_kind_are_left_out_or_shown(make_run, scores, tmp_path):
-    """300 mutations of a value or a key of everything that reports read: no traceback, and the good run is shown."""
+    """100 mutations of a value or a key of everything that reports read: no traceback, and the good run is shown."""
     layers = [{"backbone": "net", "tap": "stages.0", "kind": "cls", "mean": 0.5, "std": None, "per_seed": [0.5]}]
     extra = {
         "confusion": {"classes": ["a", "b"], "counts": [[5, 3], [0, 7]]},
@@ -144,8 +144,8 @@ def test_results_of_another_kind_are_left_out_or_shown(make_run, scores, tmp_pat
     whole, good = json.loads(path.read_text()), make_run("good", [0.5], LAST)
     everywhere, rng = list(places(whole))[1:], random.Random(0)
     n_left_out = 0
-    for i in range(300):
-        document, place = json.loads(json.dumps(whole)), everywhere[i % len(everywhere)]
+    for i in range(100):
+        document, place = json.loads(json.dumps(whole)), rng.choice(everywhere)
         holder = document
         for key in place[:-1]:
             holder = holder[key]
@@ -160,7 +160,7 @@ def test_results_of_another_kind_are_left_out_or_shown(make_run, scores, tmp_pat
         format_worth(runs, Comparisons(runs))
         assert runs[-1].row.name == "good"
         n_left_out += len(left_out)
-    assert 100 < n_left_out < 300
+    assert 30 < n_left_out < 100
 
 
 def test_a_folder_of_runs_hints_at_its_subfolders(make_run):
