@@ -30,14 +30,11 @@ class Fact:
 
 def headline_facts(runs: Sequence[LoadedRun], comparisons: Comparisons) -> list[Fact]:
     """The facts that these runs support, most important first."""
-    if len({run.row.headline for run in runs}) > 1 or not comparisons.same_images(runs):
-        return [
-            Fact(
-                "Not ranked",
-                "The runs were tested on different images",
-                "Their scores stand side by side below, but their differences say nothing about the heads.",
-            )
-        ]
+    one_task = len({run.row.headline for run in runs}) == 1
+    if not one_task or not comparisons.same_images(runs):
+        why = "The runs were tested on different images" if one_task else "The runs are of different tasks"
+        text = "Their scores stand side by side below, but their differences say nothing about the heads."
+        return [Fact("Not ranked", why, text)]
     found = [_best(runs, comparisons), *_all_taps(runs, comparisons), *_selection(runs, comparisons), *_controls(runs)]
     return [fact for fact in found if fact is not None]
 

@@ -67,7 +67,7 @@ def _read_scores(run: LoadedRun) -> NDArray[np.float32] | None:
     path = run.paths.predictions(run.row.split)
     for name in _SCORES:
         try:
-            return np.stack(read_predictions(path, [name])[name]).astype(np.float32)
+            return np.stack(list(read_predictions(path, [name])[name])).astype(np.float32)
         except (KeyError, pa.ArrowInvalid):  # no such column
             continue
     return None
