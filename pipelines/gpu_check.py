@@ -66,7 +66,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--dir", type=Path, default=None, help="where the temporary folder goes")
     options = parser.parse_args(words)
     if options.quick:
-        options.backbone, options.image_px, options.images, options.batch, options.pairs = "test_vit", 64, 32, 8, 1
+        options.backbone, options.image_px, options.images, options.batch, options.pairs = "test_vit", 32, 16, 8, 1
     start = time.monotonic()
     machine.cap_threads()
     device = machine.resolve_device(options.device)

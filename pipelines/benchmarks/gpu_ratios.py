@@ -1,6 +1,6 @@
 """The ratios of gpu_check.py: what the device gains, each beside what it cannot pass or the rival it replaces.
 
-In: a Setup.   Out: (what, median ratio over the pairs, None) per comparison; the ratio is None where the device has it not.
+In: a Setup.   Out: (what, median ratio over the pairs, None) per comparison; None for what the device has not.
 """
 
 from __future__ import annotations
