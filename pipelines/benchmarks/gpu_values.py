@@ -184,7 +184,7 @@ def check_augmentation(setup: Setup) -> Comparisons:
 
 
 def check_training(setup: Setup) -> Comparisons:
-    """The loss of two epochs, head by head; bounds: float32 sums in another order, and bfloat16's 8 bits after some steps."""
+    """The loss of two epochs, head by head; bounds: float32 sums in another order, and bfloat16's 8 bits."""
     for head in HEADS:
         expected = _losses(_train(setup, head, "fp32", twin=True))
         for precision, bound in (("fp32", 1e-2), ("bf16", 0.1)):
