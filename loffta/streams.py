@@ -45,8 +45,9 @@ def lost_output() -> OSError | None:
 class _Shown(io.FileIO):
     """A stream's descriptor that takes everything, and remembers the first reason why something was not written."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, replaced: Any) -> None:
         super().__init__(fd, "w", closefd=False)
+        self._replaced = replaced  # kept: the end of a file object closes its descriptor
         self.lost: OSError | None = None
         self.is_terminal = self.isatty()  # asked now: one that has gone says no
 
@@ -68,7 +69,7 @@ def _secured(stream: Any, fd: int) -> io.TextIOWrapper:
         encoding, by_line, at_once = stream.encoding, stream.line_buffering, stream.write_through
     else:
         encoding, by_line, at_once = "utf-8", fd == 2, False
-    buffer = io.BufferedWriter(_Shown(fd))
+    buffer = io.BufferedWriter(_Shown(fd, stream))
     return io.TextIOWrapper(
         buffer, encoding=encoding, errors="backslashreplace", line_buffering=by_line, write_through=at_once
     )
