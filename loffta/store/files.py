@@ -18,16 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from loffta.errors import LofftaError
 from loffta.os_words import guard
 from loffta.store import process
+from loffta.store.exclusive import place_first
 
 _PART = re.compile(r"\..+\.(?P<host>[A-Za-z0-9-]+)\.(?P<pid>\d+)\.(?P<began>[0-9a-f]{4})[0-9a-f]{4}\.part")
 STALE_AFTER_S = 24 * 3600  # a part of another host: its process cannot be asked, so only age tells
 N_TRIES = 3  # for a part that others delete while it is written: a purge, an older loffta, somebody's `rm`
-CLAIM_S = 5.0  # what takes two calls of the system takes no longer: the claim of a process that was killed
-# of link(2): vfat and exFAT, FUSE file systems such as gcsfuse and s3fs, 9p, and a file that has too many links
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK)
-# of fsync(2) on a folder: as PostgreSQL passes them over in fsync_fname_ext; the latter two are FUSE's
+# of fsync(2) on a folder: as PostgreSQL passes them over in fsync_fname_ext; the last two are FUSE's
 _NO_FOLDER_SYNC = (errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _numbers = itertools.count(random.SystemRandom().randrange(1 << 16))
 
@@ -95,49 +94,12 @@ def create_file(path: Path, data: bytes) -> bool:
         with guard(path):
             file.write(data)
             file.flush()
-        return put_in_place(file.fileno(), part, path, _link)
+        return put_in_place(file.fileno(), part, path, place_first)
 
 
 def _replace(part: Path, path: Path) -> bool:
     part.replace(path)
     return True
-
-
-def _link(part: Path, path: Path) -> bool:
-    """Exclusively: link(2) is the one call that is so on local disks, NFS and Lustre alike."""
-    try:
-        os.link(part, path)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        return _claim(part, path)
-    return True
-
-
-def _claim(part: Path, path: Path) -> bool:
-    """Exclusively without hard links: only who has made the claim, a file beside `path`, may look and rename.
-
-    A reader never meets a file that is not whole, as it would were `path` itself created empty. The claim of a process
-    that died between the two calls is taken away when it has stood for CLAIM_S.
-    """
-    claim = path.with_name(f".{path.name}.claim.0.00000000.part")
-    began = time.monotonic()
-    while not path.exists():
-        try:
-            os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        except FileExistsError:
-            if time.monotonic() - began > CLAIM_S:
-                claim.unlink(missing_ok=True)
-                began = time.monotonic()
-            time.sleep(0.01)
-            continue
-        try:
-            return not path.exists() and _replace(part, path)
-        finally:
-            claim.unlink(missing_ok=True)
-    return False
 
 
 def put_in_place(fd: int, part: Path, path: Path, move: Callable[[Path, Path], bool] = _replace) -> bool:
@@ -150,30 +112,45 @@ def put_in_place(fd: int, part: Path, path: Path, move: Callable[[Path, Path], b
     with guard(path):
         os.fsync(fd)
         try:
-            for n_left in reversed(range(N_TRIES)):
+            for _ in range(N_TRIES):
                 try:
                     moved = move(part, path)
                     break
                 except FileNotFoundError:
-                    if not n_left:
-                        raise
-                    part = _copy(fd, path)
+                    part = part_name(path)
+                    _copy(fd, part)
+            else:
+                raise _swept_away(path)
         finally:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
+            delete_part(part)  # what is left over, or a link's other name
     sync_folder(path.parent)
     return moved
 
 
-def _copy(fd: int, path: Path) -> Path:
-    """The bytes of an open file under a new temporary name."""
-    part = part_name(path)
-    with part.open("xb") as copy, os.fdopen(os.dup(fd), "rb") as file:
+def delete_part(part: Path) -> None:
+    """Deletes a temporary file or folder, if it is there; one that may not be deleted now is swept later."""
+    with suppress(OSError):  # on a read-only file system this is refused, too
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
+def _swept_away(path: Path) -> LofftaError:
+    return LofftaError(
+        "another process deletes temporary files here",
+        where=path,
+        remedy="let no program clean up where loffta writes, then run the same command again",
+    )
+
+
+def _copy(fd: int, path: Path) -> None:
+    """Writes the bytes of an open file to a new one."""
+    with path.open("xb") as copy, os.fdopen(os.dup(fd), "rb") as file:
         file.seek(0)
         shutil.copyfileobj(file, copy)
         copy.flush()
         os.fsync(copy.fileno())
-    return part
 
 
 @contextmanager
@@ -187,8 +164,7 @@ def _open_part(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
     finally:
         with suppress(OSError):  # of what was still to be written: it is told, and not wanted, already
             file.close()
-        with suppress(OSError):  # on a read-only file system this is refused, too
-            part.unlink(missing_ok=True)
+        delete_part(part)
 
 
 def create_folder(path: Path, files: Mapping[Path, bytes]) -> bool:
@@ -200,21 +176,22 @@ def create_folder(path: Path, files: Mapping[Path, bytes]) -> bool:
         False where `path` was there already; it is left as it was.
     """
     with guard(path):
-        for n_left in reversed(range(N_TRIES)):
+        for _ in range(N_TRIES):
             part = part_name(path)
             try:
                 _fill(part, {final.relative_to(path): data for final, data in files.items()})
                 part.rename(path)  # fails where there is a folder with anything in it
                 break
             except FileNotFoundError:  # as in `put_in_place`
-                if not n_left:
-                    raise
+                continue
             except OSError as error:
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                     return False
                 raise
             finally:
-                shutil.rmtree(part, ignore_errors=True)
+                delete_part(part)
+        else:
+            raise _swept_away(path)
     sync_folder(path.parent)
     return True
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from loffta.errors import LofftaError
-from loffta.store import files, process
+from loffta.store import exclusive, files, process
 from loffta.store.files import (
     STALE_AFTER_S,
     create_file,
@@ -215,7 +215,7 @@ def test_a_lost_part_is_written_again(tmp_path: Path, monkeypatch: pytest.Monkey
     assert found.read_bytes() == DATA
     assert names(tmp_path) == ["x"]
     swept_at_fsync(tmp_path, monkeypatch, 99)
-    with pytest.raises(LofftaError, match=r"there is no such file(.|\n)*/y\n"):
+    with pytest.raises(LofftaError, match=r"another process deletes temporary files here(.|\n)*/y\n"):
         write(tmp_path / "y", DATA)  # type: ignore[operator]
     assert names(tmp_path) == ["x"]
 
@@ -244,7 +244,7 @@ def test_other_trouble_of_a_link_is_told(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_claim_of_a_dead_writer_is_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "link", refuse(errno.ENOSYS))
-    monkeypatch.setattr(files, "CLAIM_S", 0.05)
+    monkeypatch.setattr(exclusive, "CLAIM_S", 0.05)
     (tmp_path / ".file.claim.0.00000000.part").touch()
     assert create_file(tmp_path / "file", b"one")
     assert (tmp_path / "file").read_bytes() == b"one"
