@@ -25,7 +25,7 @@ from torch import Tensor
 
 from loffta.config import TrainConfig, parse, read_yaml, to_yaml
 from loffta.errors import LofftaError
-from loffta.os_words import guard
+from loffta.os_words import explain
 from loffta.store.files import find_parts, replace_file, sweep_tree
 from loffta.store.recipe import differing_fields
 
@@ -104,15 +104,24 @@ class RunPaths:
 
 
 class RunLog:
-    """Appends lines to a run's log.txt; those that a user should see go to stderr too."""
+    """Appends lines to a run's log.txt; those that a user should see go to stderr too.
+
+    A log that cannot be written is told of once and ends nothing: what the run is for are its heads and results.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._fails = False
 
     def write(self, line: str, *, show: bool = False) -> None:
         """One line with the local time before it."""
-        with guard(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n")
+        except OSError as error:
+            if not self._fails:
+                print(f"the log is not complete: {explain(error, self._path)}", file=sys.stderr, flush=True)
+            self._fails = True
         if show:
             print(line, file=sys.stderr, flush=True)
 

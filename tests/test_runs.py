@@ -12,6 +12,7 @@ import yaml
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError, UsageError
 from loffta.runs import (
+    RunLog,
     RunPaths,
     check_out,
     load_head,
@@ -49,6 +50,19 @@ def test_every_name():
         "r/holdout.json",
         "r/training.json",
     ]
+
+
+def test_a_log_that_cannot_be_written_is_told_of_once(tmp_path, capsys):
+    log = RunLog(tmp_path / "gone" / "log.txt")
+    log.write("one")
+    log.write("two", show=True)
+    err = capsys.readouterr().err
+    assert err.startswith("the log is not complete: there is no such file or folder (No such file or directory)\n")
+    assert err.count(str(tmp_path / "gone" / "log.txt")) == 1
+    assert err.endswith("\ntwo\n")
+    (tmp_path / "gone").mkdir()
+    log.write("three")  # it is tried again
+    assert (tmp_path / "gone" / "log.txt").read_text().endswith(" three\n")
 
 
 def test_config_comes_back(tmp_path):
