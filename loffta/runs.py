@@ -19,14 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from loffta.config import TrainConfig, parse, read_yaml, to_yaml
 from loffta.errors import LofftaError
 from loffta.store.files import find_parts, replace_file, sweep_tree, write_guard
 from loffta.store.recipe import differing_fields
+from loffta.tensor_file import read_tensors, write_tensors
 
 _NUMBERS = re.compile(r"\[\s+(-?\d[^\[\]{}\"]*)\]")  # a list of numbers alone, as json.dumps indents it
 
@@ -176,25 +175,27 @@ def open_run(root: Path) -> tuple[RunPaths, TrainConfig]:
 
 
 def save_head(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Writes a head's weights as safetensors."""
-    replace_file(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}))
+    """Writes the weights of a head, or of a backbone that was trained along, with a checksum."""
+    write_tensors(path, state)
 
 
 def load_head(path: Path) -> dict[str, Tensor]:
-    """Reads a head's weights.
+    """Reads the weights of a head or of a backbone.
 
     Raises:
         LofftaError: the training has not finished, or the file is damaged.
     """
     try:
-        return load(path.read_bytes())
+        return read_tensors(path)[0]
     except FileNotFoundError as error:
         raise LofftaError(
             "this run has no trained head yet", where=path, remedy="run its `loffta train` again until it is done"
         ) from error
-    except SafetensorError as error:
+    except ValueError as error:
         raise LofftaError(
-            f"the head's file is damaged ({error})", where=path, remedy="delete it and run `loffta train` again"
+            f"this file of trained weights is damaged ({error})",
+            where=path,
+            remedy="delete it and run the run's `loffta train` again: it trains them anew",
         ) from error
 
 

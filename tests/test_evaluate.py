@@ -199,7 +199,7 @@ def test_heads_that_cannot_be_used(finished, copied, tmp_path):
     head = RunPaths(copied).head(1)
     data = head.read_bytes()
     head.write_bytes(data[:40])
-    with pytest.raises(LofftaError, match=r"head's file is damaged(.|\n)*delete it"):
+    with pytest.raises(LofftaError, match=r"file of trained weights is damaged(.|\n)*delete it"):
         evaluate(copied, "test", device="cpu")
     head.unlink()
     with pytest.raises(LofftaError, match=r"no trained head yet(.|\n)*`loffta train` again") as caught:
