@@ -23,7 +23,8 @@ from torch import Tensor
 
 from loffta.config import TrainConfig, parse, read_yaml, to_yaml
 from loffta.errors import LofftaError
-from loffta.store.files import find_parts, replace_file, sweep_tree, write_guard
+from loffta.os_words import guard
+from loffta.store.files import find_parts, replace_file, sweep_tree
 from loffta.store.recipe import differing_fields
 from loffta.tensor_file import read_tensors, write_tensors
 
@@ -109,7 +110,7 @@ class RunLog:
 
     def write(self, line: str, *, show: bool = False) -> None:
         """One line with the local time before it."""
-        with write_guard(self._path), self._path.open("a", encoding="utf-8") as file:
+        with guard(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n")
         if show:
             print(line, file=sys.stderr, flush=True)
