@@ -6,6 +6,7 @@ the results as a mapping. Called by `loffta evaluate` and at the end of `loffta 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,8 +26,10 @@ from loffta.feed.batches import Batch, Feed
 from loffta.findings import Findings
 from loffta.heads import Head, build_head, find_head
 from loffta.heads.recipe import Recipe
+from loffta.known_images import open_cache, read_known
 from loffta.measure import measure, prediction_columns
 from loffta.origins import read_origins
+from loffta.records import SearchTable, Training
 from loffta.relevance import raw_scores, scores
 from loffta.runs import RunPaths, load_head, open_run, read_json, read_results, write_predictions, write_results
 from loffta.splits import split_rows
@@ -42,6 +45,7 @@ def evaluate(
     run: Path,
     split: str,
     *,
+    cache: Cache | None = None,
     cache_root: Path | None = None,
     device: str = "auto",
     train_seconds: float | None = None,
@@ -50,7 +54,8 @@ def evaluate(
     """Evaluates every seed of a finished training.
 
     Args:
-        cache_root: where the cache is now; None: where it was in training.
+        cache: what `train` has open: the images that the run knows.
+        cache_root: where the cache is now; None: see `open_cache`.
         train_seconds: what the training took; None: what the results of this split said before, if anything.
         stop: listened to while the heads predict.
     Raises:
@@ -60,18 +65,13 @@ def evaluate(
     start = time.monotonic()
     machine.cap_threads()
     paths, config = open_run(run)
-    try:
-        cache = Cache.open(cache_root or config.cache)
-    except LofftaError as error:
-        if cache_root is None:
-            error.add_note("a cache that was moved is named with --cache DIR")
-        raise
+    cache = cache or open_cache(paths, config, cache_root)
     recipe = parse(find_head(config.head).recipe, config.recipe, where=f"{paths.config}: recipe")
     features = choose_features(cache, config.features, recipe.kinds(), default_taps="all")
-    heads = load_heads(paths, config, features, recipe, len(cache.table.classes))
-    _check_classes(paths, cache)
+    classes = _classes(paths, cache)
+    heads = load_heads(paths, config, features, recipe, len(classes))
     task, target = find_task(config.task), machine.resolve_device(device)
-    rows = split_rows(paths, config, cache, features, split)
+    rows = _of_classes(cache, split_rows(paths, config, cache, features, split), len(classes))
     check_targets(cache.table, rows, split, config.task)
     doing = f"evaluating split '{split}'; no results were written"
     with (stop or machine.StopFlag()).at_once(doing), machine.explain_memory(target, run, _LESS_MEMORY):
@@ -79,10 +79,12 @@ def evaluate(
         batch_size = _batch_size(paths, recipe)
         probabilities = predict(heads, features, rows, task, batch_size=batch_size, device=target, told=told)
         targets = read_targets(cache.table, config.task)[rows].numpy()
+        targets = targets[:, : len(classes)] if targets.ndim == 2 else targets
         keys = [cache.table.keys[row] for row in rows]
-        measured = measure(task, probabilities, targets, cache.table.classes, keys=keys, seed=config.data_seed)
+        measured = measure(task, probabilities, targets, classes, keys=keys, seed=config.data_seed)
     results = describe(config, features, split, n_used=len(rows), n_bad=n_bad(cache, features, split)) | measured
     results |= describe_training(paths, config, recipe, heads) | told.entries()
+    results["images"] |= _growth(paths, cache)
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
     results["versions"] = machine.versions()
     if train_seconds is None and paths.results(split).exists():
@@ -104,12 +106,13 @@ def load_heads(
     """
     heads = []
     for seed in range(config.seeds):
-        head = build_head(config.head, [feature.spec for feature in features], n_classes, recipe, seed)
+        state = load_head(paths.head(seed))
         try:
-            head.load_state_dict(load_head(paths.head(seed)))
-        except RuntimeError as error:
+            head = build_head(config.head, [feature.spec for feature in features], n_classes, recipe, seed)
+            head.load_state_dict(state)
+        except (RuntimeError, MemoryError) as error:
             raise LofftaError(
-                f"the trained head does not fit a cache with {n_classes} classes",
+                f"the trained head does not fit {n_classes} classes of these features",
                 where=paths.head(seed),
                 remedy="was the cache changed? train again, or name the cache of the training with --cache",
             ) from error
@@ -119,23 +122,60 @@ def load_heads(
 
 def _batch_size(paths: RunPaths, recipe: Recipe) -> int:
     """Images at a time: the training's, whose memory was enough; AT_ONCE where it took fewer, for it had few."""
-    trained = read_json(paths.training)["batch_size"] if paths.training.exists() else 0
+    trained = read_json(paths.training, Training).batch_size if paths.training.exists() else 0
     return min(recipe.batch_size, max(AT_ONCE, trained))
 
 
-def _check_classes(paths: RunPaths, cache: Cache) -> None:
-    """Refuses a cache whose classes have other names or another order: every metric would be wrong."""
+def _classes(paths: RunPaths, cache: Cache) -> tuple[str, ...]:
+    """The classes of the run's outputs; new ones of a cache that has grown lie behind them.
+
+    Raises:
+        LofftaError: the cache's have other names or another order: every metric would be wrong.
+    """
     here = cache.table.classes
     trained = read_origins(paths.stores).classes if paths.stores.exists() else here  # older runs do not keep them
-    if trained == here:
-        return
-    i = next(i for i, (one, other) in enumerate(zip(trained, here, strict=True)) if one != other)
+    if trained == here[: len(trained)]:
+        return trained
+    i = next((i for i, (one, other) in enumerate(zip(trained, here, strict=False)) if one != other), len(here))
+    differs = (
+        f"class {i} is '{here[i]}' in the cache and '{trained[i]}' in the run"
+        if i < len(here)
+        else (f"it has {len(here)} classes, the run {len(trained)}")
+    )
     raise LofftaError(
-        f"this cache has other classes than the training, or another order of them: class {i} is '{here[i]}' in the "
-        f"cache and '{trained[i]}' in the run",
+        f"this cache has other classes than the training, or another order of them: {differs}",
         where=cache.paths.root,
         remedy="name the cache of the training with --cache, or measure with --online SOURCE, which goes by the names",
     )
+
+
+def _of_classes(cache: Cache, rows: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
+    """The rows without those of classes that came later: no head can be right about them."""
+    table = cache.table
+    if n_classes == len(table.classes):
+        return rows
+    sets = table.label_sets
+    last = [table.labels[row] if sets is None else max(sets[row] or (-1,)) for row in rows]
+    kept = rows[np.array(last) < n_classes]
+    if len(kept) == len(rows):
+        return rows
+    print(
+        f"{len(rows) - len(kept)} of the {len(rows)} images are of classes that came to the cache after the training: "
+        "they are left out",
+        file=sys.stderr,
+        flush=True,
+    )
+    if not len(kept):
+        raise LofftaError(
+            "no image is of a class that the run knows", where=cache.paths.root, remedy="train again with another --out"
+        )
+    return kept
+
+
+def _growth(paths: RunPaths, cache: Cache) -> dict[str, int]:
+    """How many images the run knows and the cache has, where these are more."""
+    known = read_known(paths)
+    return {"known": known.images, "now": len(cache.table)} if known is not None and known.more_in(cache) else {}
 
 
 def predict(
@@ -204,10 +244,9 @@ def describe_training(paths: RunPaths, config: TrainConfig, recipe: Recipe, head
     """What results.json says of the training: its length, a search, the backbones' relevance."""
     found: dict[str, Any] = {}
     if paths.training.exists():
-        training = read_json(paths.training)
-        found["training"] = {name: training[name] for name in ("epochs", "batch_size")}
+        found["training"] = read_json(paths.training, Training).model_dump(exclude={"seconds"})
     if config.search:
-        table = read_json(paths.search)
+        table = read_json(paths.search, SearchTable).model_dump()
         found["search"] = {name: table[name] for name in ("metric", "validated_on", "seconds", "chosen")}
         found["recipe"] = config.recipe | {name: table["chosen"][name] for name in ("lr", "weight_decay")}
     if getattr(recipe, "relevance_weight", 0.0) > 0:

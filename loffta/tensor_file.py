@@ -1,8 +1,8 @@
 """Tensors in one safetensors file, with a checksum over all that it says: safetensors has none of its own.
 
 In: named tensors and a few words.   Out: the same, or a ValueError in words where a bit of the file is another. Heads,
-backbones and checkpoints are such files; nothing in them is pickled. What the file's metadata say: `format`, `crc32c`
-(over the state, then every tensor's name, dtype, shape and bytes, by name), and a checkpoint's `state`.
+backbones and checkpoints are such files; nothing in them is pickled. What the file's metadata say: `crc32c` (over the
+state, then every tensor's name, dtype, shape and bytes, by name), and a checkpoint's `format` and `state`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: str | None =
         state: what else is kept, and stands under the same checksum.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"format": str(FORMAT), "crc32c": str(_checksum(plain, state or ""))}
-    replace_file(path, save(plain, metadata if state is None else {**metadata, "state": state}))
+    metadata = {"crc32c": str(_checksum(plain, state or ""))}  # alone: safetensors writes several in any order
+    if state is not None:
+        metadata |= {"format": str(FORMAT), "state": state}
+    replace_file(path, save(plain, metadata))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
@@ -50,7 +52,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     try:
         header = from_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
         metadata = header.get("__metadata__")  # none: a head of a version that had no checksums
-        if metadata is not None and int(metadata["format"]) > FORMAT:
+        if metadata is not None and int(metadata.get("format", FORMAT)) > FORMAT:
             raise NewerFormat(f"format {metadata['format']}, and this loffta knows {FORMAT}")
         tensors = load(data)
         state = None if metadata is None else metadata.get("state")

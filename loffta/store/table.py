@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -89,6 +89,22 @@ class ImageTable:
         """The classes of one row of a multi-label set in the order of `classes`, None where it is not labelled."""
         found = self.label_sets[row] if self.label_sets is not None else None
         return None if found is None else tuple(self.classes[i] for i in found)
+
+    def first(self, n_rows: int, n_classes: int) -> ImageTable:
+        """The table as it was when it had so many rows and classes: both only ever grow at the end."""
+        here = slice(n_rows)
+        return replace(
+            self,
+            keys=self.keys[here],
+            sizes=self.sizes[here],
+            splits=self.splits[here],
+            labels=self.labels[here],
+            classes=self.classes[:n_classes],
+            label_sets=None if self.label_sets is None else self.label_sets[here],
+            values=None if self.values is None else self.values[here],
+            # a column that says nothing of these rows came with later ones
+            targets={name: paths[here] for name, paths in self.targets.items() if any(paths[here])},
+        )
 
     def to_parquet(self) -> bytes:
         """The bytes of images.parquet."""

@@ -1,0 +1,108 @@
+"""Which images a run knows: the first so many rows of an image set, by their digest. A cache is found again by them.
+
+In: an open cache, or a run.   Out: KnownImages, kept in the run's images.json before anything is trained. An image set
+only ever grows at its end, so the digest over its first rows tells a cache that has grown from another one, wherever it
+lies. Runs of older versions have no such file: of them, only the path is known.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import Field
+
+from loffta.config import TrainConfig
+from loffta.errors import LofftaError
+from loffta.records import Record
+from loffta.runs import RunPaths, read_json
+from loffta.store.cache import Cache
+
+
+class KnownImages(Record):
+    """What images.json says."""
+
+    images: int = Field(ge=0)  # rows of the set when the training began
+    classes: int = Field(ge=0)
+    digest: str  # of these rows and classes, as `loffta info` and images.parquet have it
+    cache: str = ""  # where it lay, from the run: both may move together
+
+    @classmethod
+    def of(cls, cache: Cache, run: Path) -> KnownImages:
+        """All that a cache has now."""
+        table = cache.table
+        try:
+            place = os.path.relpath(cache.paths.root.absolute(), run.absolute())
+        except ValueError:  # another drive of Windows
+            place = ""
+        return cls(images=len(table), classes=len(table.classes), digest=table.digest, cache=place)
+
+    def more_in(self, cache: Cache) -> int | None:
+        """How many images a cache has behind these; None where it does not begin with them."""
+        table = cache.table
+        if len(table) < self.images or len(table.classes) < self.classes:
+            return None
+        whole = (len(table), len(table.classes)) == (self.images, self.classes)
+        first = table if whole else table.first(self.images, self.classes)
+        return len(table) - self.images if first.digest == self.digest else None
+
+    def view(self, cache: Cache) -> Cache:
+        """A cache as it was when the training began."""
+        if (len(cache.table), len(cache.table.classes)) == (self.images, self.classes):
+            return cache
+        return replace(cache, table=cache.table.first(self.images, self.classes))
+
+
+def read_known(paths: RunPaths) -> KnownImages | None:
+    """What a run knows; None for one of an older version, or one that has not begun.
+
+    Raises:
+        LofftaError: the file is damaged.
+    """
+    return read_json(paths.images, KnownImages) if paths.images.exists() else None
+
+
+def growth(known: int, now: int) -> str:
+    """What to say of a cache that has grown since a training."""
+    return f"the cache has {now:,} images now, {now - known:,} more than the {known:,} that this run knows"
+
+
+def open_cache(paths: RunPaths, config: TrainConfig, elsewhere: Path | None = None) -> Cache:
+    """The cache of a run, looked for where it was, and from the run where it lay; known by its images.
+
+    Args:
+        elsewhere: where it is now, as the user says; another image set is taken as it is then, for `evaluate`.
+    Raises:
+        LofftaError: it is at none of these places, or another image set is.
+    """
+    if elsewhere is not None:
+        return Cache.open(elsewhere)
+    known = read_known(paths)
+    places = [config.cache] + ([paths.root / known.cache] if known is not None and known.cache else [])
+    found = find_cache(known, places)
+    if found is not None:
+        return found
+    try:
+        Cache.open(config.cache)
+    except LofftaError as error:
+        error.add_note("a cache that was moved is named with --cache DIR")
+        raise
+    raise LofftaError(
+        "another image set is where the cache of this run was",
+        where=config.cache,
+        remedy="name the place where the run's cache is now with --cache DIR",
+    )
+
+
+def find_cache(known: KnownImages | None, places: Iterable[Path]) -> Cache | None:
+    """The first cache of these places that begins with the images that a run knows; any where that is not known."""
+    for place in places:
+        try:
+            cache = Cache.open(place)
+        except (LofftaError, OSError):
+            continue
+        if known is None or known.more_in(cache) is not None:
+            return cache
+    return None

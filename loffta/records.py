@@ -1,0 +1,133 @@
+"""What a run's small files say, as types: one that was edited or damaged is refused before anyone computes with it.
+
+In: JSON that `runs` read.   Out: Training, SearchTable, Holdout, Epoch; Results, of which only what others compute with
+is named. Numbers are numbers here, and nothing is turned into them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import BaseModel, Field
+
+from loffta.limits import MANY, RECIPE_LIMITS
+
+Natural: TypeAlias = Annotated[int, Field(ge=0)]
+
+
+class Record(BaseModel, strict=True):
+    """Base: what is not named is let be, for another version may have more to say."""
+
+
+class Training(Record):
+    """training.json: how long a finished training took, and what it came to."""
+
+    seconds: float
+    epochs: int = Field(ge=1, le=RECIPE_LIMITS["min_steps"])
+    batch_size: int = Field(ge=1, le=RECIPE_LIMITS["batch_size"])
+
+
+class Chosen(Record):
+    """The setting that a search found best."""
+
+    lr: float = Field(gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(ge=0, allow_inf_nan=False)
+    score: float
+
+
+class Setting(Record):
+    """One setting of a search; it has a score, or diverged, or waits."""
+
+    lr: float = Field(gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(ge=0, allow_inf_nan=False)
+    score: float | None = None
+    diverged_at: int | None = None
+
+
+class SearchTable(Record):
+    """search.json."""
+
+    metric: str
+    validated_on: str
+    images: dict[str, str]  # digests of those trained and scored on
+    seconds: float = 0.0
+    order: dict[str, Any] | None = None  # of the feed, for all settings
+    group: Annotated[Natural, Field(le=MANY * MANY)] = 0  # settings in training now: the next that have no score
+    settings: list[Setting] = Field(min_length=1, max_length=MANY * MANY)
+    chosen: Chosen | None = None
+
+
+class Holdout(Record):
+    """holdout.json: the images that a run keeps out of its training."""
+
+    of: str  # the split
+    fraction: float
+    seed: int
+    keys_digest: str
+    rows: list[Natural]
+
+
+class Epoch(Record):
+    """One line of an online training's metrics."""
+
+    epoch: int
+    step: int
+    loss: float
+    lr: float
+    seconds: float
+
+
+class Metric(Record):
+    """One metric of results.json, over seeds and images."""
+
+    mean: float
+    std: float | None
+    per_seed: list[float] = Field(min_length=1)
+    ci95: list[float] = Field(min_length=2, max_length=2)
+
+
+class Used(Record):
+    """A store that a head was fed from."""
+
+    store: str
+    label: str | None = None
+    recipe_hash: str = ""
+    taps: list[str] = []
+
+
+class Relevance(Record):
+    """How much a head relies on a backbone or a tap."""
+
+    backbone: str
+    tap: str | None = None
+    score: float
+    raw_score: float = 0.0
+    inputs: int = 1
+
+
+class SearchTold(Record):
+    """What results.json repeats of a search."""
+
+    metric: str
+    validated_on: str
+    seconds: float
+    chosen: Chosen
+
+
+class Results(Record):
+    """results.json and its likes."""
+
+    metrics: dict[str, Metric]
+    n: Natural
+    task: str = "classification"
+    head: str = ""
+    split: str = ""
+    features: list[Used] = []
+    images: dict[str, Any] = {}
+    recipe: dict[str, Any] = {}
+    training: dict[str, Any] | None = None
+    train_seconds: float | None = None
+    notes: dict[str, str] = {}
+    search: SearchTold | None = None
+    relevance: dict[str, list[Relevance]] = {}
+    versions: dict[str, str] = {}
