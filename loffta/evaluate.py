@@ -26,7 +26,7 @@ from loffta.feed.batches import Batch, Feed
 from loffta.findings import Findings
 from loffta.heads import Head, build_head, find_head
 from loffta.heads.recipe import Recipe
-from loffta.known_images import open_cache, read_known
+from loffta.known_images import growth_of, open_cache
 from loffta.measure import measure, prediction_columns
 from loffta.origins import read_origins
 from loffta.records import SearchTable, Training
@@ -84,7 +84,7 @@ def evaluate(
         measured = measure(task, probabilities, targets, classes, keys=keys, seed=config.data_seed)
     results = describe(config, features, split, n_used=len(rows), n_bad=n_bad(cache, features, split)) | measured
     results |= describe_training(paths, config, recipe, heads) | told.entries()
-    results["images"] |= _growth(paths, cache)
+    results["images"] |= growth_of(paths, cache)
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
     results["versions"] = machine.versions()
     if train_seconds is None and paths.results(split).exists():
@@ -170,12 +170,6 @@ def _of_classes(cache: Cache, rows: NDArray[np.int64], n_classes: int) -> NDArra
             "no image is of a class that the run knows", where=cache.paths.root, remedy="train again with another --out"
         )
     return kept
-
-
-def _growth(paths: RunPaths, cache: Cache) -> dict[str, int]:
-    """How many images the run knows and the cache has, where these are more."""
-    known = read_known(paths)
-    return {"known": known.images, "now": len(cache.table)} if known is not None and known.more_in(cache) else {}
 
 
 def predict(

@@ -8,7 +8,7 @@ lies. Runs of older versions have no such file: of them, only the path is known.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ class KnownImages(Record):
 
     images: int = Field(ge=0)  # rows of the set when the training began
     classes: int = Field(ge=0)
-    digest: str  # of these rows and classes, as `loffta info` and images.parquet have it
+    digest: str  # of these rows and classes: the image set's, as images.parquet had it
     cache: str = ""  # where it lay, from the run: both may move together
 
     @classmethod
@@ -64,6 +64,14 @@ def read_known(paths: RunPaths) -> KnownImages | None:
     return read_json(paths.images, KnownImages) if paths.images.exists() else None
 
 
+def growth_of(paths: RunPaths, cache: Cache | None) -> dict[str, int]:
+    """How many images a run knows and its cache has now, where these are more: for results.json and reports."""
+    known = read_known(paths)
+    if known is None or cache is None or not known.more_in(cache):
+        return {}
+    return {"known": known.images, "now": len(cache.table)}
+
+
 def growth(known: int, now: int) -> str:
     """What to say of a cache that has grown since a training."""
     return f"the cache has {now:,} images now, {now - known:,} more than the {known:,} that this run knows"
@@ -79,9 +87,7 @@ def open_cache(paths: RunPaths, config: TrainConfig, elsewhere: Path | None = No
     """
     if elsewhere is not None:
         return Cache.open(elsewhere)
-    known = read_known(paths)
-    places = [config.cache] + ([paths.root / known.cache] if known is not None and known.cache else [])
-    found = find_cache(known, places)
+    found = CacheFinder().find(paths, config)
     if found is not None:
         return found
     try:
@@ -96,13 +102,31 @@ def open_cache(paths: RunPaths, config: TrainConfig, elsewhere: Path | None = No
     )
 
 
-def find_cache(known: KnownImages | None, places: Iterable[Path]) -> Cache | None:
-    """The first cache of these places that begins with the images that a run knows; any where that is not known."""
-    for place in places:
-        try:
-            cache = Cache.open(place)
-        except (LofftaError, OSError):
-            continue
-        if known is None or known.more_in(cache) is not None:
-            return cache
-    return None
+class CacheFinder:
+    """Finds the caches of runs by their images; each place is opened once.
+
+    Args:
+        elsewhere: places that the user names, for caches that were moved; they come first.
+    """
+
+    def __init__(self, elsewhere: Sequence[Path] = ()) -> None:
+        self._elsewhere = list(elsewhere)
+        self._opened: dict[Path, Cache | None] = {}
+
+    def find(self, paths: RunPaths, config: TrainConfig) -> Cache | None:
+        """The cache of a run: one that begins with its images; of a run that keeps no word of them, any."""
+        known = read_known(paths)
+        beside = [paths.root / known.cache] if known is not None and known.cache else []
+        for place in [*self._elsewhere, config.cache, *beside]:
+            cache = self._open(place)
+            if cache is not None and (known is None or known.more_in(cache) is not None):
+                return cache
+        return None
+
+    def _open(self, place: Path) -> Cache | None:
+        if place not in self._opened:
+            try:
+                self._opened[place] = Cache.open(place)
+            except (LofftaError, OSError):
+                self._opened[place] = None
+        return self._opened[place]

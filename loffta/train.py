@@ -23,7 +23,7 @@ from loffta.features import Feature, choose_features, resolved_choices, usable_r
 from loffta.fit import Session, fit
 from loffta.heads import HEADS, find_head
 from loffta.heads.recipe import Recipe
-from loffta.known_images import growth, read_known
+from loffta.known_images import growth, growth_of, read_known
 from loffta.loss import check_weights
 from loffta.members import Member
 from loffta.optim import fit_to_images
@@ -79,7 +79,7 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
         if open_run(out)[1].cache != config.cache:  # moved since
             with suppress(LofftaError):  # a run that may not be written is read back all the same
                 start_run(out, config, cache)
-        return results if grown is None else {**results, "images": {**results["images"], **grown}}
+        return {**results, "images": results["images"] | grown}
     rows, held = _check_splits(config, cache, features, recipe, paths)
     with claimed(paths) as claim:
         start_run(out, config, cache)
@@ -87,17 +87,17 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
             record_holdout(paths, cache.table, config, held)
         device = machine.resolve_device(config.device)
         session = Session(config, cache, features, device, paths, RunLog(paths.log), stop, claim)
-        if grown is not None:
+        if grown:
             session.log.write(f"{growth(**grown)}: the training goes on with those", show=True)
         return _finish(session, rows, held, recipe)
 
 
-def _as_known(paths: RunPaths, cache: Cache) -> tuple[Cache, dict[str, int] | None]:
+def _as_known(paths: RunPaths, cache: Cache) -> tuple[Cache, dict[str, int]]:
     """A cache as the run in `paths`, if there is one, has known it; and how it has grown since, for its results."""
     known = read_known(paths) if has_work(paths.root) else None
-    if known is None or not known.more_in(cache):
-        return cache, None
-    return known.view(cache), {"known": known.images, "now": len(cache.table)}
+    if known is None or not (grown := growth_of(paths, cache)):
+        return cache, {}
+    return known.view(cache), grown
 
 
 def _finish(
