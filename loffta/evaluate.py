@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from loffta.relevance import raw_scores, scores
 from loffta.runs import RunPaths, load_head, open_run, read_json, read_results, write_predictions, write_results
 from loffta.splits import split_rows
 from loffta.store.cache import Cache
+from loffta.store.table import ImageTable
 from loffta.targets import check_targets, read_targets
 from loffta.tasks import Task, find_task
 
@@ -68,10 +70,10 @@ def evaluate(
     cache = cache or open_cache(paths, config, cache_root)
     recipe = parse(find_head(config.head).recipe, config.recipe, where=f"{paths.config}: recipe")
     features = choose_features(cache, config.features, recipe.kinds(), default_taps="all")
-    classes = _classes(paths, cache)
-    heads = load_heads(paths, config, features, recipe, len(classes))
+    whole, cache = cache.table, _as_trained(paths, cache)
+    heads = load_heads(paths, config, features, recipe, len(cache.table.classes))
     task, target = find_task(config.task), machine.resolve_device(device)
-    rows = _of_classes(cache, split_rows(paths, config, cache, features, split), len(classes))
+    rows = _known_to(cache.table, whole, split_rows(paths, config, cache, features, split))
     check_targets(cache.table, rows, split, config.task)
     doing = f"evaluating split '{split}'; no results were written"
     with (stop or machine.StopFlag()).at_once(doing), machine.explain_memory(target, run, _LESS_MEMORY):
@@ -79,12 +81,11 @@ def evaluate(
         batch_size = _batch_size(paths, recipe)
         probabilities = predict(heads, features, rows, task, batch_size=batch_size, device=target, told=told)
         targets = read_targets(cache.table, config.task)[rows].numpy()
-        targets = targets[:, : len(classes)] if targets.ndim == 2 else targets
         keys = [cache.table.keys[row] for row in rows]
-        measured = measure(task, probabilities, targets, classes, keys=keys, seed=config.data_seed)
+        measured = measure(task, probabilities, targets, cache.table.classes, keys=keys, seed=config.data_seed)
     results = describe(config, features, split, n_used=len(rows), n_bad=n_bad(cache, features, split)) | measured
     results |= describe_training(paths, config, recipe, heads) | told.entries()
-    results["images"] |= growth_of(paths, cache)
+    results["images"] |= growth_of(paths, replace(cache, table=whole))
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
     results["versions"] = machine.versions()
     if train_seconds is None and paths.results(split).exists():
@@ -126,50 +127,47 @@ def _batch_size(paths: RunPaths, recipe: Recipe) -> int:
     return min(recipe.batch_size, max(AT_ONCE, trained))
 
 
-def _classes(paths: RunPaths, cache: Cache) -> tuple[str, ...]:
-    """The classes of the run's outputs; new ones of a cache that has grown lie behind them.
+def _as_trained(paths: RunPaths, cache: Cache) -> Cache:
+    """The cache with its classes as the run numbers them; by name, for one that has grown may have others in between.
 
     Raises:
-        LofftaError: the cache's have other names or another order: every metric would be wrong.
+        LofftaError: the cache has none of them.
     """
-    here = cache.table.classes
-    trained = read_origins(paths.stores).classes if paths.stores.exists() else here  # older runs do not keep them
-    if trained == here[: len(trained)]:
-        return trained
-    i = next((i for i, (one, other) in enumerate(zip(trained, here, strict=False)) if one != other), len(here))
-    differs = (
-        f"class {i} is '{here[i]}' in the cache and '{trained[i]}' in the run"
-        if i < len(here)
-        else (f"it has {len(here)} classes, the run {len(trained)}")
-    )
-    raise LofftaError(
-        f"this cache has other classes than the training, or another order of them: {differs}",
-        where=cache.paths.root,
-        remedy="name the cache of the training with --cache, or measure with --online SOURCE, which goes by the names",
-    )
+    if not paths.stores.exists():  # older runs do not keep them
+        return cache
+    classes = read_origins(paths.stores).classes
+    if classes and not {*classes} & {*cache.table.classes}:
+        raise LofftaError(
+            f"this cache has other classes than the training: '{cache.table.classes[0]}', ... instead of "
+            f"'{classes[0]}', ..."
+            if cache.table.classes
+            else "this cache has no classes",
+            where=cache.paths.root,
+            remedy="name the cache of the training with --cache",
+        )
+    return replace(cache, table=cache.table.numbered_by(classes))
 
 
-def _of_classes(cache: Cache, rows: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
-    """The rows without those of classes that came later: no head can be right about them."""
-    table = cache.table
-    if n_classes == len(table.classes):
+def _known_to(table: ImageTable, whole: ImageTable, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows without those of classes that came later: no head can be right about them.
+
+    Args:
+        table: with the run's classes.
+        whole: with all of the cache's.
+    """
+    strange = whole.is_labelled()[rows] & ~table.is_labelled()[rows]
+    if not strange.any():
         return rows
-    sets = table.label_sets
-    last = [table.labels[row] if sets is None else max(sets[row] or (-1,)) for row in rows]
-    kept = rows[np.array(last) < n_classes]
-    if len(kept) == len(rows):
-        return rows
+    if strange.all():
+        raise LofftaError(
+            "no image is of a class that the run knows", where=whole.source, remedy="train again with another --out"
+        )
     print(
-        f"{len(rows) - len(kept)} of the {len(rows)} images are of classes that came to the cache after the training: "
-        "they are left out",
+        f"{strange.sum()} of the {len(rows)} images are of classes that the training did not know: they are left out",
         file=sys.stderr,
         flush=True,
     )
-    if not len(kept):
-        raise LofftaError(
-            "no image is of a class that the run knows", where=cache.paths.root, remedy="train again with another --out"
-        )
-    return kept
+    return rows[~strange]
 
 
 def predict(

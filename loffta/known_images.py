@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import Field
-
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError
-from loffta.records import Record
+from loffta.records import Natural, Record
 from loffta.runs import RunPaths, read_json
 from loffta.store.cache import Cache
 
@@ -24,9 +22,9 @@ from loffta.store.cache import Cache
 class KnownImages(Record):
     """What images.json says."""
 
-    images: int = Field(ge=0)  # rows of the set when the training began
-    classes: int = Field(ge=0)
-    digest: str  # of these rows and classes: the image set's, as images.parquet had it
+    images: Natural  # rows of the set when the training began
+    classes: list[str]  # then, in their order
+    digest: str  # of both: the image set's, as images.parquet had it
     cache: str = ""  # where it lay, from the run: both may move together
 
     @classmethod
@@ -37,22 +35,19 @@ class KnownImages(Record):
             place = os.path.relpath(cache.paths.root.absolute(), run.absolute())
         except ValueError:  # another drive of Windows
             place = ""
-        return cls(images=len(table), classes=len(table.classes), digest=table.digest, cache=place)
+        return cls(images=len(table), classes=list(table.classes), digest=table.digest, cache=place)
+
+    def view(self, cache: Cache) -> Cache | None:
+        """A cache as it was when the training began; None where it does not begin with these images."""
+        table, classes = cache.table, tuple(self.classes)
+        first = table if (len(table), table.classes) == (self.images, classes) else table.first(self.images, classes)
+        if first is None or first.digest != self.digest:
+            return None
+        return cache if first is table else replace(cache, table=first)
 
     def more_in(self, cache: Cache) -> int | None:
         """How many images a cache has behind these; None where it does not begin with them."""
-        table = cache.table
-        if len(table) < self.images or len(table.classes) < self.classes:
-            return None
-        whole = (len(table), len(table.classes)) == (self.images, self.classes)
-        first = table if whole else table.first(self.images, self.classes)
-        return len(table) - self.images if first.digest == self.digest else None
-
-    def view(self, cache: Cache) -> Cache:
-        """A cache as it was when the training began."""
-        if (len(cache.table), len(cache.table.classes)) == (self.images, self.classes):
-            return cache
-        return replace(cache, table=cache.table.first(self.images, self.classes))
+        return None if self.view(cache) is None else len(cache.table) - self.images
 
 
 def read_known(paths: RunPaths) -> KnownImages | None:

@@ -1,22 +1,32 @@
 """What a run's small files say, as types: one that was edited or damaged is refused before anyone computes with it.
 
-In: JSON that `runs` read.   Out: Training, SearchTable, Holdout, Epoch; Results, of which only what others compute with
-is named. Numbers are numbers here, and nothing is turned into them.
+In: JSON that `runs` read.   Out: Training, SearchTable, Holdout, Epoch, OriginsText; Results, of which only what others
+compute with is named. Numbers are numbers here, and nothing is turned into them.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
-from loffta.limits import MANY, RECIPE_LIMITS
+from loffta.limits import MANY, MAX_PX, RECIPE_LIMITS
+from loffta.tokens import Kind
+from loffta.words import brief
 
 Natural: TypeAlias = Annotated[int, Field(ge=0)]
+Side: TypeAlias = Annotated[int, Field(ge=1, le=1 << 24)]  # of a tensor
 
 
 class Record(BaseModel, strict=True):
     """Base: what is not named is let be, for another version may have more to say."""
+
+
+def problem_of(error: ValidationError) -> str:
+    """The first thing that a file says and cannot mean."""
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    return f"{brief(place)} is {brief(problem['input'])}: {problem['msg'].lower()}"
 
 
 class Training(Record):
@@ -75,6 +85,46 @@ class Epoch(Record):
     loss: float
     lr: float
     seconds: float
+
+
+class Spec(Record):
+    """stores.json: what a head is fed of one store; a FeatureSpec."""
+
+    backbone: str
+    taps: list[str] = Field(min_length=1, max_length=MANY)
+    kind: Kind
+    shape: list[Side] = Field(min_length=1, max_length=3)
+    image_px: int = Field(ge=1, le=MAX_PX)
+    registers_only: bool = False
+
+
+class ScalesText(Record):
+    """What decodes an int8 array: base64 of little-endian float32."""
+
+    shape: list[Side] = Field(min_length=2, max_length=2)
+    scale: str
+    zero: str
+
+
+class FeatureText(Record):
+    """One array that a head is fed from."""
+
+    store: str
+    array: str
+    kind: Kind
+    dtype: Literal["float16", "float32", "int8"]
+    shape: list[Side] = Field(min_length=2, max_length=4)
+    scales: ScalesText | None
+    spec: Spec
+
+
+class OriginsText(Record):
+    """stores.json."""
+
+    format: Natural
+    classes: list[str]
+    stores: dict[str, dict[str, Any]]
+    features: list[FeatureText] = Field(min_length=1, max_length=MANY)
 
 
 class Metric(Record):

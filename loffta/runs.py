@@ -26,7 +26,7 @@ from loffta.config import TrainConfig, parse, read_yaml
 from loffta.documents import from_json, read_bytes
 from loffta.errors import LofftaError
 from loffta.os_words import guard
-from loffta.records import Record, Results
+from loffta.records import Record, Results, problem_of
 from loffta.store.files import replace_file
 from loffta.tensor_file import read_tensors, write_tensors
 from loffta.words import brief
@@ -208,12 +208,8 @@ def _fitting(path: Path, values: dict[str, Any], shape: type[Shape], *, remedy: 
     try:
         return shape.model_validate(values)
     except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"])
         raise LofftaError(
-            f"this file of the run says what it cannot mean: {brief(place)} is {brief(problem['input'])}",
-            where=path,
-            remedy=remedy,
+            f"this file of the run says what it cannot mean: {problem_of(error)}", where=path, remedy=remedy
         ) from error
 
 

@@ -95,9 +95,8 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
 def _as_known(paths: RunPaths, cache: Cache) -> tuple[Cache, dict[str, int]]:
     """A cache as the run in `paths`, if there is one, has known it; and how it has grown since, for its results."""
     known = read_known(paths) if has_work(paths.root) else None
-    if known is None or not (grown := growth_of(paths, cache)):
-        return cache, {}
-    return known.view(cache), grown
+    view = None if known is None else known.view(cache)
+    return (cache, {}) if view is None else (view, growth_of(paths, cache))
 
 
 def _finish(

@@ -14,7 +14,7 @@ from loffta_cli.main import main
 from loffta import fit as loop
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError, Stopped
-from loffta.evaluate import _of_classes, evaluate
+from loffta.evaluate import _known_to, evaluate
 from loffta.known_images import KnownImages, growth_of
 from loffta.machine import StopFlag
 from loffta.report.tables import read_runs
@@ -86,15 +86,21 @@ def test_growth_is_known_as_growth(tmp_path, kind):
         new = dataclasses.replace(new, targets={"mask": [None] * N + ["m.png"] * 40})
     grown = old.grown_to(new, where=tmp_path)
     assert (len(grown), len(grown.classes)) == (N + 40, 5)
-    known = KnownImages(images=N, classes=3, digest=old.digest)
-    more = {"same": old, "grown": grown}
+    known = KnownImages(images=N, classes=list(old.classes), digest=old.digest)
+    between = ("new", "class 0", "class 3", "class 1", "class 4", "class 2")  # numbers and the like have an order
+    more = {"same": old, "grown": grown, "sorted": grown.numbered_by(between)}
     for name in ("keys", "splits"):
         more[name] = dataclasses.replace(grown, **{name: ["other", *getattr(grown, name)[1:]]})
     more["sizes"] = dataclasses.replace(grown, sizes=grown.sizes + (np.arange(N + 40) == 5))
     more["classes"] = dataclasses.replace(grown, classes=("another", *grown.classes[1:]))
-    more["fewer"] = old.first(N - 1, 3)
+    more["labels"] = dataclasses.replace(
+        grown, labels=-1 - grown.labels * 0, label_sets=[(4,)] * 100 if kind == "multi" else None
+    )
+    more["fewer"] = old.first(N - 1, old.classes)
     found = {name: known.more_in(Cache(CachePaths(tmp_path), 8, 8, table)) for name, table in more.items()}
-    assert found == {"same": 0, "grown": 40} | dict.fromkeys(("keys", "splits", "sizes", "classes", "fewer"))
+    assert found == {"same": 0, "grown": 40, "sorted": 40} | dict.fromkeys(
+        ("keys", "splits", "sizes", "classes", "labels", "fewer")
+    )
 
 
 def test_a_finished_run_is_read_back_and_says_that_there_is_more(cache, tmp_path, capsys):
@@ -163,13 +169,13 @@ def test_an_evaluation_takes_what_is_there_now_and_says_so(cache, tmp_path, caps
     train(config_of(cache), tmp_path / "run", StopFlag())
     grown = grow(cache, n_classes=5)
     results = evaluate(tmp_path / "run", "test", device="cpu")
-    rows = [row for row in range(N, N + 40) if row % 2 == 0 and grown.table.labels[row] < 3]
+    rows = [row for row in range(N, N + 40) if row % 2 == 0 and row % 5 < 3]
     assert sorted(set(read_predictions(RunPaths(tmp_path / "run").predictions("test"))["row"].tolist())) == rows
     assert results["images"] == {"used": len(rows), "bad": 0, "known": 60, "now": 100}
-    assert f"{20 - len(rows)} of the 20 images are of classes that came to the cache after" in capsys.readouterr().err
+    assert f"{20 - len(rows)} of the 20 images are of classes that the training did not know" in capsys.readouterr().err
     only_new = dataclasses.replace(grown.table, labels=np.full(100, 4))
     with pytest.raises(LofftaError, match="no image is of a class that the run knows"):
-        _of_classes(dataclasses.replace(grown, table=only_new), np.arange(5), 3)
+        _known_to(only_new.numbered_by(grown.table.classes[:3]), only_new, np.arange(5))
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -250,7 +256,7 @@ def test_a_run_that_has_nothing_to_lose_begins_with_what_is_there(cache, tmp_pat
 
 def test_the_view_is_the_table_that_was(tmp_path):
     old = table_of(N)
-    again = old.grown_to(table_of(N + 40, n_classes=5), where=tmp_path).first(N, 3)
+    again = old.grown_to(table_of(N + 40, n_classes=5), where=tmp_path).first(N, old.classes)
     assert isinstance(again, ImageTable)
     for field in dataclasses.fields(ImageTable):
         assert np.array_equal(getattr(again, field.name), getattr(old, field.name))
