@@ -78,6 +78,10 @@ def print_results(results: dict[str, Any]) -> None:
         low, high = metric["ci95"]
         images = f"{results['n']} {plural(results['n'], 'image')}"
         click.echo(f"{name} {metric['mean']:.3f}{spread}, 95 % interval {low:.3f} to {high:.3f} ({images})")
+    if "now" in results.get("images", {}):
+        from loffta.known_images import growth
+
+        click.echo(growth(results["images"]["known"], results["images"]["now"]))
     if "search" in results:
         chosen = results["search"]["chosen"]
         click.echo(

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -89,6 +89,39 @@ class ImageTable:
         """The classes of one row of a multi-label set in the order of `classes`, None where it is not labelled."""
         found = self.label_sets[row] if self.label_sets is not None else None
         return None if found is None else tuple(self.classes[i] for i in found)
+
+    def numbered_by(self, classes: tuple[str, ...]) -> ImageTable:
+        """The same images with labels as positions in other classes, by name; no label where one is not among them."""
+        if classes == self.classes:
+            return self
+        place = {name: i for i, name in enumerate(classes)}
+        moved = np.array([*(place.get(name, -1) for name in self.classes), -1], dtype=np.int64)  # -1 stays -1
+        sets = self.label_sets
+        if sets is not None:
+            found = [None if labels is None else sorted(moved[list(labels)].tolist()) for labels in sets]
+            sets = [None if labels is None or -1 in labels else tuple(labels) for labels in found]
+        return replace(self, classes=classes, labels=moved[self.labels], label_sets=sets)
+
+    def is_labelled(self) -> NDArray[np.bool_]:
+        """Per row, whether its class or classes are known."""
+        return self.labels >= 0 if self.label_sets is None else np.array([s is not None for s in self.label_sets], bool)
+
+    def first(self, n_rows: int, classes: tuple[str, ...]) -> ImageTable | None:
+        """The table as it was when it had so many rows and these classes; None where these rows have others."""
+        numbered, here = self.numbered_by(classes), slice(n_rows)
+        if not np.array_equal(numbered.is_labelled()[here], self.is_labelled()[here]):
+            return None
+        return replace(
+            numbered,
+            keys=self.keys[here],
+            sizes=self.sizes[here],
+            splits=self.splits[here],
+            labels=numbered.labels[here],
+            label_sets=None if numbered.label_sets is None else numbered.label_sets[here],
+            values=None if self.values is None else self.values[here],
+            # a column that says nothing of these rows came with later ones
+            targets={name: paths[here] for name, paths in self.targets.items() if any(paths[here])},
+        )
 
     def to_parquet(self) -> bytes:
         """The bytes of images.parquet."""
