@@ -92,6 +92,7 @@ def begin(
     views = _views(config) if views is None else views
     wanted = [(backbone, view) for backbone in config.backbones for view in views]
     if not CachePaths(config.cache).config.exists():  # what cannot be had or is misspelt leaves no empty cache behind
+        listing.refuse_alike()
         for backbone, view in wanted:
             info = describe(load(backbone), make_request(backbone, view, config))
             choose_specs(backbone, info.taps, config.kinds)

@@ -26,7 +26,7 @@ from loffta.findings import Findings
 from loffta.heads import Head, build_head, find_head
 from loffta.heads.recipe import Recipe
 from loffta.measure import measure, prediction_columns
-from loffta.origins import read_origins
+from loffta.origins import trained_classes
 from loffta.relevance import raw_scores, scores
 from loffta.runs import RunPaths, load_head, open_run, read_json, read_results, write_predictions, write_results
 from loffta.splits import split_rows
@@ -126,7 +126,7 @@ def _batch_size(paths: RunPaths, recipe: Recipe) -> int:
 def _check_classes(paths: RunPaths, cache: Cache) -> None:
     """Refuses a cache whose classes have other names or another order: every metric would be wrong."""
     here = cache.table.classes
-    trained = read_origins(paths.stores).classes if paths.stores.exists() else here  # older runs do not keep them
+    trained = trained_classes(paths.stores, here)
     if trained == here:
         return
     i = next(i for i, (one, other) in enumerate(zip(trained, here, strict=True)) if one != other)

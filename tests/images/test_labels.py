@@ -63,7 +63,7 @@ def test_numbers_with_a_fraction_are_values(cells):
 @pytest.mark.parametrize(
     ("cells", "fault"),
     [
-        (["0.5", "nan"], "row 2: 'nan' is no number; an image without one has an empty cell"),
+        (["0.5", "x", "1,5"], "row 3: the label 1,5: write a number with a point, several labels as `1;5`"),
         (["0.5", math.inf], "row 2: 'inf' is no number; an image without one has an empty cell"),
         (["a", "-1"], "row 2: the label -1 is negative; an image without a label has an empty cell, and numbers to"),
         ([-1.0], "row 1: the label -1.0 is negative"),

@@ -82,9 +82,9 @@ def test_without_splits_all_is_train(folder):
         (["10", "9", "9", "100"], ("9", "10", "100"), [1, 0, 0, 2]),
         (["1.0", "", "0.0", "1"], ("0", "1"), [1, -1, 0, 1]),
         (["007", "7", "7", "x"], ("007", "7", "x"), [0, 1, 1, 2]),
-        (["a", "B", "10", "9"], ("10", "9", "B", "a"), [3, 2, 0, 1]),
+        (["a", "B", "10", "9"], ("9", "10", "B", "a"), [3, 2, 1, 0]),
         (["", "", "", ""], (), [-1, -1, -1, -1]),
-        (["nan", "inf", "1.5", "x"], ("1.5", "inf", "nan", "x"), [2, 1, 0, 3]),
+        (["nan", "inf", "1.5", "x"], ("1.5", "inf", "x"), [-1, 1, 0, 2]),
     ],
 )
 def test_labels_of_a_csv(folder, labels, classes, places):
@@ -207,7 +207,7 @@ def test_bytes_never_come_from_outside(folder):
     [
         ("", "the table has no column image and no column label; it has: none"),
         ("path,label\n", "the table has no column image; it has: 'path', 'label'"),
-        ("image;label\n", "the table has no column image and no column label; it has: 'image;label'"),
+        ("image|label\n", "the table has no column image and no column label; it has: 'image|label'"),
         ("image,label,label\n", "the table has two columns label; it has: 'image', 'label', 'label'"),
         ("image,label\n", "the table has no rows"),
         (
@@ -270,5 +270,5 @@ def test_no_table(tmp_path):
     with pytest.raises(UsageError, match=r"there is no file '.*t\.csv'\n  where:  SOURCE table:.*\n  remedy: give"):
         open_source(f"table:{tmp_path}/t.csv")
     (tmp_path / "t.xlsx").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"'t\.xlsx' is neither \.csv nor \.parquet\n.*\n  remedy: save the table"):
+    with pytest.raises(UsageError, match=r"'t\.xlsx' is neither \.csv, \.tsv nor \.parquet\n.*\n  remedy: save the table"):
         open_source(f"table:{tmp_path}/t.xlsx")

@@ -71,7 +71,7 @@ def test_no_news_is_the_same_table() -> None:
 
 
 def test_growth_appends_and_maps_the_classes() -> None:
-    """The listing sorts "bird" before "cat" and a new file between old ones; old rows and labels stay."""
+    """The listing sorts "bird" before "cat" and a new file between old ones; old rows stay, classes are in its order."""
     listing = ImageTable(
         "folder:pets",
         ["a.png", "aa.png", "b.png", "c.png", "d.png", "e.png", "f.png"],
@@ -84,8 +84,8 @@ def test_growth_appends_and_maps_the_classes() -> None:
     assert grown.keys == ["a.png", "b.png", "c.png", "d.png", "aa.png", "e.png", "f.png"]
     assert grown.sizes.tolist() == [10, 20, 30, 40, 11, 50, 60]
     assert grown.splits == ["train", "train", "val", "test", "val", "train", "test"]
-    assert grown.classes == ("cat", "dog", "bird")
-    assert grown.labels.tolist() == [0, 1, 1, -1, 2, 0, -1]
+    assert grown.classes == ("bird", "cat", "dog")
+    assert grown.labels.tolist() == [1, 2, 2, -1, 0, 1, -1]
     assert grown.grown_to(listing, where=WHERE) is grown
 
 
@@ -171,10 +171,10 @@ def test_growth_of_several_classes_maps_them() -> None:
         label_sets=[(1, 2), (), None, (2,), (0, 2), (), None],
     )
     grown = table.grown_to(listing, where=WHERE)
-    assert grown.classes == ("cat", "dog", "bird")
-    assert grown.label_sets == [(0, 1), (), None, (1,), (1, 2), (), None]
+    assert grown.classes == ("bird", "cat", "dog")
+    assert grown.label_sets == [(1, 2), (), None, (2,), (0, 2), (), None]
     assert [grown.class_names(row) for row in range(7)] == [listing.class_names(row) for row in (0, 1, 2, 3)] + [
-        ("dog", "bird"),
+        ("bird", "dog"),
         (),
         None,
     ]
