@@ -20,11 +20,12 @@ from loffta.store.names import alike, in_order, spelled
 from loffta.store.table import ImageTable
 
 SEPARATOR = ";"  # between the classes of one cell of text
-# Cells that pandas reads as missing (pandas.read_csv, `na_values`, 2.3), as it and R write them; `none` is a word to it,
-# and to us. They are cells of text alone: a folder, a category or a name of ClassLabel is always a name.
+# Cells that pandas.read_csv takes for missing (its STR_NA_VALUES), as it and R write them; `none` is a word to both.
+# Cells of text alone: a folder, a category or a name of ClassLabel is always a name.
 NOTHING = frozenset(
-    "-1.#IND 1.#QNAN 1.#IND -1.#QNAN #N/A #NA N/A n/a NA <NA> NULL null NaN -NaN nan -nan None".split()
-) | {"#N/A N/A"}
+    {"#N/A", "#N/A N/A", "#NA", "N/A", "n/a", "NA", "<NA>", "NULL", "null", "NaN", "-NaN", "nan", "-nan", "None"}
+    | {"-1.#IND", "-1.#QNAN", "1.#IND", "1.#QNAN"}
+)
 _WHOLE = re.compile(r"0|[1-9]\d{0,17}")
 _ZEROS = re.compile(r"\.0*$")  # pandas writes 3.0 where a column of numbers has gaps
 _COMMA = re.compile(r"[+-]?\d+,\d+")  # a decimal comma beside Excel's semicolons, or two classes

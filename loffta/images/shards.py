@@ -90,7 +90,8 @@ class Shards:
                 if not sample.image:
                     without.append(f"{shard}: {name}")
                 elif key in index:
-                    faults.append(f"{shard}: {sample.image!r} and {index[key][1].image!r} of {index[key][0]} have one key")
+                    other, first = index[key]
+                    faults.append(f"{shard}: {sample.image!r} and {first.image!r} of {other} have one key")
                 else:
                     index[key] = shard, sample
         refuse(faults, where=f"SOURCE {self._source}", remedy="mend the shards or download them again")

@@ -34,7 +34,11 @@ from loffta.images.labels import NOTHING, Labels, from_cells, from_lists, from_n
 from loffta.store.table import ImageTable
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
-SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}  # between cells; Excel writes `;` where a comma is decimal
+SEPARATORS = {
+    ",": "commas",
+    ";": "semicolons",
+    "\t": "tabs",
+}  # between cells; Excel writes `;` where a comma is decimal
 LABELS: dict[str, Callable[[Sequence[Any], Sequence[str], list[str]], Labels]] = {
     "label": from_cells,
     "labels": from_lists,

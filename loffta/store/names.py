@@ -1,7 +1,7 @@
 """Names of classes and splits as people write them: one spelling, one order, and which of them nobody tells apart.
 
-In: names from folders, tables and shards.   Out: the order in which classes are numbered, and pairs to refuse. Called by
-the readers of image sets and, when a set grows, by its table.
+In: names from folders, tables and shards.   Out: the order in which classes are numbered, and pairs to refuse. Called
+by the readers of image sets, by its table when a set grows, and by `targets`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def one_folder_down(source: str, keys: Sequence[str], class_name: str) -> str | 
     if len(found) < 2:
         return None
     shown = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
-    where = f"give folder:{'/'.join([root, *folders[0][:depth]])}" if at == 0 else "move them up to the folders of splits"
+    where = f"give folder:{'/'.join([root, *folders[0][:depth]])}" if at == 0 else "move them up, beside it"
     return f"the folders {shown} lie below '{class_name}' and were not read as splits or classes: {where}"
 
 

@@ -222,7 +222,7 @@ class ImageTable:
         return replace(self, classes=classes, labels=moved[self.labels], label_sets=renumbered)
 
     def _spelled_as(self, old: ImageTable) -> ImageTable:
-        """This listing with the old table's spelling of its names: one made before names had one spelling keeps its own."""
+        """This listing in the old table's spelling: caches made before names had one spelling keep theirs."""
         there = {*old.classes, *old.splits}
         known = {spelled(name): name for name in there if spelled(name) not in there}
         if not known:
@@ -277,7 +277,7 @@ def _as_tuples(column: list[list[int] | None]) -> list[tuple[int, ...] | None]:
 
 
 def _joined(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]:
-    """The classes of a grown set: in the listing's order, as a fresh cache would have them, where that is also the old one's.
+    """The classes of a grown set: in the listing's order, as a fresh cache has them, where it is the old one's, too.
 
     Else, in a cache made by another order, the old ones stay as they are and the new ones come behind them.
     """

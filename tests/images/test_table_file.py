@@ -270,5 +270,5 @@ def test_no_table(tmp_path):
     with pytest.raises(UsageError, match=r"there is no file '.*t\.csv'\n  where:  SOURCE table:.*\n  remedy: give"):
         open_source(f"table:{tmp_path}/t.csv")
     (tmp_path / "t.xlsx").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"'t\.xlsx' is neither \.csv, \.tsv nor \.parquet\n.*\n  remedy: save the table"):
+    with pytest.raises(UsageError, match=r"'t\.xlsx' is neither \.csv, \.tsv nor \.parquet\n.*\n  remedy: save"):
         open_source(f"table:{tmp_path}/t.xlsx")

@@ -71,7 +71,7 @@ def test_no_news_is_the_same_table() -> None:
 
 
 def test_growth_appends_and_maps_the_classes() -> None:
-    """The listing sorts "bird" before "cat" and a new file between old ones; old rows stay, classes are in its order."""
+    """The listing sorts "bird" before "cat" and a new file between old ones; old rows stay, classes move."""
     listing = ImageTable(
         "folder:pets",
         ["a.png", "aa.png", "b.png", "c.png", "d.png", "e.png", "f.png"],
