@@ -88,6 +88,6 @@ def print_results(results: dict[str, Any]) -> None:
             f"({results['search']['metric']} {chosen['score']:.3f} on {results['search']['validated_on']})"
         )
     for name, note in results.get("notes", {}).items():
-        click.echo(f"{name}: {note}")
+        show(f"{name}: {note}")
     for entry in results.get("relevance", {}).get("backbones", []):
-        click.echo(f"relevance {entry['score']:.3f}  {entry['backbone']}")
+        show(f"relevance {entry['score']:.3f}  {entry['backbone']}")

@@ -81,7 +81,7 @@ def evaluate(
         targets = read_targets(cache.table, config.task)[rows].numpy()
         keys = [cache.table.keys[row] for row in rows]
         measured = measure(task, probabilities, targets, cache.table.classes, keys=keys, seed=config.data_seed)
-    left_out = {"bad": n_bad(cache, features, split), "unlabelled": len(asked) - len(rows)}
+    left_out = count_left_out(n_bad(cache, features, split), len(asked) - len(rows))
     results = describe(config, features, split, len(rows), left_out) | measured
     results |= describe_training(paths, config, recipe, heads) | told.entries()
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
@@ -216,13 +216,18 @@ def describe_training(paths: RunPaths, config: TrainConfig, recipe: Recipe, head
     return found
 
 
+def count_left_out(n_bad: int, n_unlabelled: int) -> dict[str, int]:
+    """Images that are not measured, by why; few sets have images without a label, and only theirs are told."""
+    return {"bad": n_bad} | ({"unlabelled": n_unlabelled} if n_unlabelled else {})
+
+
 def describe(
     config: TrainConfig, features: Sequence[Feature], split: str, n_used: int, left_out: dict[str, int]
 ) -> dict[str, Any]:
     """What results.json says of the run and its features; `measure` adds how good it is.
 
     Args:
-        left_out: images of the split by why they are not measured: bad, unlabelled.
+        left_out: images of the split by why they are not measured: bad; unlabelled, where there are any.
     """
     return {
         "task": config.task,

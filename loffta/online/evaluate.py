@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from loffta import machine
 from loffta.errors import LofftaError, unknown_name
-from loffta.evaluate import describe, describe_training
+from loffta.evaluate import count_left_out, describe, describe_training
 from loffta.findings import Findings
 from loffta.images.sources import ImageSource
 from loffta.jobs import Load
@@ -86,7 +86,7 @@ def evaluate_online(
     results = []
     for run, parts, findings, table in zip(runs, found, told, numbered, strict=True):
         scores = torch.cat(parts, dim=1).numpy()
-        left_out = {"bad": len(stream.bad), "unlabelled": len(listing.rows_of(split)) - len(rows)}
+        left_out = count_left_out(len(stream.bad), len(listing.rows_of(split)) - len(rows))
         results.append(_write(run, table, split, np.array(good), scores, findings, left_out, start))
     judge_bad(stream.bad, listing.keys, len(rows), max_bad_frac, done="the results of the good images are written")
     return results

@@ -22,7 +22,7 @@ from torch import Tensor
 from loffta import machine
 from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError, UsageError
-from loffta.evaluate import score
+from loffta.evaluate import count_left_out, score
 from loffta.heads import find_head
 from loffta.heads.recipe import Recipe
 from loffta.images.sources import ImageSource
@@ -206,7 +206,7 @@ def _describe(setting: Setting, fitted: Recipe, n_used: int, n_bad: int) -> dict
             {"store": info.name, "label": label, "recipe_hash": recipe_hash(info.recipe), "taps": list(spec.taps)}
             for spec in setting.network.specs
         ],
-        "images": {"used": n_used, "bad": n_bad, "unlabelled": n_unlabelled},
+        "images": {"used": n_used, **count_left_out(n_bad, n_unlabelled)},
         "recipe": config.recipe,
         "training": {"epochs": fitted.epochs, "batch_size": fitted.batch_size},
         "online": {

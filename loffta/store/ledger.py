@@ -144,7 +144,7 @@ def count_done(paths: ArrayPaths, unit: int) -> int:
 def listed_rows(paths: ArrayPaths, unit: int) -> list[int]:
     """Rows that the done file of `unit` lists, none where there is none or it cannot be read."""
     try:
-        return to_numbers(read_done(paths.done(unit), ["row"])["row"]).tolist()
+        return [int(row) for row in to_numbers(read_done(paths.done(unit), ["row"])["row"])]
     except (FileNotFoundError, DamageFound):
         return []
 
