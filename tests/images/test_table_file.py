@@ -272,3 +272,42 @@ def test_no_table(tmp_path):
     (tmp_path / "t.xlsx").write_bytes(b"")
     with pytest.raises(UsageError, match=r"'t\.xlsx' is neither \.csv, \.tsv nor \.parquet\n.*\n  remedy: save"):
         open_source(f"table:{tmp_path}/t.xlsx")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("image,label\na.png,cat\n", ""),
+        ("\n \r\nimage,label\na.png,cat\n\n", ""),
+        ("image;label\na.png;cat\n", "the cells are separated by semicolons"),
+        ('\ufeff"label"; "image"; note\n"cat";a.png; "x, y"\n', "the cells are separated by semicolons"),
+        ("image\tlabel\na.png\tcat\n", "the cells are separated by tabs"),
+        ("note;a,image,label\nx;y,a.png,cat\n", "ignored columns: 'note;a'"),
+    ],
+)
+def test_what_separates_cells_is_seen_from_the_header(folder, text, said, capsys):
+    assert listed(csv_of(folder, text)) == [("a.png", "train", "cat")]
+    assert said in capsys.readouterr().err
+    (folder / "t.tsv").write_text("image\tlabel\na.png\tcat, dog\n")
+    assert listed(open_source(f"{folder}/t.tsv")) == [("a.png", "train", "cat, dog")]
+
+
+def test_semicolons_between_cells_and_in_them(folder):
+    table = csv_of(folder, 'image;labels;split\na.png;"cat;dog";Training\nsub/b.png;;val\n').listing()
+    assert (table.classes, table.label_sets, table.splits) == (("cat", "dog"), [(0, 1), None], ["train", "val"])
+    assert problems(csv_of(folder, "image;labels\na.png;cat;dog\n")).startswith(
+        "1 problem in the image set: row 1: 3 cells"
+    )
+    assert problems(csv_of(folder, "image;label\na.png;1,5\n")).startswith(
+        "1 problem in the image set: row 1: the label 1,5: write a number with a point"
+    )
+
+
+def test_binary_columns_are_text(folder, capsys):
+    table = parquet_of(folder, image=KEYS, label=[b"dog", b"cat", None, b"nan"], split=[b"train"] * 4).listing()
+    assert (table.classes, table.labels.tolist(), set(table.splits)) == (("cat", "dog"), [1, 0, -1, -1], {"train"})
+    assert "labels that mean nothing: 'nan' 1; these images have no label" in capsys.readouterr().err
+    assert problems(parquet_of(folder, image=KEYS, label=["a"] * 4, split=[b"\xff", "", "nan", "x"])).startswith(
+        "4 problems in the image set: row 1: the bytes b'\\xff' are no text in UTF-8; row 1: the split is empty; images "
+        "without one are a split, too: `unlabelled`; row 2: the split is empty"
+    )
