@@ -308,6 +308,6 @@ def test_binary_columns_are_text(folder, capsys):
     assert (table.classes, table.labels.tolist(), set(table.splits)) == (("cat", "dog"), [1, 0, -1, -1], {"train"})
     assert "labels that mean nothing: 'nan' 1; these images have no label" in capsys.readouterr().err
     assert problems(parquet_of(folder, image=KEYS, label=["a"] * 4, split=[b"\xff", "", "nan", "x"])).startswith(
-        "4 problems in the image set: row 1: the bytes b'\\xff' are no text in UTF-8; row 1: the split is empty; images "
-        "without one are a split, too: `unlabelled`; row 2: the split is empty"
+        "4 problems in the image set: row 1: the bytes b'\\xff' are no text in UTF-8; row 1: the split is empty; "
+        "images without one are a split, too: `unlabelled`; row 2: the split is empty"
     )
