@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from loffta.errors import LofftaError
-from loffta.origins import read_origins
+from loffta.origins import trained_classes
 from loffta.report.predictions import read_predicted
 from loffta.report.tables import LoadedRun
-from loffta.store.cache import Cache
 from loffta.store.reader import ArrayReader
 
 
@@ -73,7 +72,7 @@ def read_gallery(run: LoadedRun, n_pictures: int = 16) -> Gallery:
     right = np.array([np.array_equal(*pair) for pair in zip(labels, predicted, strict=True)], bool)
     chosen = choose(right, confidence, n_pictures)
     pixels = ArrayReader(thumbs.paths).read(rows[shown][chosen])
-    classes = _classes(run, run.cache)
+    classes = trained_classes(run.paths.stores, run.cache.table.classes)
     pictures = tuple(
         Picture(
             str(found.keys[shown[i]]),
@@ -107,11 +106,6 @@ def png_uri(image: UInt8[np.ndarray, "H W 3"]) -> str:
 def _names(found: Any, classes: Sequence[str]) -> str:
     """One class, or several in a row."""
     return ", ".join(classes[i] for i in np.atleast_1d(found)) or "none"
-
-
-def _classes(run: LoadedRun, cache: Cache) -> Sequence[str]:
-    """As the run numbers them; older runs did not keep them."""
-    return read_origins(run.paths.stores).classes if run.paths.stores.exists() else cache.table.classes
 
 
 def _source(run: LoadedRun) -> str:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from loffta.errors import LofftaError
@@ -48,7 +47,7 @@ def read_predicted(run: LoadedRun, *, scores: bool = False) -> Predicted:
         shaped = {name: values.reshape(n_seeds, n_images) for name, values in found.items()}
         order = np.argsort(shaped["key"][0].astype(str), kind="stable")
         by_seed = kept.reshape(n_seeds, n_images, -1)[:, order] if kept is not None else None
-    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+    except (ValueError, TypeError) as error:
         raise LofftaError(
             f"the predictions do not go with the results ({type(error).__name__})", where=path, remedy=_again(run)
         ) from error
@@ -68,7 +67,7 @@ def _read_scores(run: LoadedRun) -> NDArray[np.float32] | None:
     for name in _SCORES:
         try:
             return np.stack(list(read_predictions(path, [name])[name])).astype(np.float32)
-        except (KeyError, pa.ArrowInvalid):  # no such column
+        except LofftaError:  # no such column
             continue
     return None
 

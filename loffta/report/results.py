@@ -1,4 +1,6 @@
-"""What reports read of results.json, checked at the door: a value of another kind would end a page of ten runs.
+"""What a page needs of results.json, checked at the door: a value of another kind would end a page of ten runs.
+
+`records.Results` holds what any reader of a run computes with; here is all that sections draw, and that it goes together.
 
 In: the mapping that `runs.read_results` gives.   Out: the same with every value of the kind that it should be; keys
 that no report reads are kept as they are.
@@ -13,8 +15,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
 
 from loffta.errors import LofftaError
+from loffta.records import problem_of
 from loffta.tasks import find_task
-from loffta.words import printable
 
 Seeds = Annotated[list[FiniteFloat], Field(min_length=1)]
 
@@ -40,6 +42,7 @@ class _Feature(_Part):
 class _Images(_Part):
     used: NonNegativeInt
     bad: NonNegativeInt
+    unlabelled: NonNegativeInt = 0
 
 
 class _Relevance(_Part):
@@ -127,9 +130,7 @@ def check_results(results: Mapping[str, Any], where: Path) -> dict[str, Any]:
         checked = _Results.model_validate(results)
         _check_sizes(checked)
     except ValidationError as error:
-        first = error.errors()[0]
-        fault = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise _refusal(fault, where) from error
+        raise _refusal(problem_of(error), where) from error
     except ValueError as error:
         raise _refusal(str(error), where) from error
     return checked.model_dump(exclude_unset=True)
@@ -154,7 +155,7 @@ def _check_sizes(results: _Results) -> None:
 
 def _refusal(fault: str, where: Path) -> LofftaError:
     return LofftaError(
-        f"these results cannot be reported: {printable(fault[:300])}",
+        f"these results cannot be reported: {fault}",
         where=where,
         remedy="was the run made by this version? `loffta evaluate RUN` writes them anew",
     )

@@ -17,6 +17,7 @@ from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError, UsageError
 from loffta.features import choose_features
 from loffta.heads import find_head, head_label
+from loffta.known_images import CacheFinder, growth, growth_of
 from loffta.report.results import check_results
 from loffta.runs import RunPaths, open_run, read_results
 from loffta.store.cache import Cache
@@ -118,6 +119,12 @@ class LoadedRun:
     cache: Cache | None  # None: it is not where it was in training
     row: RunRow
 
+    @property
+    def grown(self) -> str | None:
+        """What to say of a cache that has grown since the training; None where it has not."""
+        found = growth_of(self.paths, self.cache)
+        return growth(**found) if found else None
+
 
 @dataclass(frozen=True)
 class LeftOut:
@@ -133,13 +140,16 @@ class LeftOut:
         return f"{self.root}: {self.error.what}{where}"
 
 
-def read_good_runs(roots: Sequence[Path], split: str | None = None) -> tuple[list[LoadedRun], list[LeftOut]]:
+def read_good_runs(
+    roots: Sequence[Path], split: str | None = None, elsewhere: Sequence[Path] = ()
+) -> tuple[list[LoadedRun], list[LeftOut]]:
     """Reads finished runs in the order given, and tells which could not be read: one bad run ends no report on ten.
 
     The scoring run of a --select follows its run.
 
     Args:
         split: whose results are read; None: each run's own test split.
+        elsewhere: where caches are that were moved.
     Raises:
         UsageError: no runs at all.
         LofftaError: none of them can be read; of the first.
@@ -151,7 +161,7 @@ def read_good_runs(roots: Sequence[Path], split: str | None = None) -> tuple[lis
     shown = split or "test"
     folders = [path for path in dict.fromkeys(found) if path in asked or RunPaths(path).results(shown).exists()]
     parent = os.path.commonpath([path.parent for path in folders])
-    caches: dict[Path, Cache | None] = {}
+    caches = CacheFinder(elsewhere)
     runs: list[LoadedRun] = []
     left_out: list[LeftOut] = []
     for folder in folders:
@@ -201,13 +211,11 @@ def _open_run(folder: Path) -> tuple[RunPaths, TrainConfig]:
     return open_run(folder)
 
 
-def _load(folder: Path, name: str, caches: dict[Path, Cache | None], split: str | None) -> LoadedRun:
+def _load(folder: Path, name: str, caches: CacheFinder, split: str | None) -> LoadedRun:
     paths, config = _open_run(folder)
     where = paths.results(split or config.test_on)
     results = check_results(read_results(where), where)
-    if config.cache not in caches:
-        caches[config.cache] = _open_cache(config.cache)
-    cache = caches[config.cache]
+    cache = caches.find(paths, config)  # none: deleted since, or moved; the results stand without it
     counted = _count_bytes(cache, config) if cache else None
     row = _row(name, results, counted)
     return LoadedRun(paths, config, results, cache, row)
@@ -239,13 +247,6 @@ def _row(name: str, results: Mapping[str, Any], counted: _Counted | None) -> Run
 
 def _measure(name: str, found: Mapping[str, Any]) -> Measure:
     return Measure(name, found["mean"], found["std"], tuple(found["per_seed"]), found["ci95"])
-
-
-def _open_cache(root: Path) -> Cache | None:
-    try:
-        return Cache.open(root)
-    except LofftaError:  # moved or deleted since: the results stand without it
-        return None
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def test_what_predictions_do_not_show_is_not_known(make_run, spoil):
     (fact,) = facts_of(*roots)
     why = {
         "gone": "b: this run has no predictions",
-        "garbage": "b: the predictions do not go with the results",
+        "garbage": "b: these predictions are damaged",
         "other": "b: its predictions give another score than its results",
     }
     assert f"whether it is more than chance is not known ({why[spoil]}" in fact.text

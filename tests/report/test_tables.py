@@ -172,8 +172,9 @@ def test_a_folder_of_runs_hints_at_its_subfolders(make_run):
 
 def test_results_of_another_make_are_one_error_not_a_traceback(make_run):
     root = make_run("lin", [0.5], ALL)
-    RunPaths(root).results("test").write_text('{"head": "linear", "metrics": {}, "split": "test"}')
-    with pytest.raises(LofftaError, match=r"(?s)cannot be reported: n: Field required.*loffta evaluate RUN"):
+    path = RunPaths(root).results("test")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": {}}))
+    with pytest.raises(LofftaError, match=r"(?s)cannot be reported: metrics.top1: it is missing.*loffta evaluate RUN"):
         read_runs([root])
 
 
