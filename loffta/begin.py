@@ -19,7 +19,8 @@ from loffta.backbones.load import load_backbone
 from loffta.config import BackboneConfig, ExtractConfig
 from loffta.forward import Job
 from loffta.images.geometry import PixelGeometry, View
-from loffta.jobs import Load, choose_specs, describe, make_request, prepare
+from loffta.jobs import Load, choose_specs, describe, look_asked, make_request, prepare, with_look
+from loffta.look import OLD, Look
 from loffta.store.cache import MAX_THUMB_PX, Cache, CachedArray
 from loffta.store.files import sweep_tree
 from loffta.store.paths import THUMB, CachePaths
@@ -38,6 +39,7 @@ class Begun:
     jobs: list[Job]
     units: list[int]  # of this process's share
     n_rows: int  # images asked for
+    look: Look = OLD  # of all that it writes
 
     def rows(self, unit: int) -> range:
         """Rows of one unit, of the images asked for."""
@@ -51,7 +53,7 @@ class Begun:
     @property
     def thumb_geometry(self) -> PixelGeometry:
         """How images become thumbnails."""
-        return PixelGeometry(self.cache.thumb_px, interpolation="bilinear")
+        return PixelGeometry(self.cache.thumb_px, interpolation="bilinear", **self.look._asdict())
 
     @property
     def sizes(self) -> list[PixelGeometry]:
@@ -91,12 +93,15 @@ def begin(
     load = functools.cache(load)
     views = _views(config) if views is None else views
     wanted = [(backbone, view) for backbone in config.backbones for view in views]
+    new = with_look(config, Look())
     if not CachePaths(config.cache).config.exists():  # what cannot be had or is misspelt leaves no empty cache behind
         for backbone, view in wanted:
-            info = describe(load(backbone), make_request(backbone, view, config))
+            info = describe(load(backbone), make_request(backbone, view, new))
             choose_specs(backbone, info.taps, config.kinds)
     thumb_px = min(MAX_THUMB_PX, max(b.image_px or MAX_THUMB_PX for b in config.backbones))
-    cache = Cache.create(config.cache, listing, unit_images=config.unit_images, thumb_px=thumb_px)
+    look, unit_images = look_asked(new), config.unit_images
+    cache = Cache.create(config.cache, listing, unit_images=unit_images, thumb_px=thumb_px, look=look)
+    config = with_look(config, cache.look)  # which another process may have made, or an older loffta long ago
     sweep_tree(cache.paths.root)  # what killed processes left half-written
     _say_missing(lost_metadata(cache), forget_missing(cache))
     fresh = not cache.paths.target(THUMB).metadata.exists()  # a finished cache is not even touched
@@ -105,7 +110,7 @@ def begin(
     n_rows = min(config.limit or len(cache.table), len(cache.table))
     units = [u for u in range(count_units(n_rows, cache.unit_images)) if share.owns(u) and (only is None or u in only)]
     jobs = [prepare(cache, backbone, view, config, load, units) for backbone, view in wanted]
-    return Begun(cache, thumbs, jobs, units, n_rows)
+    return Begun(cache, thumbs, jobs, units, n_rows, look_asked(config))
 
 
 def _views(config: ExtractConfig) -> list[View | None]:

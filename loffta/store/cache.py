@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from loffta.errors import DamageFound, LofftaError, UsageError
+from loffta.look import OLD, Look, look_fields, look_of
 from loffta.store import FORMAT
 from loffta.store.files import create_file, replace_file
 from loffta.store.ledger import Ledger, count_done, read_ledger
@@ -106,6 +107,7 @@ class Cache:
     unit_images: int
     thumb_px: int
     table: ImageTable
+    look: Look = OLD  # of extractions that name none
 
     @classmethod
     def open(cls, root: Path) -> Cache:
@@ -119,7 +121,8 @@ class Cache:
             config = json.loads(paths.config.read_bytes())
             if config["format"] > FORMAT:
                 raise ValueError(f"format {config['format']} is newer than this loffta knows ({FORMAT})")
-            return cls(paths, config["unit_images"], config["thumb_px"], ImageTable.read(paths.images))
+            table = ImageTable.read(paths.images)
+            return cls(paths, config["unit_images"], config["thumb_px"], table, look_of(config))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise LofftaError(
                 "there is no cache here", where=root, remedy="make one with `loffta extract SOURCE --cache DIR ...`"
@@ -132,12 +135,15 @@ class Cache:
             ) from error
 
     @classmethod
-    def create(cls, root: Path, listing: ImageTable, *, unit_images: int | None, thumb_px: int) -> Cache:
+    def create(
+        cls, root: Path, listing: ImageTable, *, unit_images: int | None, thumb_px: int, look: Look = OLD
+    ) -> Cache:
         """Makes a cache, or opens the one that is there and grows it to `listing`.
 
         Args:
             unit_images: rows per unit, a power of two; None takes the cache's own, or 256 for a new one.
             thumb_px: side of the thumbnails of a new cache.
+            look: of a new cache.
         Raises:
             LofftaError: the folder holds something else, the unit differs, or old images changed.
         """
@@ -149,7 +155,7 @@ class Cache:
                 )
             create_file(paths.images, listing.to_parquet())
             config = {"format": FORMAT, "unit_images": unit_images or DEFAULT_UNIT_IMAGES, "thumb_px": thumb_px}
-            create_file(paths.config, json.dumps(config).encode())
+            create_file(paths.config, json.dumps(config | look_fields(look)).encode())
         cache = cls.open(root)
         if unit_images not in (None, cache.unit_images):
             raise UsageError(
@@ -264,4 +270,4 @@ class Cache:
         if table is self.table:
             return self
         replace_file(self.paths.images, table.to_parquet())
-        return Cache(self.paths, self.unit_images, self.thumb_px, table)
+        return replace(self, table=table)

@@ -51,6 +51,7 @@ class ImageTable:
     label_sets: list[tuple[int, ...] | None] | None = None  # multi-label: rising positions in `classes`; None: unknown
     values: NDArray[np.float64] | None = None  # regression; NaN: unknown
     targets: dict[str, list[str | None]] = field(default_factory=dict)  # by name; a source reads them as it does keys
+    not_taken: dict[str, int] = field(default_factory=dict)  # files beside, by ending, when rows came last; not in the digest
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -98,7 +99,7 @@ class ImageTable:
             "label_kind": self.label_kind,
             "classes": list(self.classes),
             "digest": self.digest,
-        }
+        } | ({"not_taken": self.not_taken} if self.not_taken else {})
         needed: list[Any] = [np.arange(len(self)), self.keys, self.sizes, self.splits, self.labels]
         columns = dict(zip(_TYPES, needed, strict=True)) | self._optional()
         schema = pa.schema({name: _TYPES.get(name) or _optional_type(name) for name in columns})
@@ -138,6 +139,7 @@ class ImageTable:
                 targets={
                     name.removeprefix(_TARGET): paths for name, paths in columns.items() if name.startswith(_TARGET)
                 },
+                not_taken={str(ending): int(n) for ending, n in meta.get("not_taken", {}).items()},
             )
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise LofftaError(
@@ -191,6 +193,7 @@ class ImageTable:
                 name: [*(self._target(name, row) for row in range(len(self))), *(listing._target(name, i) for i in new)]
                 for name in dict.fromkeys([*self.targets, *listing.targets])
             },
+            not_taken=listing.not_taken,
         )
 
     def _fault(self, row: int, listing: ImageTable, place: dict[str, int]) -> str | None:

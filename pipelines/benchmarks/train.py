@@ -161,12 +161,12 @@ def measure_online(bench: Bench) -> None:
     features = bench.features("combo")
     learner = bench.learner("combo", features)
     origins = Origins.of(features, bench.cache.table.classes)
-    source, keys = open_source(bench.source), bench.cache.table.keys
+    source = open_source(bench.source)
     feed = Feed(features, bench.rows, batch_size=bench.batch, device=bench.device)
     fresh = FreshStream(
         origins.features,
         source,
-        keys,
+        bench.cache.table,
         bench.rows.tolist(),
         load=lambda _: bench.backbone,
         device=bench.device,

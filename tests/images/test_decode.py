@@ -16,7 +16,7 @@ RGB = RNG.integers(0, 256, size=(5, 7, 3), dtype=np.uint8)
 
 def pixels_of(data):
     """[H, W, 3] as decoded."""
-    return np.asarray(decode(data))
+    return np.asarray(to_rgb(decode(data), OLD))
 
 
 def encode(image, kind="PNG", **options):

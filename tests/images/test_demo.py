@@ -4,12 +4,14 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from loffta.images.decode import decode
+from loffta.images.rgb import to_rgb
+from loffta.look import OLD
 from loffta.images.demo import Digits, open_demo
 
 
 def pixels_of(data):
     """[H, W, 3] as decoded."""
-    return np.asarray(decode(data))
+    return np.asarray(to_rgb(decode(data), OLD))
 
 
 def test_digits_are_scikit_learns():
