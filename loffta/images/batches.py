@@ -20,16 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from loffta import machine
 from loffta.images.decode import BadImage, Opened, one_line, open_image
 from loffta.images.geometry import PixelGeometry, to_square
 from loffta.images.rgb import is_flat, to_rgb
-from loffta.images.room import Room
+from loffta.images.room import Held, Room
 from loffta.images.sources import ImageSource
 from loffta.store.ledger import BAD, OK, ImageStatus
 from loffta.store.table import ImageTable
 
 _BLOCKS = 4  # of 16 MB that Pillow keeps for each thread: one photograph of 12 megapixels, at 4 bytes a pixel
 _MOST_BLOCKS = 64  # for all threads: 1 GiB
+_LARGE = 256 << 20  # bytes of one image, after which memory is given back: a thread's heap would keep them
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,13 @@ def decoding_threads(n_threads: int) -> Iterator[Executor]:
             pool.shutdown(cancel_futures=True)  # a stop waits for the images in hand, not for two batches
             memory.set_blocks_max(0)
             memory.clear_cache()
+
+
+def give_memory_back() -> None:
+    """What a large image has left in Pillow's pool and in the C library's heaps, of which each thread has its own."""
+    memory: Any = vars(Image)["core"]
+    memory.clear_cache()
+    machine.trim_memory()
 
 
 class UnitImages:
@@ -158,25 +167,26 @@ class ImageStream:
                 yield row
 
     def _decode(self, row: int) -> _Decoded:
+        """Reads and decodes as far as there is room; who has to wait for more holds nothing, and reads once more."""
+        n_bytes = int(self._table.sizes[row])
+        while True:
+            with self._room.hold(n_bytes) as held:
+                found = self._attempt(row, held)
+                if held.n_bytes >= _LARGE:
+                    give_memory_back()
+            if not isinstance(found, int):
+                return found
+            n_bytes = found
+
+    def _attempt(self, row: int, held: Held) -> _Decoded | int:
+        """The image, or the bytes that it takes where there is no room for them now."""
         try:
-            return self._read(row)
+            data = self._source.read(self._table.keys[row])
+            opened = open_image(data)
+            return self._finish(row, data, opened) if held.grow_to(opened.n_bytes) else opened.n_bytes
         except (BadImage, OSError) as error:
             reason = str(error) if isinstance(error, BadImage) else one_line(f"cannot be read: {error}")
             return _Decoded(ImageStatus(row, BAD, reason), {})
-
-    def _read(self, row: int) -> _Decoded:
-        """Reads and decodes as far as there is room; who has to wait for more holds nothing, and reads once more."""
-        key = self._table.keys[row]
-        with self._room.hold(int(self._table.sizes[row])) as held:
-            data = self._source.read(key)
-            opened = open_image(data)
-            n_bytes = opened.n_bytes
-            if held.grow_to(n_bytes):
-                return self._finish(row, data, opened)
-            del data, opened
-        with self._room.hold(n_bytes):
-            data = self._source.read(key)
-            return self._finish(row, data, open_image(data))
 
     def _finish(self, row: int, data: bytes, opened: Opened) -> _Decoded:
         """The squares of one image: it is decoded once, and is RGB once for every look."""

@@ -33,8 +33,9 @@ _TURNS = {
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # that Pillow keeps a pixel; 4 for other modes
 _RGB_BYTES = 4  # a pixel of mode RGB; a copy that was turned upright takes no more
 # What decoders take beside, bytes a pixel: measured with pictures of 36 million pixels, see docs/decisions.md
-_BESIDE = {"AVIF": 12, "JPEG2000": 28, "MPO": 6, "TIFF": 4, "WEBP": 12}
+_BESIDE = {"AVIF": 8, "JPEG2000": 16, "MPO": 6, "TIFF": 4, "WEBP": 12}
 _PROGRESSIVE = 6  # a JPEG's coefficients: 3 x 16 bits
+TWELVE_BITS, SIXTEEN_BITS = (0.0, 4095.0), (0.0, 65535.0)  # black and white
 _COUNTED_APART = ("FLI", "GIF", "TIFF")  # counting their pages moves through the file
 
 
@@ -46,7 +47,7 @@ class BadImage(Exception):
 class Samples:
     """What the values of an image are, as far as its file says."""
 
-    limits: tuple[int, int] | None = None  # declared black and white of values of more than 8 bits
+    limits: tuple[float, float] | None = None  # declared black and white of values of more than 8 bits
     may_be_less: bool = False  # the container has 16 bits, and programs put 12 into it
     white_is_zero: bool = False
     unsigned: bool = False  # 32 bits, which Pillow takes for signed ones
@@ -173,10 +174,10 @@ def _samples(image: Image.Image) -> Samples:
     deep = image.mode.startswith("I;16")
     limits = None
     if deep or (image.mode == "I" and image.format == "PPM"):
-        limits = (0, 4095) if any("I;12" in name for name in raw_modes) else (0, 65535)
+        limits = TWELVE_BITS if any("I;12" in name for name in raw_modes) else SIXTEEN_BITS
     return Samples(
         limits=limits,
-        may_be_less=deep and limits == (0, 65535) and image.format not in ("PPM", "JPEG2000"),
+        may_be_less=deep and limits == SIXTEEN_BITS and image.format not in ("PPM", "JPEG2000"),
         white_is_zero=tags.get(262) == 0,
         unsigned=image.mode == "I" and tags.get(339, (1,))[0] == 1 and bool(tags),
         deep_colour=not deep and image.mode != "I" and any(";16" in name for name in raw_modes),

@@ -13,12 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from loffta.images.decode import BadImage, Picture
+from loffta.images.decode import SIXTEEN_BITS, TWELVE_BITS, BadImage, Picture
 from loffta.look import CLIP, Look
 
-_STRIP_PIXELS = 1 << 20
-_MOST_OF_12_BITS = 4095
-_FULL = (0.0, 65535.0)
+_STRIP_PIXELS = 1 << 18
 AMBIGUOUS_16 = "16-bit values that are all below 4096: 12 bits in 16, or a dark picture? --range 0..4095 or 0..65535"
 AMBIGUOUS_COLOUR = "16-bit colour that is all below 4096, of which Pillow keeps 4 bits; save it with 8 bits a channel"
 NO_RANGE = "whole numbers whose file names no range; say it with --range LOW..HIGH"
@@ -129,9 +127,9 @@ def _declared_limits(picture: Picture) -> tuple[float, float]:
         if low < 0 or high > 1:
             raise BadImage(NOT_UNIT)
         return 0.0, 1.0
-    if 0 < high <= _MOST_OF_12_BITS:
+    if 0 < high <= TWELVE_BITS[1]:
         raise BadImage(AMBIGUOUS_16)
-    return _FULL
+    return SIXTEEN_BITS
 
 
 def _extrema(picture: Picture) -> tuple[float, float]:
@@ -143,9 +141,9 @@ def _extrema(picture: Picture) -> tuple[float, float]:
 
 def _check_colour(image: Image.Image, look: Look) -> None:
     """16 bits a channel, of which the upper 8 are there: enough for all but values that are small throughout."""
-    if look.limits not in (None, _FULL):
+    if look.limits not in (None, SIXTEEN_BITS):
         raise BadImage(NO_RANGE_OF_COLOUR)
     n_colours = {"LA": 1, "RGB": 3, "RGBA": 3}.get(image.mode, 0)  # ink is none: there, little means white
     largest = max((int(image.getchannel(i).getextrema()[1]) for i in range(n_colours)), default=0)
-    if look.limits is None and 0 < largest <= _MOST_OF_12_BITS >> 8:
+    if look.limits is None and 0 < largest <= TWELVE_BITS[1] // 256:
         raise BadImage(AMBIGUOUS_COLOUR)
