@@ -27,7 +27,18 @@ def extract_arguments(config: ExtractConfig) -> list[str]:
         arguments += ["--backbone", backbone.name, "--weights", backbone.weights, "--taps", backbone.taps]
         if any(other.image_px is not None for other in config.backbones):
             arguments += ["--image-px", str(backbone.image_px or "native")]
-    plain = ("resize", "interpolation", "background", "range", "views", "view_seed", "precision", "dtype", "batch_size", "device")
+    plain = (
+        "resize",
+        "interpolation",
+        "background",
+        "range",
+        "views",
+        "view_seed",
+        "precision",
+        "dtype",
+        "batch_size",
+        "device",
+    )
     changed = _changed(config, (*plain, "unit_images", "limit", "max_bad_frac"))
     if config.pool:
         changed["pool"] = "{}x{}".format(*config.pool)

@@ -32,8 +32,8 @@ from loffta.look import OLD
 from loffta.progress import Progress
 from loffta.space import check_room
 from loffta.store.cache import Cache
-from loffta.store.paths import ArrayPaths
 from loffta.store.ledger import BAD, read_ledger, read_seen
+from loffta.store.paths import ArrayPaths
 from loffta.store.sink import UnitSink
 from loffta.store.table import ImageTable
 from loffta.store.writer import Stored

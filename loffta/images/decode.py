@@ -170,7 +170,8 @@ def _samples(image: Image.Image) -> Samples:
     to 16. MinSampleValue and MaxSampleValue of TIFF are statistics, which must not change what is shown (TIFF 6.0).
     """
     tags: Any = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
-    raw_modes = [str(tile.args[0] if isinstance(tile.args, tuple) else tile.args) for tile in image.tile if tile.args]
+    tiles: Any = getattr(image, "tile", ())
+    raw_modes = [str(tile.args[0] if isinstance(tile.args, tuple) else tile.args) for tile in tiles if tile.args]
     deep = image.mode.startswith("I;16")
     limits = None
     if deep or (image.mode == "I" and image.format == "PPM"):

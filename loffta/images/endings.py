@@ -27,7 +27,7 @@ _SHOWN = 8
 
 @functools.cache
 def decodable() -> frozenset[str]:
-    """Every ending, lower case with its dot, of a format that can be decoded here; of plug-ins that were loaded, too."""
+    """Every ending, lower case with its dot, of a format that can be decoded here, by loaded plug-ins, too."""
     Image.init()
     opened = {"MPO", *Image.OPEN} - set(_FOREIGN)
     opened -= {name for name, module in _OPTIONAL.items() if not features.check(module)}

@@ -225,7 +225,10 @@ def say_followed(source: str, root: FileRoot, keys: Iterable[str]) -> None:
     if root.follows:
         outside = [folder for key in keys if (folder := root.outside(key))]
         folders = [repr(folder) for folder in dict.fromkeys(outside)]
-        say(f"{source}: files behind links that lead out: {len(outside)}" + (f", in {first_of(folders, ', ')}" * bool(outside)))
+        say(
+            f"{source}: files behind links that lead out: {len(outside)}"
+            + (f", in {first_of(folders, ', ')}" * bool(outside))
+        )
 
 
 def say(line: str) -> None:

@@ -48,7 +48,7 @@ def to_rgb(picture: Picture, look: Look) -> Image.Image:
 
 def is_flat(image: Image.Image, square: NDArray[np.uint8]) -> bool:
     """Whether an RGB image is of a single colour; `square`, made of it, answers for nearly all at no cost."""
-    return bool((square == square[0, 0]).all()) and all(low == high for low, high in image.getextrema())
+    return bool((square == square[0, 0]).all()) and len(image.getcolors(1) or ()) == 1
 
 
 def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
@@ -144,6 +144,6 @@ def _check_colour(image: Image.Image, look: Look) -> None:
     if look.limits not in (None, SIXTEEN_BITS):
         raise BadImage(NO_RANGE_OF_COLOUR)
     n_colours = {"LA": 1, "RGB": 3, "RGBA": 3}.get(image.mode, 0)  # ink is none: there, little means white
-    largest = max((int(image.getchannel(i).getextrema()[1]) for i in range(n_colours)), default=0)
+    largest = max((int(np.asarray(image.getchannel(i)).max()) for i in range(n_colours)), default=0)
     if look.limits is None and 0 < largest <= TWELVE_BITS[1] // 256:
         raise BadImage(AMBIGUOUS_COLOUR)

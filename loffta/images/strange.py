@@ -41,7 +41,7 @@ def describe_strange(data: bytes) -> str:
 def _describe_tiff(data: bytes) -> str:
     """Samples and bits of the first directory: of what has five channels nobody knows which are red, green and blue."""
     order = "<" if data.startswith(b"II") else ">"
-    found = {name: 1 for name in _TIFF_TAGS.values()}
+    found = dict.fromkeys(_TIFF_TAGS.values(), 1)
     try:
         (place,) = struct.unpack_from(f"{order}I", data, 4)
         (n_entries,) = struct.unpack_from(f"{order}H", data, place)

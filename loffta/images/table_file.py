@@ -83,7 +83,11 @@ class TableFile:
             faults,
             where=f"SOURCE {self._source}",
             remedy="mend the table (row 1 is the first below the header) and run the same command again"
-            + ("" if self._moved else "; images that lie elsewhere: --image-root DIR; links that lead there: --follow-links"),
+            + (
+                ""
+                if self._moved
+                else "; images that lie elsewhere: --image-root DIR; links that lead there: --follow-links"
+            ),
         )
         say_followed(self._source, self._root, images.sizes)
         if not images.sizes:

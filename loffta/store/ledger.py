@@ -176,8 +176,8 @@ def read_seen(paths: ArrayPaths) -> Seen:
     counts = [0, 0, 0, 0]
     for table in tables:
         if set(_SEEN) <= set(table.column_names):
-            pages = [n for n in table["pages"].to_pylist() if n > 1]
-            here = (sum(table["flat"].to_pylist()), sum(pages) - len(pages), len(pages), 0)
+            pages = [n for n in to_numbers(table["pages"]).tolist() if n > 1]
+            here = (table["flat"].to_pylist().count(True), sum(pages) - len(pages), len(pages), 0)
         else:
             here = (0, 0, 0, table.num_rows)
         counts = [a + b for a, b in zip(counts, here, strict=True)]

@@ -51,7 +51,9 @@ class ImageTable:
     label_sets: list[tuple[int, ...] | None] | None = None  # multi-label: rising positions in `classes`; None: unknown
     values: NDArray[np.float64] | None = None  # regression; NaN: unknown
     targets: dict[str, list[str | None]] = field(default_factory=dict)  # by name; a source reads them as it does keys
-    not_taken: dict[str, int] = field(default_factory=dict)  # files beside, by ending, when rows came last; not in the digest
+    not_taken: dict[str, int] = field(
+        default_factory=dict
+    )  # files beside, by ending, when rows came last; not in the digest
 
     def __len__(self) -> int:
         return len(self.keys)

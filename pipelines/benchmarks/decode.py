@@ -78,7 +78,9 @@ def make_photographs(folder: Path, n_images: int, suffix: str, size: tuple[int, 
 
 def work(paths: list[Path]) -> list[list[np.ndarray]]:
     """What one worker does with some of the images."""
-    return [[to_square(to_rgb(decode(path.read_bytes()), size.look), size, path.name) for size in SIZES] for path in paths]
+    return [
+        [to_square(to_rgb(decode(path.read_bytes()), size.look), size, path.name) for size in SIZES] for path in paths
+    ]
 
 
 def measure(paths: list[Path], n_workers: int, n_pairs: int) -> None:

@@ -22,7 +22,7 @@ def with_chunks(data, chunks, behind=False):
 
 
 def tiff(pixels, tags, order="<", width=None, packed=False):
-    """One strip of samples, deflated if `packed`; `tags` are (tag, type, values) of type 2 (bytes), 3 (short), 4 (long)."""
+    """One strip of samples, deflated if `packed`; `tags` are (tag, type, values): 2 bytes, 3 shorts, 4 longs."""
     height, width = len(pixels), width or pixels.shape[1]
     raw = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
     raw = zlib.compress(raw) if packed else raw

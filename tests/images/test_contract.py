@@ -9,10 +9,10 @@ from PIL import Image
 
 from loffta.extract import extract
 from loffta.images.decode import decode
-from loffta.images.rgb import to_rgb
-from loffta.look import OLD
 from loffta.images.files import key_fault
+from loffta.images.rgb import to_rgb
 from loffta.images.sources import SOURCES, ImageSource, open_source
+from loffta.look import OLD
 from loffta.machine import StopFlag
 from loffta.store.cache import Cache
 from loffta.store.table import ImageTable

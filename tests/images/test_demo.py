@@ -4,9 +4,9 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from loffta.images.decode import decode
+from loffta.images.demo import Digits, open_demo
 from loffta.images.rgb import to_rgb
 from loffta.look import OLD
-from loffta.images.demo import Digits, open_demo
 
 
 def pixels_of(data):

@@ -291,7 +291,12 @@ def test_followed_links_never_lead_in_circles_or_twice(shared, capsys):
     (shared.parent / "shared" / "a" / "loop").symlink_to(shared.parent / "shared")
     table = open_source(f"{shared}#follow-links").listing()
     # the links of the root come first, by name; `loop` leads to the folder above `a`
-    assert [key for key in table.keys if not key.startswith("a/loop/")] == ["a/0.png", "a/1.png", "b/own.png", "b/x.png"]
+    assert [key for key in table.keys if not key.startswith("a/loop/")] == [
+        "a/0.png",
+        "a/1.png",
+        "b/own.png",
+        "b/x.png",
+    ]
     assert {key for key in table.keys if key.startswith("a/loop/")} == {"a/loop/b/0.png", "a/loop/c/0.png"}
     assert "(links to folders that are listed already): 'a/loop/a', 'a2', 'b/up'" in capsys.readouterr().err
 
@@ -313,13 +318,26 @@ def test_a_folder_that_is_called_so_is_a_folder(tmp_path):
 
 
 def test_every_ending_that_pillow_decodes_is_taken_and_others_are_counted(tmp_path, capsys):
-    write(tmp_path, "a.avif", "b.JXL", "c.heic", "d.jp2", "e.j2k", "f.qoi", "g.psd", "h.dcm", "i.npy", "j.heic", "noending")
+    write(
+        tmp_path,
+        "a.avif",
+        "b.JXL",
+        "c.heic",
+        "d.jp2",
+        "e.j2k",
+        "f.qoi",
+        "g.psd",
+        "h.dcm",
+        "i.npy",
+        "j.heic",
+        "noending",
+    )
     write(tmp_path, "k.eps", "l.pdf", "m.h5", ".hidden.heic")
     table = open_folder(str(tmp_path)).listing()
     assert table.keys == ["a.avif", "d.jp2", "e.j2k", "f.qoi", "g.psd"]
     counts = {".heic": 2, ".dcm": 1, ".eps": 1, ".h5": 1, ".jxl": 1, ".npy": 1, ".pdf": 1, "none": 1}
     assert table.not_taken == counts
-    assert list(table.not_taken)[0] == ".heic"
+    assert next(iter(table.not_taken)) == ".heic"
     assert (
         "not taken (no image that can be decoded here): 2 .heic, 1 .dcm, 1 .eps, 1 .h5, 1 .jxl, 1 .npy, 1 .pdf, "
         "1 without an ending\n" in capsys.readouterr().err

@@ -132,7 +132,9 @@ def test_the_middle_of_a_long_strip(lying, crop_pct, monkeypatch):
     image = Image.fromarray(strip.transpose(1, 0, 2) if lying else strip)
     asked = []
     resize = Image.Image.resize
-    monkeypatch.setattr(Image.Image, "resize", lambda self, size, *a, **k: asked.append(size) or resize(self, size, *a, **k))
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *a, **k: asked.append(size) or resize(self, size, *a, **k)
+    )
     found = to_square(image, PixelGeometry(side, "crop", "bicubic", crop_pct), "a")
     assert asked == [(side, side)]
     assert np.abs(found[..., 0] - (expected.T if lying else expected)).max() <= 1

@@ -81,7 +81,9 @@ def test_broken_pixels_stay_broken_and_keep_their_reason():
     assert str(both.value) == str(plain.value)  # once the metadata are away
 
 
-@pytest.mark.parametrize("exif", [EXIF, b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0?!", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"])
+@pytest.mark.parametrize(
+    "exif", [EXIF, b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0?!", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"]
+)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "MPO"])
 def test_malformed_exif(kind, exif):
     options = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100}, "MPO": {"save_all": True}}.get(kind, {})

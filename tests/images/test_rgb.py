@@ -1,4 +1,4 @@
-"""Background, ranges and channels: the rows of the table in docs/image-sets.md, against arithmetic on the raw values."""
+"""Background, ranges and channels: the table of docs/image-sets.md, against arithmetic on the raw values."""
 
 import numpy as np
 import pytest
@@ -70,7 +70,9 @@ def test_grey_with_alpha():
 def test_premultiplied_grey_of_a_tiff():
     """ExtraSamples 1: the grey is stored multiplied with alpha."""
     value, alpha = 100, 51  # 100 of 255 on a fifth of cover is stored as 20
-    data = tiff(np.full((2, 2, 2), [20, alpha], np.uint8), [(258, 3, [8, 8]), (262, 3, [1]), (277, 3, [2]), (338, 3, [1])])
+    data = tiff(
+        np.full((2, 2, 2), [20, alpha], np.uint8), [(258, 3, [8, 8]), (262, 3, [1]), (277, 3, [2]), (338, 3, [1])]
+    )
     assert np.abs(shown(data, Look()) - (value * alpha / 255 + 255 * (1 - alpha / 255))).max() <= 1
 
 
@@ -219,7 +221,9 @@ def test_a_fourth_channel_that_is_no_alpha_is_left_out():
 
 def test_five_channels_are_set_aside_by_name():
     five = np.dstack([RGB, RGB])[..., :5]
-    with pytest.raises(BadImage, match=r"\(a TIFF of 5 samples a pixel, 8 bits unsigned: no layout that can be shown\)$"):
+    with pytest.raises(
+        BadImage, match=r"\(a TIFF of 5 samples a pixel, 8 bits unsigned: no layout that can be shown\)$"
+    ):
         decode(tiff(five, [(258, 3, [8] * 5), (262, 3, [1]), (277, 3, [5])]))
 
 
@@ -241,7 +245,7 @@ def test_colours_that_cannot_be_converted_are_set_aside():
 
     image = Strange()
     image.__dict__.update(Image.new("HSV", (2, 2)).__dict__)
-    with pytest.raises(BadImage, match="^HSV colours cannot be shown: no way to RGB$"):
+    with pytest.raises(BadImage, match=r"^HSV colours cannot be shown: no way to RGB$"):
         to_rgb(Picture(image, Samples(), 1), Look())
 
 

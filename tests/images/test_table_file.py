@@ -304,7 +304,9 @@ def test_images_below_a_root_that_the_user_named(elsewhere):
     assert open_source(table.source).listing().digest == table.digest
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "../../secret.png", "{root}/../secret.png", "{root}", "out/secret.png"])
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../../secret.png", "{root}/../secret.png", "{root}", "out/secret.png"]
+)
 def test_what_leaves_the_named_root_stays_refused(elsewhere, path):
     root, mine = elsewhere
     (root / "out").symlink_to(root.parent)

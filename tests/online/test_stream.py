@@ -28,7 +28,9 @@ def origins_of(cache, choices=(), kinds=("grid", "prefix", "mean")):
 
 
 def stream(features, source, rows=range(N), *, load=None, batch_size=BATCH):
-    return FreshStream(features, source, source.listing(), rows, load=load or loader(), device=CPU, batch_size=batch_size)
+    return FreshStream(
+        features, source, source.listing(), rows, load=load or loader(), device=CPU, batch_size=batch_size
+    )
 
 
 def fed(features, rows):
