@@ -156,7 +156,7 @@ def dark():
 
 def test_what_is_ambiguous_is_set_aside_until_a_range_is_named_in_the_same_cache(tmp_path):
     source = PngSource(N, {1: dark()})
-    with pytest.raises(TooManyBadImages, match="1 of 10 images .*16-bit values that are all below 4096"):
+    with pytest.raises(TooManyBadImages, match=r"1 of 10 images .*16-bit values that are all below 4096"):
         fill(tmp_path, source)
     report = fill(tmp_path, source, range="0..4095")
     assert report.bad == 0
