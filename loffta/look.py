@@ -69,8 +69,13 @@ def parse_range(text: str) -> str:
 
 
 def look_of(fields: Mapping[str, Any]) -> Look:
-    """The look that a recipe, request or cache.json says; what is absent is as of old."""
-    return Look(fields.get("background", OLD.background), fields.get("range", OLD.range))
+    """The look that a recipe, request or cache.json says; what is absent is as of old.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    background, value_range = (str(fields.get(name, getattr(OLD, name))) for name in Look._fields)
+    return Look(parse_background(background), parse_range(value_range))
 
 
 def look_fields(look: Look) -> dict[str, str]:

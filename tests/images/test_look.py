@@ -46,6 +46,8 @@ def test_recipes_of_old_say_nothing_and_keep_their_hash():
     assert look_of({}) == OLD == Look("#000000", "clip")
     assert look_fields(OLD) == {}
     assert look_fields(Look()) == {"background": "#ffffff", "range": "auto"}
+    with pytest.raises(ValueError, match="it must be white"):
+        look_of({"background": 3})
     assert look_of(look_fields(Look("#000000", "0..1"))) == Look("#000000", "0..1")
 
 
