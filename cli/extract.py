@@ -33,7 +33,7 @@ _REQUIRED = {"source": "SOURCE", "cache": "--cache DIR", "backbones": "--backbon
     "--interpolation", type=click.Choice(["model", "bilinear", "bicubic"]), default="model", show_default=True
 )
 @click.option("--background", metavar="COLOUR", help="Behind transparency: white, black, grey, #rrggbb.  [white]")
-@click.option("--range", "range_", metavar="LOW..HIGH", help="Black and white of more than 8 bits; auto, clip.  [auto]")
+@click.option("--range", metavar="LOW..HIGH", help="Black and white of more than 8 bits; auto, clip.  [auto]")
 @click.option("--image-root", type=click.Path(), metavar="DIR", help="Of a table: where its images lie.")
 @click.option("--follow-links", is_flag=True, help="Take images behind links that lead out of SOURCE, too.")
 @click.option("--pool", metavar="RxC", help="Average windows of R x C tokens before storing, for example 2x2.")
@@ -85,7 +85,6 @@ def read_options(ctx: click.Context, file: Path | None, options: dict[str, Any])
     """
     from loffta.config import ExtractConfig, parse
 
-    options["range"] = options.pop("range_")
     opened = {name: options.pop(name) for name in ("image_root", "follow_links")}
     options["backbones"] = pair_backbones(
         options["backbones"], options.pop("weights"), options.pop("taps"), options.pop("image_px")

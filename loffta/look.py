@@ -64,7 +64,7 @@ def parse_range(text: str) -> str:
     match = _LIMITS.fullmatch(text)
     low, high = (float(match[1]), float(match[2])) if match else (math.nan, math.nan)
     if not (low < high and math.isfinite(high - low)):
-        raise ValueError("it must be auto, clip, or LOW..HIGH with LOW below HIGH, for example 0..4095")
+        raise ValueError("it must be auto, clip, or two numbers, the first below the second, for example 0..4095")
     return f"{_short(low)}..{_short(high)}"
 
 

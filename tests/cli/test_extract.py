@@ -136,15 +136,19 @@ def test_a_file_says_what_options_say_and_options_overrule_it(command, tmp_path)
         "backbones": [{"name": "test_vit", "weights": "random:0", "taps": "last", "image_px": 32}],
         "kinds": ["mean"],
         "dtype": "float32",
+        "range": "0..255",
+        "background": "grey",
         "limit": 3,
         "unit_images": 4,
     }
     file.write_text(yaml.safe_dump(values))
-    code, out, _ = command("extract", "--config", file, "--cache", cache, "--limit", "5", "--json")
+    code, out, _ = command("extract", "--config", file, "--cache", cache, "--limit", "5", "--range", "0..1", "--json")
     assert code == 0
     assert json.loads(out.splitlines()[-1])["images"] == 5
     assert not (tmp_path / "elsewhere").exists()
     (store,) = Cache.open(cache).stores()
+    assert store.info.recipe["input"]["range"] == "0..1"
+    assert store.info.recipe["input"]["background"] == "#808080"
     (array,) = store.arrays
     assert (array.kind, array.layout.dtype.name, array.ledger.listed) == ("mean", "float32", 5)
     code, _, _ = command("extract", "--config", file, "--cache", cache, "--kinds", "prefix,mean", "--dtype", "float16")
