@@ -56,6 +56,9 @@ _WORDS: dict[int, tuple[str, str]] = {
     errno.EMFILE: ("this process may not open more files", f"raise its limit with `ulimit -n 4096`, {_GO_ON}"),
     errno.ENFILE: ("this machine may not open more files", f"end other programs, {_GO_ON}"),
 }
+# of the machine, or of a file server that comes back: they say nothing about the file, which is whole
+_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN)
+PASSING = frozenset((*_OF_THE_MACHINE, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN))
 
 
 class _Culprit(NamedTuple):
