@@ -76,6 +76,8 @@ def explain(error: OSError, where: str | Path | None = None) -> LofftaError:
     """
     code = error.errno or 0
     named = where if where is not None else _named(error)
+    if named is None and code == errno.ENOENT and _is_homeless():
+        return LofftaError("the current folder has been deleted", where=os.curdir, remedy="`cd` to one that is there")
     what, remedy = _WORDS.get(code, ("the system refused a file operation", "add -v for the place in the code"))
     if not error.errno:  # a library's own, such as one of a decoder
         what, said = f"{type(error).__name__}: {printable(error)[:_LONGEST]}", ""
@@ -101,6 +103,14 @@ def guard(where: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise explain(error, where) from error
+
+
+def _is_homeless() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _named(error: OSError) -> str | None:
