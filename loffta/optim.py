@@ -16,15 +16,43 @@ from loffta.heads.recipe import Recipe
 
 
 def fit_to_images(recipe: Recipe, n_images: int) -> Recipe:
-    """The recipe with the batch that gives `min_batches` an epoch, then the epochs that give `min_steps`.
+    """The recipe with the batch that this many images are trained in, then the epochs that give `min_steps`."""
+    return _with_epochs(recipe, n_images, choose_batch(recipe, n_images))
 
-    The batch is the largest of no more than `batch_size` images with so many batches; 1 where there are not so many
-    images.
+
+def fit_to_part(recipe: Recipe, n_images: int, n_part: int) -> Recipe:
+    """The same for a search, which trains on `n_part` of the `n_images`: the batch stays that of all of them.
+
+    One image more where one alone would be left over, which BatchNorm cannot take (ALF's `create_train_val_loaders`).
     """
-    batch_size, epochs = recipe.batch_size, recipe.epochs
-    if recipe.min_batches is not None and recipe.min_batches > 1:
-        largest = math.ceil(n_images / (recipe.min_batches - 1)) - 1  # one more image a batch, and there is one less
-        batch_size = max(1, min(batch_size, largest))
+    batch_size = choose_batch(recipe, n_images)
+    if recipe.min_batches is not None and n_part % batch_size == 1:
+        batch_size += 1
+    return _with_epochs(recipe, n_part, batch_size)
+
+
+def choose_batch(recipe: Recipe, n_images: int) -> int:
+    """Images a step: `batch_size`, or with `min_batches` M the rule of ALF's `adjust_batch_size` (arXiv 2601.09322).
+
+    A batch is good where nothing or at least half a batch is left over. `batch_size` stays where it is good and M full
+    batches come of it. Else the largest good batch of as many full ones: M, or as many as `batch_size` has. That may be
+    somewhat more than `batch_size`. ALF's own rule gives up below 17 images and takes 1, on which its BatchNorm fails;
+    this one goes on downwards.
+    """
+    given, least = recipe.batch_size, recipe.min_batches
+    if least is None or (n_images // given >= least and _ends_well(n_images, given)):
+        return given
+    least = max(least, n_images // given)
+    return next((size for size in range(n_images // least, 0, -1) if _ends_well(n_images, size)), 1)
+
+
+def _ends_well(n_images: int, batch_size: int) -> bool:
+    left_over = n_images % batch_size
+    return left_over == 0 or 2 * left_over >= batch_size
+
+
+def _with_epochs(recipe: Recipe, n_images: int, batch_size: int) -> Recipe:
+    epochs = recipe.epochs
     if recipe.min_steps is not None:
         epochs = max(epochs, math.ceil(recipe.min_steps / math.ceil(n_images / batch_size)))
     return recipe.model_copy(update={"batch_size": batch_size, "epochs": epochs})
@@ -39,10 +67,10 @@ def lr_factor(step: int, total: int, recipe: Recipe) -> float:
     """Learning rate of a step over recipe.lr.
 
     The closed form of pl_bolts' LinearWarmupCosineAnnealingLR stepped once per batch, as in ComBo. With W warm-up
-    steps of `total`, step 0 has warmup_start_factor, steps W - 1 and W have 1; step `total` would have final_lr_factor,
-    or the rate `final_lr` where the recipe has one.
+    steps of `total`, the whole part of their share (ComBo's code), step 0 has warmup_start_factor, steps W - 1 and W
+    have 1; step `total` would have final_lr_factor, or the rate `final_lr` where the recipe has one.
     """
-    n_warmup = round(recipe.warmup_fraction * total)
+    n_warmup = int(recipe.warmup_fraction * total)
     if step < n_warmup:
         start = recipe.warmup_start_factor
         return start + (1 - start) * step / max(1, n_warmup - 1)

@@ -20,7 +20,7 @@ from loffta.evaluate import predict
 from loffta.fit import Session, digest_of, fit
 from loffta.heads.recipe import Recipe
 from loffta.members import Member
-from loffta.optim import fit_to_images
+from loffta.optim import fit_to_part
 from loffta.runs import read_json, write_json
 from loffta.splits import check_part, draw_part, split_rows
 from loffta.targets import check_targets
@@ -45,7 +45,7 @@ def search(session: Session, rows: NDArray[np.int64], recipe: Recipe) -> Recipe:
     train_rows, validation_rows, described = _parts(session, rows)
     table = _open_table(session, recipe, train_rows, validation_rows, described)
     if "chosen" not in table:
-        _score_all(session, fit_to_images(recipe, len(train_rows)), train_rows, validation_rows, table)
+        _score_all(session, fit_to_part(recipe, len(rows), len(train_rows)), train_rows, validation_rows, table)
         # before the retraining may write its own: a checkpoint that is still there is the search's
         session.paths.checkpoint.unlink(missing_ok=True)
         table["chosen"] = _best(session, table["settings"])

@@ -84,6 +84,10 @@ class AttentiveHead(HeadBase):
         logits: Tensor = self.probe(prepared, rng)
         return logits
 
+    def no_decay(self) -> set[str]:
+        """None: the official code has one group of parameters."""
+        return set()
+
     def attention(self, prepared: Float[Tensor, "B T D"]) -> Attention:
         """The weights over the tokens that each head gives them, without noise."""
         return self.probe.attention(prepared)

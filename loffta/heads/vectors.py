@@ -1,6 +1,7 @@
 """From features to vectors: class tokens, means, patch tokens; what several heads take from the same kinds.
 
-In: tensors of a batch as `features` orders them.   Out: vectors [B, n, D], in the order of specs, taps, positions.
+In: tensors of a batch as `features` orders them.   Out: vectors [B, n, D], in the order of specs, taps, positions, and
+ALF's noise on them.
 Registers are never taken: where they are the whole prefix (NaFlex), the backbone has no class token.
 """
 
@@ -62,6 +63,19 @@ def unit_vectors(
         vectors = F.normalize(take_vectors(spec, feature).float(), dim=-1)
         found.append(F.pad(vectors, (0, dim - spec.dim)) if spec.dim < dim else vectors)
     return torch.cat(found, dim=1)
+
+
+def jitter(
+    vectors: Float[Tensor, "B *shape"], std: float | int, probability: float | int, rng: torch.Generator
+) -> Float[Tensor, "B *shape"]:
+    """Adds Gaussian noise to all of some images' values: one coin per image (ALF, arXiv 2601.09322).
+
+    Args:
+        probability: that an image gets noise.
+        rng: on the device of `vectors`.
+    """
+    coins = torch.rand(len(vectors), generator=rng, device=vectors.device).view(-1, *[1] * (vectors.ndim - 1))
+    return torch.empty_like(vectors).normal_(std=std, generator=rng).mul_(coins < probability).add_(vectors)
 
 
 def apply_batch_norm(norm: nn.BatchNorm1d, vectors: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
