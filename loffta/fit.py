@@ -31,7 +31,7 @@ from loffta.heads.recipe import Recipe
 from loffta.loss import Mix, class_weights, reduce_loss
 from loffta.members import Member, build_member
 from loffta.optim import lr_at, n_steps
-from loffta.precision import autocast, matmul_precision, uses_bf16
+from loffta.precision import autocast, matmul_precision, precision_of
 from loffta.progress import Progress
 from loffta.runs import RunLog, RunPaths
 from loffta.store.cache import Cache
@@ -127,7 +127,7 @@ class Session:
             "order": feed.ordering,
             "augment": self.config.augment,
             "device": self.device.type,
-            "precision": "bf16" if uses_bf16(members[0].recipe, self.device) else "fp32",
+            "precision": precision_of(members[0].recipe, self.device),
         }
         return Keeper(self.paths.checkpoint, identity, self.config.checkpoint_s)
 

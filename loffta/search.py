@@ -155,6 +155,7 @@ def _scores(session: Session, members: Sequence[Member], rows: NDArray[np.int64]
             session.features,
             rows,
             session.task,
+            recipe=members[0].recipe,
             batch_size=members[0].recipe.batch_size,
             device=session.device,
         )

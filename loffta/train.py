@@ -25,6 +25,7 @@ from loffta.loss import check_weights
 from loffta.members import Member
 from loffta.optim import fit_to_images
 from loffta.origins import write_origins
+from loffta.precision import precision_of
 from loffta.runs import (
     RunLog,
     RunPaths,
@@ -116,7 +117,15 @@ def _train(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | 
         fit(session, feed, members, keeper, title=f"train {config.head}")
     write_origins(paths.stores, session.features, session.cache.table.classes)
     _save(paths, members)
-    write_json(paths.training, {"seconds": keeper.seconds, "epochs": fitted.epochs, "batch_size": fitted.batch_size})
+    write_json(
+        paths.training,
+        {
+            "seconds": keeper.seconds,
+            "epochs": fitted.epochs,
+            "batch_size": fitted.batch_size,
+            "precision": precision_of(fitted, session.device),
+        },
+    )
     log.write(f"trained in {keeper.seconds:.1f} s")
 
 

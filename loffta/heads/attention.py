@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from loffta.heads.block import draw_torch_weight, make_torch_linear
 from loffta.heads.recipe import Recipe
-from loffta.heads.vectors import apply_batch_norm, jitter
+from loffta.heads.vectors import JITTER_PROBABILITY, JITTER_STD, apply_batch_norm, jitter
 from loffta.tokens import Logits
 
 Attention: TypeAlias = Float[Tensor, "B heads T"]  # softmax over T
@@ -44,8 +44,8 @@ class ProbeRecipe(Recipe, frozen=True):
     search_weight_decay: tuple[NonNegativeFloat, ...] = Field((1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0), min_length=1)
     precision: Literal["fp32", "bf16"] | None = "fp32"
     attention_dropout: float = Field(0.0, ge=0, lt=1)  # the paper runs 0, 0.1 and 0.3 and keeps the best
-    jitter_std: NonNegativeFloat = 0.05  # of the noise on the unit vectors, in training
-    jitter_probability: float = Field(0.5, ge=0, le=1)  # that an image gets noise
+    jitter_std: NonNegativeFloat = JITTER_STD  # of the noise on the unit vectors, in training
+    jitter_probability: float = Field(JITTER_PROBABILITY, ge=0, le=1)  # that an image gets noise
 
     def head_arguments(self) -> dict[str, Any]:
         """Keyword arguments that all heads with this probe have."""
@@ -77,8 +77,8 @@ class AttentiveProbe(nn.Module):
         n_heads: int,
         rng: torch.Generator,
         attention_dropout: float | int = 0.0,
-        jitter_std: float | int = 0.05,
-        jitter_probability: float | int = 0.5,
+        jitter_std: float | int = JITTER_STD,
+        jitter_probability: float | int = JITTER_PROBABILITY,
     ) -> None:
         super().__init__()
         dim = max(widths)

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from loffta.errors import UsageError
 from loffta.tokens import FeatureSpec
 
+JITTER_STD, JITTER_PROBABILITY = 0.05, 0.5  # ALF's: of the noise on vectors of length 1; that an image gets it
+
 
 def count_vectors(spec: FeatureSpec) -> int:
     """How many vectors a feature gives for one image."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -75,6 +75,10 @@ class Setting:
         """A new head on the device."""
         name, n_classes = head_of(self.config.head), len(self.listing.classes)
         return build_head(name, self.network.specs, n_classes, self.recipe, seed).to(self.device)
+
+    def network_precision(self) -> AbstractContextManager[object]:
+        """For a pass of the backbone: frozen it computes in float32, as for a cache; trained, as the head does."""
+        return autocast(self.recipe, self.device) if self.online.unfrozen else nullcontext()
 
     def read(
         self, rows: Sequence[int], geometry: PixelGeometry, batch_size: int
@@ -220,7 +224,7 @@ def _step(
         group["lr"] = lr * group["scale"]
     pixels = torch.from_numpy(batch.pixels[geometry]).permute(0, 3, 1, 2)
     targets = setting.targets[batch.rows].to(device)
-    with autocast(recipe, device) if unfrozen else nullcontext():  # a frozen network computes as for a cache
+    with setting.network_precision():
         prepared = member.head.prepare(setting.network.features(pixels, gradients=unfrozen))
     with autocast(recipe, device):
         logits = member.head(prepared, member.rng)
