@@ -1,6 +1,6 @@
 """Steps, parameter groups and the learning rate of every step: linear warm-up, then cosine.
 
-`members` builds one AdamW per head with `make_optimizer`; `fit` sets `lr_at` before each step.
+`members` builds one AdamW per head with `make_optimizer`; `fit` sets `lr_at` and `adam_eps` before each step.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from torch import nn
 
 from loffta.heads import Head
 from loffta.heads.recipe import Recipe
+
+BETAS = (0.9, 0.999)
 
 
 def fit_to_images(recipe: Recipe, n_images: int) -> Recipe:
@@ -84,6 +86,15 @@ def lr_at(step: int, total: int, recipe: Recipe) -> float:
     return recipe.lr * lr_factor(step, total, recipe)
 
 
+def adam_eps(step: int, recipe: Recipe) -> float:
+    """What Adam adds to the root of the second moment at a step of the optimiser, 0 for the first.
+
+    1e-8 in torch. Keras has 1e-7 (Head2Toe), and adds it before the moment is corrected for its bias: in torch's terms
+    it is larger in the first steps.
+    """
+    return 1e-8 if recipe.adam == "torch" else 1e-7 / math.sqrt(1 - BETAS[1] ** (step + 1))
+
+
 def is_finite(module: nn.Module | Head) -> bool:
     """Whether all weights are numbers."""
     return all(bool(parameter.isfinite().all()) for parameter in module.parameters())
@@ -106,4 +117,4 @@ def make_optimizer(head: Head, recipe: Recipe, device: torch.device) -> torch.op
 
 def make_adamw(groups: list[dict[str, Any]], recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
     """The same over any groups of parameters."""
-    return torch.optim.AdamW(groups, lr=recipe.lr, fused=device.type != "mps")
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS, fused=device.type != "mps")

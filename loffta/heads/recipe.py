@@ -35,6 +35,9 @@ class Recipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     min_steps: PositiveInt | None = None  # more epochs are run until there are so many
     min_batches: PositiveInt | None = None  # of an epoch; the batch is lowered until there are so many
     max_grad_norm: PositiveFloat | None = None  # gradients are scaled down to this norm, over all parameters
+    adam: Literal["torch", "keras"] = "torch"  # the epsilon: see `optim.adam_eps`
+    same_batches: bool = False  # every epoch has the images of its batches, and their order, from the first
+    divide_by_whole_batch: bool = False  # the loss of a smaller batch, too, is its sum over batch_size
     class_weights: bool = False  # of the loss: n / (C * n_c) for a class of n_c of the n training images
     search_lr: tuple[PositiveFloat, ...] = Field(
         (1e-4, 1e-3, 1e-2), min_length=1

@@ -31,7 +31,7 @@ from loffta.loss import class_weights, reduce_loss
 from loffta.online.checkpoint import load_state, save_state
 from loffta.online.network import Network
 from loffta.online.stream import judge_bad, read_pixels
-from loffta.optim import fit_to_images, is_finite, lr_at, make_adamw, parameter_groups
+from loffta.optim import adam_eps, fit_to_images, is_finite, lr_at, make_adamw, parameter_groups
 from loffta.precision import autocast, matmul_precision
 from loffta.progress import Progress
 from loffta.runs import RunLog, RunPaths, save_head, write_lines
@@ -195,7 +195,8 @@ def _fit_epoch(
     progress: Progress,
 ) -> tuple[float, float]:
     """All images once; returns the mean loss and the last rate. The order is that of a cached training."""
-    order = np.random.Generator(np.random.PCG64([setting.config.data_seed, epoch])).permutation(len(rows))
+    drawn = 0 if member.recipe.same_batches else epoch
+    order = np.random.Generator(np.random.PCG64([setting.config.data_seed, drawn])).permutation(len(rows))
     geometry = setting.network.geometry
     if setting.online.augment == "crop-flip":
         geometry = replace(geometry, view=View(member.seed, epoch))  # drawn from (seed, epoch, key)
@@ -207,8 +208,10 @@ def _fit_epoch(
     with closing(stretches) as batches:  # an error must not leave threads that decode
         for step, batch in enumerate(batches, start=epoch * member.steps):
             lr = lr_at(step, member.total, setting.recipe)
+            for group in member.optimizer.param_groups:
+                group["lr"], group["eps"] = lr * group["scale"], adam_eps(step, setting.recipe)
             if batch is not None:
-                losses.append(_step(setting, member, batch, geometry, lr, weights))
+                losses.append(_step(setting, member, batch, geometry, weights))
                 if not math.isfinite(losses[-1]):
                     raise _diverged(setting, member.seed, step, batch.rows)
             progress.advance(1, f"loss {losses[-1]:.3f}" if losses else "")
@@ -216,12 +219,10 @@ def _fit_epoch(
 
 
 def _step(
-    setting: Setting, member: _Member, batch: PixelBatch, geometry: PixelGeometry, lr: float, weights: Tensor | None
+    setting: Setting, member: _Member, batch: PixelBatch, geometry: PixelGeometry, weights: Tensor | None
 ) -> float:
     """One optimiser step; returns the loss, penalty included."""
     recipe, device, unfrozen = setting.recipe, setting.device, setting.online.unfrozen
-    for group in member.optimizer.param_groups:
-        group["lr"] = lr * group["scale"]
     pixels = torch.from_numpy(batch.pixels[geometry]).permute(0, 3, 1, 2)
     targets = setting.targets[batch.rows].to(device)
     with setting.network_precision():
@@ -231,6 +232,8 @@ def _step(
         loss = reduce_loss(setting.task.loss, logits, targets, weights=weights)
     if (penalty := member.head.penalty()) is not None:
         loss = loss + penalty
+    if recipe.divide_by_whole_batch:
+        loss = loss * (len(targets) / member.recipe.batch_size)
     member.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     if recipe.max_grad_norm is not None:
