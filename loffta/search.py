@@ -88,7 +88,7 @@ def _open_table(
                 "the cache has other images than when this search began", where=path, remedy="choose another --out"
             )
         return table
-    pairs = product(recipe.search_lr, recipe.search_weight_decay)
+    pairs = product(recipe.search_lr, recipe.search_weight_decay or (recipe.weight_decay,))
     return {
         "metric": session.task.main_metric,
         "validated_on": described,

@@ -51,9 +51,7 @@ def test_steps(n_images, batch_size, epochs, steps):
 
 
 # of 1,306, 768 and 39 steps a tenth is 130.6, 76.8 and 3.9: the code takes the whole part
-@pytest.mark.parametrize(
-    ("total", "n_warmup"), [(1300, 130), (1600, 160), (20, 2), (1306, 130), (768, 76), (39, 3)]
-)
+@pytest.mark.parametrize(("total", "n_warmup"), [(1300, 130), (1600, 160), (20, 2), (1306, 130), (768, 76), (39, 3)])
 def test_schedule_equals_pl_bolts(total, n_warmup):
     recipe = ComboRecipe()
     expected = pl_bolts_recursion(total, n_warmup, base=1e-3, start=1e-5, final=1e-6)

@@ -41,7 +41,9 @@ class ProbeRecipe(Recipe, frozen=True):
     max_grad_norm: PositiveFloat | None = 5.0
     class_weights: bool = True
     search_lr: tuple[PositiveFloat, ...] = Field((1e-1, 1e-2, 1e-3), min_length=1)
-    search_weight_decay: tuple[NonNegativeFloat, ...] = Field((1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0), min_length=1)
+    search_weight_decay: tuple[NonNegativeFloat, ...] | None = Field(
+        (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0), min_length=1
+    )
     precision: Literal["fp32", "bf16"] | None = "fp32"
     attention_dropout: float = Field(0.0, ge=0, lt=1)  # the paper runs 0, 0.1 and 0.3 and keeps the best
     jitter_std: NonNegativeFloat = JITTER_STD  # of the noise on the unit vectors, in training

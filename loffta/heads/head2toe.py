@@ -38,7 +38,6 @@ class Head2ToeRecipe(Recipe, frozen=True):
     warmup_fraction: float = Field(0.0, ge=0, le=1)
     final_lr_factor: float = Field(0.0, ge=0, le=1)
     search_lr: tuple[PositiveFloat, ...] = Field((0.1, 0.01), min_length=1)
-    search_weight_decay: tuple[NonNegativeFloat, ...] = Field((0.0,), min_length=1)
     precision: Literal["fp32", "bf16"] | None = "fp32"
     adam: Literal["torch", "keras"] = "keras"
     same_batches: bool = True

@@ -173,7 +173,7 @@ def test_recipe_of_the_code():
     assert recipe.resolve(SPECS).head_arguments() == sizes | {"tensors": "code"}
     assert Head2ToeRecipe(tensors="taps").resolve(SPECS).tensors == "taps"
     assert (recipe.adam, recipe.same_batches, recipe.divide_by_whole_batch) == ("keras", True, True)
-    assert (recipe.search_lr, recipe.search_weight_decay) == ((0.1, 0.01), (0.0,))
+    assert (recipe.search_lr, recipe.search_weight_decay) == ((0.1, 0.01), None)
     rates = [lr_at(step, 500, recipe) for step in range(501)]
     assert rates[0] == 0.01  # no warm-up
     assert rates[500] == pytest.approx(0, abs=1e-12)
