@@ -67,6 +67,20 @@ def unit_vectors(
     return torch.cat(found, dim=1)
 
 
+def unit_channels(
+    specs: Sequence[FeatureSpec], features: Sequence[Float[Tensor, "..."]], dim: int
+) -> Float[Tensor, "B T {dim}"]:
+    """All vectors side by side, zero-padded, then every channel given length 1 over the T vectors.
+
+    What ALF's feature loader does to all tokens of a layer (`F.normalize(features, dim=1)` of [N, T, D]).
+
+    Returns:
+        float32, T in the order of specs, taps, positions.
+    """
+    vectors = [take_vectors(spec, feature).float() for spec, feature in zip(specs, features, strict=True)]
+    return F.normalize(torch.cat([F.pad(found, (0, dim - found.shape[2])) for found in vectors], dim=1), dim=1)
+
+
 def jitter(
     vectors: Float[Tensor, "B *shape"], std: float | int, probability: float | int, rng: torch.Generator
 ) -> Float[Tensor, "B *shape"]:
