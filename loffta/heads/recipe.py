@@ -39,8 +39,8 @@ class Recipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     same_batches: bool = False  # every epoch has the images of its batches, and their order, from the first
     divide_by_whole_batch: bool = False  # the loss of a smaller batch, too, is its sum over batch_size
     class_weights: bool = False  # of the loss: n / (C * n_c) for a class of n_c of the n training images
-    # `--search` tries all pairs of these. None: weight_decay alone, since at these rates decays up to 1e-2 shrink weights
-    # by 0.1 to 8 % and change no prediction (decisions.md)
+    # `--search` tries all pairs of these. None: weight_decay alone, for at these rates decays up to 1e-2 shrink weights
+    # by 8 % at most, and change next to no prediction (decisions.md)
     search_lr: tuple[PositiveFloat, ...] = Field((1e-4, 1e-3, 1e-2), min_length=1)
     search_weight_decay: tuple[NonNegativeFloat, ...] | None = Field(None, min_length=1)
     precision: Literal["fp32", "bf16"] | None = None  # None: see `precision.uses_bf16`
