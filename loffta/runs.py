@@ -25,6 +25,7 @@ from torch import Tensor
 
 from loffta.config import TrainConfig, parse, read_yaml, to_yaml
 from loffta.errors import LofftaError
+from loffta.heads import with_new_fields
 from loffta.os_words import guard
 from loffta.store.files import find_parts, replace_file, sweep_tree
 from loffta.store.recipe import differing_fields
@@ -145,6 +146,8 @@ def check_out(root: Path, config: TrainConfig, *, ignore: Collection[str] = ()) 
         if root.exists() and (not root.is_dir() or _others(root, paths.scoring)):
             raise LofftaError("this folder holds something else", where=root, remedy="choose an empty or new --out")
         return
+    # an older loffta did not know all fields of a recipe: those have their defaults
+    old, config = (c.model_copy(update={"recipe": with_new_fields(c.head, c.recipe)}) for c in (old, config))
     lines = differing_fields(
         old.model_dump(mode="json", exclude=set(ignore)), config.model_dump(mode="json", exclude=set(ignore))
     )
