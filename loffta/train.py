@@ -28,6 +28,7 @@ from loffta.loss import check_weights
 from loffta.members import Member
 from loffta.optim import fit_to_images
 from loffta.origins import write_origins
+from loffta.precision import precision_of
 from loffta.records import Training
 from loffta.run_folder import check_out, has_work, start_run
 from loffta.runs import (
@@ -146,7 +147,15 @@ def _train(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | 
     session.claim.check()
     write_origins(paths.stores, session.features, session.cache.table.classes)
     _save(paths, members)
-    write_json(paths.training, {"seconds": keeper.seconds, "epochs": fitted.epochs, "batch_size": fitted.batch_size})
+    write_json(
+        paths.training,
+        {
+            "seconds": keeper.seconds,
+            "epochs": fitted.epochs,
+            "batch_size": fitted.batch_size,
+            "precision": precision_of(fitted, session.device),
+        },
+    )
     log.write(f"trained in {keeper.seconds:.1f} s")
 
 

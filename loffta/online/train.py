@@ -196,9 +196,9 @@ def _predict_seeds(
     for batch in setting.read(rows.tolist(), geometry, min(setting.recipe.batch_size, BATCH_SIZE)):
         if batch is not None:
             pixels = torch.from_numpy(batch.pixels[geometry]).permute(0, 3, 1, 2)
-            with torch.no_grad():
+            with torch.no_grad(), setting.network_precision():
                 features = setting.network.features(pixels, gradients=False)
-            found.append(score(heads, features, setting.task))
+            found.append(score(heads, features, setting.task, setting.recipe))
             good += batch.rows
     if not found:
         setting.refuse_bad(rows, done="no results were written")
