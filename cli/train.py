@@ -81,6 +81,10 @@ def print_results(results: dict[str, Any]) -> None:
         click.echo(f"{name} {metric['mean']:.3f}{spread}, 95 % interval {low:.3f} to {high:.3f} ({images})")
     if n_unlabelled := results["images"].get("unlabelled"):
         show(f"images of split {results['split']} without a label: {n_unlabelled}, left out")
+    if "now" in results.get("images", {}):
+        from loffta.known_images import growth
+
+        click.echo(growth(results["images"]["known"], results["images"]["now"]))
     if "search" in results:
         chosen = results["search"]["chosen"]
         click.echo(

@@ -27,6 +27,7 @@ from loffta.machine import StopFlag
 from loffta.store.cache import Cache
 from loffta.store.files import part_name
 from loffta.store.ledger import BAD, OK
+from loffta.store.process import began
 from loffta.store.units import limited_rows
 from loffta.store.verify import verify
 from tests import fakes
@@ -518,7 +519,7 @@ def test_parts_of_dead_processes_are_swept_everywhere(tmp_path):
     folders = [p for p in (tmp_path, *tmp_path.rglob("*")) if p.is_dir()]
     assert len(folders) > 15
     dead = [folder / f".x.{host}.{gone.pid}.0123abcd.part" for folder in folders]
-    living = tmp_path / f".x.{host}.{os.getppid()}.0123abcd.part"
+    living = tmp_path / f".x.{host}.{os.getppid()}.{began(os.getppid())}abcd.part"
     for path in (*dead, living):
         path.write_bytes(b"half")
     extract(fake_config(tmp_path), PngSource(N), refuse_to_load, StopFlag())

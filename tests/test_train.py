@@ -254,6 +254,7 @@ def test_stop(cache, tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
         "checkpoint.safetensors",
         "config.yaml",
+        "images.json",
         "log.txt",
     ]
     assert "ended: stopped by SIGTERM" in RunPaths(tmp_path / "run").log.read_text()

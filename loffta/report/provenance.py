@@ -25,7 +25,9 @@ def provenance_section(runs: Sequence[LoadedRun]) -> str:
         ("Versions", list(versions)),
         ("Images", [f"{counts} ({', '.join(names)})" for counts, names in images.items()]),
     ]
-    caches = {run.config.cache: run.cache for run in runs}
+    if grown := [f"{run.row.name}: {said}" for run in runs if (said := run.grown)]:
+        facts.append(("Grown since", grown))
+    caches = {run.cache.paths.root if run.cache else run.config.cache: run.cache for run in runs}
     for path, cache in caches.items():
         facts += [("Cache", [str(path)]), *(_of_cache(cache) if cache else [("", ["no longer there"])])]
     listed = "".join(f"<dt>{escape(k)}</dt><dd>{'<br>'.join(map(escape, values))}</dd>" for k, values in facts)
