@@ -79,15 +79,15 @@ def print_results(results: dict[str, Any]) -> None:
         low, high = metric["ci95"]
         images = f"{results['n']} {plural(results['n'], 'image')}"
         click.echo(f"{name} {metric['mean']:.3f}{spread}, 95 % interval {low:.3f} to {high:.3f} ({images})")
-    if n_unlabelled := results["images"].get("unlabelled"):
-        show(f"images of split {results['split']} without a label: {n_unlabelled}, left out")
     if "now" in results.get("images", {}):
         from loffta.known_images import growth
 
         click.echo(growth(results["images"]["known"], results["images"]["now"]))
+    if n_unlabelled := results.get("images", {}).get("unlabelled"):
+        show(f"images of split {results['split']} without a label: {n_unlabelled}, left out")
     if "search" in results:
         chosen = results["search"]["chosen"]
-        click.echo(
+        show(
             f"search chose lr {chosen['lr']:g}, weight decay {chosen['weight_decay']:g} "
             f"({results['search']['metric']} {chosen['score']:.3f} on {results['search']['validated_on']})"
         )

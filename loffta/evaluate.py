@@ -73,8 +73,8 @@ def evaluate(
     whole, cache = cache.table, _as_trained(paths, cache)
     heads = load_heads(paths, config, features, recipe, len(cache.table.classes))
     task, target = find_task(config.task), machine.resolve_device(device)
-    known = _known_to(cache.table, whole, split_rows(paths, config, cache, features, split))
-    rows = labelled_rows(cache.table, known, split, config.task)
+    asked = _known_to(cache.table, whole, split_rows(paths, config, cache, features, split))
+    rows = labelled_rows(cache.table, asked, split, config.task)
     doing = f"evaluating split '{split}'; no results were written"
     with (stop or machine.StopFlag()).at_once(doing), machine.explain_memory(target, run, _LESS_MEMORY):
         told = Findings(heads)
@@ -83,7 +83,7 @@ def evaluate(
         targets = read_targets(cache.table, config.task)[rows].numpy()
         keys = [cache.table.keys[row] for row in rows]
         measured = measure(task, probabilities, targets, cache.table.classes, keys=keys, seed=config.data_seed)
-    left_out = count_left_out(n_bad(cache, features, split), len(known) - len(rows))
+    left_out = count_left_out(n_bad(cache, features, split), len(asked) - len(rows))
     results = describe(config, features, split, len(rows), left_out) | measured
     results |= describe_training(paths, config, recipe, heads) | told.entries()
     results["images"] |= growth_of(paths, replace(cache, table=whole))
