@@ -83,11 +83,11 @@ def print_results(results: dict[str, Any]) -> None:
         from loffta.known_images import growth
 
         click.echo(growth(results["images"]["known"], results["images"]["now"]))
-    if n_unlabelled := results["images"].get("unlabelled"):
+    if n_unlabelled := results.get("images", {}).get("unlabelled"):
         show(f"images of split {results['split']} without a label: {n_unlabelled}, left out")
     if "search" in results:
         chosen = results["search"]["chosen"]
-        click.echo(
+        show(
             f"search chose lr {chosen['lr']:g}, weight decay {chosen['weight_decay']:g} "
             f"({results['search']['metric']} {chosen['score']:.3f} on {results['search']['validated_on']})"
         )
