@@ -29,7 +29,6 @@ from loffta.os_words import guard
 from loffta.records import Record, Results, problem_of
 from loffta.store.files import replace_file
 from loffta.tensor_file import read_tensors, write_tensors
-from loffta.words import brief
 
 Shape = TypeVar("Shape", bound=Record)
 _NUMBERS = re.compile(r"\[\s+(-?\d[^\[\]{}\"]*)\]")  # a list of numbers alone, as json.dumps indents it
@@ -276,7 +275,7 @@ def read_predictions(path: Path, columns: list[str] | None = None) -> dict[str, 
         if isinstance(error, OSError) and error.errno:  # else it is Arrow's word for a wrong checksum
             raise
         raise LofftaError(
-            f"these predictions are damaged ({brief(str(error))})",
+            f"these predictions are damaged ({str(error)[:200]})",
             where=path,
             remedy="delete the file and run `loffta evaluate RUN` again",
         ) from error
