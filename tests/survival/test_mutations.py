@@ -67,7 +67,7 @@ def mutate_document(values, rng):
             other = rng.choice(list(places(values)))
             part[key] = other[-1]
         else:
-            part[key] = deep(rng.choice([20, 200, 900])) if deed == "deep" else rng.choice(ODD)
+            part[key] = deep(rng.choice([20, 40, 300])) if deed == "deep" else rng.choice(ODD)
     return values
 
 
