@@ -91,7 +91,8 @@ class ExtractConfig(StrictModel, frozen=True):
         0,
         1,
     )  # (i, n): this process owns the units u with u % n == i
-    limit: int | None = Field(None, gt=0)  # first rows only
+    splits: str | None = None  # one split or several joined by +; None: all
+    limit: int | None = Field(None, gt=0)  # so many images, a share of every split
     max_bad_frac: float = Field(0.01, ge=0, le=1)
     ignore_space: bool = False  # begin though the file system or the quota has no room for all of it
 
@@ -134,6 +135,7 @@ class TrainConfig(StrictModel, frozen=True):
     order: Literal["auto", "uniform", "windowed"] = "auto"  # of the images; see `feed.order`
     checkpoint_s: float = Field(60.0, gt=0, le=30 * 86_400)  # seconds between two checkpoints
     partial: bool = False  # train on the rows that are there, though the cache is not finished
+    one_class: bool = False  # train though all images are of one class
     online: OnlineConfig | None = None  # no cache: `cache` is the source's name, and nothing is read there
 
 

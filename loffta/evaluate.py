@@ -36,7 +36,7 @@ from loffta.runs import RunPaths, load_head, open_run, read_json, read_results, 
 from loffta.splits import split_rows
 from loffta.store.cache import Cache
 from loffta.store.table import ImageTable
-from loffta.targets import check_targets, read_targets
+from loffta.targets import is_labelled, labelled_rows, read_targets
 from loffta.tasks import Task, find_task
 
 AT_ONCE = 64  # images that an evaluation takes at least, where the recipe's batch is not smaller
@@ -73,8 +73,8 @@ def evaluate(
     whole, cache = cache.table, _as_trained(paths, cache)
     heads = load_heads(paths, config, features, recipe, len(cache.table.classes))
     task, target = find_task(config.task), machine.resolve_device(device)
-    rows = _known_to(cache.table, whole, split_rows(paths, config, cache, features, split))
-    check_targets(cache.table, rows, split, config.task)
+    asked = _known_to(cache.table, whole, split_rows(paths, config, cache, features, split))
+    rows = labelled_rows(cache.table, asked, split, config.task)
     doing = f"evaluating split '{split}'; no results were written"
     with (stop or machine.StopFlag()).at_once(doing), machine.explain_memory(target, run, _LESS_MEMORY):
         told = Findings(heads)
@@ -83,7 +83,8 @@ def evaluate(
         targets = read_targets(cache.table, config.task)[rows].numpy()
         keys = [cache.table.keys[row] for row in rows]
         measured = measure(task, probabilities, targets, cache.table.classes, keys=keys, seed=config.data_seed)
-    results = describe(config, features, split, n_used=len(rows), n_bad=n_bad(cache, features, split)) | measured
+    left_out = count_left_out(n_bad(cache, features, split), len(asked) - len(rows))
+    results = describe(config, features, split, len(rows), left_out) | measured
     results |= describe_training(paths, config, recipe, heads) | told.entries()
     results["images"] |= growth_of(paths, replace(cache, table=whole))
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
@@ -155,7 +156,7 @@ def _known_to(table: ImageTable, whole: ImageTable, rows: NDArray[np.int64]) -> 
         table: with the run's classes.
         whole: with all of the cache's.
     """
-    strange = whole.is_labelled()[rows] & ~table.is_labelled()[rows]
+    strange = is_labelled(whole)[rows] & ~is_labelled(table)[rows]
     if not strange.any():
         return rows
     if strange.all():
@@ -246,10 +247,19 @@ def describe_training(paths: RunPaths, config: TrainConfig, recipe: Recipe, head
     return found
 
 
+def count_left_out(n_bad: int, n_unlabelled: int) -> dict[str, int]:
+    """Images that are not measured, by why; few sets have images without a label, and only theirs are told."""
+    return {"bad": n_bad} | ({"unlabelled": n_unlabelled} if n_unlabelled else {})
+
+
 def describe(
-    config: TrainConfig, features: Sequence[Feature], split: str, *, n_used: int, n_bad: int
+    config: TrainConfig, features: Sequence[Feature], split: str, n_used: int, left_out: dict[str, int]
 ) -> dict[str, Any]:
-    """What results.json says of the run and its features; `measure` adds how good it is."""
+    """What results.json says of the run and its features; `measure` adds how good it is.
+
+    Args:
+        left_out: images of the split by why they are not measured: bad; unlabelled, where there are any.
+    """
     return {
         "task": config.task,
         "head": config.head,
@@ -265,6 +275,6 @@ def describe(
             }
             for feature in features
         ],
-        "images": {"used": n_used, "bad": n_bad},
+        "images": {"used": n_used, **left_out},
         "recipe": config.recipe,
     }

@@ -88,6 +88,16 @@ def write_origins(path: Path, features: Sequence[Feature], classes: Sequence[str
     replace_file(path, Origins.of(features, classes).to_json())
 
 
+def trained_classes(path: Path, here: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes of a run in the order of its heads' outputs and predictions, from its stores.json.
+
+    Args:
+        here: those of its cache, which runs without a stores.json, of older versions, mean. A cache that has grown may
+            have others in between.
+    """
+    return read_origins(path).classes if path.exists() else here
+
+
 def read_origins(path: Path) -> Origins:
     """Reads stores.json.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -25,10 +26,11 @@ from torch import Tensor
 from loffta.config import TrainConfig, parse, read_yaml
 from loffta.documents import from_json, read_bytes
 from loffta.errors import LofftaError
-from loffta.os_words import guard
+from loffta.os_words import explain
 from loffta.records import Record, Results, problem_of
 from loffta.store.files import replace_file
 from loffta.tensor_file import read_tensors, write_tensors
+from loffta.words import file_name, printable
 
 Shape = TypeVar("Shape", bound=Record)
 _NUMBERS = re.compile(r"\[\s+(-?\d[^\[\]{}\"]*)\]")  # a list of numbers alone, as json.dumps indents it
@@ -101,11 +103,20 @@ class RunPaths:
 
     def results(self, split: str) -> Path:
         """What `evaluate` measured on one split."""
-        return self.root / ("results.json" if split == "test" else f"results-{split}.json")
+        return self._of_split("results", split, ".json")
 
     def predictions(self, split: str) -> Path:
         """One row per image and seed of one split."""
-        return self.root / ("predictions.parquet" if split == "test" else f"predictions-{split}.parquet")
+        return self._of_split("predictions", split, ".parquet")
+
+    def _of_split(self, stem: str, split: str, ending: str) -> Path:
+        """The file of one split, whose name never leaves the run; older runs keep the names that they gave."""
+        if split == "test":
+            return self.root / f"{stem}{ending}"
+        older = self.root / f"{stem}-{split}{ending}"
+        if "/" not in split and os.path.lexists(older):  # False, too, for what no file system takes
+            return older
+        return self.root / f"{stem}-{file_name(split)}{ending}"
 
     def head(self, seed: int) -> Path:
         """The trained weights of one seed."""
@@ -125,15 +136,25 @@ class RunPaths:
 
 
 class RunLog:
-    """Appends lines to a run's log.txt; those that a user should see go to stderr too."""
+    """Appends lines to a run's log.txt; those that a user should see go to stderr too.
+
+    A log that cannot be written is told of once and ends nothing: what the run is for are its heads and results.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._fails = False
 
     def write(self, line: str, *, show: bool = False) -> None:
-        """One line with the local time before it."""
-        with guard(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n")
+        """One line with the local time before it, harmless whatever names are in it."""
+        line = printable(line.replace("\n", " "))
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n")
+        except OSError as error:
+            if not self._fails:
+                print(f"the log is not complete: {explain(error, self._path)}", file=sys.stderr, flush=True)
+            self._fails = True
         if show:
             print(line, file=sys.stderr, flush=True)
 

@@ -24,7 +24,7 @@ from loffta.optim import fit_to_images
 from loffta.records import Chosen, SearchTable, Setting
 from loffta.runs import read_json, write_json
 from loffta.splits import check_part, draw_part, split_rows
-from loffta.targets import check_targets
+from loffta.targets import labelled_rows
 from loffta.tasks import Task
 
 VALIDATION_SHARE = 0.2  # of the images to train on, where no split is named (ALF's)
@@ -61,7 +61,7 @@ def _parts(session: Session, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64]
     config, table = session.config, session.cache.table
     if config.validate_on is not None:
         found = split_rows(session.paths, config, session.cache, session.features, config.validate_on)
-        check_targets(table, found, config.validate_on, config.task)
+        found = labelled_rows(table, found, config.validate_on, config.task)
         return rows, found, f"split {config.validate_on}"
     held = draw_part(table.labels[rows], VALIDATION_SHARE, config.data_seed)
     if warning := check_part(held, table.labels[rows], table, "--search"):

@@ -19,6 +19,7 @@ from loffta.records import Holdout
 from loffta.runs import RunPaths, read_json, write_json
 from loffta.store.cache import Cache
 from loffta.store.table import ImageTable
+from loffta.targets import is_labelled
 
 HOLDOUT = "holdout"  # the split's name
 _STREAM = 2  # of the search's part; old runs drew their holdout from stream 1
@@ -161,12 +162,14 @@ def split_rows(
 
 
 def choose_splits(config: TrainConfig, cache: Cache) -> TrainConfig:
-    """The configuration with the split to test on settled: `holdout` where it is drawn and there is no `test`.
+    """The configuration with the split to test on settled: `holdout` where it is drawn and `test` has no label.
 
     Raises:
         UsageError: splits that contradict each other, or no split to test on.
     """
-    known = cache.table.split_sizes()
+    table = cache.table
+    known = dict.fromkeys(split for split, has in zip(table.splits, is_labelled(table), strict=True) if has)
+    no_test = "has no split 'test'" if "test" not in table.split_sizes() else "has no label in split 'test'"
     if config.holdout is not None:
         if config.validate_on is not None:
             raise UsageError(
@@ -174,7 +177,7 @@ def choose_splits(config: TrainConfig, cache: Cache) -> TrainConfig:
                 where="--holdout",
                 remedy="leave one of them out: what is held out is measured too",
             )
-        if HOLDOUT in known:
+        if HOLDOUT in table.split_sizes():
             raise UsageError(
                 f"the image set has a split '{HOLDOUT}' of its own",
                 where="--holdout",
@@ -184,9 +187,10 @@ def choose_splits(config: TrainConfig, cache: Cache) -> TrainConfig:
             config = config.model_copy(update={"test_on": HOLDOUT})
     if config.test_on == "test" and "test" not in known:
         raise UsageError(
-            "the image set has no split 'test'",
+            f"the image set {no_test}",
             where=cache.paths.images,
-            remedy=f"hold a part of it back with --holdout 0.2, or name one with --test-on (known: {', '.join(known)})",
+            remedy="hold a part of it back with --holdout 0.2, or name a split with labels with --test-on "
+            f"(known: {', '.join(known)})",
         )
     if config.validate_on is not None and {*config.validate_on.split("+")} & {*config.train_on.split("+")}:
         raise UsageError(

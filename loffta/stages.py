@@ -21,9 +21,8 @@ from typing import Any
 
 from loffta.documents import from_json, read_bytes
 from loffta.errors import LofftaError, Stopped
+from loffta.signals import STOPS, take_over
 from loffta.store.files import replace_file
-
-_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -155,12 +154,14 @@ class _Children:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Takes over the signals, and gives them back; only the main thread may call this."""
-        before = {number: signal.signal(number, self._hand_on) for number in _SIGNALS}
+        before = {number: signal.getsignal(number) for number in STOPS}
+        take_over(self._hand_on)
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            if not self.stopped:  # else the process ends now, and a second signal changes nothing
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
     def run(self, command: Sequence[str]) -> tuple[int, str]:
         """Exit code and stdout."""

@@ -43,7 +43,7 @@ from loffta.runs import (
 from loffta.search import search
 from loffta.splits import HOLDOUT, check_part, choose_splits, hold_out, name_some, record_holdout
 from loffta.store.cache import Cache
-from loffta.targets import check_targets, choose_task, fit_to_task, read_targets
+from loffta.targets import choose_task, fit_to_task, is_labelled, labelled_rows, read_targets, refuse_one_class
 
 SCORING_WEIGHT = 0.01  # lambda of ComBo's scoring run where none is given (second-hand from the paper)
 
@@ -215,8 +215,11 @@ def _check_splits(
     for split in [name for name in _measured_on(config) if name != HOLDOUT or config.holdout is None] + [
         config.train_on
     ]:
-        rows = usable_rows(cache, features, split, partial=config.partial)
-        check_targets(cache.table, rows, split, config.task)
+        rows = labelled_rows(
+            cache.table, usable_rows(cache, features, split, partial=config.partial), split, config.task
+        )
+    if not config.one_class:
+        refuse_one_class(cache.table, rows, config.train_on)
     check_weights(recipe, read_targets(cache.table, config.task))
     if config.holdout is None:
         return rows, None
@@ -235,6 +238,8 @@ def _warn(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | N
         words = name_some(missing)
         session.log.write(f"no image to train on of {words}: the head cannot learn what is not there", show=True)
     config = session.config
+    if n_unlabelled := int((~is_labelled(table)[table.rows_of(config.train_on)]).sum()):
+        session.log.write(f"images of split {config.train_on} without a label: {n_unlabelled}, left out", show=True)
     settings = augment.resolve(config.augment)
     if (settings.moves or settings.token_drop) and all(feature.spec.kind != "grid" for feature in session.features):
         session.log.write(

@@ -15,6 +15,7 @@ from loffta.errors import LofftaError, UsageError
 from loffta.records import Training
 from loffta.run_folder import check_out, start_run
 from loffta.runs import (
+    RunLog,
     RunPaths,
     load_head,
     open_run,
@@ -50,6 +51,19 @@ def test_every_name():
         "r/holdout.json",
         "r/training.json",
     ]
+
+
+def test_a_log_that_cannot_be_written_is_told_of_once(tmp_path, capsys):
+    log = RunLog(tmp_path / "gone" / "log.txt")
+    log.write("one")
+    log.write("two", show=True)
+    err = capsys.readouterr().err
+    assert err.startswith("the log is not complete: there is no such file or folder (No such file or directory)\n")
+    assert err.count(str(tmp_path / "gone" / "log.txt")) == 1
+    assert err.endswith("\ntwo\n")
+    (tmp_path / "gone").mkdir()
+    log.write("three")  # it is tried again
+    assert (tmp_path / "gone" / "log.txt").read_text().endswith(" three\n")
 
 
 def test_config_comes_back(tmp_path):

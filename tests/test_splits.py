@@ -263,3 +263,32 @@ def test_what_is_held_out_is_drawn_once(cache, tmp_path, monkeypatch):
     paths.holdout.unlink()
     with pytest.raises(LofftaError, match=r"held out are not in this cache any more(.|\n)*another --out"):
         go(cache, tmp_path / "run", holdout=0.25)
+
+
+def test_images_without_a_label_are_left_out_and_counted(tmp_path, capsys):
+    """Kaggle's layout: a test split without labels; and two train images without one."""
+    labels = np.where(np.isin(np.arange(50), [0, 7]), -1, separable(50)[0])
+    labels[40:] = -1
+    cache = cache_of(tmp_path / "cache", labels, ["train"] * 40 + ["test"] * 10)
+    with pytest.raises(UsageError, match=r"has no label in split 'test'\n(.|\n)*--holdout 0.2(.|\n)*known: train\)"):
+        go(cache, tmp_path / "run")
+    results = go(cache, tmp_path / "run", holdout=0.25)
+    assert (results["split"], results["images"]) == ("holdout", {"used": 10, "bad": 0})
+    assert "images of split train without a label: 2, left out" in capsys.readouterr().err
+    held = json.loads(RunPaths(tmp_path / "run").holdout.read_text())["rows"]
+    assert not {0, 7} & set(held)
+    results = go(cache, tmp_path / "other", test_on="train")
+    assert results["images"] == {"used": 38, "bad": 0, "unlabelled": 2}
+    predicted = read_predictions(RunPaths(tmp_path / "other").predictions("train"))
+    assert predicted["row"].tolist() == [row for row in range(40) if row not in (0, 7)]
+    assert predicted["label"].tolist() == labels[predicted["row"]].tolist()
+    with pytest.raises(LofftaError, match=r"no image of split 'test' has a label \(10 have none\)"):
+        evaluate(tmp_path / "other", "test", device="cpu")
+
+
+def test_one_class_is_trained_on_when_it_is_asked_for(tmp_path):
+    cache = cache_of(tmp_path / "cache", np.zeros(50, int), ["train"] * 50, classes=("a",))
+    with pytest.raises(LofftaError, match=r"all 50 images of split 'train' are of one class, 'a'(.|\n)*--one-class"):
+        go(cache, tmp_path / "run", holdout=0.25)
+    assert not (tmp_path / "run").exists()
+    assert go(cache, tmp_path / "run", holdout=0.25, one_class=True)["n"] == 12

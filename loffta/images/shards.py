@@ -86,10 +86,14 @@ class Shards:
         index: dict[str, tuple[str, Sample]] = {}
         for shard in self._shards:
             for name, sample in self._samples(shard, faults).items():
-                if sample.image:
-                    index[f"{shard.removesuffix('.tar')}/{sample.image}"] = shard, sample
-                else:
+                key = f"{shard.removesuffix('.tar')}/{sample.image}"
+                if not sample.image:
                     without.append(f"{shard}: {name}")
+                elif key in index:
+                    other, first = index[key]
+                    faults.append(f"{shard}: {sample.image!r} and {first.image!r} of {other} have one key")
+                else:
+                    index[key] = shard, sample
         refuse(faults, where=f"SOURCE {self._source}", remedy="mend the shards or download them again")
         if without:
             say(f"{self._source}: skipped {len(without)} samples without an image: {first_of(without, ', ')}")

@@ -23,7 +23,7 @@ from loffta import machine
 from loffta.claims import claimed
 from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError, UsageError
-from loffta.evaluate import score
+from loffta.evaluate import count_left_out, score
 from loffta.heads import find_head
 from loffta.heads.recipe import Recipe
 from loffta.images.sources import ImageSource
@@ -47,7 +47,7 @@ from loffta.runs import (
     write_results,
 )
 from loffta.store.recipe import recipe_hash
-from loffta.targets import choose_task, fit_to_task, read_targets
+from loffta.targets import choose_task, fit_to_task, read_targets, refuse_one_class
 from loffta.zoo import ZOO
 
 _LESS_MEMORY = "a smaller batch (--set batch_size=...), a smaller --image-px or --device cpu need less"
@@ -90,6 +90,9 @@ def train_online(
     device = machine.resolve_device(config.device)
     with stop.at_once("loading the backbone"):
         rows = {split: rows_to_use(listing, split, config.task) for split in (config.train_on, config.test_on)}
+        listing.refuse_alike()
+        if not config.one_class:
+            refuse_one_class(listing, rows[config.train_on], config.train_on)
         check_weights(recipe, read_targets(listing, config.task))
         backbone = load(online.backbone)
     if config.head == ONLINE_LINEAR:
@@ -206,6 +209,7 @@ def _predict_seeds(
 def _describe(setting: Setting, fitted: Recipe, n_used: int, n_bad: int) -> dict[str, Any]:
     config, online, info = setting.config, setting.online, setting.network.info
     label = f"{info.label} (trained, too)" if online.unfrozen else info.label
+    n_unlabelled = len(setting.listing.rows_of(config.test_on)) - n_used - n_bad
     return {
         "task": config.task,
         "head": config.head,
@@ -215,7 +219,7 @@ def _describe(setting: Setting, fitted: Recipe, n_used: int, n_bad: int) -> dict
             {"store": info.name, "label": label, "recipe_hash": recipe_hash(info.recipe), "taps": list(spec.taps)}
             for spec in setting.network.specs
         ],
-        "images": {"used": n_used, "bad": n_bad},
+        "images": {"used": n_used, **count_left_out(n_bad, n_unlabelled)},
         "recipe": config.recipe,
         "training": {"epochs": fitted.epochs, "batch_size": fitted.batch_size},
         "online": {

@@ -19,7 +19,8 @@ def provenance_section(runs: Sequence[LoadedRun]) -> str:
     images: dict[str, list[str]] = {}
     for run in runs:
         counts = run.results["images"]
-        images.setdefault(f"{counts['used']:,} tested, {counts['bad']:,} bad", []).append(run.row.name)
+        unlabelled = f", {n:,} without a label" if (n := counts.get("unlabelled", 0)) else ""
+        images.setdefault(f"{counts['used']:,} tested, {counts['bad']:,} bad{unlabelled}", []).append(run.row.name)
     facts = [
         ("Versions", list(versions)),
         ("Images", [f"{counts} ({', '.join(names)})" for counts, names in images.items()]),

@@ -141,6 +141,22 @@ def count_done(paths: ArrayPaths, unit: int) -> int:
         return 0
 
 
+def listed_rows(paths: ArrayPaths, unit: int) -> list[int]:
+    """Rows that the done file of `unit` lists, none where there is none or it cannot be read."""
+    try:
+        return [int(row) for row in to_numbers(read_done(paths.done(unit), ["row"])["row"])]
+    except (FileNotFoundError, DamageFound):
+        return []
+
+
+def settles(paths: ArrayPaths, unit: int, rows: Sequence[int], unit_images: int) -> bool:
+    """Whether the done file of `unit` lists all of `rows`; one of a whole unit is not opened beyond its footer."""
+    n_listed = count_done(paths, unit)
+    if n_listed < len(rows) or n_listed >= unit_images:
+        return n_listed >= len(rows)
+    return set(rows) <= set(listed_rows(paths, unit))
+
+
 def read_made(paths: ArrayPaths) -> dict[str, Any] | None:
     """How the first unit that is there was made, as given to `write_done`; None where there is none to read."""
     path = min(paths.done_folder.glob("u*.parquet"), default=None)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from loffta.errors import DamageFound
 from loffta.os_words import guard
-from loffta.store.files import part_name, sync_folder
+from loffta.store.files import part_name, put_in_place
 from loffta.store.metadata import CRC_BYTES
 
 MISSING = np.uint64(2**64 - 1)  # both halves of an index entry whose chunk was never written
@@ -37,7 +37,7 @@ class ShardWriter:
         self._offset = 0
         self._part = part_name(final)
         with guard(final):
-            self._fd = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            self._fd = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
 
     def append(self, positions: Sequence[int], chunks: NDArray[Any]) -> list[int]:
         """Streams chunks to the shard.
@@ -66,12 +66,9 @@ class ShardWriter:
         """Adds the index, makes the file durable and puts it in place."""
         index = self._index.tobytes()
         self._write([index, _crc_bytes(crc32c(index))])
-        with guard(self._final):
-            os.fsync(self._fd)
-            self._part.replace(self._final)
+        put_in_place(self._fd, self._part, self._final)
         os.close(self._fd)
         self._fd = -1
-        sync_folder(self._final.parent)
 
     def abort(self) -> None:
         """Deletes what was written; harmless after commit."""

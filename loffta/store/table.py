@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import math
+from collections.abc import Container
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from loffta.errors import LofftaError
+from loffta.errors import LofftaError, UsageError
 from loffta.store import FORMAT
 from loffta.store.arrow import to_numbers
+from loffta.store.names import spelled
 
 _TYPES: dict[str, pa.DataType] = {
     "row": pa.int64(),
@@ -51,6 +53,7 @@ class ImageTable:
     label_sets: list[tuple[int, ...] | None] | None = None  # multi-label: rising positions in `classes`; None: unknown
     values: NDArray[np.float64] | None = None  # regression; NaN: unknown
     targets: dict[str, list[str | None]] = field(default_factory=dict)  # by name; a source reads them as it does keys
+    alike: tuple[tuple[str, str], ...] = ()  # of a listing alone: classes or splits that look the same
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -102,14 +105,11 @@ class ImageTable:
             sets = [None if labels is None or -1 in labels else tuple(labels) for labels in found]
         return replace(self, classes=classes, labels=moved[self.labels], label_sets=sets)
 
-    def is_labelled(self) -> NDArray[np.bool_]:
-        """Per row, whether its class or classes are known."""
-        return self.labels >= 0 if self.label_sets is None else np.array([s is not None for s in self.label_sets], bool)
-
     def first(self, n_rows: int, classes: tuple[str, ...]) -> ImageTable | None:
         """The table as it was when it had so many rows and these classes; None where these rows have others."""
         numbered, here = self.numbered_by(classes), slice(n_rows)
-        if not np.array_equal(numbered.is_labelled()[here], self.is_labelled()[here]):
+        sets = zip((numbered.label_sets or ())[here], (self.label_sets or ())[here], strict=True)
+        if (numbered.labels[here] < self.labels[here].clip(max=0)).any() or any(a is None is not b for a, b in sets):
             return None
         return replace(
             numbered,
@@ -179,12 +179,30 @@ class ImageTable:
                 remedy="restore it from a backup, or extract into a new cache",
             ) from error
 
+    def refuse_alike(self, known: Container[str] = ()) -> None:
+        """Refuses classes and splits that look the same, but for pairs of `known` ones, which a cache already has.
+
+        Raises:
+            UsageError: the first pairs, both of each spelled out.
+        """
+        pairs = [f"{a!r} and {b!r}" for a, b in self.alike if not (a in known and b in known)]
+        if pairs:
+            more = f" and {len(pairs) - _SHOWN} more pairs" if len(pairs) > _SHOWN else ""
+            raise UsageError(
+                f"names of classes or splits that look the same: {', '.join(pairs[:_SHOWN])}{more}",
+                where=f"SOURCE {self.source}",
+                remedy="write one of them in both places; if they are two, let them differ by more than case, spaces "
+                "or form ('upper-A', 'lower-a')",
+            )
+
     def grown_to(self, listing: ImageTable, *, where: Path) -> ImageTable:
         """This table with the new images of `listing` behind the old rows; itself where there are none.
 
         Raises:
             LofftaError: an old image is gone or altered: that is another image set, not growth.
         """
+        listing.refuse_alike({*self.classes, *self.splits})
+        listing = listing._spelled_as(self)
         place = {key: i for i, key in enumerate(listing.keys)}
         faults = [f"{key}: {fault}" for row, key in enumerate(self.keys) if (fault := self._fault(row, listing, place))]
         if listing.label_kind != self.label_kind:
@@ -201,22 +219,19 @@ class ImageTable:
         return self._with_rows(listing, new) if new else self
 
     def _with_rows(self, listing: ImageTable, new: list[int]) -> ImageTable:
-        """This table with some rows of another of the same kind behind it; new classes come behind the old ones."""
-        classes = (*self.classes, *(c for c in listing.classes if c not in self.classes))
-        position = {name: i for i, name in enumerate(classes)}
-        labels = [-1 if (name := listing.class_name(i)) is None else position[name] for i in new]
-        sets = [
-            None if (names := listing.class_names(i)) is None else tuple(sorted(position[name] for name in names))
-            for i in new
-        ]
+        """This table with some rows of another of the same kind behind it, all numbered by the classes of both."""
+        classes = _joined(self.classes, listing.classes)
+        old, other = self.numbered_by(classes), listing.numbered_by(classes)
         return ImageTable(
             self.source,
             [*self.keys, *(listing.keys[i] for i in new)],
             np.concatenate([self.sizes, listing.sizes[new]]),
             [*self.splits, *(listing.splits[i] for i in new)],
-            np.concatenate([self.labels, np.asarray(labels, dtype=np.int64)]),
+            np.concatenate([old.labels, other.labels[new]]),
             classes,
-            label_sets=None if self.label_sets is None else [*self.label_sets, *sets],
+            label_sets=[*old.label_sets, *(other.label_sets[i] for i in new)]
+            if old.label_sets is not None and other.label_sets is not None
+            else None,
             values=np.concatenate([self.values, listing.values[new]])
             if self.values is not None and listing.values is not None
             else None,
@@ -225,6 +240,15 @@ class ImageTable:
                 for name in dict.fromkeys([*self.targets, *listing.targets])
             },
         )
+
+    def _spelled_as(self, old: ImageTable) -> ImageTable:
+        """This listing in the old table's spelling: caches made before names had one spelling keep theirs."""
+        there = {*old.classes, *old.splits}
+        known = {spelled(name): name for name in there if spelled(name) not in there}
+        if not known:
+            return self
+        classes = tuple(known.get(name, name) for name in self.classes)
+        return replace(self, classes=classes, splits=[known.get(split, split) for split in self.splits])
 
     def _fault(self, row: int, listing: ImageTable, place: dict[str, int]) -> str | None:
         """How an old row differs from the listing's row of its key, None where it does not."""
@@ -270,6 +294,17 @@ def _optional_type(name: str) -> pa.DataType:
 
 def _as_tuples(column: list[list[int] | None]) -> list[tuple[int, ...] | None]:
     return [None if found is None else tuple(found) for found in column]
+
+
+def _joined(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes of a grown set: in the listing's order, as a fresh cache has them, where it is the old one's, too.
+
+    Else, in a cache made by another order, the old ones stay as they are and the new ones come behind them.
+    """
+    known = set(old)
+    if [name for name in new if name in known] == list(old):
+        return new
+    return (*old, *(name for name in new if name not in known))
 
 
 def _listed(names: tuple[str, ...] | None) -> str:

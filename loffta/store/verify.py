@@ -16,6 +16,7 @@ from crc32c import crc32c
 
 from loffta.errors import DamageFound
 from loffta.progress import Progress
+from loffta.store.arrow import to_numbers
 from loffta.store.cache import Cache, CachedArray
 from loffta.store.ledger import OK, done_units, read_done, scales_of
 from loffta.store.metadata import CRC_BYTES
@@ -94,9 +95,13 @@ def _check_unit(cache: Cache, array: CachedArray, unit: int, done: Path, path: P
     """Raises DamageFound for the first fault of a unit."""
     table = read_done(done)
     layout = array.layout
-    rows, statuses, crc_lists = (table[name].to_pylist() for name in ("row", "status", "crc32c"))
+    rows, statuses, crc_lists = (
+        to_numbers(table["row"]).tolist(),
+        table["status"].to_pylist(),
+        table["crc32c"].to_pylist(),
+    )
     first = unit * layout.unit_images
-    if rows != list(range(first, first + len(rows))) or len(rows) > layout.unit_images:
+    if rows != sorted({*rows}.intersection(range(first, first + layout.unit_images))):
         raise DamageFound("done file lists rows of another unit", where=done, remedy=_REPAIR)
     # While a part-filled unit is written anew, its shard is in place before its done file. Until then the shard must
     # agree with itself alone: another batch size may have changed the last bits of its rows.

@@ -64,7 +64,18 @@ def test_every_option_arrives(cache, tmp_path):
         "--seeds",
         "2",
     ]
-    options += ["--train-on", "test", "--test-on", "train", "--data-seed", "5", "--feed", "stream", "--partial"]
+    options += [
+        "--train-on",
+        "test",
+        "--test-on",
+        "train",
+        "--data-seed",
+        "5",
+        "--feed",
+        "stream",
+        "--partial",
+        "--one-class",
+    ]
     options += ["--holdout", "0.25", "--search", "--set", "search_lr=[0.1,0.01]", "--set", "search_weight_decay=[0.0]"]
     options += ["--checkpoint-s", "7", "--order", "windowed", "--augment", "loff-ta", "--set", "augment.rotation_deg=7"]
     assert main(["train", cache, *options, *QUICK, "--set", "lr=1e-3", "--set", "precision=null"]) == 0
@@ -90,6 +101,7 @@ def test_every_option_arrives(cache, tmp_path):
         "augment": {**PRESETS["loff-ta"].model_dump(mode="json"), "rotation_deg": 7.0},
         "checkpoint_s": 7.0,
         "partial": True,
+        "one_class": True,
         "online": None,
     }
     assert RunPaths(out).results("train").exists()
