@@ -83,6 +83,8 @@ def print_results(results: dict[str, Any]) -> None:
         from loffta.known_images import growth
 
         click.echo(growth(results["images"]["known"], results["images"]["now"]))
+    if "other_set" in results.get("images", {}):
+        show(f"measured on another image set than that of the training: {results['images']['other_set']}")
     if n_unlabelled := results.get("images", {}).get("unlabelled"):
         show(f"images of split {results['split']} without a label: {n_unlabelled}, left out")
     if "search" in results:

@@ -27,7 +27,7 @@ from loffta.feed.batches import Batch, Feed
 from loffta.findings import Findings
 from loffta.heads import Head, build_head, find_head
 from loffta.heads.recipe import Recipe
-from loffta.known_images import growth_of, open_cache
+from loffta.known_images import open_cache, read_known
 from loffta.measure import measure, prediction_columns
 from loffta.origins import read_origins
 from loffta.precision import autocast, matmul_precision
@@ -89,7 +89,7 @@ def evaluate(
     left_out = count_left_out(n_bad(cache, features, split), len(asked) - len(rows))
     results = describe(config, features, split, len(rows), left_out) | measured
     results |= describe_training(paths, config, recipe, heads) | told.entries()
-    results["images"] |= growth_of(paths, replace(cache, table=whole))
+    results["images"] |= _compare(paths, replace(cache, table=whole))
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
     results["versions"] = machine.versions()
     if train_seconds is None and paths.results(split).exists():
@@ -160,6 +160,14 @@ def _as_trained(paths: RunPaths, cache: Cache) -> Cache:
             remedy="name the cache of the training with --cache",
         )
     return replace(cache, table=cache.table.numbered_by(classes))
+
+
+def _compare(paths: RunPaths, cache: Cache) -> dict[str, Any]:
+    """What results.json says where the images are not just those that the run knows."""
+    known = read_known(paths)
+    if known is None:
+        return {}
+    return known.growth_in(cache) if known.begins(cache) else {"other_set": cache.table.source}
 
 
 def _known_to(table: ImageTable, whole: ImageTable, rows: NDArray[np.int64]) -> NDArray[np.int64]:

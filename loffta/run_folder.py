@@ -69,7 +69,7 @@ def check_out(root: Path, config: TrainConfig, cache: Cache | None = None, *, ig
     known = read_known(paths)
     if known is not None and cache is not None:
         fields.add("cache")
-        if known.more_in(cache) is None:
+        if not known.begins(cache):
             lines = [
                 f"images: {known.images}, digest {known.digest} -> {len(cache.table)}, digest {cache.table.digest}"
             ]

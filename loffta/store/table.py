@@ -114,7 +114,8 @@ class ImageTable:
     def first(self, n_rows: int, classes: tuple[str, ...]) -> ImageTable | None:
         """The table as it was when it had so many rows and these classes; None where these rows have others."""
         numbered, here = self.numbered_by(classes), slice(n_rows)
-        if not np.array_equal(numbered.is_labelled()[here], self.is_labelled()[here]):
+        sets = zip((numbered.label_sets or ())[here], (self.label_sets or ())[here], strict=True)
+        if (numbered.labels[here] < self.labels[here].clip(max=0)).any() or any(a is None is not b for a, b in sets):
             return None
         return replace(
             numbered,
