@@ -1,29 +1,35 @@
 """Small durable files: written whole under a temporary name, then put in place at once.
 
-A temporary name tells its writer's host and process, so that what a killed writer left behind can be swept safely.
+A temporary name tells its writer's machine and process, so that what a killed writer left behind can be swept safely.
+What is swept all the same, by a process that could not know its writer, is written again.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
+import hashlib
 import os
 import re
 import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from loffta.errors import LofftaError
+from loffta.os_words import guard
 
 _PART = re.compile(r"\..+\.(?P<host>[A-Za-z0-9-]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.part")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK)  # exFAT, gcsfuse, s3fs, 9p
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)  # some CIFS, FUSE, 9p
+_TRIES = 3  # of writing what another process sweeps
+_CLAIM_S = 10.0  # a claim is held for milliseconds: whoever made an older one is dead
 STALE_AFTER_S = 24 * 3600  # a part of another host: its process cannot be asked, so only age tells
 
 
@@ -32,64 +38,35 @@ def part_name(final: Path) -> Path:
     return final.with_name(f".{final.name}.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part")
 
 
-@contextmanager
-def write_guard(final: Path) -> Iterator[None]:
-    """Turns what may forbid to write or delete `final` into an error that says what to do.
-
-    Raises:
-        LofftaError: a full disk, inode table or quota, a limit on file sizes, a folder that is read-only.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _REFUSED:
-            raise LofftaError(
-                f"nothing can be written here ({os.strerror(error.errno)})",
-                where=final,
-                remedy="make the folder writable, or name another one; what is there can be read as it is",
-            ) from error
-        if error.errno not in _FULL:
-            raise
-        limit = "; `ulimit -f` says how large one may be" if error.errno == errno.EFBIG else ""
-        raise LofftaError(
-            f"no space left to write a file ({os.strerror(error.errno)}{limit})",
-            where=final,
-            remedy="free space or raise the quota, then run the same command again: what is finished is kept",
-        ) from error
-
-
 def make_folder(folder: Path) -> None:
     """Makes a folder, and those above it, where they are not there.
 
     Raises:
-        LofftaError: a file is where one of them should be.
+        LofftaError: a file is where one of them should be, or they may not be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise LofftaError(
-            "a file is where this folder should be", where=folder, remedy="name another place, or move the file"
-        ) from error
+    with guard(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    """Makes a rename in `folder` survive a power cut, where the file system can promise that."""
+    with guard(folder):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            if error.errno not in _NO_FOLDER_SYNC:
+                raise
+        finally:
+            os.close(fd)
 
 
 def replace_file(path: Path, data: bytes) -> None:
     """Writes `data` to `path` durably; a reader sees the old file or the new one, never part of one."""
-    part = _write_part(path, data)
-    try:
-        with write_guard(path):
-            part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    _put(path, lambda: _write_part(path, data), lambda part: _rename(part, path))
 
 
 def create_file(path: Path, data: bytes) -> bool:
@@ -98,16 +75,7 @@ def create_file(path: Path, data: bytes) -> bool:
     Returns:
         False where `path` was there already; it is left as it was.
     """
-    part = _write_part(path, data)
-    try:
-        with write_guard(path):
-            os.link(part, path)  # the one call that is exclusive on local disks, NFS and Lustre alike
-    except FileExistsError:
-        return False
-    finally:
-        part.unlink()
-    sync_folder(path.parent)
-    return True
+    return _put(path, lambda: _write_part(path, data), lambda part: _link(part, path))
 
 
 def create_folder(path: Path, files: Mapping[Path, bytes]) -> bool:
@@ -118,39 +86,19 @@ def create_folder(path: Path, files: Mapping[Path, bytes]) -> bool:
     Returns:
         False where `path` was there already; it is left as it was.
     """
-    part = part_name(path)
-    try:
-        with write_guard(path):
-            for final, data in files.items():
-                place = part / final.relative_to(path)
-                make_folder(place.parent)
-                with place.open("xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-            for folder in {(part / final.relative_to(path)).parent for final in files}:
-                sync_folder(folder)
-            sync_folder(part)
-            part.rename(path)  # fails where there is a folder with anything in it
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            return False
-        raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    sync_folder(path.parent)
-    return True
+    return _put(path, lambda: _write_folder(path, files), lambda part: _rename_folder(part, path))
 
 
 def remove_folder(path: Path) -> None:
     """Takes a folder away at once, if it is there: a reader meets all of it or nothing."""
     part = part_name(path)
-    try:
-        path.rename(part)
-    except FileNotFoundError:
-        return
-    sync_folder(path.parent)
-    shutil.rmtree(part)
+    with guard(path):
+        try:
+            path.rename(part)
+        except FileNotFoundError:
+            return
+        sync_folder(path.parent)
+        shutil.rmtree(part)
 
 
 @dataclass(frozen=True)
@@ -211,20 +159,115 @@ def sweep_tree(root: Path) -> None:
         folders[:] = [name for name in folders if not name.endswith(".part")]
 
 
+def _put(final: Path, write: Callable[[], Path], place: Callable[[Path], bool]) -> bool:
+    """Writes a part and puts it in place, once more where it was swept in between; returns what `place` says."""
+    for _ in range(_TRIES):
+        part = write()
+        with guard(final):
+            try:
+                placed = place(part)
+            except FileNotFoundError:
+                continue
+            finally:
+                delete_part(part)
+        if placed:
+            sync_folder(final.parent)
+        return placed
+    raise LofftaError(
+        "another process deletes temporary files here",
+        where=final,
+        remedy="let no program clean up in a cache that is being written, then run the same command again",
+    )
+
+
+def delete_part(part: Path) -> None:
+    """Deletes a part, if it is there; one that cannot be deleted now is swept later."""
+    if part.is_dir():
+        shutil.rmtree(part, ignore_errors=True)
+    with suppress(OSError):
+        part.unlink(missing_ok=True)
+
+
+def _rename(part: Path, final: Path) -> bool:
+    part.replace(final)
+    return True
+
+
+def _rename_folder(part: Path, final: Path) -> bool:
+    try:
+        part.rename(final)  # fails where there is a folder with anything in it
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
+
+
+def _link(part: Path, final: Path) -> bool:
+    try:
+        os.link(part, final)  # the one call that is exclusive on local disks, NFS and Lustre alike
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        return _claim(part, final)
+    return True
+
+
+def _claim(part: Path, final: Path) -> bool:
+    """For file systems without hard links: whoever makes the empty claim beside `final` may rename its part."""
+    claim = final.with_name(f".{final.name}.claim")
+    deadline = time.monotonic() + _CLAIM_S
+    while not final.exists():
+        try:
+            os.close(os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        except FileExistsError:
+            if time.monotonic() > deadline:
+                claim.unlink(missing_ok=True)
+            time.sleep(0.01)
+            continue
+        try:
+            return not final.exists() and _rename(part, final)
+        finally:
+            claim.unlink(missing_ok=True)
+    return False
+
+
 def _write_part(path: Path, data: bytes) -> Path:
     part = part_name(path)
     try:
-        with write_guard(path):
+        with guard(path):
             make_folder(path.parent)
-            with part.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            _write(part, data)
     except BaseException:
-        with suppress(OSError):  # on a read-only file system this is refused, too
-            part.unlink(missing_ok=True)
+        delete_part(part)
         raise
     return part
+
+
+def _write_folder(path: Path, files: Mapping[Path, bytes]) -> Path:
+    part = part_name(path)
+    try:
+        with guard(path):
+            for final, data in files.items():
+                place = part / final.relative_to(path)
+                make_folder(place.parent)
+                _write(place, data)
+            for folder in {(part / final.relative_to(path)).parent for final in files}:
+                sync_folder(folder)
+            sync_folder(part)
+    except BaseException:
+        delete_part(part)
+        raise
+    return part
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _is_stale(path: Path, host: str, pid: int) -> bool:
@@ -236,5 +279,16 @@ def _is_stale(path: Path, host: str, pid: int) -> bool:
         return False
 
 
+@functools.cache
 def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "host"
+    """This machine as parts name it: containers of one host name, or of one kernel, must not judge each other's pids.
+
+    The boot and the pid namespace (man 7 pid_namespaces) tell in which world a pid means something; without them, on
+    other systems than Linux, the name alone does.
+    """
+    name = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "host"
+    try:
+        world = Path("/proc/sys/kernel/random/boot_id").read_text() + str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return name
+    return f"{name}-{hashlib.blake2b(world.encode(), digest_size=4).hexdigest()}"
