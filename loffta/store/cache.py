@@ -22,7 +22,7 @@ from loffta.store.ledger import Ledger, check_made, count_done, read_ledger
 from loffta.store.metadata import ArrayLayout, array_dtype, grid_layout, image_layout, read_layout
 from loffta.store.paths import THUMB, ArrayPaths, CachePaths
 from loffta.store.quantise import Scales
-from loffta.store.reads import REPAIR, read_document, read_file
+from loffta.store.reads import REPAIR, read_document, read_file, reason
 from loffta.store.recipe import StoreInfo
 from loffta.store.scales import read_scales
 from loffta.store.table import ImageTable
@@ -137,7 +137,7 @@ class Cache:
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise LofftaError(
-                f"cannot read the cache's configuration ({brief(str(error))})",
+                f"cannot read the cache's configuration ({reason(error)})",
                 where=paths.config,
                 remedy="use the loffta version that made it, or extract into a new cache",
             ) from error
@@ -215,15 +215,15 @@ class Cache:
                 raise ValueError(fault)
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise DamageFound(
-                f"cannot read the store's metadata ({type(error).__name__}: {brief(str(error))})",
+                f"cannot read the store's metadata ({type(error).__name__}: {reason(error)})",
                 where=path,
-                remedy="restore it from a backup; or give the store up with `loffta drop` and extract it again",
+                remedy="was it written by loffta? Restore it from a backup, or `loffta drop` the store and extract it again",
             ) from error
         return info
 
     def array(self, store: str, name: str, info: StoreInfo) -> CachedArray:
         """One array of a store; DamageFound where its zarr.json is not the one that it was written with."""
-        array = self._array(self.paths.array(store, name))
+        array = self.read_array(self.paths.array(store, name))
         fault = array_fault(name, array.layout, info, self.unit_images)
         if fault is not None:
             raise DamageFound(f"the zarr.json was changed: {fault}", where=array.paths.metadata, remedy=REPAIR)
@@ -248,16 +248,20 @@ class Cache:
         stored_as = array_dtype(kind, dtype)
         return [self._add_array(store.name, kind, taps, shape, stored_as) for shape, taps in groups.items()]
 
+    @property
+    def thumb_layout(self) -> ArrayLayout:
+        """What the thumbnails' zarr.json must say: the cache knows all of it."""
+        shape = (self.thumb_px, self.thumb_px, 3)
+        return image_layout(len(self.table), shape, np.uint8, self.unit_images, kind=THUMB)
+
     def thumbs(self, *, create: bool = False) -> CachedArray:
         """The thumbnails, [n, T, T, 3] uint8."""
-        paths = self.paths.target(THUMB)
-        shape = (self.thumb_px, self.thumb_px, 3)
-        layout = image_layout(len(self.table), shape, np.uint8, self.unit_images, kind=THUMB)
+        paths, layout = self.paths.target(THUMB), self.thumb_layout
         if create:
             create_file(paths.metadata, layout.to_json())
         elif not paths.metadata.exists():
             return CachedArray(paths, layout, images=self.table)  # purged; it says nothing that the cache does not know
-        array = self._array(paths)
+        array = self.read_array(paths)
         if (fault := target_fault(array.layout, layout)) is not None:
             raise DamageFound(f"the zarr.json was changed: {fault}", where=paths.metadata, remedy=REPAIR)
         return array
@@ -265,14 +269,15 @@ class Cache:
     def extend(self, array: CachedArray) -> CachedArray:
         """The array with as many rows as the image set has now; its old shards stay as they are."""
         if array.layout.shape[0] < len(self.table):
-            array = self._array(array.paths)  # as it is now: another process may have grown it further
+            array = self.read_array(array.paths)  # as it is now: another process may have grown it further
         if array.layout.shape[0] >= len(self.table):
             return array
         layout = array.layout.resized(len(self.table))
         replace_file(array.paths.metadata, layout.to_json())
         return CachedArray(array.paths, layout, images=self.table)
 
-    def _array(self, paths: ArrayPaths) -> CachedArray:
+    def read_array(self, paths: ArrayPaths) -> CachedArray:
+        """An array as its zarr.json describes it, with the rows that the table of images has."""
         layout = read_layout(paths.metadata)
         if layout is None:
             raise LofftaError(
@@ -307,7 +312,7 @@ class Cache:
                 continue  # its zarr.json was lost: these done files vouch for taps that nobody knows any more
             if create_file(paths.metadata, layout.to_json()):
                 return CachedArray(paths, layout, images=self.table)
-            there = self._array(paths)
+            there = self.read_array(paths)
             if there.taps == tuple(taps):
                 return there
 

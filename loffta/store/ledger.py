@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,14 +23,14 @@ from numpy.typing import NDArray
 
 from loffta.documents import from_json
 from loffta.errors import DamageFound
+from loffta.os_words import guard
 from loffta.store.arrow import to_numbers
 from loffta.store.checks import layout_fault, unit_fault
 from loffta.store.files import replace_file
 from loffta.store.metadata import ArrayLayout
 from loffta.store.paths import ArrayPaths
-from loffta.store.reads import REPAIR, read_file
+from loffta.store.reads import REPAIR, read_file, reason
 from loffta.store.table import ImageTable
-from loffta.words import brief
 
 OK, BAD = "ok", "bad"
 _TYPES: dict[str, pa.DataType] = {
@@ -47,6 +48,7 @@ _SCHEMA = pa.schema(_TYPES)
 _SATURATED = pa.field("saturated", pa.list_(pa.uint32()))  # int8 arrays have it
 _ALL_TYPES = {**_TYPES, _SATURATED.name: _SATURATED.type}
 _META = b"loffta"
+_DAMAGED = re.compile(r"u(\d+)\.damaged")
 _DONE = re.compile(r"u(\d+)\.parquet")
 _LISTED = ("row", "status", "reason")
 _MERGED = (*_LISTED, _SATURATED.name)  # what a ledger is made of; the lists of checksums are most of a done file
@@ -83,6 +85,36 @@ def write_done(
 ) -> None:
     """Says that a unit is there: `images` and `audits` row by row, `run` how it was made (batch size, device)."""
     replace_file(paths.done(unit), encode_done(images, audits, run))
+    with guard(paths.damaged(unit)):
+        paths.damaged(unit).unlink(missing_ok=True)
+
+
+def set_aside(paths: ArrayPaths, unit: int) -> None:
+    """Takes a damaged unit's done file out of sight, so that `extract` writes the unit anew and `verify` remembers it."""
+    with guard(paths.done(unit)), suppress(FileNotFoundError):
+        paths.done(unit).replace(paths.damaged(unit))
+
+
+def waiting_units(paths: ArrayPaths) -> list[int]:
+    """Units that were set aside and are not written anew yet, in order."""
+    found = (int(match[1]) for path in paths.done_folder.glob("*.damaged") if (match := _DAMAGED.fullmatch(path.name)))
+    return sorted({*found} - {*done_units(paths)})
+
+
+def stated_layout(paths: ArrayPaths, n_rows: int) -> ArrayLayout | None:
+    """The layout that an array of `n_rows` images was written with, by its done files; None where they do not agree."""
+    said = {}
+    for unit in done_units(paths):
+        with suppress(DamageFound, FileNotFoundError, *_UNREADABLE):  # `verify` names it
+            made = made_of(pq.read_schema(pa.BufferReader(read_file(paths.done(unit), _MAX_BYTES))).metadata)
+            said[json.dumps(made.get("array"), sort_keys=True)] = made.get("array")
+    if len(said) != 1:
+        return None
+    (facts,) = said.values()
+    try:
+        return None if facts is None else ArrayLayout.from_facts(facts, n_rows)
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def encode_done(images: Sequence[ImageStatus], audits: Sequence[Audit], run: dict[str, Any]) -> bytes:
@@ -121,7 +153,7 @@ def read_done(path: Path, columns: Sequence[str] = (*_SCHEMA.names, _SATURATED.n
         return table
     except _UNREADABLE as error:
         raise DamageFound(
-            f"done file cannot be read ({brief(str(error))})",
+            f"done file cannot be read ({reason(error)})",
             where=path,
             remedy="delete this file and run the same `loffta extract` again: its unit is written anew",
         ) from error
@@ -168,7 +200,7 @@ def check_made(paths: ArrayPaths, layout: ArrayLayout) -> None:
     """
     fault = layout_fault(read_made(paths) or {}, layout)
     if fault is not None:
-        raise DamageFound(f"the zarr.json was changed: {fault}", where=paths.metadata, remedy=REPAIR)
+        raise DamageFound(fault, where=paths.metadata, remedy=REPAIR)
 
 
 @dataclass(frozen=True)
@@ -241,15 +273,15 @@ def read_checksums(paths: ArrayPaths, unit: int, layout: ArrayLayout, n_rows: in
         return None
     if len(table) < n_rows:
         return None
-    lists = table["crc32c"].slice(0, n_rows).combine_chunks()
-    counts = np.diff(to_numbers(pa.chunked_array([lists.offsets])).astype(np.int64))
-    crcs = np.zeros((n_rows, layout.chunks_per_image), dtype=np.uint32)
+    lists: Any = table["crc32c"].slice(0, n_rows).combine_chunks()
+    offsets: NDArray[Any] = np.from_dlpack(lists.offsets)
+    counts, per_image = offsets[1:] - offsets[:-1], layout.chunks_per_image
     held = counts > 0
-    if lists.null_count or (counts[held] != layout.chunks_per_image).any():
-        raise DamageFound(
-            "done file has other checksums than its array has chunks", where=paths.done(unit), remedy=REPAIR
-        )
-    crcs[held] = to_numbers(pa.chunked_array([lists.flatten()])).reshape(-1, layout.chunks_per_image)
+    if lists.null_count or (counts[held] != per_image).any():
+        what = "done file has other checksums than its array has chunks"
+        raise DamageFound(what, where=paths.done(unit), remedy=REPAIR)
+    crcs = np.zeros((n_rows, per_image), dtype=np.uint32)
+    crcs[held] = np.from_dlpack(lists.flatten()).reshape(-1, per_image)
     return crcs.reshape(-1)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 
 from loffta.documents import from_json
 from loffta.errors import DamageFound, LofftaError
-from loffta.store.reads import read_file
+from loffta.store.reads import read_file, reason
 from loffta.words import brief
 
 CRC_BYTES = 4
@@ -83,6 +84,17 @@ class ArrayLayout:
             "chunk": list(self.chunk),
             "unit_images": self.unit_images,
         }
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any], n_rows: int) -> ArrayLayout:
+        """The layout of `n_rows` images with these facts; ValueError, KeyError or TypeError where they are none."""
+        rest = {name: value for name, value in facts.items() if name not in ("dtype", "shape", "chunk", "unit_images")}
+        shape = (n_rows, *facts["shape"])
+        layout = cls(shape, np.dtype(facts["dtype"]), facts["unit_images"], tuple(facts["chunk"]), attributes=rest)
+        again = _plain_layout(from_json(layout.to_json()))
+        if again is None:
+            raise ValueError("these are no facts of an array of format 1")
+        return again
 
     def resized(self, n_rows: int) -> ArrayLayout:
         """The same array with `n_rows` images."""
@@ -166,15 +178,15 @@ def read_layout(path: Path) -> ArrayLayout | None:
         return _plain_layout(document)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise LofftaError(
-            "the array's metadata is gone",
+            "cannot read the array's metadata: it is gone",
             where=path,
             remedy="is this a loffta cache? `loffta info CACHE` lists its arrays; `loffta extract` writes missing ones",
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise DamageFound(
-            f"cannot read the array's metadata ({type(error).__name__}: {brief(str(error))})",
+            f"cannot read the array's metadata ({type(error).__name__}: {reason(error)})",
             where=path,
-            remedy="run `loffta verify CACHE` to see what of it is damaged, with --repair to mend it",
+            remedy="is this a loffta cache? `loffta verify CACHE` lists what of it is damaged, with --repair it is mended",
         ) from error
 
 

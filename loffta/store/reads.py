@@ -15,8 +15,10 @@ from typing import Any
 from loffta.documents import MAX_BYTES, from_json, read_bytes
 from loffta.errors import DamageFound
 from loffta.os_words import explain
+from loffta.words import printable
 
 REPAIR = "run `loffta verify CACHE` to list all damage, with --repair to mend it"
+_LONGEST = 300  # characters of a library's words
 # what a storage says of a file that it cannot give back: bad sectors, stale handles, a folder or a loop in its place
 _LOST = (errno.EIO, errno.ESTALE, errno.EISDIR, errno.ELOOP, *(getattr(errno, n, 0) for n in ("EUCLEAN", "EBADMSG")))
 
@@ -52,6 +54,11 @@ def read_file(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
 def read_document(path: Path) -> Any:
     """What a small JSON file says; errors as `read_file`, and ValueError where it is none or too deep."""
     return from_json(read_file(path))
+
+
+def reason(error: Exception) -> str:
+    """Why a document cannot be read, fit for a message whatever it holds."""
+    return printable(error)[:_LONGEST]
 
 
 def open_file(path: Path) -> int:

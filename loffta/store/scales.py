@@ -18,8 +18,7 @@ from loffta.store.files import create_folder
 from loffta.store.metadata import CRC_BYTES, ArrayLayout, table_json
 from loffta.store.paths import ArrayPaths
 from loffta.store.quantise import CODES, Scales
-from loffta.store.reads import read_document, read_file
-from loffta.words import brief
+from loffta.store.reads import read_document, read_file, reason
 
 FORMULA = "(q - zero) * scale; q = -128: missing"
 _PARTS = ("scale", "zero")
@@ -66,7 +65,7 @@ def read_scales(paths: ArrayPaths, layout: ArrayLayout) -> Scales:
             raise ValueError("a zero point is no code")
     except (FileNotFoundError, NotADirectoryError, DamageFound, ValueError, KeyError, TypeError) as error:
         gone = isinstance(error, FileNotFoundError)
-        said = error.what if isinstance(error, DamageFound) else brief(str(error))
+        said = error.what if isinstance(error, DamageFound) else reason(error)
         raise DamageFound(
             "the scales of this int8 array are gone" if gone else f"the scales of this int8 array are damaged: {said}",
             where=paths.scales,

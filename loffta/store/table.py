@@ -24,8 +24,7 @@ from loffta.documents import from_json
 from loffta.errors import DamageFound, LofftaError
 from loffta.store import FORMAT
 from loffta.store.arrow import to_numbers
-from loffta.store.reads import read_file
-from loffta.words import brief
+from loffta.store.reads import read_file, reason
 
 _TYPES: dict[str, pa.DataType] = {
     "row": pa.int64(),
@@ -144,9 +143,9 @@ class ImageTable:
                 raise ValueError(f"format {meta['format']} is newer than this loffta knows ({FORMAT})")
             table = cls._from_columns(columns, meta)
             digest = table.digest
-        except (FileNotFoundError, pa.ArrowException, KeyError, TypeError, ValueError, OverflowError) as error:
+        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, OverflowError) as error:
             raise LofftaError(
-                f"cannot read the table of images ({type(error).__name__}: {brief(str(error))})",
+                f"cannot read the table of images ({type(error).__name__}: {reason(error)})",
                 where=path,
                 remedy="restore it from a backup, or extract into a new cache",
             ) from error
