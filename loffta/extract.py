@@ -151,7 +151,8 @@ def _extract_unit(
                     sink.append(values, batch.rows[part], names[part])
         yield len(batch.rows)
     yield sum(status.status == BAD for status in images.statuses)
-    made = {"device": str(begun.jobs[0].device), "versions": machine.versions()}
+    of = begun.cache.table.identity(rows)
+    made = {"device": str(begun.jobs[0].device), "versions": machine.versions(), "images": of}
     thumbs_made = [(thumb_writer, {"batch_size": batch_size, **made})] if thumb_writer is not None else []
     tokens_made = [(writer, {"batch_size": job.batch_size, **made}) for job, writers in work for _, writer in writers]
     sink.commit([*thumbs_made, *tokens_made], images.statuses)

@@ -14,7 +14,7 @@ from loffta.images.geometry import View
 from loffta.machine import StopFlag
 from loffta.store.cache import Cache, Store
 from loffta.store.files import remove_folder, replace_file
-from loffta.store.ledger import set_aside, stated_layout
+from loffta.store.ledger import set_aside, stated_layouts
 from loffta.store.paths import TARGETS
 from loffta.store.verify import Damage
 
@@ -43,6 +43,7 @@ def repair(cache: Cache, damages: Sequence[Damage], lost: Sequence[str], stop: S
             replace_file(damage.path, damage.layout.to_json())
     restore(cache, lost)
     for damage in units:
+        assert damage.unit is not None
         set_aside(cache.paths.named(damage.array), damage.unit)
     for folder in dict.fromkeys(damage.scales for damage in units if damage.scales is not None):
         remove_folder(folder)
@@ -54,9 +55,9 @@ def restore(cache: Cache, lost: Sequence[str]) -> None:
     for name in lost:
         if "/" in name:
             paths = cache.paths.named(name)
-            layout = stated_layout(paths, len(cache.table))
-            if layout is not None:
-                replace_file(paths.metadata, layout.to_json())
+            layouts = stated_layouts(paths, len(cache.table))
+            if len(layouts) == 1:
+                replace_file(paths.metadata, layouts[0].to_json())
 
 
 def write_units(cache: Cache, damages: Sequence[Damage], stop: StopFlag) -> int:
@@ -68,9 +69,8 @@ def write_units(cache: Cache, damages: Sequence[Damage], stop: StopFlag) -> int:
     written = 0
     try:
         for store in hurt or stores[:1]:  # thumbnails alone: any store's extraction writes them
-            units = {
-                d.unit for d in damages if d.unit is not None and d.array.partition("/")[0] in (store.name, TARGETS)
-            }
+            owners = (store.name, TARGETS)
+            units = {d.unit for d in damages if d.unit is not None and d.array.partition("/")[0] in owners}
             view = store.info.request.get("view")
             views = [View(view["seed"], view["index"]) if view else None]
             written += run(request_config(cache, store, damages), stop, only=units, views=views).units

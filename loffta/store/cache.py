@@ -217,7 +217,7 @@ class Cache:
             raise DamageFound(
                 f"cannot read the store's metadata ({type(error).__name__}: {reason(error)})",
                 where=path,
-                remedy="was it written by loffta? Restore it from a backup, or `loffta drop` the store and extract it again",
+                remedy="was it written by loffta? Restore it from a backup, or `loffta drop` the store",
             ) from error
         return info
 

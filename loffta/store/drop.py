@@ -39,7 +39,7 @@ class Target:
 
 
 def find_target(cache: Cache, target: str) -> Target:
-    """What `STORE` or `STORE:ARRAY` names; also of a store that a drop has begun to remove, or whose metadata are damaged.
+    """What `STORE` or `STORE:ARRAY` names, also where a drop has begun to remove it, or its metadata are damaged.
 
     Raises:
         UsageError: no such store or array; near names are given.

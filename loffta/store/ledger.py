@@ -90,7 +90,7 @@ def write_done(
 
 
 def set_aside(paths: ArrayPaths, unit: int) -> None:
-    """Takes a damaged unit's done file out of sight, so that `extract` writes the unit anew and `verify` remembers it."""
+    """Takes a damaged unit's done file out of sight: `extract` writes the unit anew, and `verify` remembers it."""
     with guard(paths.done(unit)), suppress(FileNotFoundError):
         paths.done(unit).replace(paths.damaged(unit))
 
@@ -101,20 +101,19 @@ def waiting_units(paths: ArrayPaths) -> list[int]:
     return sorted({*found} - {*done_units(paths)})
 
 
-def stated_layout(paths: ArrayPaths, n_rows: int) -> ArrayLayout | None:
-    """The layout that an array of `n_rows` images was written with, by its done files; None where they do not agree."""
+def stated_layouts(paths: ArrayPaths, n_rows: int) -> list[ArrayLayout]:
+    """Each layout that units of an array say they were written with, for `n_rows` images; older done files say none."""
     said = {}
     for unit in done_units(paths):
         with suppress(DamageFound, FileNotFoundError, *_UNREADABLE):  # `verify` names it
             made = made_of(pq.read_schema(pa.BufferReader(read_file(paths.done(unit), _MAX_BYTES))).metadata)
-            said[json.dumps(made.get("array"), sort_keys=True)] = made.get("array")
-    if len(said) != 1:
-        return None
-    (facts,) = said.values()
-    try:
-        return None if facts is None else ArrayLayout.from_facts(facts, n_rows)
-    except (ValueError, KeyError, TypeError):
-        return None
+            if isinstance(made.get("array"), dict):
+                said[json.dumps(made["array"], sort_keys=True)] = made["array"]
+    layouts = []
+    for facts in said.values():
+        with suppress(ValueError, KeyError, TypeError):
+            layouts.append(ArrayLayout.from_facts(facts, n_rows))
+    return layouts
 
 
 def encode_done(images: Sequence[ImageStatus], audits: Sequence[Audit], run: dict[str, Any]) -> bytes:

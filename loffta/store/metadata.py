@@ -186,7 +186,7 @@ def read_layout(path: Path) -> ArrayLayout | None:
         raise DamageFound(
             f"cannot read the array's metadata ({type(error).__name__}: {reason(error)})",
             where=path,
-            remedy="is this a loffta cache? `loffta verify CACHE` lists what of it is damaged, with --repair it is mended",
+            remedy="is this a loffta cache? `loffta verify CACHE` lists what is damaged, and mends it with --repair",
         ) from error
 
 

@@ -26,7 +26,7 @@ from loffta.store.ledger import (
     read_done,
     rows_fault,
     scales_of,
-    stated_layout,
+    stated_layouts,
     waiting_units,
 )
 from loffta.store.metadata import CRC_BYTES, ArrayLayout, read_layout
@@ -88,12 +88,14 @@ def open_arrays(cache: Cache) -> tuple[list[CachedArray], list[Damage]]:
         try:
             found.append(opening())
         except DamageFound as error:
-            due = due or stated_layout(paths, len(cache.table))
-            unlike = due is None and _is_plain(paths)  # some units are another array's, or its zarr.json: units tell
-            if due is not None or unlike:
-                found.append(CachedArray(paths, due or cache.read_array(paths).layout, images=cache.table))
-            if not unlike:
-                damages.append(Damage(paths.name, None, error.what, paths.metadata, layout=due))
+            said = [due] if due is not None else stated_layouts(paths, len(cache.table))
+            due = said[0] if len(said) == 1 else None
+            if due is None and len(said) > 1 and _is_plain(paths):  # some units are another array's: they are named
+                found.append(cache.read_array(paths))
+                return
+            if due is not None:
+                found.append(CachedArray(paths, due, images=cache.table))
+            damages.append(Damage(paths.name, None, error.what, paths.metadata, layout=due))
 
     thumbs = cache.paths.target(THUMB)
     if thumbs.metadata.exists():
@@ -156,7 +158,8 @@ def _check_unit(cache: Cache, array: CachedArray, unit: int, done: Path, path: P
     )
     if fault is not None:
         raise DamageFound(fault, where=done, remedy=_REPAIR)
-    rows, statuses, crc_lists = (table[name].to_pylist() for name in ("row", "status", "crc32c"))
+    rows = range(first, first + len(table))
+    statuses, crc_lists = (table[name].to_pylist() for name in ("status", "crc32c"))
     # While a part-filled unit is written anew, its shard is in place before its done file. Until then the shard must
     # agree with itself alone: another batch size may have changed the last bits of its rows.
     vouched = len(rows) >= len(cache.rows_of_unit(unit))
