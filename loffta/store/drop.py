@@ -34,8 +34,8 @@ class Target:
 
     def count_bytes(self) -> int:
         """Bytes that dropping frees; what links lead to counts, for it goes, too."""
-        places = (place for folder in self.folders for path in _walk(folder) for place in _walk(path.resolve()))
-        return sum({place: place.stat().st_size for place in places if place.is_file()}.values())
+        places = {place for folder in self.folders for path in _walk(folder) for place in _walk(path.resolve())}
+        return sum(place.stat().st_size for place in places if place.is_file() and not place.is_symlink())
 
 
 def find_target(cache: Cache, target: str) -> Target:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from loffta.errors import DamageFound
 from loffta.os_words import guard
 from loffta.store.arrow import to_numbers
 from loffta.store.checks import layout_fault, unit_fault
-from loffta.store.files import replace_file
+from loffta.store.files import make_folder, replace_file
 from loffta.store.metadata import ArrayLayout
 from loffta.store.paths import ArrayPaths
 from loffta.store.reads import REPAIR, read_file, reason
@@ -48,7 +48,6 @@ _SCHEMA = pa.schema(_TYPES)
 _SATURATED = pa.field("saturated", pa.list_(pa.uint32()))  # int8 arrays have it
 _ALL_TYPES = {**_TYPES, _SATURATED.name: _SATURATED.type}
 _META = b"loffta"
-_DAMAGED = re.compile(r"u(\d+)\.damaged")
 _DONE = re.compile(r"u(\d+)\.parquet")
 _LISTED = ("row", "status", "reason")
 _MERGED = (*_LISTED, _SATURATED.name)  # what a ledger is made of; the lists of checksums are most of a done file
@@ -85,20 +84,23 @@ def write_done(
 ) -> None:
     """Says that a unit is there: `images` and `audits` row by row, `run` how it was made (batch size, device)."""
     replace_file(paths.done(unit), encode_done(images, audits, run))
-    with guard(paths.damaged(unit)):
-        paths.damaged(unit).unlink(missing_ok=True)
+    if paths.damaged_folder.exists():
+        with guard(paths.damaged(unit)):
+            paths.damaged(unit).unlink(missing_ok=True)
+        with suppress(OSError):  # others may be left
+            paths.damaged_folder.rmdir()
 
 
 def set_aside(paths: ArrayPaths, unit: int) -> None:
     """Takes a damaged unit's done file out of sight: `extract` writes the unit anew, and `verify` remembers it."""
+    make_folder(paths.damaged_folder)
     with guard(paths.done(unit)), suppress(FileNotFoundError):
         paths.done(unit).replace(paths.damaged(unit))
 
 
 def waiting_units(paths: ArrayPaths) -> list[int]:
     """Units that were set aside and are not written anew yet, in order."""
-    found = (int(match[1]) for path in paths.done_folder.glob("*.damaged") if (match := _DAMAGED.fullmatch(path.name)))
-    return sorted({*found} - {*done_units(paths)})
+    return sorted({*_units_in(paths.damaged_folder)} - {*done_units(paths)})
 
 
 def stated_layouts(paths: ArrayPaths, n_rows: int) -> list[ArrayLayout]:
@@ -220,8 +222,12 @@ class Ledger:
 
 def done_units(paths: ArrayPaths) -> list[int]:
     """Units that have a done file, in order; lists names, opens none."""
-    found = paths.done_folder.iterdir() if paths.done_folder.is_dir() else []
-    return sorted(int(match[1]) for path in found if (match := _DONE.fullmatch(path.name)))
+    return sorted(_units_in(paths.done_folder))
+
+
+def _units_in(folder: Path) -> Iterator[int]:
+    found = folder.iterdir() if folder.is_dir() else []
+    return (int(match[1]) for path in found if (match := _DONE.fullmatch(path.name)))
 
 
 def read_ledger(paths: ArrayPaths, layout: ArrayLayout, images: ImageTable | None = None) -> Ledger:

@@ -53,7 +53,12 @@ class ArrayPaths:
 
     def damaged(self, unit: int) -> Path:
         """Where a repair sets the done file of a damaged unit aside until the unit is written anew."""
-        return self.done_folder / f"u{unit:06d}.damaged"
+        return self.damaged_folder / self.done(unit).name
+
+    @property
+    def damaged_folder(self) -> Path:
+        """What a repair has set aside; it is there while one is under way."""
+        return self.done_folder / "damaged"
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
 import errno
 import multiprocessing
 import os
+import re
 import shutil
 import socket
+import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -126,10 +129,14 @@ def test_only_parts_of_dead_writers_are_swept(tmp_path: Path) -> None:
 
 def test_part_names_are_recognised_and_unique(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "node_7.cluster.example")
+    files._host.cache_clear()
     first, second = part_name(tmp_path / "c.0.0"), part_name(tmp_path / "c.0.0")
     assert first != second
     assert first.parent == tmp_path
-    assert first.name.startswith(f".c.0.0.node-7-cluster-example.{os.getpid()}.")
+    files._host.cache_clear()
+    assert re.fullmatch(
+        rf"\.c\.0\.0\.node-7-cluster-example(-[0-9a-f]{{8}})?\.{os.getpid()}\.[0-9a-f]{{8}}\.part", first.name
+    )
     assert files._PART.fullmatch(first.name)
 
 
@@ -184,3 +191,97 @@ def test_folders_of_dead_writers_are_swept_too(tmp_path: Path) -> None:
     sweep_tree(tmp_path)
     assert names(tmp_path / "store") == [alive]
     assert len(names(tmp_path / "store" / alive / "inner")) == 1  # what a living writer makes is its own
+
+
+WRITERS = {
+    "replace_file": (lambda path: replace_file(path, b"data"), lambda path: path.read_bytes()),
+    "create_file": (lambda path: create_file(path, b"data"), lambda path: path.read_bytes()),
+    "create_folder": (lambda path: create_folder(path, {path / "x": b"data"}), lambda path: (path / "x").read_bytes()),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_part_that_another_process_sweeps_is_written_again(tmp_path, monkeypatch, name) -> None:
+    """Between its fsync and its rename, as a machine that cannot know its writer would; once, and for ever."""
+    write, read = WRITERS[name]
+    real, left = files.guard, [1]
+
+    def sweeping(path: Path) -> object:
+        for part in tmp_path.glob(".*.part"):
+            if left[0] and path.name.startswith("final"):
+                left[0] -= 1
+                files.delete_part(part)
+        return real(path)
+
+    monkeypatch.setattr(files, "guard", sweeping)
+    write(tmp_path / "final")
+    assert left == [0]
+    assert read(tmp_path / "final") == b"data"
+    assert names(tmp_path) == ["final"]
+    left[0] = 1000
+    with pytest.raises(LofftaError, match=r"another process deletes temporary files here(.|\n)*run the same command"):
+        write(tmp_path / "final2")
+
+
+@pytest.mark.parametrize("number", files._NO_LINKS)
+def test_without_hard_links_the_first_writer_wins_all_the_same(tmp_path, monkeypatch, number) -> None:
+    def no_link(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", no_link)
+    path = tmp_path / "file"
+    threads, won = [], []
+    barrier = threading.Barrier(8)
+
+    def race(i: int) -> None:
+        barrier.wait()
+        if create_file(path, str(i).encode()):
+            won.append(i)
+
+    for i in range(8):
+        threads.append(threading.Thread(target=race, args=(i,)))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert path.read_bytes() == str(won[0]).encode()
+    assert names(tmp_path) == ["file"]
+
+
+def test_the_claim_of_a_dead_process_is_taken_over(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(files, "_CLAIM_S", 0.05)
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EOPNOTSUPP, "no links")))
+    (tmp_path / ".file.claim").touch()
+    assert create_file(tmp_path / "file", b"data")
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO])
+def test_a_folder_that_cannot_be_synced(tmp_path, monkeypatch, number) -> None:
+    """Some file systems have no fsync of folders; a disk that fails is another matter."""
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if number != errno.EIO:
+        replace_file(tmp_path / "file", b"data")
+        assert (tmp_path / "file").read_bytes() == b"data"
+    else:
+        with pytest.raises(LofftaError, match=r"Input/output error"):
+            replace_file(tmp_path / "file", b"data")
+
+
+def test_a_writer_in_another_container_of_this_host_name_is_alive(tmp_path) -> None:
+    """Its pid means nothing here: only a day without a write tells."""
+    ours, _, world = files._host().rpartition("-")
+    assert re.fullmatch("[0-9a-f]{8}", world)
+    other = f"{ours}-{int(world, 16) ^ 1:08x}"
+    theirs, old = part(tmp_path, other, dead_pid()), part(tmp_path, ours, dead_pid())  # the latter by an older loffta
+    dead = part(tmp_path, files._host(), dead_pid())
+    assert sweep_parts(tmp_path) == [dead]
+    assert theirs.exists()
+    assert old.exists()

@@ -89,7 +89,7 @@ def test_abort_after_commit_keeps_the_shard(tmp_path: Path) -> None:
 def test_a_failed_rename_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "c.0" / "in-the-way").mkdir(parents=True)
     writer = ShardWriter(tmp_path / "c.0", 1)
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(LofftaError, match="a folder is where this file should be"):
         writer.commit()
     writer.abort()
     assert names(tmp_path) == ["c.0"]

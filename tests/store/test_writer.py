@@ -195,7 +195,7 @@ def test_no_done_file_when_the_shard_cannot_be_put_in_place(paths: ArrayPaths) -
     (paths.shard(0, 5) / "in-the-way").mkdir(parents=True)
     writer = open_writer(paths)
     writer.append(range(8), as_stored(VALUES[:8]), ["x"] * 8)
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(LofftaError, match="a folder is where this file should be"):
         writer.commit(STATUSES, {})
     writer.abort()
     assert names(paths.folder) == ["c.0.0.0.0.0"]
@@ -294,7 +294,18 @@ def test_int8_is_audited_as_floats_and_counts_what_does_not_fit(paths: ArrayPath
     assert done["saturated"].to_pylist() == expected.tolist()
     assert done["abs_max"].to_pylist()[2] == [0, 7, 0]
     assert done["abs_max"].to_pylist()[4] == [1e9, 0, 0]
-    assert json.loads(done.schema.metadata[b"loffta"]) == {"device": "cpu", "scales": scales.digest}
+    assert json.loads(done.schema.metadata[b"loffta"]) == {
+        "device": "cpu",
+        "scales": scales.digest,
+        "array": {
+            "kind": "grid",
+            "taps": TAPS,
+            "dtype": "int8",
+            "shape": [3, 2, 4, 5],
+            "chunk": [1, 1, 2, 4, 5],
+            "unit_images": U,
+        },
+    }
     chunks = parse_shard(paths.shard(0, 5).read_bytes(), U * 3)
     assert chunks == [stored.values[i // 3, i % 3].tobytes() for i in range(U * 3)]
 
