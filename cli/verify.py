@@ -37,7 +37,7 @@ def command(
     from loffta.machine import StopFlag
     from loffta.store.cache import Cache
     from loffta.store.purge import lost_metadata
-    from loffta.store.verify import verify
+    from loffta.store.verify import tidy, verify
 
     stop = StopFlag().listen()
     looking = "looking for damage; nothing was changed by that"
@@ -50,7 +50,9 @@ def command(
     for name in lost:
         show(f"{name}: its zarr.json is gone")
     repaired = 0
-    if (found or lost) and repair:
+    if repair and not (found or lost):
+        tidy(opened)
+    elif repair:
         from loffta.repair import repair as repair_units
 
         repaired = repair_units(opened, found, lost, stop)

@@ -16,7 +16,7 @@ from loffta.store.cache import Cache, Store
 from loffta.store.files import remove_folder, replace_file
 from loffta.store.ledger import set_aside, stated_layouts
 from loffta.store.paths import TARGETS
-from loffta.store.verify import Damage
+from loffta.store.verify import Damage, tidy
 
 _OPTIONS = ("resize", "interpolation", "pool", "precision", "dtype")
 
@@ -47,7 +47,9 @@ def repair(cache: Cache, damages: Sequence[Damage], lost: Sequence[str], stop: S
         set_aside(cache.paths.named(damage.array), damage.unit)
     for folder in dict.fromkeys(damage.scales for damage in units if damage.scales is not None):
         remove_folder(folder)
-    return write_units(cache, units, stop)
+    written = write_units(cache, units, stop)
+    tidy(cache)
+    return written
 
 
 def restore(cache: Cache, lost: Sequence[str]) -> None:

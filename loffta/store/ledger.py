@@ -85,10 +85,7 @@ def write_done(
     """Says that a unit is there: `images` and `audits` row by row, `run` how it was made (batch size, device)."""
     replace_file(paths.done(unit), encode_done(images, audits, run))
     if paths.damaged_folder.exists():
-        with guard(paths.damaged(unit)):
-            paths.damaged(unit).unlink(missing_ok=True)
-        with suppress(OSError):  # others may be left
-            paths.damaged_folder.rmdir()
+        forget_set_aside(paths)
 
 
 def set_aside(paths: ArrayPaths, unit: int) -> None:
@@ -96,6 +93,17 @@ def set_aside(paths: ArrayPaths, unit: int) -> None:
     make_folder(paths.damaged_folder)
     with guard(paths.done(unit)), suppress(FileNotFoundError):
         paths.done(unit).replace(paths.damaged(unit))
+
+
+def forget_set_aside(paths: ArrayPaths) -> None:
+    """Deletes the old done files of units that have been written anew."""
+    finished = {*done_units(paths)}
+    with guard(paths.damaged_folder):
+        for unit in _units_in(paths.damaged_folder):
+            if unit in finished:
+                paths.damaged(unit).unlink(missing_ok=True)
+    with suppress(OSError):  # others are left
+        paths.damaged_folder.rmdir()
 
 
 def waiting_units(paths: ArrayPaths) -> list[int]:

@@ -22,6 +22,7 @@ from loffta.store.checks import unit_fault
 from loffta.store.ledger import (
     OK,
     done_units,
+    forget_set_aside,
     made_of,
     read_done,
     rows_fault,
@@ -77,6 +78,12 @@ def verify(cache: Cache, *, deep: bool = False) -> Iterator[Damage]:
                 except DamageFound as error:
                     yield Damage(array.paths.name, unit, error.what, Path(error.where), done)
                 progress.advance(1)
+
+
+def tidy(cache: Cache) -> None:
+    """Deletes what a repair leaves that was cut off just behind a unit: the old done file of one that is sound again."""
+    for array in open_arrays(cache)[0]:
+        forget_set_aside(array.paths)
 
 
 def open_arrays(cache: Cache) -> tuple[list[CachedArray], list[Damage]]:
