@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loffta.store.metadata import ArrayLayout
+from loffta.store.reads import reason
 from loffta.store.recipe import StoreInfo, differing_fields
 from loffta.store.table import ImageTable
 from loffta.tokens import KINDS
@@ -47,7 +48,7 @@ def array_fault(name: str, layout: ArrayLayout, info: StoreInfo, unit_images: in
 def target_fault(layout: ArrayLayout, due: ArrayLayout) -> str | None:
     """Whether a target's zarr.json is what the cache would write, whatever its number of rows."""
     lines = differing_fields(due.facts, layout.facts)
-    return f"it is not what the cache would write: {'; '.join(map(brief, lines))}" if lines else None
+    return f"it is not what the cache would write: {reason('; '.join(lines))}" if lines else None
 
 
 def unit_fault(
@@ -76,4 +77,4 @@ def layout_fault(made: Mapping[str, Any], layout: ArrayLayout) -> str | None:
     if not isinstance(said, Mapping):
         return f"its done file says that its array is {brief(said)}"
     lines = differing_fields(said, layout.facts)
-    return f"it was written as another array than its zarr.json says: {'; '.join(map(brief, lines))}"
+    return f"it was written as another array than its zarr.json says: {reason('; '.join(lines))}"

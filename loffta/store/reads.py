@@ -56,7 +56,7 @@ def read_document(path: Path) -> Any:
     return from_json(read_file(path))
 
 
-def reason(error: Exception) -> str:
+def reason(error: object) -> str:
     """Why a document cannot be read, fit for a message whatever it holds."""
     return printable(error)[:_LONGEST]
 

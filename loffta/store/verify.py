@@ -81,7 +81,7 @@ def verify(cache: Cache, *, deep: bool = False) -> Iterator[Damage]:
 
 
 def tidy(cache: Cache) -> None:
-    """Deletes what a repair leaves that was cut off just behind a unit: the old done file of one that is sound again."""
+    """Deletes what a repair leaves that was cut off behind a unit: the old done file of one that is sound again."""
     for array in open_arrays(cache)[0]:
         forget_set_aside(array.paths)
 

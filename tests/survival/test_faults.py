@@ -1,7 +1,7 @@
 """Every file operation of extract, train, verify, repair and drop fails once: one message that names a file, an exit
 code of the documented ones, and the same command then ends as if nothing had happened.
 
-In `make test` a sample of them, in `make test-long` each one, with one error after the other. `pytest -s` prints what failed.
+In `make test` a sample of them, in `make test-long` each one, with one error after the other. `pytest -s` prints them.
 """
 
 import json
