@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import emit, human_bytes, json_option, merge_config, plural
+from .common import emit, human_bytes, json_option, merge_config, plural, show
 
 if TYPE_CHECKING:
     from loffta.config import ExtractConfig
@@ -42,7 +42,8 @@ _REQUIRED = {"source": "SOURCE", "cache": "--cache DIR", "backbones": "--backbon
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option("--unit-images", type=int, help="Rows per unit of a new cache, a power of two.  [256]")
 @click.option("--shard", "share", metavar="I/N", help="Only the units u with u % N == I; for N jobs at once.")
-@click.option("--limit", type=int, help="Only the first N images.")
+@click.option("--splits", metavar="SPLIT", help="Only the images of this split, or of several joined by +.")
+@click.option("--limit", type=int, help="Only N images, a share of every split.")
 @click.option("--max-bad-frac", type=float, default=0.01, show_default=True, help="More bad images: exit code 3.")
 @click.option("--ignore-space", is_flag=True, help="Begin though there is no room for all of it.")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file with any of these options.")
@@ -62,7 +63,7 @@ def command(ctx: click.Context, /, file: Path | None, as_json: bool, **options: 
     for store in report.stores:
         n_taps = len(store["taps"])
         size = human_bytes(store["bytes"])
-        click.echo(f"{store['label']}: {n_taps} {plural(n_taps, 'tap')}, {size}, store {store['store']}")
+        show(f"{store['label']}: {n_taps} {plural(n_taps, 'tap')}, {size}, store {store['store']}")
     done = "nothing to do"
     if report.units:
         images = f"{report.images} {plural(report.images, 'image')}"

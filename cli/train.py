@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .common import emit, json_option, merge_config, parse_settings, plural, split_settings
+from .common import emit, json_option, merge_config, parse_settings, plural, show, split_settings
 from .train_online import online_options, run_online, take_online
 
 _REQUIRED = {"cache": "CACHE", "head": "--head NAME"}  # or in the --config file
@@ -44,6 +44,7 @@ _REQUIRED = {"cache": "CACHE", "head": "--head NAME"}  # or in the --config file
 @click.option("--checkpoint-s", type=float, default=60.0, show_default=True, help="Seconds between two checkpoints.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option("--partial", is_flag=True, help="Train on what is there though the cache is not finished.")
+@click.option("--one-class", is_flag=True, help="Train though all images are of one class.")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file with any of these options.")
 @online_options
 @json_option
@@ -78,6 +79,12 @@ def print_results(results: dict[str, Any]) -> None:
         low, high = metric["ci95"]
         images = f"{results['n']} {plural(results['n'], 'image')}"
         click.echo(f"{name} {metric['mean']:.3f}{spread}, 95 % interval {low:.3f} to {high:.3f} ({images})")
+    if "now" in results.get("images", {}):
+        from loffta.known_images import growth
+
+        click.echo(growth(results["images"]["known"], results["images"]["now"]))
+    if n_unlabelled := results["images"].get("unlabelled"):
+        show(f"images of split {results['split']} without a label: {n_unlabelled}, left out")
     if "search" in results:
         chosen = results["search"]["chosen"]
         click.echo(
@@ -85,6 +92,6 @@ def print_results(results: dict[str, Any]) -> None:
             f"({results['search']['metric']} {chosen['score']:.3f} on {results['search']['validated_on']})"
         )
     for name, note in results.get("notes", {}).items():
-        click.echo(f"{name}: {note}")
+        show(f"{name}: {note}")
     for entry in results.get("relevance", {}).get("backbones", []):
-        click.echo(f"relevance {entry['score']:.3f}  {entry['backbone']}")
+        show(f"relevance {entry['score']:.3f}  {entry['backbone']}")

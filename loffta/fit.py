@@ -21,6 +21,7 @@ from torch import Tensor
 
 from loffta import augment, machine
 from loffta.checkpoint import Keeper, Position, read_checkpoint
+from loffta.claims import Claim
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError
 from loffta.features import Feature, resolved_choices
@@ -58,6 +59,7 @@ class Session:
     paths: RunPaths
     log: RunLog
     stop: machine.StopFlag
+    claim: Claim
 
     @property
     def task(self) -> Task:
@@ -170,7 +172,7 @@ def fit(
             first = begin.batch if epoch == begin.epoch else 0
             batches = feed.epoch(epoch, first, more=epoch + 1 < n_epochs)
             for i, batch in enumerate(batches, start=first):
-                _keep(session.stop, keeper, members, Position(epoch, i), f"training step {step} of {total}")
+                _keep(session, keeper, members, Position(epoch, i), f"training step {step} of {total}")
                 for member in _going(members):
                     _set_lr(member, lr_at(step - phase * per_phase, per_phase, member.recipe))
                 found = _train_batch(session, _going(members), batch, weights)
@@ -184,7 +186,7 @@ def fit(
         if not member.is_finite():  # what the last step did shows in no loss
             _diverge(session, member, step - 1, [], drop_diverged)
     if session.stop.signal is not None:
-        _keep(session.stop, keeper, members, Position(n_epochs), f"training step {step} of {total}")
+        _keep(session, keeper, members, Position(n_epochs), f"training step {step} of {total}")
 
 
 @contextmanager
@@ -199,13 +201,14 @@ def step_threads(head: Head, batch_size: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _keep(stop: machine.StopFlag, keeper: Keeper, members: Sequence[Member], position: Position, doing: str) -> None:
+def _keep(session: Session, keeper: Keeper, members: Sequence[Member], position: Position, doing: str) -> None:
     """Writes a checkpoint where it is time, and where a signal has come: that ends the training here."""
-    if stop.signal is None and not keeper.is_due():
+    if session.stop.signal is None and not keeper.is_due():
         return
+    session.claim.check()
     keeper.save(members, position)
     kept = "kept in " + keeper.path.name if keeper.path.exists() else "nothing is kept, for a weight is not finite"
-    stop.check(f"{doing}; {kept}")
+    session.stop.check(f"{doing}; {kept}")
 
 
 def _train_batch(session: Session, members: Sequence[Member], batch: Batch, weights: Tensor | None) -> list[Tensor]:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from loffta import augment
 from loffta import fit as loop
+from loffta.claims import take
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError
 from loffta.features import choose_features
@@ -45,7 +46,7 @@ def make_session(cache, out, **changes):
     features = choose_features(cache, (), ("mean",), default_taps="all")
     out.mkdir()
     paths = RunPaths(out)
-    return Session(config, cache, features, torch.device("cpu"), paths, RunLog(paths.log), StopFlag())
+    return Session(config, cache, features, torch.device("cpu"), paths, RunLog(paths.log), StopFlag(), take(paths))
 
 
 def go(session, recipe, *, n_seeds=2, **options):

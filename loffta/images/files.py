@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loffta.errors import UsageError
-from loffta.words import printable
+from loffta.words import lookalike, printable
 
 _SYNONYMS = {
     "train": ("train", "training"),
@@ -133,8 +133,8 @@ def file_fault(root: FileRoot, key: str) -> tuple[int, str | None]:
 
 
 def split_name(name: str) -> str | None:
-    """train, val or test for one of its names in any case, else None."""
-    return _SPLITS.get(name.lower())
+    """train, val or test for one of its names in any case, form and spacing, else None."""
+    return _SPLITS.get(lookalike(name))
 
 
 def text_fault(text: str) -> str | None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from loffta import machine
+from loffta.claims import Claim
 from loffta.config import OnlineConfig, TrainConfig
 from loffta.errors import LofftaError
 from loffta.heads import Head, build_head
@@ -58,6 +59,7 @@ class Setting:
     paths: RunPaths
     log: RunLog
     stop: machine.StopFlag
+    claim: Claim
     initial: dict[str, Tensor]  # weights of a backbone that is trained, before the first seed; else nothing
     bad: dict[int, str] = field(default_factory=dict)  # quarantined images so far, and why
 
@@ -115,6 +117,11 @@ def head_of(name: str) -> str:
     return "linear" if name == ONLINE_LINEAR else name
 
 
+def is_trained(paths: RunPaths, seed: int, online: OnlineConfig) -> bool:
+    """Whether a seed's weights are there; what was deleted, because it was damaged, is trained again."""
+    return paths.head(seed).exists() and (not online.unfrozen or paths.backbone(seed).exists())
+
+
 def fit_seed(setting: Setting, seed: int, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
     """Trains one seed, or what is left of it, and writes its weights.
 
@@ -143,9 +150,11 @@ def fit_seed(setting: Setting, seed: int, rows: NDArray[np.int64]) -> list[dict[
             seconds = (log[-1]["seconds"] if log else 0.0) + time.monotonic() - start
             log.append({"epoch": epoch, "step": (epoch + 1) * member.steps, "loss": loss, "lr": lr, "seconds": seconds})
             setting.log.write(f"seed {seed}, epoch {epoch}: loss {loss:.4f}, lr {lr:.2e}")
+            setting.claim.check()
             save_state(checkpoint, member.modules, member.optimizer, member.rng, {"log": log})
             if epoch == 0:
                 setting.refuse_bad(rows, done=f"{paths.root}: one epoch is done")
+    setting.claim.check()
     write_lines(paths.metrics(seed), log)
     if setting.online.unfrozen:
         save_head(paths.backbone(seed), member.modules["backbone"].state_dict())

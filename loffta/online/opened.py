@@ -20,9 +20,9 @@ from loffta.features import choose_features
 from loffta.findings import Findings
 from loffta.heads import Head, find_head
 from loffta.heads.recipe import Recipe
+from loffta.known_images import open_cache
 from loffta.origins import Origins, read_origins
 from loffta.runs import RunPaths, open_run
-from loffta.store.cache import Cache
 from loffta.tasks import Task, find_task
 
 
@@ -73,7 +73,7 @@ def open_for_images(root: Path, device: torch.device, cache_root: Path | None = 
 def _origins_of_cache(paths: RunPaths, config: TrainConfig, recipe: Recipe, cache_root: Path | None) -> Origins:
     """For a run that an older loffta made."""
     try:
-        cache = Cache.open(cache_root or config.cache)
+        cache = open_cache(paths, config, cache_root)
     except LofftaError as error:
         raise LofftaError(
             f"this run keeps no {paths.stores.name}, and its cache is gone",

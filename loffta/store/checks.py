@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from loffta.store.metadata import ArrayLayout
 from loffta.store.reads import reason
 from loffta.store.recipe import StoreInfo, differing_fields
@@ -52,21 +55,21 @@ def target_fault(layout: ArrayLayout, due: ArrayLayout) -> str | None:
 
 
 def unit_fault(
-    made: Mapping[str, Any], first: int, n_rows: int, layout: ArrayLayout, table: ImageTable | None
+    made: Mapping[str, Any], rows: NDArray[np.int64], layout: ArrayLayout, table: ImageTable | None
 ) -> str | None:
     """Whether a unit was written as its array's zarr.json says now, and of the images that the table lists now.
 
     Args:
         made: what its done file says of how it was made; older ones say neither.
-        first, n_rows: the rows that it lists.
+        rows: that it lists.
     """
     if (fault := layout_fault(made, layout)) is not None:
         return fault
-    rows = range(first, first + n_rows)
-    listed = table is not None and rows.stop <= len(table)  # a set may have grown since the table was read
-    if table is not None and listed and made.get("images") not in (None, table.identity(rows)):
-        return f"rows {first} to {rows.stop - 1} were other images than the table of images lists now"
-    return None
+    if table is None or made.get("images") is None or not len(rows) or rows[-1] >= len(table):
+        return None  # an older file, or a set that has grown since the table was read
+    if made["images"] == table.identity(rows):
+        return None
+    return f"rows {rows[0]} to {rows[-1]} were other images than the table of images lists now"
 
 
 def layout_fault(made: Mapping[str, Any], layout: ArrayLayout) -> str | None:

@@ -1,41 +1,41 @@
 """Small durable files: written whole under a temporary name, then put in place at once.
 
-A temporary name tells its writer's machine and process, so that what a killed writer left behind can be swept safely.
-What is swept all the same, by a process that could not know its writer, is written again.
+A temporary name tells its writer's host and process, so that what a killed writer left behind can be swept safely.
 """
 
 from __future__ import annotations
 
 import errno
-import functools
-import hashlib
+import itertools
 import os
+import random
 import re
 import shutil
-import socket
 import time
-import uuid
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-import psutil
+from typing import BinaryIO
 
 from loffta.errors import LofftaError
 from loffta.os_words import guard
+from loffta.store import process
+from loffta.store.exclusive import place_first
 
-_PART = re.compile(r"\..+\.(?P<host>[A-Za-z0-9-]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.part")
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK)  # exFAT, gcsfuse, s3fs, 9p
-_NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)  # some CIFS, FUSE, 9p
-_TRIES = 3  # of writing what another process sweeps
-_CLAIM_S = 10.0  # a claim is held for milliseconds: whoever made an older one is dead
+_PART = re.compile(r"\..+\.(?P<host>[A-Za-z0-9-]+)\.(?P<pid>\d+)\.(?P<began>[0-9a-f]{4})[0-9a-f]{4}\.part")
 STALE_AFTER_S = 24 * 3600  # a part of another host: its process cannot be asked, so only age tells
+N_TRIES = 3  # for a part that others delete while it is written: a purge, an older loffta, somebody's `rm`
+# of fsync(2) on a folder: as PostgreSQL passes them over in fsync_fname_ext; the last two are FUSE's
+_NO_FOLDER_SYNC = (errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_numbers = itertools.count(random.SystemRandom().randrange(1 << 16))
 
 
 def part_name(final: Path) -> Path:
-    """A temporary name beside `final` that names this host and process."""
-    return final.with_name(f".{final.name}.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part")
+    """A temporary name beside `final` that names this host and process, and that no other call gives."""
+    pid = os.getpid()
+    unique = f"{process.began(pid)}{next(_numbers) % (1 << 16):04x}"
+    return final.with_name(f".{final.name}.{process.host()}.{pid}.{unique}.part")
 
 
 def make_folder(folder: Path) -> None:
@@ -52,21 +52,36 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` survive a power cut, where the file system can promise that."""
+    """Makes a rename in `folder` survive a power cut; nothing where the file system syncs no folders."""
     with guard(folder):
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        except OSError as error:
-            if error.errno not in _NO_FOLDER_SYNC:
-                raise
-        finally:
-            os.close(fd)
+        _sync(folder)
+
+
+def _sync(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(fd)
 
 
 def replace_file(path: Path, data: bytes) -> None:
     """Writes `data` to `path` durably; a reader sees the old file or the new one, never part of one."""
-    _put(path, lambda: _write_part(path, data), lambda part: _rename(part, path))
+    with new_file(path) as file, guard(path):
+        file.write(data)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to; it is at `path`, durable, when the block has ended well, and nothing is left otherwise."""
+    with _open_part(path) as (part, file):
+        yield file
+        with guard(path):
+            file.flush()
+        put_in_place(file.fileno(), part, path)
 
 
 def create_file(path: Path, data: bytes) -> bool:
@@ -75,7 +90,81 @@ def create_file(path: Path, data: bytes) -> bool:
     Returns:
         False where `path` was there already; it is left as it was.
     """
-    return _put(path, lambda: _write_part(path, data), lambda part: _link(part, path))
+    with _open_part(path) as (part, file):
+        with guard(path):
+            file.write(data)
+            file.flush()
+        return put_in_place(file.fileno(), part, path, place_first)
+
+
+def _replace(part: Path, path: Path) -> bool:
+    part.replace(path)
+    return True
+
+
+def put_in_place(fd: int, part: Path, path: Path, move: Callable[[Path, Path], bool] = _replace) -> bool:
+    """Makes what was written to a part durable and gives it its name; what others deleted meanwhile is written again.
+
+    Args:
+        fd: the part, open for reading too: the bytes are there as long as it is open.
+        move: gives the name; False where it left another's file as it was.
+    """
+    with guard(path):
+        os.fsync(fd)
+        try:
+            for _ in range(N_TRIES):
+                try:
+                    moved = move(part, path)
+                    break
+                except FileNotFoundError:
+                    part = part_name(path)
+                    _copy(fd, part)
+            else:
+                raise _swept_away(path)
+        finally:
+            delete_part(part)  # what is left over, or a link's other name
+    sync_folder(path.parent)
+    return moved
+
+
+def delete_part(part: Path) -> None:
+    """Deletes a temporary file or folder, if it is there; one that may not be deleted now is swept later."""
+    with suppress(OSError):  # on a read-only file system this is refused, too
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
+def _swept_away(path: Path) -> LofftaError:
+    return LofftaError(
+        "another process deletes temporary files here",
+        where=path,
+        remedy="let no program clean up where loffta writes, then run the same command again",
+    )
+
+
+def _copy(fd: int, path: Path) -> None:
+    """Writes the bytes of an open file to a new one."""
+    with path.open("xb") as copy, os.fdopen(os.dup(fd), "rb") as file:
+        file.seek(0)
+        shutil.copyfileobj(file, copy)
+        copy.flush()
+        os.fsync(copy.fileno())
+
+
+@contextmanager
+def _open_part(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    make_folder(path.parent)
+    part = part_name(path)
+    with guard(path):
+        file = part.open("x+b")
+    try:
+        yield part, file
+    finally:
+        with suppress(OSError):  # of what was still to be written: it is told, and not wanted, already
+            file.close()
+        delete_part(part)
 
 
 def create_folder(path: Path, files: Mapping[Path, bytes]) -> bool:
@@ -86,7 +175,37 @@ def create_folder(path: Path, files: Mapping[Path, bytes]) -> bool:
     Returns:
         False where `path` was there already; it is left as it was.
     """
-    return _put(path, lambda: _write_folder(path, files), lambda part: _rename_folder(part, path))
+    with guard(path):
+        for _ in range(N_TRIES):
+            part = part_name(path)
+            try:
+                _fill(part, {final.relative_to(path): data for final, data in files.items()})
+                part.rename(path)  # fails where there is a folder with anything in it
+                break
+            except FileNotFoundError:  # as in `put_in_place`
+                continue
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                    return False
+                raise
+            finally:
+                delete_part(part)
+        else:
+            raise _swept_away(path)
+    sync_folder(path.parent)
+    return True
+
+
+def _fill(folder: Path, files: Mapping[Path, bytes]) -> None:
+    """Makes a folder with these files in it, all durable."""
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with (folder / name).open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    for inner in {folder, *((folder / name).parent for name in files)}:
+        _sync(inner)
 
 
 def remove_folder(path: Path) -> None:
@@ -125,7 +244,7 @@ def find_parts(root: Path) -> list[Part]:
                     status = path.stat()
                 except FileNotFoundError:  # its owner was faster
                     continue
-                stale = _is_stale(path, match["host"], int(match["pid"]))
+                stale = _is_stale(path, match["host"], int(match["pid"]), match["began"])
                 age_s = max(0.0, time.time() - status.st_mtime)
                 found.append(Part(path, match["host"], int(match["pid"]), status.st_size, age_s, stale))
         folders[:] = [name for name in folders if not name.endswith(".part")]
@@ -141,7 +260,7 @@ def sweep_parts(folder: Path) -> list[Path]:
     swept = []
     for path in folder.glob(".*.part"):
         match = _PART.fullmatch(path.name)
-        if match and _is_stale(path, match["host"], int(match["pid"])):
+        if match and _is_stale(path, match["host"], int(match["pid"]), match["began"]):
             with suppress(OSError):  # a read-only cache is used as it is
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)  # another process may sweep it as well
@@ -159,136 +278,10 @@ def sweep_tree(root: Path) -> None:
         folders[:] = [name for name in folders if not name.endswith(".part")]
 
 
-def _put(final: Path, write: Callable[[], Path], place: Callable[[Path], bool]) -> bool:
-    """Writes a part and puts it in place, once more where it was swept in between; returns what `place` says."""
-    for _ in range(_TRIES):
-        part = write()
-        with guard(final):
-            try:
-                placed = place(part)
-            except FileNotFoundError:
-                continue
-            finally:
-                delete_part(part)
-        if placed:
-            sync_folder(final.parent)
-        return placed
-    raise LofftaError(
-        "another process deletes temporary files here",
-        where=final,
-        remedy="let no program clean up in a cache that is being written, then run the same command again",
-    )
-
-
-def delete_part(part: Path) -> None:
-    """Deletes a part, if it is there; one that cannot be deleted now is swept later."""
-    if part.is_dir():
-        shutil.rmtree(part, ignore_errors=True)
-    with suppress(OSError):
-        part.unlink(missing_ok=True)
-
-
-def _rename(part: Path, final: Path) -> bool:
-    part.replace(final)
-    return True
-
-
-def _rename_folder(part: Path, final: Path) -> bool:
-    try:
-        part.rename(final)  # fails where there is a folder with anything in it
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            return False
-        raise
-    return True
-
-
-def _link(part: Path, final: Path) -> bool:
-    try:
-        os.link(part, final)  # the one call that is exclusive on local disks, NFS and Lustre alike
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        return _claim(part, final)
-    return True
-
-
-def _claim(part: Path, final: Path) -> bool:
-    """For file systems without hard links: whoever makes the empty claim beside `final` may rename its part."""
-    claim = final.with_name(f".{final.name}.claim")
-    deadline = time.monotonic() + _CLAIM_S
-    while not final.exists():
-        try:
-            os.close(os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        except FileExistsError:
-            if time.monotonic() > deadline:
-                claim.unlink(missing_ok=True)
-            time.sleep(0.01)
-            continue
-        try:
-            return not final.exists() and _rename(part, final)
-        finally:
-            claim.unlink(missing_ok=True)
-    return False
-
-
-def _write_part(path: Path, data: bytes) -> Path:
-    part = part_name(path)
-    try:
-        with guard(path):
-            make_folder(path.parent)
-            _write(part, data)
-    except BaseException:
-        delete_part(part)
-        raise
-    return part
-
-
-def _write_folder(path: Path, files: Mapping[Path, bytes]) -> Path:
-    part = part_name(path)
-    try:
-        with guard(path):
-            for final, data in files.items():
-                place = part / final.relative_to(path)
-                make_folder(place.parent)
-                _write(place, data)
-            for folder in {(part / final.relative_to(path)).parent for final in files}:
-                sync_folder(folder)
-            sync_folder(part)
-    except BaseException:
-        delete_part(part)
-        raise
-    return part
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _is_stale(path: Path, host: str, pid: int) -> bool:
-    if host == _host():
-        return pid != os.getpid() and not psutil.pid_exists(pid)
+def _is_stale(path: Path, host: str, pid: int, began: str) -> bool:
+    if host == process.host():
+        return not process.is_running(pid, began)
     try:
         return time.time() - path.stat().st_mtime > STALE_AFTER_S
     except FileNotFoundError:  # its owner was faster
         return False
-
-
-@functools.cache
-def _host() -> str:
-    """This machine as parts name it: containers of one host name, or of one kernel, must not judge each other's pids.
-
-    The boot and the pid namespace (man 7 pid_namespaces) tell in which world a pid means something; without them, on
-    other systems than Linux, the name alone does.
-    """
-    name = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "host"
-    try:
-        world = Path("/proc/sys/kernel/random/boot_id").read_text() + str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        return name
-    return f"{name}-{hashlib.blake2b(world.encode(), digest_size=4).hexdigest()}"

@@ -159,6 +159,8 @@ def read_done(path: Path, columns: Sequence[str] = (*_SCHEMA.names, _SATURATED.n
         table = table.select(names)
         if not table.schema.equals(pa.schema([(name, _ALL_TYPES[name]) for name in names])):
             raise ValueError("its columns have other types")
+        if "row" in names and table["row"].null_count:
+            raise ValueError("some of its rows have no number")
         return table
     except _UNREADABLE as error:
         raise DamageFound(
@@ -190,6 +192,22 @@ def count_done(paths: ArrayPaths, unit: int) -> int:
         return int(pq.read_metadata(pa.BufferReader(data)).num_rows)
     except (FileNotFoundError, DamageFound, *_UNREADABLE):  # damaged: `verify` names it, extract writes it anew
         return 0
+
+
+def listed_rows(paths: ArrayPaths, unit: int) -> list[int]:
+    """Rows that the done file of `unit` lists, none where there is none or it cannot be read."""
+    try:
+        return [int(row) for row in to_numbers(read_done(paths.done(unit), ["row"])["row"])]
+    except (FileNotFoundError, DamageFound):
+        return []
+
+
+def settles(paths: ArrayPaths, unit: int, rows: Sequence[int], unit_images: int) -> bool:
+    """Whether the done file of `unit` lists all of `rows`; one of a whole unit is not opened beyond its footer."""
+    n_listed = count_done(paths, unit)
+    if n_listed < len(rows) or n_listed >= unit_images:
+        return n_listed >= len(rows)
+    return set(rows) <= set(listed_rows(paths, unit))
 
 
 def read_made(paths: ArrayPaths) -> dict[str, Any] | None:
@@ -253,9 +271,8 @@ def read_ledger(paths: ArrayPaths, layout: ArrayLayout, images: ImageTable | Non
         tables = list(pool.map(partial(read_done, columns=_MERGED), map(paths.done, units)))
     made = [made_of(table.schema.metadata) for table in tables]
     for unit, table, said in zip(units, tables, made, strict=True):
-        fault = rows_fault(table, unit, layout) or unit_fault(
-            said, unit * layout.unit_images, len(table), layout, images
-        )
+        listed = to_numbers(table["row"])
+        fault = rows_fault(listed, unit, layout) or unit_fault(said, listed, layout, images)
         if fault is not None:
             raise DamageFound(fault, where=paths.done(unit), remedy=REPAIR)
     scales = frozenset(None if said.get("scales") is None else str(said["scales"]) for said in made)
@@ -298,13 +315,11 @@ def read_checksums(paths: ArrayPaths, unit: int, layout: ArrayLayout, n_rows: in
     return crcs.reshape(-1)
 
 
-def rows_fault(table: pa.Table, unit: int, layout: ArrayLayout) -> str | None:
-    """Whether a done file lists rows of its own unit, from the first on."""
-    first, rows = unit * layout.unit_images, table["row"]
-    known = len(rows) <= layout.unit_images and not rows.null_count
-    if known and np.array_equal(to_numbers(rows), np.arange(first, first + len(rows))):
-        return None
-    return "done file lists rows of another unit"
+def rows_fault(rows: NDArray[np.int64], unit: int, layout: ArrayLayout) -> str | None:
+    """Whether a done file lists rows of its own unit, each once and rising."""
+    first = unit * layout.unit_images
+    inside = not len(rows) or (first <= rows[0] and rows[-1] < first + layout.unit_images)
+    return None if inside and (rows[1:] > rows[:-1]).all() else "done file lists rows of another unit"
 
 
 def _count_saturated(table: pa.Table) -> int:

@@ -142,5 +142,8 @@ def _in_order(names: Iterable[str]) -> list[str]:
 
 
 def safe_name(name: str) -> str:
-    """`name` with every character outside [A-Za-z0-9._-] replaced, so that it is one plain path component."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".") or "backbone"
+    """What a store's folder says of its backbone, one plain path component; the hash behind it tells stores apart.
+
+    Not `words.file_name`, whose digest would be a second one, and whose names older caches do not have.
+    """
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".")[:100] or "backbone"

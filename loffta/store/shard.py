@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 
 from loffta.errors import DamageFound
 from loffta.os_words import guard
-from loffta.store.files import delete_part, part_name, sync_folder
+from loffta.store.files import delete_part, part_name, put_in_place
 from loffta.store.metadata import CRC_BYTES
 from loffta.store.reads import read_guard
 
 MISSING = np.uint64(2**64 - 1)  # both halves of an index entry whose chunk was never written
 MAX_IOV = 1000  # buffers per readv or writev; Linux allows 1,024
 _REPAIR = "run `loffta verify CACHE --deep` to list all damage, with --repair to mend it"
-_COPY_BYTES = 1 << 20
 
 Buffer = memoryview | bytes
 
@@ -69,34 +68,17 @@ class ShardWriter:
         """Adds the index, makes the file durable and puts it in place."""
         index = self._index.tobytes()
         self._write([index, _crc_bytes(crc32c(index))])
-        with guard(self._final):
-            os.fsync(self._fd)
-            try:
-                self._part.replace(self._final)
-            except FileNotFoundError:
-                self._write_again()
-            fd, self._fd = self._fd, -1
-            os.close(fd)
-        sync_folder(self._final.parent)
+        put_in_place(self._fd, self._part, self._final)
+        os.close(self._fd)
+        self._fd = -1
 
     def abort(self) -> None:
         """Deletes what was written; harmless after commit."""
         if self._fd >= 0:
-            fd, self._fd = self._fd, -1
             delete_part(self._part)
+            fd, self._fd = self._fd, -1
             with suppress(OSError):  # what was written is given up
                 os.close(fd)
-
-    def _write_again(self) -> None:
-        """Another process has swept the part, for it could not know its writer; its bytes still have a descriptor."""
-        self._part = part_name(self._final)
-        os.lseek(self._fd, 0, os.SEEK_SET)
-        with self._part.open("xb") as again:
-            while data := os.read(self._fd, _COPY_BYTES):
-                again.write(data)
-            again.flush()
-            os.fsync(again.fileno())
-        self._part.replace(self._final)
 
     def _write(self, buffers: list[Buffer]) -> None:
         with guard(self._final):

@@ -10,7 +10,8 @@ import hashlib
 import io
 import json
 import math
-from dataclasses import dataclass, field
+from collections.abc import Container
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +22,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from loffta.documents import from_json
-from loffta.errors import DamageFound, LofftaError
+from loffta.errors import DamageFound, LofftaError, UsageError
 from loffta.store import FORMAT
 from loffta.store.arrow import to_numbers
+from loffta.store.names import spelled
 from loffta.store.reads import read_file, reason
 
 _TYPES: dict[str, pa.DataType] = {
@@ -55,6 +57,7 @@ class ImageTable:
     label_sets: list[tuple[int, ...] | None] | None = None  # multi-label: rising positions in `classes`; None: unknown
     values: NDArray[np.float64] | None = None  # regression; NaN: unknown
     targets: dict[str, list[str | None]] = field(default_factory=dict)  # by name; a source reads them as it does keys
+    alike: tuple[tuple[str, str], ...] = ()  # of a listing alone: classes or splits that look the same
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -94,6 +97,39 @@ class ImageTable:
         found = self.label_sets[row] if self.label_sets is not None else None
         return None if found is None else tuple(self.classes[i] for i in found)
 
+    def numbered_by(self, classes: tuple[str, ...]) -> ImageTable:
+        """The same images with labels as positions in other classes, by name; no label where one is not among them."""
+        if classes == self.classes:
+            return self
+        place = {name: i for i, name in enumerate(classes)}
+        moved = np.array([*(place.get(name, -1) for name in self.classes), -1], dtype=np.int64)  # -1 stays -1
+        sets = self.label_sets
+        if sets is not None:
+            found = [None if labels is None else sorted(moved[list(labels)].tolist()) for labels in sets]
+            sets = [None if labels is None or -1 in labels else tuple(labels) for labels in found]
+        return replace(self, classes=classes, labels=moved[self.labels], label_sets=sets)
+
+    def is_labelled(self) -> NDArray[np.bool_]:
+        """Per row, whether its class or classes are known."""
+        return self.labels >= 0 if self.label_sets is None else np.array([s is not None for s in self.label_sets], bool)
+
+    def first(self, n_rows: int, classes: tuple[str, ...]) -> ImageTable | None:
+        """The table as it was when it had so many rows and these classes; None where these rows have others."""
+        numbered, here = self.numbered_by(classes), slice(n_rows)
+        if not np.array_equal(numbered.is_labelled()[here], self.is_labelled()[here]):
+            return None
+        return replace(
+            numbered,
+            keys=self.keys[here],
+            sizes=self.sizes[here],
+            splits=self.splits[here],
+            labels=numbered.labels[here],
+            label_sets=None if numbered.label_sets is None else numbered.label_sets[here],
+            values=None if self.values is None else self.values[here],
+            # a column that says nothing of these rows came with later ones
+            targets={name: paths[here] for name, paths in self.targets.items() if any(paths[here])},
+        )
+
     def to_parquet(self) -> bytes:
         """The bytes of images.parquet."""
         meta = {
@@ -112,15 +148,17 @@ class ImageTable:
         pq.write_table(table, buffer, write_page_checksum=True)
         return buffer.getvalue()
 
-    def identity(self, rows: range) -> str:
-        """BLAKE2b-128 over keys and sizes of some rows: which images they are, whatever is said of them."""
-        if rows not in self._identities:
-            part = [self.keys[rows.start : rows.stop], self.sizes[rows.start : rows.stop].tolist()]
-            self._identities[rows] = hashlib.blake2b(json.dumps(part).encode(), digest_size=16).hexdigest()
-        return self._identities[rows]
+    def identity(self, rows: Sequence[int] | NDArray[np.int64]) -> str:
+        """BLAKE2b-128 over keys and sizes of rising rows: which images they are, whatever is said of them."""
+        first, stop = int(rows[0]), int(rows[-1]) + 1
+        if stop - first != len(rows):  # some of a unit: of one array, most often
+            return _digest_of([self.keys[row] for row in rows], self.sizes[np.asarray(rows)])
+        if (first, stop) not in self._identities:
+            self._identities[first, stop] = _digest_of(self.keys[first:stop], self.sizes[first:stop])
+        return self._identities[first, stop]
 
     @cached_property
-    def _identities(self) -> dict[range, str]:
+    def _identities(self) -> dict[tuple[int, int], str]:
         return {}  # every array of a cache asks for the same units
 
     @classmethod
@@ -191,12 +229,30 @@ class ImageTable:
             targets={name.removeprefix(_TARGET): paths for name, paths in columns.items() if name.startswith(_TARGET)},
         )
 
+    def refuse_alike(self, known: Container[str] = ()) -> None:
+        """Refuses classes and splits that look the same, but for pairs of `known` ones, which a cache already has.
+
+        Raises:
+            UsageError: the first pairs, both of each spelled out.
+        """
+        pairs = [f"{a!r} and {b!r}" for a, b in self.alike if not (a in known and b in known)]
+        if pairs:
+            more = f" and {len(pairs) - _SHOWN} more pairs" if len(pairs) > _SHOWN else ""
+            raise UsageError(
+                f"names of classes or splits that look the same: {', '.join(pairs[:_SHOWN])}{more}",
+                where=f"SOURCE {self.source}",
+                remedy="write one of them in both places; if they are two, let them differ by more than case, spaces "
+                "or form ('upper-A', 'lower-a')",
+            )
+
     def grown_to(self, listing: ImageTable, *, where: Path) -> ImageTable:
         """This table with the new images of `listing` behind the old rows; itself where there are none.
 
         Raises:
             LofftaError: an old image is gone or altered: that is another image set, not growth.
         """
+        listing.refuse_alike({*self.classes, *self.splits})
+        listing = listing._spelled_as(self)
         place = {key: i for i, key in enumerate(listing.keys)}
         faults = [f"{key}: {fault}" for row, key in enumerate(self.keys) if (fault := self._fault(row, listing, place))]
         if listing.label_kind != self.label_kind:
@@ -213,22 +269,19 @@ class ImageTable:
         return self._with_rows(listing, new) if new else self
 
     def _with_rows(self, listing: ImageTable, new: list[int]) -> ImageTable:
-        """This table with some rows of another of the same kind behind it; new classes come behind the old ones."""
-        classes = (*self.classes, *(c for c in listing.classes if c not in self.classes))
-        position = {name: i for i, name in enumerate(classes)}
-        labels = [-1 if (name := listing.class_name(i)) is None else position[name] for i in new]
-        sets = [
-            None if (names := listing.class_names(i)) is None else tuple(sorted(position[name] for name in names))
-            for i in new
-        ]
+        """This table with some rows of another of the same kind behind it, all numbered by the classes of both."""
+        classes = _joined(self.classes, listing.classes)
+        old, other = self._numbered(classes), listing._numbered(classes)
         return ImageTable(
             self.source,
             [*self.keys, *(listing.keys[i] for i in new)],
             np.concatenate([self.sizes, listing.sizes[new]]),
             [*self.splits, *(listing.splits[i] for i in new)],
-            np.concatenate([self.labels, np.asarray(labels, dtype=np.int64)]),
+            np.concatenate([old.labels, other.labels[new]]),
             classes,
-            label_sets=None if self.label_sets is None else [*self.label_sets, *sets],
+            label_sets=[*old.label_sets, *(other.label_sets[i] for i in new)]
+            if old.label_sets is not None and other.label_sets is not None
+            else None,
             values=np.concatenate([self.values, listing.values[new]])
             if self.values is not None and listing.values is not None
             else None,
@@ -237,6 +290,25 @@ class ImageTable:
                 for name in dict.fromkeys([*self.targets, *listing.targets])
             },
         )
+
+    def _numbered(self, classes: tuple[str, ...]) -> ImageTable:
+        """The same labels as positions in `classes`, which holds all classes of this table."""
+        if classes == self.classes:
+            return self
+        place = {name: i for i, name in enumerate(classes)}
+        moved = np.array([*(place[name] for name in self.classes), -1], dtype=np.int64)  # -1 stays -1
+        sets = self.label_sets
+        renumbered = sets and [None if found is None else tuple(sorted(moved[list(found)].tolist())) for found in sets]
+        return replace(self, classes=classes, labels=moved[self.labels], label_sets=renumbered)
+
+    def _spelled_as(self, old: ImageTable) -> ImageTable:
+        """This listing in the old table's spelling: caches made before names had one spelling keep theirs."""
+        there = {*old.classes, *old.splits}
+        known = {spelled(name): name for name in there if spelled(name) not in there}
+        if not known:
+            return self
+        classes = tuple(known.get(name, name) for name in self.classes)
+        return replace(self, classes=classes, splits=[known.get(split, split) for split in self.splits])
 
     def _fault(self, row: int, listing: ImageTable, place: dict[str, int]) -> str | None:
         """How an old row differs from the listing's row of its key, None where it does not."""
@@ -276,12 +348,27 @@ class ImageTable:
         return columns | {_TARGET + name: paths for name, paths in self.targets.items()}
 
 
+def _digest_of(keys: list[str], sizes: NDArray[np.int64]) -> str:
+    return hashlib.blake2b(json.dumps([keys, sizes.tolist()]).encode(), digest_size=16).hexdigest()
+
+
 def _optional_type(name: str) -> pa.DataType:
     return {"labels": pa.list_(pa.int64()), "value": pa.float64()}.get(name, pa.string())
 
 
 def _as_tuples(column: list[list[int] | None]) -> list[tuple[int, ...] | None]:
     return [None if found is None else tuple(found) for found in column]
+
+
+def _joined(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes of a grown set: in the listing's order, as a fresh cache has them, where it is the old one's, too.
+
+    Else, in a cache made by another order, the old ones stay as they are and the new ones come behind them.
+    """
+    known = set(old)
+    if [name for name in new if name in known] == list(old):
+        return new
+    return (*old, *(name for name in new if name not in known))
 
 
 def _listed(names: tuple[str, ...] | None) -> str:

@@ -17,6 +17,7 @@ from crc32c import crc32c
 
 from loffta.errors import DamageFound, LofftaError
 from loffta.progress import Progress
+from loffta.store.arrow import to_numbers
 from loffta.store.cache import Cache, CachedArray
 from loffta.store.checks import unit_fault
 from loffta.store.ledger import (
@@ -159,13 +160,11 @@ def _check_unit(cache: Cache, array: CachedArray, unit: int, done: Path, path: P
     except FileNotFoundError:  # a drop, or another repair
         return
     layout = array.layout
-    first = unit * layout.unit_images
-    fault = rows_fault(table, unit, layout) or unit_fault(
-        made_of(table.schema.metadata), first, len(table), layout, cache.table
-    )
+    rows = to_numbers(table["row"])
+    fault = rows_fault(rows, unit, layout) or unit_fault(made_of(table.schema.metadata), rows, layout, cache.table)
     if fault is not None:
         raise DamageFound(fault, where=done, remedy=_REPAIR)
-    rows = range(first, first + len(table))
+    first = unit * layout.unit_images
     statuses, crc_lists = (table[name].to_pylist() for name in ("status", "crc32c"))
     # While a part-filled unit is written anew, its shard is in place before its done file. Until then the shard must
     # agree with itself alone: another batch size may have changed the last bits of its rows.
@@ -177,7 +176,7 @@ def _check_unit(cache: Cache, array: CachedArray, unit: int, done: Path, path: P
         raise DamageFound("the shard of a finished unit is gone", where=path, remedy=_REPAIR) from None
     try:
         index = read_index(fd, n_chunks, at_end=layout.index_at_end, path=path)
-        for row, status, crcs in zip(rows, statuses, crc_lists, strict=True):
+        for row, status, crcs in zip(rows.tolist(), statuses, crc_lists, strict=True):
             entries = index[(row - first) * layout.chunks_per_image :][: layout.chunks_per_image]
             if status == OK:
                 _check_image(fd, array, row, entries, crcs if vouched else None, path, deep=deep)

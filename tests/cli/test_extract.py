@@ -212,7 +212,7 @@ def test_a_misspelt_key_in_a_file_explains_the_missing_option(command, tmp_path)
         (
             ["demo:digits", "--backbone", "test_vit", "--weights", "package:no_such_weights"],
             1,
-            ["no package 'no_such_weights' is installed", "pip install no-such-weights"],
+            ["no package 'no_such_weights' is installed", "check its spelling and where it comes from"],
         ),
         (
             ["demo:digits", "--backbone", "test_vit", "--weights", "w.pth"],

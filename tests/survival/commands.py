@@ -73,6 +73,13 @@ class Command:
         os.kill(self.process.pid, number)
         return self
 
+    def lose_output(self):
+        """From now on nobody reads stdout and stderr: to write there is an error."""
+        for name in ("out", "err"):
+            os.close(self.pipes[name])
+            self.pipes[name] = os.open(os.devnull, os.O_RDONLY)
+        return self
+
     def finish(self):
         self.process.join(PATIENCE_S)
         hangs = self.process.exitcode is None
@@ -112,8 +119,8 @@ def _drain(pipe):
     """All that a pipe holds."""
     parts = []
     with contextlib.suppress(BlockingIOError):
-        while True:
-            parts.append(os.read(pipe, 1 << 16))
+        while part := os.read(pipe, 1 << 16):
+            parts.append(part)
     os.close(pipe)
     return b"".join(parts).decode(errors="surrogateescape")
 
