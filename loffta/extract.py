@@ -31,9 +31,8 @@ from loffta.jobs import Load
 from loffta.look import OLD
 from loffta.progress import Progress
 from loffta.space import check_room
-from loffta.store.cache import Cache
-from loffta.store.ledger import BAD, read_ledger, read_seen
-from loffta.store.paths import ArrayPaths
+from loffta.store.cache import Cache, CachedArray
+from loffta.store.ledger import BAD, done_units, read_seen
 from loffta.store.sink import UnitSink
 from loffta.store.table import ImageTable
 from loffta.store.writer import Stored
@@ -58,6 +57,8 @@ class Report:
     units: int = 0  # written by this call
     seconds: float = 0.0
     waited_s: float = 0.0  # of these, for images that were not decoded in time
+    unwritten_images: int = 0  # asked for, and of other shares: they have no features yet
+    unwritten_of: list[str] = field(default_factory=list)  # these shares, as --shard takes them
     stores: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -132,11 +133,12 @@ def extract(
             report.units += 1
             report.images += len(images.rows)
         report.waited_s = stream.waited_s
-    settled = begun.jobs[0].arrays[0].paths  # not the thumbnails': another store's look may have made those
-    bad = read_ledger(settled, len(begun.cache.table)).bad
-    _add_seen(report, settled, listing)
+    filled = _reread(begun)
+    bad = filled.ledger.bad
+    _add_seen(report, filled, listing)
     report.bad, report.seconds = len(bad), time.monotonic() - start
     report.stores = [_describe(job) for job in begun.jobs]
+    report.unwritten_images, report.unwritten_of = _look_at_others(begun, config)
     asked = begun.cache.asked_rows(config.splits, config.limit)  # by all processes
     found = {row: reason for row, reason in bad.items() if row in asked.get(row // begun.cache.unit_images, ())}
     _judge_bad(begun.cache, found, sum(map(len, asked.values())), config.max_bad_frac)
@@ -169,10 +171,23 @@ def _extract_unit(
                     sink.append(values, batch.rows[part], names[part])
         yield len(batch.rows)
     yield sum(status.status == BAD for status in images.statuses)
-    made = {"device": str(begun.jobs[0].device), "versions": machine.versions()}
+    of = begun.cache.table.identity(images.rows)
+    made = {"device": str(begun.jobs[0].device), "versions": machine.versions(), "images": of}
     thumbs_made = [(thumb_writer, {"batch_size": batch_size, **made})] if thumb_writer is not None else []
     tokens_made = [(writer, {"batch_size": job.batch_size, **made}) for job, writers in work for _, writer in writers]
     sink.commit([*thumbs_made, *tokens_made], images.statuses)
+
+
+def _look_at_others(begun: Begun, config: ExtractConfig) -> tuple[int, list[str]]:
+    """Images that other shares have not written yet, and whose they are; lists names of done files, opens none."""
+    _, count = config.share
+    if count == 1:
+        return 0, []
+    done = [{*done_units(array.paths)} for array in begun.arrays]
+    units = [unit for unit in range(begun.cache.n_units) if not all(unit in finished for finished in done)]
+    asked = begun.cache.asked_rows(config.splits, config.limit)  # of all shares
+    owners = sorted({unit % count for unit in units if unit in asked})
+    return sum(len(asked.get(unit, ())) for unit in units), [f"{owner}/{count}" for owner in owners]
 
 
 def _stoppable(load: Load, stop: machine.StopFlag) -> Load:
@@ -191,8 +206,15 @@ def _thumb_values(pixels: NDArray[np.uint8]) -> Stored:
     return Stored(pixels, np.ones((n, 0), bool), np.zeros((n, 0), np.float32))
 
 
-def _add_seen(report: Report, paths: ArrayPaths, listing: ImageTable) -> None:
-    for name, value in asdict(read_seen(paths)).items():
+def _reread(begun: Begun) -> CachedArray:
+    """An array that this extraction fills, as it is now; not the thumbnails: another look may have made those."""
+    job = begun.jobs[0]
+    arrays = begun.cache.store(job.store.name).arrays
+    return next(array for array in arrays if array.paths.name == job.arrays[0].paths.name)
+
+
+def _add_seen(report: Report, filled: CachedArray, listing: ImageTable) -> None:
+    for name, value in asdict(read_seen(filled.paths)).items():
         setattr(report, name, value)
     report.not_taken = dict(listing.not_taken)
 

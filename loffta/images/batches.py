@@ -26,6 +26,7 @@ from loffta.images.geometry import PixelGeometry, to_square
 from loffta.images.rgb import is_flat, to_rgb
 from loffta.images.room import Held, Room
 from loffta.images.sources import ImageSource
+from loffta.os_words import PASSING, explain
 from loffta.store.ledger import BAD, OK, ImageStatus
 from loffta.store.table import ImageTable
 
@@ -185,6 +186,8 @@ class ImageStream:
             opened = open_image(data)
             return self._finish(row, data, opened) if held.grow_to(opened.n_bytes) else opened.n_bytes
         except (BadImage, OSError) as error:
+            if isinstance(error, OSError) and error.errno in PASSING:
+                raise explain(error) from error
             reason = str(error) if isinstance(error, BadImage) else one_line(f"cannot be read: {error}")
             return _Decoded(ImageStatus(row, BAD, reason), {})
 
