@@ -28,6 +28,7 @@ from loffta.loss import check_weights
 from loffta.members import Member
 from loffta.optim import fit_to_images
 from loffta.origins import write_origins
+from loffta.precision import precision_of
 from loffta.records import Training
 from loffta.run_folder import check_out, has_work, start_run
 from loffta.runs import (
@@ -43,7 +44,7 @@ from loffta.runs import (
 from loffta.search import search
 from loffta.splits import HOLDOUT, check_part, choose_splits, hold_out, name_some, record_holdout
 from loffta.store.cache import Cache
-from loffta.targets import choose_task, fit_to_task, is_labelled, labelled_rows, read_targets, refuse_one_class
+from loffta.targets import choose_task, fit_to_task, labelled_rows, read_targets, refuse_one_class
 
 SCORING_WEIGHT = 0.01  # lambda of ComBo's scoring run where none is given (second-hand from the paper)
 
@@ -150,7 +151,15 @@ def _train(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | 
     session.claim.check()
     write_origins(paths.stores, session.features, session.cache.table.classes)
     _save(paths, members)
-    write_json(paths.training, {"seconds": keeper.seconds, "epochs": fitted.epochs, "batch_size": fitted.batch_size})
+    write_json(
+        paths.training,
+        {
+            "seconds": keeper.seconds,
+            "epochs": fitted.epochs,
+            "batch_size": fitted.batch_size,
+            "precision": precision_of(fitted, session.device),
+        },
+    )
     log.write(f"trained in {keeper.seconds:.1f} s")
 
 
@@ -242,7 +251,7 @@ def _warn(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | N
         words = name_some(missing)
         session.log.write(f"no image to train on of {words}: the head cannot learn what is not there", show=True)
     config = session.config
-    if n_unlabelled := int((~is_labelled(table)[table.rows_of(config.train_on)]).sum()):
+    if n_unlabelled := int((~table.is_labelled()[table.rows_of(config.train_on)]).sum()):
         session.log.write(f"images of split {config.train_on} without a label: {n_unlabelled}, left out", show=True)
     settings = augment.resolve(config.augment)
     if (settings.moves or settings.token_drop) and all(feature.spec.kind != "grid" for feature in session.features):
