@@ -33,10 +33,12 @@ def command(cache: Path, as_json: bool) -> None:
     arrays = [array for store in held["stores"] for array in store["arrays"]]
     widths = [max(map(len, column)) for column in zip(*map(_cells, [*arrays, held["thumbnails"]]), strict=True)]
     for store in held["stores"]:
-        click.echo("\n" + _head(store))
+        show("")
+        show(_head(store))
         for array in store["arrays"]:
-            click.echo("  " + _line(array, widths))
-    click.echo("\n" + _line(held["thumbnails"], widths))
+            show("  " + _line(array, widths))
+    show("")
+    show(_line(held["thumbnails"], widths))
     for line in _notes(held):
         show(line)
     emit(held, as_json)

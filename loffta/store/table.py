@@ -110,13 +110,16 @@ class ImageTable:
         return replace(self, classes=classes, labels=moved[self.labels], label_sets=sets)
 
     def is_labelled(self) -> NDArray[np.bool_]:
-        """Per row, whether its class or classes are known."""
-        return self.labels >= 0 if self.label_sets is None else np.array([s is not None for s in self.label_sets], bool)
+        """Per row, whether its class, its classes or its number are known; none of several classes is known."""
+        if self.label_sets is not None:
+            return np.array([found is not None for found in self.label_sets], bool)
+        return self.labels >= 0 if self.values is None else ~np.isnan(self.values)
 
     def first(self, n_rows: int, classes: tuple[str, ...]) -> ImageTable | None:
         """The table as it was when it had so many rows and these classes; None where these rows have others."""
         numbered, here = self.numbered_by(classes), slice(n_rows)
-        if not np.array_equal(numbered.is_labelled()[here], self.is_labelled()[here]):
+        sets = zip((numbered.label_sets or ())[here], (self.label_sets or ())[here], strict=True)
+        if (numbered.labels[here] < self.labels[here].clip(max=0)).any() or any(a is None is not b for a, b in sets):
             return None
         return replace(
             numbered,
@@ -271,7 +274,7 @@ class ImageTable:
     def _with_rows(self, listing: ImageTable, new: list[int]) -> ImageTable:
         """This table with some rows of another of the same kind behind it, all numbered by the classes of both."""
         classes = _joined(self.classes, listing.classes)
-        old, other = self._numbered(classes), listing._numbered(classes)
+        old, other = self.numbered_by(classes), listing.numbered_by(classes)
         return ImageTable(
             self.source,
             [*self.keys, *(listing.keys[i] for i in new)],
@@ -290,16 +293,6 @@ class ImageTable:
                 for name in dict.fromkeys([*self.targets, *listing.targets])
             },
         )
-
-    def _numbered(self, classes: tuple[str, ...]) -> ImageTable:
-        """The same labels as positions in `classes`, which holds all classes of this table."""
-        if classes == self.classes:
-            return self
-        place = {name: i for i, name in enumerate(classes)}
-        moved = np.array([*(place[name] for name in self.classes), -1], dtype=np.int64)  # -1 stays -1
-        sets = self.label_sets
-        renumbered = sets and [None if found is None else tuple(sorted(moved[list(found)].tolist())) for found in sets]
-        return replace(self, classes=classes, labels=moved[self.labels], label_sets=renumbered)
 
     def _spelled_as(self, old: ImageTable) -> ImageTable:
         """This listing in the old table's spelling: caches made before names had one spelling keep theirs."""
