@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import click
@@ -21,7 +22,7 @@ def command(out: Path, full: bool, as_json: bool) -> None:
     from importlib.resources import as_file, files
 
     from loffta.pipeline import make_pipeline, overrule_recipes, read_pipeline
-    from loffta.report import StageCost, format_table, read_rows, write_report
+    from loffta.report import Comparisons, StageCost, format_comparison, format_table, read_runs, write_report
     from loffta.stages import run_local
 
     with as_file(files("loffta_pipelines") / "demo.yaml") as path:
@@ -31,7 +32,12 @@ def command(out: Path, full: bool, as_json: bool) -> None:
     outcome.check(out)
     done = outcome.results
     ((report, runs),) = pipeline.reports.items()
-    write_report(runs, report, stages=[StageCost(s.name, s.command, s.seconds, s.bytes) for s in done])
-    click.echo("\n" + format_table(read_rows(runs)))
+    found = read_runs(runs)
+    comparisons = Comparisons(found)
+    costs = [StageCost(s.name, s.command, s.seconds, s.bytes) for s in done]
+    write_report(found, report, comparisons, stages=costs)
+    width = shutil.get_terminal_size().columns
+    click.echo("\n" + format_table([run.row for run in found], width))
+    click.echo("\n" + format_comparison(found, comparisons, width))
     click.echo(f"\nreport: {report}")
     emit({"report": str(report), "stages": [vars(stage) for stage in done]}, as_json)

@@ -13,6 +13,7 @@ from .common import emit, human_bytes, json_option, merge_config, plural, show
 if TYPE_CHECKING:
     from loffta.config import ExtractConfig
 
+_SHOWN = 8  # of other jobs' shares
 _REQUIRED = {"source": "SOURCE", "cache": "--cache DIR", "backbones": "--backbone NAME"}  # or in the --config file
 
 
@@ -68,6 +69,10 @@ def command(ctx: click.Context, /, file: Path | None, as_json: bool, **options: 
         images = f"{report.images} {plural(report.images, 'image')}"
         done = f"{report.units} {plural(report.units, 'unit')}, {images} in {report.seconds:.1f} s"
     click.echo(f"{done}; {report.bad} bad {plural(report.bad, 'image')} in the cache")
+    if report.unwritten_of:
+        images = f"{report.unwritten_images} {plural(report.unwritten_images, 'image has', 'images have')}"
+        listed = ", ".join(report.unwritten_of[:_SHOWN]) + (", ..." if len(report.unwritten_of) > _SHOWN else "")
+        click.echo(f"{images} no features yet: they are those of --shard {listed}")
     emit(asdict(report), as_json)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import click
@@ -25,22 +26,32 @@ from .common import emit, json_option, show
 def command(runs: tuple[Path, ...], out: Path, caches: tuple[Path, ...], as_json: bool) -> None:
     """Write one self-contained HTML page about RUNS; a table goes to the terminal.
 
-    A run that has no results yet is left out.
+    A run that has no results yet, or cannot be read, is named and left out.
     """
-    from loffta.report import format_table, format_worth, part_runs, read_runs, worth_as_json, write_report
+    from loffta.report import (
+        Comparisons,
+        comparisons_as_json,
+        format_comparison,
+        format_table,
+        format_worth,
+        read_good_runs,
+        worth_as_json,
+        write_report,
+    )
 
-    finished, unfinished = part_runs(runs)
-    if finished:
-        for run in unfinished:
-            click.echo(printable(f"left out: {run} has no results yet"), err=True)
-    shown = finished or runs  # without any, the error of the first says what to do
-    found = read_runs(shown, elsewhere=caches)
-    write_report(shown, out, caches=caches)
-    click.echo(format_table([run.row for run in found]))
-    if worth := format_worth(found):
-        click.echo(f"\n{worth}")
+    found, left_out = read_good_runs(runs, elsewhere=caches)
+    for bad in left_out:
+        click.echo(printable(f"left out: {bad.why}"), err=True)
+    comparisons = Comparisons(found)
+    write_report(found, out, comparisons)
+    width = shutil.get_terminal_size().columns
+    click.echo(format_table([run.row for run in found], width))
+    for text in (format_comparison(found, comparisons, width), format_worth(found, comparisons, width)):
+        if text:
+            click.echo(f"\n{text}")
     for loaded in found:
         if loaded.grown:
             show(f"{loaded.row.name}: {loaded.grown}")
     show(f"report: {out}")
-    emit({"report": str(out), "runs": len(found), "worth": worth_as_json(found)}, as_json)
+    told = {"comparisons": comparisons_as_json(found, comparisons), "worth": worth_as_json(found, comparisons)}
+    emit({"report": str(out), "runs": len(found), "left_out": [str(bad.root) for bad in left_out]} | told, as_json)

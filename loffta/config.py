@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Positive
 from loffta.documents import MAX_YAML_BYTES, from_yaml, read_bytes
 from loffta.errors import LofftaError, UsageError, unknown_name
 from loffta.limits import MANY, MAX_UNIT_IMAGES, BatchSize, Count, Pixels, Seed, Views
+from loffta.os_words import guard
 from loffta.tokens import Kind
 from loffta.words import brief
 
@@ -176,14 +177,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
         LofftaError: the file is missing, or is not a mapping.
     """
     try:
-        values = from_yaml(read_bytes(path, MAX_YAML_BYTES).decode())
+        with guard(path):
+            values = from_yaml(_read(path).decode())
         if not isinstance(values, dict):
             raise ValueError("the file is not a mapping of keys to values")
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise LofftaError(
             f"cannot read the configuration: {error}", where=path, remedy="check the path and the YAML syntax"
         ) from error
     return values
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_bytes(path, MAX_YAML_BYTES)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ValueError(f"there is no such file ({error.strerror})") from error
 
 
 def to_yaml(config: BaseModel) -> bytes:

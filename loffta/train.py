@@ -23,11 +23,12 @@ from loffta.features import Feature, choose_features, resolved_choices, usable_r
 from loffta.fit import Session, fit
 from loffta.heads import HEADS, find_head
 from loffta.heads.recipe import Recipe
-from loffta.known_images import growth, growth_of, read_known
+from loffta.known_images import growth, read_known
 from loffta.loss import check_weights
 from loffta.members import Member
 from loffta.optim import fit_to_images
 from loffta.origins import write_origins
+from loffta.precision import precision_of
 from loffta.records import Training
 from loffta.run_folder import check_out, has_work, start_run
 from loffta.runs import (
@@ -59,7 +60,7 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
     """
     machine.cap_threads()
     paths = RunPaths(out)
-    cache, grown = _as_known(paths, Cache.open(config.cache))
+    cache, grown = _as_known(paths, config, Cache.open(config.cache))
     config = config.model_copy(update={"task": choose_task(cache.table, config.task)})
     config = _absolute(choose_splits(config, cache))
     if config.select is not None:
@@ -79,7 +80,7 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
         if open_run(out)[1].cache != config.cache:  # moved since
             with suppress(LofftaError):  # a run that may not be written is read back all the same
                 start_run(out, config, cache)
-        return {**results, "images": results["images"] | grown}
+        return {**results, "images": results.get("images", {}) | grown}
     rows, held = _check_splits(config, cache, features, recipe, paths)
     with claimed(paths) as claim:
         start_run(out, config, cache)
@@ -92,11 +93,15 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
         return _finish(session, rows, held, recipe)
 
 
-def _as_known(paths: RunPaths, cache: Cache) -> tuple[Cache, dict[str, int]]:
+def _as_known(paths: RunPaths, config: TrainConfig, cache: Cache) -> tuple[Cache, dict[str, int]]:
     """A cache as the run in `paths`, if there is one, has known it; and how it has grown since, for its results."""
+    if config.select is not None and not has_work(paths.root):
+        paths = RunPaths(
+            paths.scoring
+        )  # the backbones that are kept are trained on the images that they were scored on
     known = read_known(paths) if has_work(paths.root) else None
     view = None if known is None else known.view(cache)
-    return (cache, {}) if view is None else (view, growth_of(paths, cache))
+    return (cache, {}) if known is None or view is None else (view, known.growth_in(cache))
 
 
 def _finish(
@@ -146,7 +151,15 @@ def _train(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | 
     session.claim.check()
     write_origins(paths.stores, session.features, session.cache.table.classes)
     _save(paths, members)
-    write_json(paths.training, {"seconds": keeper.seconds, "epochs": fitted.epochs, "batch_size": fitted.batch_size})
+    write_json(
+        paths.training,
+        {
+            "seconds": keeper.seconds,
+            "epochs": fitted.epochs,
+            "batch_size": fitted.batch_size,
+            "precision": precision_of(fitted, session.device),
+        },
+    )
     log.write(f"trained in {keeper.seconds:.1f} s")
 
 

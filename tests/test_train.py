@@ -22,7 +22,7 @@ from loffta.heads.combo import ComboRecipe
 from loffta.machine import StopFlag
 from loffta.optim import lr_at
 from loffta.relevance import penalty
-from loffta.report.tables import read_rows
+from loffta.report.tables import read_runs
 from loffta.runs import RunPaths
 from loffta.tasks import TASKS
 from loffta.train import train
@@ -73,8 +73,8 @@ def test_learns_what_can_be_learnt(cache, tmp_path, head):
     results = go(cache, tmp_path / "run", head, recipe=recipe)
     assert results["metrics"]["top1"]["mean"] == 1.0
     losses = [row["loss"] for row in log_of(tmp_path / "run")]
-    assert losses[0] > 0.8
-    assert losses[-1] < 0.4
+    assert losses[0] > 0.4  # of ALF's probes, which begin with large weights; of the others more
+    assert losses[-1] < min(0.4, losses[0] / 2)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -479,4 +479,4 @@ def test_results_and_report_tell_the_length_that_it_was(cache, tmp_path, capsys)
     assert logged[-1]["step"] >= 9
     assert results["training"]["batch_size"] < 16
     assert "(recipe: min_batches=4, min_steps=9)" in capsys.readouterr().err
-    assert read_rows([tmp_path / "run"])[0].epochs == len(logged)
+    assert read_runs([tmp_path / "run"])[0].row.epochs == len(logged)

@@ -85,9 +85,9 @@ def evaluate_online(
         judge_bad(stream.bad, listing.keys, len(rows), 0.0, done="no results were written")
     results = []
     for run, parts, findings, table in zip(runs, found, told, numbered, strict=True):
-        scores = torch.cat(parts, dim=1).numpy()
+        logits = torch.cat(parts, dim=1).numpy()
         left_out = count_left_out(len(stream.bad), len(listing.rows_of(split)) - len(rows))
-        results.append(_write(run, table, split, np.array(good), scores, findings, left_out, start))
+        results.append(_write(run, table, split, np.array(good), logits, findings, left_out, start))
     judge_bad(stream.bad, listing.keys, len(rows), max_bad_frac, done="the results of the good images are written")
     return results
 
@@ -138,7 +138,7 @@ def _write(
     table: ImageTable,
     split: str,
     rows: NDArray[np.int64],
-    scores: NDArray[np.float32],
+    logits: NDArray[np.float32],
     told: Findings,
     left_out: dict[str, int],
     start: float,
@@ -146,7 +146,7 @@ def _write(
     keys = [table.keys[row] for row in rows]
     targets = read_targets(table, run.config.task)[rows].numpy()
     results = describe(run.config, run.origins.features, split, len(rows), left_out)
-    results |= measure(run.task, scores, targets, table.classes, keys=keys, seed=run.config.data_seed)
+    results |= measure(run.task, logits, targets, table.classes, keys=keys, seed=run.config.data_seed)
     results["online"] = {"source": table.source, "digest": table.digest}
     results |= describe_training(run.paths, run.config, run.recipe, run.heads) | told.entries()
     path = run.paths.results(split)
@@ -154,6 +154,6 @@ def _write(
     results["versions"] = machine.versions()
     if path.exists() and "train_seconds" in (before := read_results(path)):
         results["train_seconds"] = before["train_seconds"]
-    write_predictions(run.paths.predictions(split), prediction_columns(run.task, scores, targets, rows, keys))
+    write_predictions(run.paths.predictions(split), prediction_columns(run.task, logits, targets, rows, keys))
     write_results(path, results)
     return results

@@ -155,21 +155,21 @@ def _fit_all(setting: Setting, train_rows: NDArray[np.int64], test_rows: NDArray
     seconds = sum(_seconds(paths.metrics(seed)) for seed in range(config.seeds))
     log.write(f"trained in {seconds:.1f} s")
     start = time.monotonic()
-    rows, scores = _predict(setting, test_rows)
+    rows, logits = _predict(setting, test_rows)
     keys, targets = [setting.listing.keys[row] for row in rows], setting.targets[rows].numpy()
     fitted = fit_to_images(setting.recipe, len(train_rows))
     results = _describe(setting, fitted, len(rows), len(test_rows) - len(rows))
-    results |= measure(setting.task, scores, targets, setting.listing.classes, keys=keys, seed=config.data_seed)
+    results |= measure(setting.task, logits, targets, setting.listing.classes, keys=keys, seed=config.data_seed)
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
     results |= {"versions": machine.versions(), "train_seconds": seconds}
     setting.claim.check()
-    write_predictions(paths.predictions(config.test_on), prediction_columns(setting.task, scores, targets, rows, keys))
+    write_predictions(paths.predictions(config.test_on), prediction_columns(setting.task, logits, targets, rows, keys))
     write_results(paths.results(config.test_on), results)
     return results
 
 
 def _predict(setting: Setting, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The good rows, and every seed's probabilities [S, B, C] of them.
+    """The good rows, and every seed's logits [S, B, C] of them.
 
     One pass serves all seeds where the backbone is frozen, else each has its own.
     """
@@ -182,7 +182,7 @@ def _predict(setting: Setting, rows: NDArray[np.int64]) -> tuple[NDArray[np.int6
 def _predict_seeds(
     setting: Setting, seeds: Sequence[int], rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], Float[Tensor, "S B C"]]:
-    """The good rows, and the seeds' probabilities, from the weights as they are on disk."""
+    """The good rows, and the seeds' logits, from the weights as they are on disk."""
     heads = [setting.build_head(seed) for seed in seeds]
     for head, seed in zip(heads, seeds, strict=True):
         head.load_state_dict(load_head(setting.paths.head(seed)))
@@ -196,9 +196,9 @@ def _predict_seeds(
     for batch in setting.read(rows.tolist(), geometry, min(setting.recipe.batch_size, BATCH_SIZE)):
         if batch is not None:
             pixels = torch.from_numpy(batch.pixels[geometry]).permute(0, 3, 1, 2)
-            with torch.no_grad():
+            with torch.no_grad(), setting.network_precision():
                 features = setting.network.features(pixels, gradients=False)
-            found.append(score(heads, features, setting.task))
+            found.append(score(heads, features, setting.recipe))
             good += batch.rows
     if not found:
         setting.refuse_bad(rows, done="no results were written")

@@ -376,6 +376,33 @@ def test_extract_and_verify_from_end_to_end(tmp_path):
     assert loffta("verify", "c", "--deep", "--json") == {"deep": True, **nothing}
 
 
+QUITS = """
+from tests.fakes import FakeBackbone
+
+def quit(backbone):
+    if len(backbone.batches) == 6:  # the check of its tokens took two
+        raise SystemExit(0)
+
+def network(weights, image_px, device):
+    return FakeBackbone(before=quit)
+"""
+
+
+def test_a_network_that_ends_the_process_is_an_error(command, tmp_path, monkeypatch):
+    """Its code 0 would say that all is there; what it had finished is kept and whole."""
+    (tmp_path / "quits.py").write_text(QUITS)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = ("--image-px", "native", "--batch-size", "16", "--unit-images", "32", "--limit", "120")
+    words = ("extract", "demo:digits", "--cache", tmp_path / "c", "--backbone", "custom:quits:network", *options)
+    code, out, err = command(*words)
+    assert (code, out) == (1, "")
+    assert "ended the process: SystemExit(0)\n" in err
+    assert f"  where:  {tmp_path / 'quits.py'}, line 6\n" in err
+    code, out, _ = command("info", tmp_path / "c", "--json")
+    assert (code, json.loads(out.splitlines()[-1])["stores"][0]["units_done"]) == (0, 1)
+    assert not list(tmp_path.rglob("*.part"))
+
+
 def paint(folder, split, name, numbers):
     """PNGs of one class: `dark`, `light` or, half and half, `both`."""
     (folder / split / name).mkdir(parents=True, exist_ok=True)
