@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import emit, human_bytes, plural
+from .common import emit, human_bytes, plural, show
 from .extract import command as extract
 from .extract import read_options
 
@@ -31,7 +31,7 @@ def command(ctx: click.Context, /, file: Path | None, as_json: bool, sample: int
 
     plan = run(read_options(ctx, file, options), sample=sample)
     for line in describe(plan):
-        click.echo(line)
+        show(line)
     emit(asdict(plan) | {"bytes": plan.bytes, "files": plan.files}, as_json)
 
 

@@ -86,11 +86,13 @@ def print_results(results: dict[str, Any]) -> None:
         from loffta.known_images import growth
 
         click.echo(growth(results["images"]["known"], results["images"]["now"]))
-    if n_unlabelled := results["images"].get("unlabelled"):
+    if "other_set" in results.get("images", {}):
+        show(f"measured on another image set than that of the training: {results['images']['other_set']}")
+    if n_unlabelled := results.get("images", {}).get("unlabelled"):
         show(f"images of split {results['split']} without a label: {n_unlabelled}, left out")
     if "search" in results:
         chosen = results["search"]["chosen"]
-        click.echo(
+        show(
             f"search chose lr {chosen['lr']:g}, weight decay {chosen['weight_decay']:g} "
             f"({in_words(results['search']['metric'], {'mean': chosen['score'], 'std': None})} "
             f"on {results['search']['validated_on']})"

@@ -19,9 +19,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from threading import Event, Thread
+from typing import Annotated
 
 import psutil
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from loffta.documents import from_json, read_bytes
 from loffta.errors import LofftaError
@@ -38,10 +39,10 @@ class Owner:
     """Who a claim is of; what nobody could tell is empty."""
 
     host: str = ""  # with its boot and pid namespace
-    pid: int = 0
+    pid: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     began: str = process.UNKNOWN  # when the process did
-    node: str = "a host that is not known"
-    since: str = "a time that is not known"
+    node: Annotated[str, Field(max_length=256)] = "a host that is not known"
+    since: Annotated[str, Field(max_length=64)] = "a time that is not known"
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.node}, since {self.since}"
@@ -112,13 +113,13 @@ def take(paths: RunPaths) -> Claim:
         LofftaError: as `claimed`.
     """
     make_folder(paths.root)
-    while True:
-        standing = paths.claims()
-        for path in standing.values():
-            _refuse_living(path)
-        claim = Claim(paths, max(standing, default=0) + 1)
-        if create_file(claim.path, json.dumps(asdict(_this_process())).encode()):
-            break  # else another was faster, and the next look meets it
+    standing = paths.claims()
+    for path in standing.values():
+        _refuse_living(path)
+    claim = Claim(paths, max(standing, default=0) + 1)
+    while not create_file(claim.path, json.dumps(asdict(_this_process())).encode()):
+        _refuse_living(claim.path)  # another was faster; by its name, for NFS may list the folder as it was before
+        claim = Claim(paths, claim.number + 1)
     try:
         for number, path in paths.claims().items():
             if number != claim.number:

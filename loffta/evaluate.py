@@ -27,9 +27,10 @@ from loffta.feed.batches import Batch, Feed
 from loffta.findings import Findings
 from loffta.heads import Head, build_head, find_head
 from loffta.heads.recipe import Recipe
-from loffta.known_images import growth_of, open_cache
+from loffta.known_images import open_cache, read_known
 from loffta.measure import measure, prediction_columns
 from loffta.origins import read_origins
+from loffta.precision import autocast, matmul_precision
 from loffta.records import SearchTable, Training
 from loffta.relevance import raw_scores, scores
 from loffta.runs import RunPaths, load_head, open_run, read_json, read_results, write_predictions, write_results
@@ -68,7 +69,7 @@ def evaluate(
     machine.cap_threads()
     paths, config = open_run(run)
     cache = cache or open_cache(paths, config, cache_root)
-    recipe = parse(find_head(config.head).recipe, config.recipe, where=f"{paths.config}: recipe")
+    recipe = trained_recipe(paths, config)
     features = choose_features(cache, config.features, recipe.kinds(), default_taps="all")
     whole, cache = cache.table, _as_trained(paths, cache)
     heads = load_heads(paths, config, features, recipe, len(cache.table.classes))
@@ -79,14 +80,14 @@ def evaluate(
     with (stop or machine.StopFlag()).at_once(doing), machine.explain_memory(target, run, _LESS_MEMORY):
         told = Findings(heads)
         batch_size = _batch_size(paths, recipe)
-        logits = predict(heads, features, rows, batch_size=batch_size, device=target, told=told)
+        logits = predict(heads, features, rows, recipe=recipe, batch_size=batch_size, device=target, told=told)
         targets = read_targets(cache.table, config.task)[rows].numpy()
         keys = [cache.table.keys[row] for row in rows]
         measured = measure(task, logits, targets, cache.table.classes, keys=keys, seed=config.data_seed)
     left_out = count_left_out(n_bad(cache, features, split), len(asked) - len(rows))
     results = describe(config, features, split, len(rows), left_out) | measured
     results |= describe_training(paths, config, recipe, heads) | told.entries()
-    results["images"] |= growth_of(paths, replace(cache, table=whole))
+    results["images"] |= _compare(paths, replace(cache, table=whole))
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
     results["versions"] = machine.versions()
     if train_seconds is None and paths.results(split).exists():
@@ -96,6 +97,16 @@ def evaluate(
     write_predictions(paths.predictions(split), prediction_columns(task, logits, targets, rows, keys))
     write_results(paths.results(split), results)
     return results
+
+
+def trained_recipe(paths: RunPaths, config: TrainConfig) -> Recipe:
+    """A run's recipe with the precision that it was trained in: heads are evaluated in the same, as in ComBo's code.
+
+    A run that an older loffta made keeps no precision: it was evaluated in float32, and is.
+    """
+    recipe = parse(find_head(config.head).recipe, config.recipe, where=f"{paths.config}: recipe")
+    precision = read_json(paths.training, Training).precision if paths.training.exists() else None
+    return recipe.model_copy(update={"precision": precision or "fp32"})
 
 
 def load_heads(
@@ -149,6 +160,14 @@ def _as_trained(paths: RunPaths, cache: Cache) -> Cache:
     return replace(cache, table=cache.table.numbered_by(classes))
 
 
+def _compare(paths: RunPaths, cache: Cache) -> dict[str, Any]:
+    """What results.json says where the images are not just those that the run knows."""
+    known = read_known(paths)
+    if known is None:
+        return {}
+    return known.growth_in(cache) if known.begins(cache) else {"other_set": cache.table.source}
+
+
 def _known_to(table: ImageTable, whole: ImageTable, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """The rows without those of classes that came later: no head can be right about them.
 
@@ -176,6 +195,7 @@ def predict(
     features: Sequence[Feature],
     rows: NDArray[np.int64],
     *,
+    recipe: Recipe,
     batch_size: int,
     device: torch.device,
     told: Findings | None = None,
@@ -183,28 +203,33 @@ def predict(
     """Logits [S, B, C] of S heads for B rows, in the order of `rows`; one read feeds all heads, and `told`."""
     heads = [head.to(device) for head in heads]
     with Feed(features, rows, batch_size=batch_size, device=device, mode="stream") as feed:  # each is read once
-        return predict_batches(heads, feed.in_order(), told)
+        return predict_batches(heads, feed.in_order(), recipe, told)
 
 
 def predict_batches(
-    heads: Sequence[Head], batches: Iterable[Batch], told: Findings | None = None
+    heads: Sequence[Head], batches: Iterable[Batch], recipe: Recipe, told: Findings | None = None
 ) -> NDArray[np.float32]:
     """Logits [S, B, C] of S heads for the images of all batches, which lie on the heads' device."""
-    return torch.cat([score(heads, batch.features, told) for batch in batches], dim=1).numpy()
+    return torch.cat([score(heads, batch.features, recipe, told) for batch in batches], dim=1).numpy()
 
 
 @torch.no_grad()
-def score(heads: Sequence[Head], features: Sequence[Tensor], told: Findings | None = None) -> Float[Tensor, "S B C"]:
+def score(
+    heads: Sequence[Head], features: Sequence[Tensor], recipe: Recipe, told: Findings | None = None
+) -> Float[Tensor, "S B C"]:
     """Logits, in float32, of S heads for the images of one batch, on the CPU; `prepare` is done once for all heads.
 
     Args:
         features: one [B, L, *shape] per Feature, on the heads' device.
+        recipe: of the heads; they compute in its precision.
         told: gets what was prepared, too.
     """
     prepared = heads[0].prepare(features)
     if told is not None:
         told.add(prepared, len(features[0]))
-    return torch.stack([head(prepared).float() for head in heads]).cpu()
+    with matmul_precision(recipe, features[0].device), autocast(recipe, features[0].device):
+        logits = [head(prepared) for head in heads]
+    return torch.stack(logits).float().cpu()
 
 
 def relevance(heads: Sequence[Head]) -> dict[str, list[dict[str, Any]]]:
@@ -234,7 +259,7 @@ def describe_training(paths: RunPaths, config: TrainConfig, recipe: Recipe, head
     """What results.json says of the training: its length, a search, the backbones' relevance."""
     found: dict[str, Any] = {}
     if paths.training.exists():
-        found["training"] = read_json(paths.training, Training).model_dump(exclude={"seconds"})
+        found["training"] = read_json(paths.training, Training).model_dump(exclude={"seconds"}, exclude_none=True)
     if config.search:
         table = read_json(paths.search, SearchTable).model_dump()
         found["search"] = {name: table[name] for name in ("metric", "validated_on", "seconds", "chosen")}

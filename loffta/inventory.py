@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from loffta.activity import find_orphans, find_writers, images_per_s
+from loffta.errors import DamageFound
 from loffta.space import shard_bytes
 from loffta.store.cache import Cache, CachedArray, Store
 from loffta.store.files import find_parts
-from loffta.store.ledger import count_done, done_units
+from loffta.store.ledger import count_done, done_units, read_seen
 from loffta.store.purge import all_missing_shards, lost_metadata
 from loffta.store.scales import has_scales, read_facts
 
@@ -28,6 +29,9 @@ def take_inventory(cache: Cache) -> dict[str, Any]:
         "source": cache.table.source,
         "images": len(cache.table),
         "bad": {cache.table.keys[row]: reason for row, reason in bad.items()},
+        **asdict(read_seen(thumbs.paths)),
+        "not_taken": cache.table.not_taken,
+        "look": cache.look._asdict(),
         "splits": cache.table.split_sizes(),
         "classes": len(cache.table.classes),
         "label_kind": cache.table.label_kind,
@@ -113,11 +117,12 @@ def _weigh_int8(array: CachedArray) -> dict[str, Any]:
         return {}
     try:
         facts = read_facts(array.paths)
-    except (OSError, ValueError, KeyError):  # `verify` names it
+        errors = dict(zip(array.taps, map(float, facts["relative_rms"]), strict=False))
+    except (FileNotFoundError, DamageFound, ValueError, KeyError, TypeError):  # `verify` names it
         return {}
     held = int(array.ledger.ready.sum()) * math.prod(array.layout.item_shape)
     return {
-        "int8_error": dict(zip(array.taps, facts["relative_rms"], strict=False)),
+        "int8_error": errors,
         "saturated": array.ledger.saturated / max(held, 1),
         "scale_bytes": sum(path.stat().st_size for path in array.paths.scales.rglob("*") if path.is_file()),
     }

@@ -45,9 +45,14 @@ class KnownImages(Record):
             return None
         return cache if first is table else replace(cache, table=first)
 
-    def more_in(self, cache: Cache) -> int | None:
-        """How many images a cache has behind these; None where it does not begin with them."""
-        return None if self.view(cache) is None else len(cache.table) - self.images
+    def begins(self, cache: Cache) -> bool:
+        """Whether a cache is the one of the training, grown or not."""
+        return self.view(cache) is not None
+
+    def growth_in(self, cache: Cache) -> dict[str, int]:
+        """How many images are known and how many there are now, where these are more, for results.json."""
+        now = len(cache.table)
+        return {"known": self.images, "now": now} if now > self.images and self.begins(cache) else {}
 
 
 def read_known(paths: RunPaths) -> KnownImages | None:
@@ -57,14 +62,6 @@ def read_known(paths: RunPaths) -> KnownImages | None:
         LofftaError: the file is damaged.
     """
     return read_json(paths.images, KnownImages) if paths.images.exists() else None
-
-
-def growth_of(paths: RunPaths, cache: Cache | None) -> dict[str, int]:
-    """How many images a run knows and its cache has now, where these are more: for results.json and reports."""
-    known = read_known(paths)
-    if known is None or cache is None or not known.more_in(cache):
-        return {}
-    return {"known": known.images, "now": len(cache.table)}
 
 
 def growth(known: int, now: int) -> str:
@@ -114,7 +111,7 @@ class CacheFinder:
         beside = [paths.root / known.cache] if known is not None and known.cache else []
         for place in [*self._elsewhere, config.cache, *beside]:
             cache = self._open(place)
-            if cache is not None and (known is None or known.more_in(cache) is not None):
+            if cache is not None and (known is None or known.begins(cache)):
                 return cache
         return None
 

@@ -28,7 +28,6 @@ from loffta.store.paths import ArrayPaths
 from loffta.store.quantise import Scales
 from loffta.store.recipe import StoreInfo
 from loffta.tokens import FeatureSpec
-from loffta.words import brief
 
 FORMAT = 1
 
@@ -108,9 +107,8 @@ def read_origins(path: Path) -> Origins:
     try:
         return Origins.from_json(read_bytes(path))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        why = (
-            problem_of(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {brief(str(error))}"
-        )
+        said = f"{type(error).__name__}: {str(error)[:200]}"
+        why = problem_of(error) if isinstance(error, ValidationError) else said
         raise LofftaError(
             f"cannot read where the features of this run come from ({why})",
             where=path,

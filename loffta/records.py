@@ -35,6 +35,7 @@ class Training(Record):
     seconds: float
     epochs: int = Field(ge=1, le=RECIPE_LIMITS["min_steps"])
     batch_size: int = Field(ge=1, le=RECIPE_LIMITS["batch_size"])
+    precision: Literal["fp32", "bf16"] | None = None  # None: of an older version, see `evaluate.trained_recipe`
 
 
 class Chosen(Record):

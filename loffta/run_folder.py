@@ -11,6 +11,7 @@ from pathlib import Path
 
 from loffta.config import TrainConfig, parse, read_yaml, to_yaml
 from loffta.errors import LofftaError
+from loffta.heads import with_new_fields
 from loffta.known_images import KnownImages, read_known
 from loffta.runs import RunPaths, write_json
 from loffta.store.cache import Cache
@@ -59,7 +60,9 @@ def check_out(root: Path, config: TrainConfig, cache: Cache | None = None, *, ig
     paths = RunPaths(root)
     old = _saved_config(paths)
     if old is None:
-        if root.exists() and (not root.is_dir() or _others(root, paths.scoring, *paths.claims().values())):
+        if root.exists() and (
+            not root.is_dir() or _others(root, paths.scoring, paths.images, *paths.claims().values())
+        ):
             raise LofftaError("this folder holds something else", where=root, remedy="choose an empty or new --out")
         return
     if not has_work(root):
@@ -68,10 +71,12 @@ def check_out(root: Path, config: TrainConfig, cache: Cache | None = None, *, ig
     known = read_known(paths)
     if known is not None and cache is not None:
         fields.add("cache")
-        if known.more_in(cache) is None:
+        if not known.begins(cache):
             lines = [
                 f"images: {known.images}, digest {known.digest} -> {len(cache.table)}, digest {cache.table.digest}"
             ]
+    # an older loffta did not know all fields of a recipe: those have their defaults
+    old, config = (c.model_copy(update={"recipe": with_new_fields(c.head, c.recipe)}) for c in (old, config))
     lines += differing_fields(
         old.model_dump(mode="json", exclude=fields), config.model_dump(mode="json", exclude=fields)
     )

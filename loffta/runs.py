@@ -30,7 +30,7 @@ from loffta.os_words import explain
 from loffta.records import Record, Results, problem_of
 from loffta.store.files import replace_file
 from loffta.tensor_file import read_tensors, write_tensors
-from loffta.words import brief, file_name, printable
+from loffta.words import file_name, printable
 
 Shape = TypeVar("Shape", bound=Record)
 _NUMBERS = re.compile(r"\[\s+(-?\d[^\[\]{}\"]*)\]")  # a list of numbers alone, as json.dumps indents it
@@ -296,7 +296,7 @@ def read_predictions(path: Path, columns: list[str] | None = None) -> dict[str, 
         if isinstance(error, OSError) and error.errno:  # else it is Arrow's word for a wrong checksum
             raise
         raise LofftaError(
-            f"these predictions are damaged ({brief(str(error))})",
+            f"these predictions are damaged ({str(error)[:200]})",
             where=path,
             remedy="delete the file and run `loffta evaluate RUN` again",
         ) from error

@@ -20,7 +20,7 @@ from loffta.evaluate import predict
 from loffta.fit import Session, digest_of, fit
 from loffta.heads.recipe import Recipe
 from loffta.members import Member
-from loffta.optim import fit_to_images
+from loffta.optim import fit_to_part
 from loffta.records import Chosen, SearchTable, Setting
 from loffta.runs import read_json, write_json
 from loffta.splits import check_part, draw_part, split_rows
@@ -47,7 +47,7 @@ def search(session: Session, rows: NDArray[np.int64], recipe: Recipe) -> Recipe:
     train_rows, validation_rows, described = _parts(session, rows)
     table = _open_table(session, recipe, train_rows, validation_rows, described)
     if table.chosen is None:
-        _score_all(session, fit_to_images(recipe, len(train_rows)), train_rows, validation_rows, table)
+        _score_all(session, fit_to_part(recipe, len(rows), len(train_rows)), train_rows, validation_rows, table)
         # before the retraining may write its own: a checkpoint that is still there is the search's
         session.paths.checkpoint.unlink(missing_ok=True)
         table.chosen = chosen = _best(session, table.settings)
@@ -90,7 +90,7 @@ def _open_table(
                 "the cache has other images than when this search began", where=path, remedy="choose another --out"
             )
         return table
-    pairs = product(recipe.search_lr, recipe.search_weight_decay)
+    pairs = product(recipe.search_lr, recipe.search_weight_decay or (recipe.weight_decay,))
     return SearchTable(
         metric=session.task.main_metric,
         validated_on=described,
@@ -153,6 +153,7 @@ def _scores(session: Session, members: Sequence[Member], rows: NDArray[np.int64]
             [member.head.eval() for member in going],
             session.features,
             rows,
+            recipe=members[0].recipe,
             batch_size=members[0].recipe.batch_size,
             device=session.device,
         )

@@ -19,7 +19,6 @@ from loffta.records import Holdout
 from loffta.runs import RunPaths, read_json, write_json
 from loffta.store.cache import Cache
 from loffta.store.table import ImageTable
-from loffta.targets import is_labelled
 
 HOLDOUT = "holdout"  # the split's name
 _STREAM = 2  # of the search's part; old runs drew their holdout from stream 1
@@ -168,7 +167,7 @@ def choose_splits(config: TrainConfig, cache: Cache) -> TrainConfig:
         UsageError: splits that contradict each other, or no split to test on.
     """
     table = cache.table
-    known = dict.fromkeys(split for split, has in zip(table.splits, is_labelled(table), strict=True) if has)
+    known = dict.fromkeys(split for split, has in zip(table.splits, table.is_labelled(), strict=True) if has)
     no_test = "has no split 'test'" if "test" not in table.split_sizes() else "has no label in split 'test'"
     if config.holdout is not None:
         if config.validate_on is not None:

@@ -78,13 +78,6 @@ def read_targets(table: ImageTable, task: str) -> Tensor:
     return _many_hot(table, table.label_sets)
 
 
-def is_labelled(table: ImageTable) -> NDArray[np.bool_]:
-    """[n] whether each row has a label of the table's kind; an image with none of several classes has one."""
-    if table.label_sets is not None:
-        return np.array([found is not None for found in table.label_sets], dtype=bool)
-    return table.labels != UNKNOWN if table.values is None else ~np.isnan(table.values)
-
-
 def labelled_rows(table: ImageTable, rows: NDArray[np.int64], split: str, task: str) -> NDArray[np.int64]:
     """Those of `rows` that have a label: the others are left out of training and of results.
 
@@ -92,7 +85,7 @@ def labelled_rows(table: ImageTable, rows: NDArray[np.int64], split: str, task: 
         LofftaError: labels of another kind, or nothing to learn or to measure is left.
     """
     targets = read_targets(table, task)
-    found = rows[is_labelled(table)[rows]]
+    found = rows[table.is_labelled()[rows]]
     if not len(found):
         raise LofftaError(
             f"no image of split '{split}' has a label ({len(rows)} have none)",

@@ -23,11 +23,12 @@ from loffta.features import Feature, choose_features, resolved_choices, usable_r
 from loffta.fit import Session, fit
 from loffta.heads import HEADS, find_head
 from loffta.heads.recipe import Recipe
-from loffta.known_images import growth, growth_of, read_known
+from loffta.known_images import growth, read_known
 from loffta.loss import check_weights
 from loffta.members import Member
 from loffta.optim import fit_to_images
 from loffta.origins import write_origins
+from loffta.precision import precision_of
 from loffta.records import Training
 from loffta.run_folder import check_out, has_work, start_run
 from loffta.runs import (
@@ -43,7 +44,7 @@ from loffta.runs import (
 from loffta.search import search
 from loffta.splits import HOLDOUT, check_part, choose_splits, hold_out, name_some, record_holdout
 from loffta.store.cache import Cache
-from loffta.targets import choose_task, fit_to_task, is_labelled, labelled_rows, read_targets, refuse_one_class
+from loffta.targets import choose_task, fit_to_task, labelled_rows, read_targets, refuse_one_class
 
 SCORING_WEIGHT = 0.01  # lambda of ComBo's scoring run where none is given (second-hand from the paper)
 
@@ -59,7 +60,7 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
     """
     machine.cap_threads()
     paths = RunPaths(out)
-    cache, grown = _as_known(paths, Cache.open(config.cache))
+    cache, grown = _as_known(paths, config, Cache.open(config.cache))
     config = config.model_copy(update={"task": choose_task(cache.table, config.task)})
     config = _absolute(choose_splits(config, cache))
     if config.select is not None:
@@ -79,7 +80,7 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
         if open_run(out)[1].cache != config.cache:  # moved since
             with suppress(LofftaError):  # a run that may not be written is read back all the same
                 start_run(out, config, cache)
-        return {**results, "images": results["images"] | grown}
+        return {**results, "images": results.get("images", {}) | grown}
     rows, held = _check_splits(config, cache, features, recipe, paths)
     with claimed(paths) as claim:
         start_run(out, config, cache)
@@ -92,11 +93,15 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
         return _finish(session, rows, held, recipe)
 
 
-def _as_known(paths: RunPaths, cache: Cache) -> tuple[Cache, dict[str, int]]:
+def _as_known(paths: RunPaths, config: TrainConfig, cache: Cache) -> tuple[Cache, dict[str, int]]:
     """A cache as the run in `paths`, if there is one, has known it; and how it has grown since, for its results."""
+    if config.select is not None and not has_work(paths.root):
+        paths = RunPaths(
+            paths.scoring
+        )  # the backbones that are kept are trained on the images that they were scored on
     known = read_known(paths) if has_work(paths.root) else None
     view = None if known is None else known.view(cache)
-    return (cache, {}) if view is None else (view, growth_of(paths, cache))
+    return (cache, {}) if known is None or view is None else (view, known.growth_in(cache))
 
 
 def _finish(
@@ -146,7 +151,15 @@ def _train(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | 
     session.claim.check()
     write_origins(paths.stores, session.features, session.cache.table.classes)
     _save(paths, members)
-    write_json(paths.training, {"seconds": keeper.seconds, "epochs": fitted.epochs, "batch_size": fitted.batch_size})
+    write_json(
+        paths.training,
+        {
+            "seconds": keeper.seconds,
+            "epochs": fitted.epochs,
+            "batch_size": fitted.batch_size,
+            "precision": precision_of(fitted, session.device),
+        },
+    )
     log.write(f"trained in {keeper.seconds:.1f} s")
 
 
@@ -238,7 +251,7 @@ def _warn(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | N
         words = name_some(missing)
         session.log.write(f"no image to train on of {words}: the head cannot learn what is not there", show=True)
     config = session.config
-    if n_unlabelled := int((~is_labelled(table)[table.rows_of(config.train_on)]).sum()):
+    if n_unlabelled := int((~table.is_labelled()[table.rows_of(config.train_on)]).sum()):
         session.log.write(f"images of split {config.train_on} without a label: {n_unlabelled}, left out", show=True)
     settings = augment.resolve(config.augment)
     if (settings.moves or settings.token_drop) and all(feature.spec.kind != "grid" for feature in session.features):

@@ -126,6 +126,32 @@ def test_predictions_are_the_trained_heads(finished):
         np.testing.assert_allclose(np.array(columns["logits"][here]), logits, atol=2e-2)
 
 
+@pytest.mark.parametrize("trained_in", ["bf16", "fp32", None])
+def test_heads_are_evaluated_in_the_precision_of_their_training(copied, finished, trained_in):
+    """Whatever this machine would train in; a run that keeps none is of an older loffta, and is float32."""
+    paths = RunPaths(copied)
+    training = json.loads(paths.training.read_text())
+    assert training.pop("precision") == "fp32"
+    paths.training.write_text(json.dumps(training | ({"precision": trained_in} if trained_in else {})))
+    results = evaluate(copied, "test", device="cpu")
+    assert results["training"].get("precision") == trained_in
+    found, before = (pq.read_table(RunPaths(run).predictions("test")) for run in (copied, finished / "run"))
+    rows = found.column("row").to_numpy()[:39]
+    (array,) = Cache.open(finished / "cache").stores()[0].arrays
+    pooled = torch.from_numpy(ArrayReader(array.paths).read(rows).astype(np.float32).mean(axis=(2, 3))[:, 0])
+    confidence = torch.from_numpy(found.column("confidence").to_numpy().copy()).view(3, 39)
+    for seed in range(3):
+        state = load_file(paths.head(seed))
+        inputs = (pooled - state["standardise.running_mean"]) / torch.sqrt(state["standardise.running_var"] + 1e-5)
+        if trained_in == "bf16":  # what autocast does to a linear map
+            cast = (tensor.bfloat16() for tensor in (inputs, state["classify.weight"], state["classify.bias"]))
+            logits = torch.nn.functional.linear(*cast).float()
+        else:
+            logits = torch.nn.functional.linear(inputs, state["classify.weight"], state["classify.bias"])
+        torch.testing.assert_close(confidence[seed], logits.softmax(dim=1).amax(dim=1), atol=1e-4, rtol=0)
+    assert (found.column("confidence") == before.column("confidence")) == (trained_in != "bf16")
+
+
 def test_several_classes_per_image(tmp_path):
     """Labels choose the task, from training to predictions; channel c of the features says whether class c is there."""
     rng = np.random.default_rng(0)

@@ -12,10 +12,11 @@ import yaml
 from loffta_cli.main import main
 
 from loffta import fit as loop
+from loffta import train as trainer
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError, Stopped
 from loffta.evaluate import _known_to, evaluate
-from loffta.known_images import KnownImages, growth_of
+from loffta.known_images import KnownImages, read_known
 from loffta.machine import StopFlag
 from loffta.report.tables import read_runs
 from loffta.runs import RunPaths, load_head, read_predictions
@@ -51,6 +52,11 @@ def grow(cache, n_images=N + 40, **options):
     shutil.rmtree(cache.paths.stores)
     shutil.rmtree(cache.paths.done)
     return cache_of(cache.paths.root, n_images, **options)
+
+
+def growth_of(known, cache):
+    """How many images came later; None of another set."""
+    return known.growth_in(cache).get("now", known.images) - known.images if known.begins(cache) else None
 
 
 def config_of(cache, **changes):
@@ -97,7 +103,7 @@ def test_growth_is_known_as_growth(tmp_path, kind):
         grown, labels=-1 - grown.labels * 0, label_sets=[(4,)] * 100 if kind == "multi" else None
     )
     more["fewer"] = old.first(N - 1, old.classes)
-    found = {name: known.more_in(Cache(CachePaths(tmp_path), 8, 8, table)) for name, table in more.items()}
+    found = {name: growth_of(known, Cache(CachePaths(tmp_path), 8, 8, table)) for name, table in more.items()}
     assert found == {"same": 0, "grown": 40, "sorted": 40} | dict.fromkeys(
         ("keys", "splits", "sizes", "classes", "labels", "fewer")
     )
@@ -228,6 +234,53 @@ def test_another_image_set_at_the_same_path(cache, tmp_path):
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
 
 
+def test_measured_on_another_image_set_on_purpose(cache, tmp_path, capsys):
+    train(config_of(cache), tmp_path / "run", StopFlag())
+    table = dataclasses.replace(table_of(N), source="folder:others", splits=["test"] * N)
+    make_cache(tmp_path / "other", table, [FakeStore("net", {"x": separable(N)[1]})])
+    words = [
+        "evaluate",
+        str(tmp_path / "run"),
+        "--split",
+        "test",
+        "--cache",
+        str(tmp_path / "other"),
+        "--device",
+        "cpu",
+    ]
+    assert main(words) == 0
+    assert "measured on another image set than that of the training: folder:others\n" in capsys.readouterr().out
+    images = json.loads(RunPaths(tmp_path / "run").results("test").read_text())["images"]
+    assert images == {"used": N, "bad": 0, "other_set": "folder:others"}
+
+
+def two_backbones(root, n):
+    stores = [FakeStore(name, {"x": separable(N + 40, seed=i)[1][:n]}) for i, name in enumerate("ab")]
+    return make_cache(root, table_of(n), stores)
+
+
+def test_a_selection_is_trained_on_the_images_that_were_scored(tmp_path, monkeypatch):
+    """The cache grows between the scoring run and the final one."""
+    cache = two_backbones(tmp_path / "cache", N)
+    recipe = {"grid": 2, "width": 8, "depth": 1, "epochs": 1, "batch_size": 16}
+    config = config_of(cache, select=1, seeds=1).model_copy(update={"recipe": recipe, "head": "combo"})
+    check = trainer._check_splits
+
+    def scoring_alone(*arguments):
+        assert "scoring" in str(arguments[-1].root), "the process was killed here"
+        return check(*arguments)
+
+    monkeypatch.setattr(trainer, "_check_splits", scoring_alone)
+    with pytest.raises(AssertionError, match="was killed here"):
+        train(config, tmp_path / "run", StopFlag())
+    monkeypatch.setattr(trainer, "_check_splits", check)
+    shutil.rmtree(cache.paths.stores)
+    shutil.rmtree(cache.paths.done)
+    two_backbones(tmp_path / "cache", N + 40)
+    train(config, tmp_path / "run", StopFlag())
+    assert json.loads(RunPaths(tmp_path / "run").images.read_text())["images"] == N
+
+
 def test_runs_of_older_versions_open_for_ever(cache, tmp_path):
     """They keep no images.json and heads without a checksum: of them, the path alone is known."""
     from safetensors.torch import save_file
@@ -237,7 +290,7 @@ def test_runs_of_older_versions_open_for_ever(cache, tmp_path):
     paths.images.unlink()
     for seed in (0, 1):
         save_file(load_head(paths.head(seed)), paths.head(seed))
-    assert growth_of(paths, cache) == {}
+    assert read_known(paths) is None
     assert evaluate(tmp_path / "run", "holdout", device="cpu")["metrics"] == first["metrics"]
     assert train(config_of(cache), tmp_path / "run", StopFlag())["metrics"] == first["metrics"]
     moved = (tmp_path / "cache").rename(tmp_path / "elsewhere")

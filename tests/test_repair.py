@@ -5,6 +5,8 @@ import json
 import pytest
 from loffta_cli.main import main
 
+from loffta.errors import Stopped
+from loffta.store import writer
 from loffta.store.cache import Cache
 from tests.imagesets import encoded, put
 
@@ -81,15 +83,60 @@ def test_units_never_extracted_stay_so(root, capsys):
     assert len(list(store.arrays[0].paths.done_folder.glob("u*.parquet"))) == 3
 
 
-def test_weights_out_of_reach_leave_the_unit_honestly_missing(root, capsys, monkeypatch):
+def test_weights_out_of_reach_leave_the_unit_missing_and_remembered(root, pristine, capsys):
     store = Cache.open(root).stores()[0]
     path = root / "stores" / store.name / "zarr.json"
-    path.write_text(path.read_text().replace("random:0", "package:no_such_weights"))
+    text = path.read_text()
+    path.write_text(text.replace("random:0", "package:no_such_weights"))
     flip(store.arrays[0].paths.shard(1, 5))
     assert main(["verify", str(root), "--deep", "--repair"]) == 1
     assert "no package 'no_such_weights' is installed" in capsys.readouterr().err
     assert not store.arrays[0].paths.done(1).exists()
-    assert main(["verify", str(root), "--deep"]) == 0  # nothing that is claimed is wrong
+    assert main(["verify", str(root), "--deep"]) == 4
+    assert "unit 1: it was damaged, and is not written anew yet" in capsys.readouterr().out
+    path.write_text(text)
+    assert main(["verify", str(root), "--deep", "--repair"]) == 0
+    assert shards(root) == {name: data for name, data in pristine.items() if name.name.startswith("c.")}
+    assert not list(root.rglob("damaged"))
+
+
+@pytest.mark.parametrize("n_units", [0, 1, 2])
+def test_a_repair_that_is_stopped_is_gone_on_with(root, pristine, capsys, monkeypatch, n_units):
+    """Before the first unit, and behind one or two of three: by the same command, and by nothing else than it knows."""
+    store = Cache.open(root).stores()[0]
+    for unit in range(3):
+        flip(store.arrays[0].paths.shard(unit, 5))
+    real, left = writer.write_done, iter(range(n_units))
+
+    def stopping(*arguments):
+        if next(left, None) is None:
+            raise Stopped("stopped", where="here", remedy="run the same command again")
+        real(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writer, "write_done", stopping)
+        assert main(["verify", str(root), "--deep", "--repair"]) == 75
+    capsys.readouterr()
+    assert main(["verify", str(root), "--deep"]) == 4
+    assert capsys.readouterr().out.count("it was damaged, and is not written anew yet") == 3 - n_units
+    assert main(["verify", str(root), "--deep", "--repair", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["repaired"] == 3 - n_units
+    assert shards(root) == {name: data for name, data in pristine.items() if name.name.startswith("c.")}
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda p: p.write_text("{"), lambda p: p.unlink(), lambda p: edit(p, "float16", "float32")]
+)
+def test_an_array_s_zarr_json_comes_back_from_its_done_files(root, pristine, harm):
+    path = min(root.glob("stores/*/grid-0/zarr.json"))
+    harm(path)
+    assert main(["verify", str(root)]) == 4
+    assert main(["verify", str(root), "--repair"]) == 0
+    assert {name: (root / name).read_bytes() for name in pristine} == pristine
+
+
+def edit(path, old, new):
+    path.write_text(path.read_text().replace(old, new))
 
 
 @pytest.mark.parametrize("harm", ["gone", "bit"])

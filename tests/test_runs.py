@@ -228,3 +228,11 @@ def test_config_file_is_plain_yaml(tmp_path):
     saved = yaml.safe_load(paths.config.read_text())
     assert saved["recipe"] == {"lr": 1e-5, "epochs": 3}
     assert saved["features"] == ["a:b"]
+
+
+def test_fields_that_an_older_loffta_did_not_know_have_their_defaults(tmp_path):
+    paths = start_run(tmp_path / "run", CONFIG.model_copy(update={"recipe": {"lr": 0.1}}))
+    save_head(paths.head(0), {"weight": torch.zeros(1)})
+    check_out(paths.root, CONFIG.model_copy(update={"recipe": {"lr": 0.1, "practice": "mae"}}))
+    with pytest.raises(LofftaError, match=r"recipe\.practice: mae -> alf"):
+        check_out(paths.root, CONFIG.model_copy(update={"recipe": {"lr": 0.1, "practice": "alf"}}))

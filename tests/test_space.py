@@ -121,5 +121,5 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("loffta.machine.StopFlag.listen", lambda self: self)
     rooms(monkeypatch, Room(10**12, 3))
     assert main(words) == 1
-    assert "6 files are needed, 3 are free" in capsys.readouterr().err
+    assert "24 files are needed, 3 are free" in capsys.readouterr().err
     assert main([*words, "--ignore-space"]) == 0

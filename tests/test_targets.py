@@ -12,7 +12,6 @@ from loffta.heads import HEADS
 from loffta.targets import (
     choose_task,
     fit_to_task,
-    is_labelled,
     labelled_rows,
     read_targets,
     refuse_one_class,
@@ -86,9 +85,9 @@ def test_rows_without_a_label_are_left_out():
         rows = np.arange(len(table))
         assert labelled_rows(table, rows, "train", task).tolist() == expected
         assert labelled_rows(table, rows[::-1], "train", task).tolist() == expected[::-1]
-        assert np.flatnonzero(is_labelled(table)).tolist() == expected
+        assert np.flatnonzero(table.is_labelled()).tolist() == expected
     unknown = dataclasses.replace(NUMBERS, values=np.array([np.nan, 2.0]))
-    assert is_labelled(unknown).tolist() == [False, True]
+    assert unknown.is_labelled().tolist() == [False, True]
     with pytest.raises(LofftaError, match=r"no image of split 'test' has a label \(2 have none\)(.|\n)*--holdout 0.2"):
         labelled_rows(ONE, np.array([2, 3]), "test", "classification")
     with pytest.raises(LofftaError, match="none of the 1 images of split 'train' has any class"):

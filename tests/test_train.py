@@ -73,8 +73,8 @@ def test_learns_what_can_be_learnt(cache, tmp_path, head):
     results = go(cache, tmp_path / "run", head, recipe=recipe)
     assert results["metrics"]["top1"]["mean"] == 1.0
     losses = [row["loss"] for row in log_of(tmp_path / "run")]
-    assert losses[0] > 0.8
-    assert losses[-1] < 0.4
+    assert losses[0] > 0.4  # of ALF's probes, which begin with large weights; of the others more
+    assert losses[-1] < min(0.4, losses[0] / 2)
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -32,7 +32,7 @@ from loffta.loss import class_weights, reduce_loss
 from loffta.online.checkpoint import load_state, save_state
 from loffta.online.network import Network
 from loffta.online.stream import judge_bad, read_pixels
-from loffta.optim import fit_to_images, is_finite, lr_at, make_adamw, parameter_groups
+from loffta.optim import adam_eps, fit_to_images, is_finite, lr_at, make_adamw, parameter_groups
 from loffta.precision import autocast, matmul_precision
 from loffta.progress import Progress
 from loffta.runs import RunLog, RunPaths, save_head, write_lines
@@ -78,11 +78,15 @@ class Setting:
         name, n_classes = head_of(self.config.head), len(self.listing.classes)
         return build_head(name, self.network.specs, n_classes, self.recipe, seed).to(self.device)
 
+    def network_precision(self) -> AbstractContextManager[object]:
+        """For a pass of the backbone: frozen it computes in float32, as for a cache; trained, as the head does."""
+        return autocast(self.recipe, self.device) if self.online.unfrozen else nullcontext()
+
     def read(
         self, rows: Sequence[int], geometry: PixelGeometry, batch_size: int
     ) -> Generator[PixelBatch | None, None, None]:
         """The good images of each stretch of `rows`; None where there is none. Signals give it up at once."""
-        stretches = read_pixels(self.source, self.listing.keys, [geometry], rows, batch_size)
+        stretches = read_pixels(self.source, self.listing, [geometry], rows, batch_size)
         for statuses, batch in self.stop.each(stretches, "training online; finished epochs are kept"):
             self.bad.update({status.row: status.reason for status in statuses if status.status == BAD})
             yield batch
@@ -200,7 +204,8 @@ def _fit_epoch(
     progress: Progress,
 ) -> tuple[float, float]:
     """All images once; returns the mean loss and the last rate. The order is that of a cached training."""
-    order = np.random.Generator(np.random.PCG64([setting.config.data_seed, epoch])).permutation(len(rows))
+    drawn = 0 if member.recipe.same_batches else epoch
+    order = np.random.Generator(np.random.PCG64([setting.config.data_seed, drawn])).permutation(len(rows))
     geometry = setting.network.geometry
     if setting.online.augment == "crop-flip":
         geometry = replace(geometry, view=View(member.seed, epoch))  # drawn from (seed, epoch, key)
@@ -212,8 +217,10 @@ def _fit_epoch(
     with closing(stretches) as batches:  # an error must not leave threads that decode
         for step, batch in enumerate(batches, start=epoch * member.steps):
             lr = lr_at(step, member.total, setting.recipe)
+            for group in member.optimizer.param_groups:
+                group["lr"], group["eps"] = lr * group["scale"], adam_eps(step, setting.recipe)
             if batch is not None:
-                losses.append(_step(setting, member, batch, geometry, lr, weights))
+                losses.append(_step(setting, member, batch, geometry, weights))
                 if not math.isfinite(losses[-1]):
                     raise _diverged(setting, member.seed, step, batch.rows)
             progress.advance(1, f"loss {losses[-1]:.3f}" if losses else "")
@@ -221,21 +228,21 @@ def _fit_epoch(
 
 
 def _step(
-    setting: Setting, member: _Member, batch: PixelBatch, geometry: PixelGeometry, lr: float, weights: Tensor | None
+    setting: Setting, member: _Member, batch: PixelBatch, geometry: PixelGeometry, weights: Tensor | None
 ) -> float:
     """One optimiser step; returns the loss, penalty included."""
     recipe, device, unfrozen = setting.recipe, setting.device, setting.online.unfrozen
-    for group in member.optimizer.param_groups:
-        group["lr"] = lr * group["scale"]
     pixels = torch.from_numpy(batch.pixels[geometry]).permute(0, 3, 1, 2)
     targets = setting.targets[batch.rows].to(device)
-    with autocast(recipe, device) if unfrozen else nullcontext():  # a frozen network computes as for a cache
+    with setting.network_precision():
         prepared = member.head.prepare(setting.network.features(pixels, gradients=unfrozen))
     with autocast(recipe, device):
         logits = member.head(prepared, member.rng)
         loss = reduce_loss(setting.task.loss, logits, targets, weights=weights)
     if (penalty := member.head.penalty()) is not None:
         loss = loss + penalty
+    if recipe.divide_by_whole_batch:
+        loss = loss * (len(targets) / member.recipe.batch_size)
     member.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     if recipe.max_grad_norm is not None:

@@ -1,6 +1,6 @@
 """What a page needs of results.json, checked at the door: a value of another kind would end a page of ten runs.
 
-`records.Results` holds what any reader of a run computes with; here is what sections draw, and that it goes together.
+`records.Results` holds what any reader computes with; here is all that sections draw, and that it goes together.
 
 In: the mapping that `runs.read_results` gives.   Out: the same with every value of the kind that it should be; keys
 that no report reads are kept as they are.

@@ -17,7 +17,7 @@ from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError, UsageError
 from loffta.features import choose_features
 from loffta.heads import find_head, head_label
-from loffta.known_images import CacheFinder, growth, growth_of
+from loffta.known_images import CacheFinder, growth, read_known
 from loffta.report.results import check_results
 from loffta.runs import RunPaths, open_run, read_results
 from loffta.store.cache import Cache
@@ -122,7 +122,8 @@ class LoadedRun:
     @property
     def grown(self) -> str | None:
         """What to say of a cache that has grown since the training; None where it has not."""
-        found = growth_of(self.paths, self.cache)
+        known = read_known(self.paths)
+        found = known.growth_in(self.cache) if known and self.cache else {}
         return growth(**found) if found else None
 
 

@@ -7,27 +7,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from loffta.errors import DamageFound, LofftaError, UsageError, unknown_name
+from loffta.look import OLD, Look, look_fields, look_of
 from loffta.store import FORMAT
+from loffta.store.checks import array_fault, store_fault, target_fault
 from loffta.store.files import create_file, replace_file
-from loffta.store.ledger import Ledger, listed_rows, read_ledger, settles
+from loffta.store.ledger import Ledger, check_made, listed_rows, read_ledger, settles
 from loffta.store.metadata import ArrayLayout, array_dtype, grid_layout, image_layout, read_layout
 from loffta.store.paths import THUMB, ArrayPaths, CachePaths
 from loffta.store.quantise import Scales
+from loffta.store.reads import REPAIR, read_document, read_file, reason
 from loffta.store.recipe import StoreInfo
 from loffta.store.scales import read_scales
 from loffta.store.table import ImageTable
 from loffta.store.units import count_units, limited_rows, rows_of
 from loffta.tokens import Kind, TokenSpec
+from loffta.words import brief
 
 DEFAULT_UNIT_IMAGES = 256
 MAX_THUMB_PX = 112
+_MAX_UNIT_IMAGES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class CachedArray:
 
     paths: ArrayPaths
     layout: ArrayLayout
+    images: ImageTable | None = field(default=None, compare=False, repr=False, kw_only=True)  # whose features they are
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -49,8 +56,12 @@ class CachedArray:
 
     @cached_property
     def ledger(self) -> Ledger:
-        """The rows that are there, as of the first look."""
-        return read_ledger(self.paths, self.layout.shape[0])
+        """The rows that are there, as of the first look.
+
+        Raises:
+            DamageFound: a done file is damaged, or is one of another array or other images.
+        """
+        return read_ledger(self.paths, self.layout, self.images)
 
     @cached_property
     def scales(self) -> Scales | None:
@@ -112,6 +123,7 @@ class Cache:
     unit_images: int
     thumb_px: int
     table: ImageTable
+    look: Look = OLD  # of extractions that name none
 
     @classmethod
     def open(cls, root: Path) -> Cache:
@@ -119,31 +131,37 @@ class Cache:
 
         Raises:
             LofftaError: there is none, or it is of a newer format.
+            DamageFound: cache.json or images.parquet is not as it was written.
         """
         paths = CachePaths(root)
         try:
-            config = json.loads(paths.config.read_bytes())
+            config = read_document(paths.config)
             if config["format"] > FORMAT:
                 raise ValueError(f"format {config['format']} is newer than this loffta knows ({FORMAT})")
-            return cls(paths, config["unit_images"], config["thumb_px"], ImageTable.read(paths.images))
+            unit_images, thumb_px = (_side(config[name], name) for name in ("unit_images", "thumb_px"))
+            look = look_of(config)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise LofftaError(
                 "there is no cache here", where=root, remedy="make one with `loffta extract SOURCE --cache DIR ...`"
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise LofftaError(
-                f"cannot read the cache's configuration ({error})",
+                f"cannot read the cache's configuration ({reason(error)})",
                 where=paths.config,
                 remedy="use the loffta version that made it, or extract into a new cache",
             ) from error
+        return cls(paths, unit_images, thumb_px, ImageTable.read(paths.images), look)
 
     @classmethod
-    def create(cls, root: Path, listing: ImageTable, *, unit_images: int | None, thumb_px: int) -> Cache:
+    def create(
+        cls, root: Path, listing: ImageTable, *, unit_images: int | None, thumb_px: int, look: Look = OLD
+    ) -> Cache:
         """Makes a cache, or opens the one that is there and grows it to `listing`.
 
         Args:
             unit_images: rows per unit, a power of two; None takes the cache's own, or 256 for a new one.
             thumb_px: side of the thumbnails of a new cache.
+            look: of a new cache.
         Raises:
             LofftaError: the folder holds something else, the unit differs, or old images changed.
         """
@@ -155,7 +173,7 @@ class Cache:
                 )
             create_file(paths.images, listing.to_parquet())
             config = {"format": FORMAT, "unit_images": unit_images or DEFAULT_UNIT_IMAGES, "thumb_px": thumb_px}
-            create_file(paths.config, json.dumps(config).encode())
+            create_file(paths.config, json.dumps(config | look_fields(look)).encode())
         cache = cls.open(root)
         if unit_images not in (None, cache.unit_images):
             raise UsageError(
@@ -164,6 +182,11 @@ class Cache:
                 remedy=f"leave the option out, or give {cache.unit_images}: it is fixed when a cache is made",
             )
         return cache._grown_to(listing)
+
+    @property
+    def digest(self) -> str:
+        """Knows a cache again wherever it lies: the image set's, as images.parquet holds it (`ImageTable.digest`)."""
+        return self.table.digest
 
     @property
     def n_units(self) -> int:
@@ -204,18 +227,38 @@ class Cache:
         return [*thumbs, *(array for store in self.stores() for array in store.arrays)]
 
     def store(self, name: str) -> Store:
-        """One store by its full name."""
+        """One store by its full name.
+
+        Raises:
+            DamageFound: its metadata are not those that it was made with.
+        """
+        info = self.store_info(name)
+        arrays = [self.array(name, array, info) for array in self.paths.array_names(name)]
+        return Store(name, info, tuple(arrays))
+
+    def store_info(self, name: str) -> StoreInfo:
+        """What a store says of itself; DamageFound where it cannot be read or belongs to another folder."""
         path = self.paths.store_metadata(name)
         try:
-            info = StoreInfo.from_json(path.read_bytes())
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise LofftaError(
-                f"cannot read the store's metadata ({type(error).__name__}: {error})",
+            info = StoreInfo.from_json(read_file(path))
+            if (fault := store_fault(name, info)) is not None:
+                raise ValueError(fault)
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise DamageFound(
+                f"cannot read the store's metadata ({type(error).__name__}: {reason(error)})",
                 where=path,
-                remedy="was it written by loffta? Move the folder away and extract again",
+                remedy="was it written by loffta? Restore it from a backup, or `loffta drop` the store",
             ) from error
-        arrays = [self._array(self.paths.array(name, array)) for array in self.paths.array_names(name)]
-        return Store(name, info, tuple(arrays))
+        return info
+
+    def array(self, store: str, name: str, info: StoreInfo) -> CachedArray:
+        """One array of a store; DamageFound where its zarr.json is not the one that it was written with."""
+        array = self.read_array(self.paths.array(store, name))
+        fault = array_fault(name, array.layout, info, self.unit_images)
+        if fault is not None:
+            raise DamageFound(f"the zarr.json was changed: {fault}", where=array.paths.metadata, remedy=REPAIR)
+        check_made(array.paths, array.layout)
+        return array
 
     def create_store(self, info: StoreInfo) -> Store:
         """Makes the store of `info`, or opens it when another process was first."""
@@ -235,28 +278,36 @@ class Cache:
         stored_as = array_dtype(kind, dtype)
         return [self._add_array(store.name, kind, taps, shape, stored_as) for shape, taps in groups.items()]
 
+    @property
+    def thumb_layout(self) -> ArrayLayout:
+        """What the thumbnails' zarr.json must say: the cache knows all of it."""
+        shape = (self.thumb_px, self.thumb_px, 3)
+        return image_layout(len(self.table), shape, np.uint8, self.unit_images, kind=THUMB)
+
     def thumbs(self, *, create: bool = False) -> CachedArray:
         """The thumbnails, [n, T, T, 3] uint8."""
-        paths = self.paths.target(THUMB)
-        shape = (self.thumb_px, self.thumb_px, 3)
-        layout = image_layout(len(self.table), shape, np.uint8, self.unit_images, kind=THUMB)
+        paths, layout = self.paths.target(THUMB), self.thumb_layout
         if create:
             create_file(paths.metadata, layout.to_json())
         elif not paths.metadata.exists():
-            return CachedArray(paths, layout)  # purged; it says nothing that the cache does not know
-        return self._array(paths)
+            return CachedArray(paths, layout, images=self.table)  # purged; it says nothing that the cache does not know
+        array = self.read_array(paths)
+        if (fault := target_fault(array.layout, layout)) is not None:
+            raise DamageFound(f"the zarr.json was changed: {fault}", where=paths.metadata, remedy=REPAIR)
+        return array
 
     def extend(self, array: CachedArray) -> CachedArray:
         """The array with as many rows as the image set has now; its old shards stay as they are."""
         if array.layout.shape[0] < len(self.table):
-            array = self._array(array.paths)  # as it is now: another process may have grown it further
+            array = self.read_array(array.paths)  # as it is now: another process may have grown it further
         if array.layout.shape[0] >= len(self.table):
             return array
         layout = array.layout.resized(len(self.table))
         replace_file(array.paths.metadata, layout.to_json())
-        return CachedArray(array.paths, layout)
+        return CachedArray(array.paths, layout, images=self.table)
 
-    def _array(self, paths: ArrayPaths) -> CachedArray:
+    def read_array(self, paths: ArrayPaths) -> CachedArray:
+        """An array as its zarr.json describes it, with the rows that the table of images has."""
         layout = read_layout(paths.metadata)
         if layout is None:
             raise LofftaError(
@@ -264,7 +315,19 @@ class Cache:
                 where=paths.metadata,
                 remedy="restore it, or drop the store and extract it again",
             )
-        return CachedArray(paths, layout)
+        if layout.shape[0] > len(self.table):  # the set has grown since the table was read: this is the view before
+            layout = layout.resized(self._old_rows(layout, paths))
+        return CachedArray(paths, layout, images=self.table)
+
+    def _old_rows(self, layout: ArrayLayout, paths: ArrayPaths) -> int:
+        n_rows = len(ImageTable.read(self.paths.images))
+        if layout.shape[0] > n_rows:
+            raise DamageFound(
+                f"the array has {layout.shape[0]} rows, the table of images {n_rows}",
+                where=paths.metadata,
+                remedy="was the table restored from an older backup? The same `loffta extract` brings it up to date",
+            )
+        return len(self.table)
 
     def _add_array(
         self, store: str, kind: Kind, taps: Sequence[str], shape: tuple[int, ...], dtype: str
@@ -278,8 +341,8 @@ class Cache:
             if not paths.metadata.exists() and any(paths.done_folder.glob("u*.parquet")):
                 continue  # its zarr.json was lost: these done files vouch for taps that nobody knows any more
             if create_file(paths.metadata, layout.to_json()):
-                return CachedArray(paths, layout)
-            there = self._array(paths)
+                return CachedArray(paths, layout, images=self.table)
+            there = self.read_array(paths)
             if there.taps == tuple(taps):
                 return there
 
@@ -288,4 +351,10 @@ class Cache:
         if table is self.table:
             return self
         replace_file(self.paths.images, table.to_parquet())
-        return Cache(self.paths, self.unit_images, self.thumb_px, table)
+        return replace(self, table=table)
+
+
+def _side(value: Any, name: str) -> int:
+    if type(value) is not int or not 0 < value <= _MAX_UNIT_IMAGES:
+        raise ValueError(f"{name} is {brief(value)}")
+    return value

@@ -21,10 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from loffta.errors import LofftaError, UsageError
+from loffta.documents import from_json
+from loffta.errors import DamageFound, LofftaError, UsageError
 from loffta.store import FORMAT
 from loffta.store.arrow import to_numbers
 from loffta.store.names import spelled
+from loffta.store.reads import read_file, reason
 
 _TYPES: dict[str, pa.DataType] = {
     "row": pa.int64(),
@@ -35,7 +37,9 @@ _TYPES: dict[str, pa.DataType] = {
 }
 _META = b"loffta"
 _TARGET = "target:"
+_KNOWN = (*_TYPES, "labels", "value")
 _SHOWN = 5
+MAX_BYTES = 8 << 30  # of images.parquet: 14 million images take about 1 GB
 
 LabelKind = Literal["single-label", "multi-label", "regression"]
 
@@ -54,6 +58,7 @@ class ImageTable:
     values: NDArray[np.float64] | None = None  # regression; NaN: unknown
     targets: dict[str, list[str | None]] = field(default_factory=dict)  # by name; a source reads them as it does keys
     alike: tuple[tuple[str, str], ...] = ()  # of a listing alone: classes or splits that look the same
+    not_taken: dict[str, int] = field(default_factory=dict)  # files beside, by ending; not in the digest
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -106,13 +111,16 @@ class ImageTable:
         return replace(self, classes=classes, labels=moved[self.labels], label_sets=sets)
 
     def is_labelled(self) -> NDArray[np.bool_]:
-        """Per row, whether its class or classes are known."""
-        return self.labels >= 0 if self.label_sets is None else np.array([s is not None for s in self.label_sets], bool)
+        """Per row, whether its class, its classes or its number are known; none of several classes is known."""
+        if self.label_sets is not None:
+            return np.array([found is not None for found in self.label_sets], bool)
+        return self.labels >= 0 if self.values is None else ~np.isnan(self.values)
 
     def first(self, n_rows: int, classes: tuple[str, ...]) -> ImageTable | None:
         """The table as it was when it had so many rows and these classes; None where these rows have others."""
         numbered, here = self.numbered_by(classes), slice(n_rows)
-        if not np.array_equal(numbered.is_labelled()[here], self.is_labelled()[here]):
+        sets = zip((numbered.label_sets or ())[here], (self.label_sets or ())[here], strict=True)
+        if (numbered.labels[here] < self.labels[here].clip(max=0)).any() or any(a is None is not b for a, b in sets):
             return None
         return replace(
             numbered,
@@ -134,7 +142,7 @@ class ImageTable:
             "label_kind": self.label_kind,
             "classes": list(self.classes),
             "digest": self.digest,
-        }
+        } | ({"not_taken": self.not_taken} if self.not_taken else {})
         needed: list[Any] = [np.arange(len(self)), self.keys, self.sizes, self.splits, self.labels]
         columns = dict(zip(_TYPES, needed, strict=True)) | self._optional()
         schema = pa.schema({name: _TYPES.get(name) or _optional_type(name) for name in columns})
@@ -144,43 +152,87 @@ class ImageTable:
         pq.write_table(table, buffer, write_page_checksum=True)
         return buffer.getvalue()
 
+    def identity(self, rows: Sequence[int] | NDArray[np.int64]) -> str:
+        """BLAKE2b-128 over keys and sizes of rising rows: which images they are, whatever is said of them."""
+        first, stop = int(rows[0]), int(rows[-1]) + 1
+        if stop - first != len(rows):  # some of a unit: of one array, most often
+            return _digest_of([self.keys[row] for row in rows], self.sizes[np.asarray(rows)])
+        if (first, stop) not in self._identities:
+            self._identities[first, stop] = _digest_of(self.keys[first:stop], self.sizes[first:stop])
+        return self._identities[first, stop]
+
+    @cached_property
+    def _identities(self) -> dict[tuple[int, int], str]:
+        return {}  # every array of a cache asks for the same units
+
     @classmethod
     def read(cls, path: Path) -> ImageTable:
-        """Reads images.parquet.
+        """Reads images.parquet and checks its row numbers and its digest: 0.1 s for 100,000 images.
 
         Raises:
-            LofftaError: the file is no image table, or of a newer format.
+            LofftaError: the file is gone, no image table, or of a newer format.
+            DamageFound: it is not as it was written; another program has sorted or changed it.
         """
         try:
-            data = pa.BufferReader(path.read_bytes())  # pyarrow takes no path that is not UTF-8
-            with pq.ParquetFile(data, page_checksum_verification=True) as file:  # read_table imports pandas
+            data = read_file(path, MAX_BYTES)
+            with pq.ParquetFile(
+                pa.BufferReader(data), page_checksum_verification=True
+            ) as file:  # read_table needs pandas
                 # a process that ends soon after Arrow began its threads aborts, beside torch, in 4 of 10 cases
-                table = file.read(use_threads=False)
-            meta = json.loads(table.schema.metadata[_META])
+                columns = file.read(use_threads=False)
+            meta = from_json(columns.schema.metadata[_META])
             if meta["format"] > FORMAT:
                 raise ValueError(f"format {meta['format']} is newer than this loffta knows ({FORMAT})")
-            columns: dict[str, list[Any]] = {
-                name: table[name].to_pylist() for name in table.column_names if name not in ("row", "size", "label")
-            }
-            return cls(
-                meta["source"],
-                columns["key"],
-                to_numbers(table["size"]),
-                columns["split"],
-                to_numbers(table["label"]),
-                tuple(meta["classes"]),
-                label_sets=_as_tuples(columns["labels"]) if "labels" in columns else None,
-                values=np.array(columns["value"], dtype=np.float64) if "value" in columns else None,  # null becomes NaN
-                targets={
-                    name.removeprefix(_TARGET): paths for name, paths in columns.items() if name.startswith(_TARGET)
-                },
-            )
-        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            table = cls._from_columns(columns, meta)
+            digest = table.digest
+        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, OverflowError) as error:
             raise LofftaError(
-                f"cannot read the table of images ({type(error).__name__}: {error})",
+                f"cannot read the table of images ({type(error).__name__}: {reason(error)})",
                 where=path,
                 remedy="restore it from a backup, or extract into a new cache",
             ) from error
+        if not np.array_equal(to_numbers(columns["row"]), np.arange(len(table))):
+            raise DamageFound(
+                "the rows of the table of images are in another order: labels would belong to other images' features",
+                where=path,
+                remedy="sort it by its column 'row' and keep its metadata, or restore it from a backup",
+            )
+        if meta["digest"] != digest:
+            raise DamageFound(
+                "the table of images is not the one that was written: it does not match its digest",
+                where=path,
+                remedy="restore it from a backup, or extract into a new cache",
+            )
+        return table
+
+    @classmethod
+    def _from_columns(cls, table: pa.Table, meta: dict[str, Any]) -> ImageTable:
+        """What the file's columns say; ValueError, KeyError or TypeError where they are not those of an image set."""
+        for name in table.column_names:
+            kind = _TYPES.get(name) or _optional_type(name) if name in _KNOWN or name.startswith(_TARGET) else None
+            if kind is not None and table.schema.field(name).type != kind:
+                raise ValueError(f"its column '{name}' is of type {table.schema.field(name).type}")
+            if name in _TYPES and table[name].null_count:
+                raise ValueError(f"its column '{name}' has nulls")
+        if not isinstance(meta["source"], str) or not all(isinstance(name, str) for name in meta["classes"]):
+            raise ValueError("its source or classes are no text")
+        if len(table) and to_numbers(table["label"]).max() >= len(meta["classes"]):
+            raise ValueError("a label is behind the last class")
+        columns: dict[str, list[Any]] = {
+            name: table[name].to_pylist() for name in table.column_names if name not in ("row", "size", "label")
+        }
+        return cls(
+            meta["source"],
+            columns["key"],
+            to_numbers(table["size"]),
+            columns["split"],
+            to_numbers(table["label"]),
+            tuple(meta["classes"]),
+            label_sets=_as_tuples(columns["labels"]) if "labels" in columns else None,
+            values=np.array(columns["value"], dtype=np.float64) if "value" in columns else None,  # null becomes NaN
+            targets={name.removeprefix(_TARGET): paths for name, paths in columns.items() if name.startswith(_TARGET)},
+            not_taken=_counts(meta.get("not_taken", {})),
+        )
 
     def refuse_alike(self, known: Container[str] = ()) -> None:
         """Refuses classes and splits that look the same, but for pairs of `known` ones, which a cache already has.
@@ -224,7 +276,7 @@ class ImageTable:
     def _with_rows(self, listing: ImageTable, new: list[int]) -> ImageTable:
         """This table with some rows of another of the same kind behind it, all numbered by the classes of both."""
         classes = _joined(self.classes, listing.classes)
-        old, other = self._numbered(classes), listing._numbered(classes)
+        old, other = self.numbered_by(classes), listing.numbered_by(classes)
         return ImageTable(
             self.source,
             [*self.keys, *(listing.keys[i] for i in new)],
@@ -242,17 +294,8 @@ class ImageTable:
                 name: [*(self._target(name, row) for row in range(len(self))), *(listing._target(name, i) for i in new)]
                 for name in dict.fromkeys([*self.targets, *listing.targets])
             },
+            not_taken=listing.not_taken,
         )
-
-    def _numbered(self, classes: tuple[str, ...]) -> ImageTable:
-        """The same labels as positions in `classes`, which holds all classes of this table."""
-        if classes == self.classes:
-            return self
-        place = {name: i for i, name in enumerate(classes)}
-        moved = np.array([*(place[name] for name in self.classes), -1], dtype=np.int64)  # -1 stays -1
-        sets = self.label_sets
-        renumbered = sets and [None if found is None else tuple(sorted(moved[list(found)].tolist())) for found in sets]
-        return replace(self, classes=classes, labels=moved[self.labels], label_sets=renumbered)
 
     def _spelled_as(self, old: ImageTable) -> ImageTable:
         """This listing in the old table's spelling: caches made before names had one spelling keep theirs."""
@@ -301,6 +344,10 @@ class ImageTable:
         return columns | {_TARGET + name: paths for name, paths in self.targets.items()}
 
 
+def _digest_of(keys: list[str], sizes: NDArray[np.int64]) -> str:
+    return hashlib.blake2b(json.dumps([keys, sizes.tolist()]).encode(), digest_size=16).hexdigest()
+
+
 def _optional_type(name: str) -> pa.DataType:
     return {"labels": pa.list_(pa.int64()), "value": pa.float64()}.get(name, pa.string())
 
@@ -322,3 +369,9 @@ def _joined(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]:
 
 def _listed(names: tuple[str, ...] | None) -> str:
     return "unknown" if names is None else ", ".join(names) or "none"
+
+
+def _counts(said: Any) -> dict[str, int]:
+    if not isinstance(said, dict) or not all(type(n) is int and n > 0 for n in said.values()):
+        raise ValueError("the files that were not taken are no numbers by ending")
+    return {str(ending): n for ending, n in said.items()}

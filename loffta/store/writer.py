@@ -131,8 +131,9 @@ class UnitWriter:
         written = {image.row for image in images if image.status == OK}
         assert written == set(self._audits), "every good image is written once, and no bad one is"
         self._shard.commit()
+        run = {**run, "array": self._layout.facts}
         if self.scales is not None:
-            run = {**run, "scales": self.scales.digest}
+            run["scales"] = self.scales.digest
         write_done(self._paths, self._unit, images, [self._audits.get(i.row, Audit()) for i in images], run)
         return True
 

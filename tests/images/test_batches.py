@@ -1,5 +1,6 @@
 """Batches of one unit: the same whatever the threads, each image read once."""
 
+import errno
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from loffta.errors import LofftaError
 from loffta.images.batches import ImageStream, decoding_threads
 from loffta.images.decode import decode
 from loffta.images.geometry import PixelGeometry, to_square
@@ -19,7 +21,7 @@ BROKEN = {4: b"", 11: OSError(5, "Input/output error")}
 
 
 def stream(source, units, pool, n_ahead=10):
-    return ImageStream(source, source.listing().keys, SIZES, pool, units, n_ahead=n_ahead)
+    return ImageStream(source, source.listing(), SIZES, pool, units, n_ahead=n_ahead)
 
 
 def unit(source, rows, pool, n_ahead=10):
@@ -56,7 +58,7 @@ def test_statuses():
             assert (status.status, status.width, status.height, status.blake2b) == (BAD, 0, 0, "")
         else:
             data = source.encoded(status.row)
-            width, height = decode(data).size
+            width, height = decode(data).image.size
             digest = hashlib.blake2b(data, digest_size=16).hexdigest()
             assert (status.status, status.reason) == (OK, "")
             assert (status.width, status.height, status.blake2b) == (width, height, digest)
@@ -112,6 +114,14 @@ def test_a_look_ahead_shorter_than_a_unit_or_a_batch_changes_nothing():
 def test_a_bug_in_the_source_is_no_bad_image():
     source = PngSource(4, {2: ZeroDivisionError("bug")})
     with ThreadPoolExecutor(1) as pool, pytest.raises(ZeroDivisionError, match="bug"):
+        list(unit(source, range(4), pool).batches(2))
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ESTALE, errno.ETIMEDOUT])
+def test_trouble_of_the_machine_is_no_bad_image(number):
+    """It would be set aside for good, though its file is whole."""
+    source = PngSource(4, {2: OSError(number, "not shown", "/pictures/2.png")})
+    with ThreadPoolExecutor(1) as pool, pytest.raises(LofftaError, match=r"where:  /pictures/2\.png"):
         list(unit(source, range(4), pool).batches(2))
 
 

@@ -6,7 +6,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from loffta.errors import DamageFound
-from loffta.store.ledger import BAD, OK, Audit, ImageStatus, count_done, read_done, read_ledger, scales_of, write_done
+from loffta.store.ledger import (
+    BAD,
+    OK,
+    Audit,
+    ImageStatus,
+    Seen,
+    count_done,
+    read_done,
+    read_ledger,
+    read_seen,
+    scales_of,
+    write_done,
+)
+from loffta.store.metadata import image_layout
 from loffta.store.paths import ArrayPaths, CachePaths
 
 
@@ -15,9 +28,13 @@ def paths(tmp_path: Path, request: pytest.FixtureRequest) -> ArrayPaths:
     return CachePaths(tmp_path / request.param).array("store-0", "grid-0")
 
 
+def layout_of(n_rows):
+    return image_layout(n_rows, (2, 5), "float16", 8, kind="mean", taps=["a", "b"])
+
+
 def write_unit(paths: ArrayPaths, unit: int, n: int = 3) -> None:
     first = unit * 8
-    images = [ImageStatus(first + i, OK, "", 64 + i, 48, "ab" * 16) for i in range(n)]
+    images = [ImageStatus(first + i, OK, "", 64 + i, 48, "ab" * 16, i == 2, 1 + 2 * i) for i in range(n)]
     images[1] = ImageStatus(first + 1, BAD, "truncated file")
     audits = [Audit([True, True], [1.5, 2.0 + i], [7, 2**32 - 1]) for i in range(n)]
     audits[1] = Audit()
@@ -38,6 +55,8 @@ def test_a_done_file_column_by_column(paths: ArrayPaths) -> None:
         "finite": [[True, True], [], [True, True]],
         "abs_max": [[1.5, 2.0], [], [1.5, 4.0]],
         "crc32c": [[7, 2**32 - 1], [], [7, 2**32 - 1]],
+        "flat": [False, False, True],
+        "pages": [1, 0, 5],
     }
     assert table.schema.metadata == {b"loffta": b'{"batch_size": 4, "device": "cpu"}'}
     read = read_done(paths.done(2))
@@ -48,23 +67,34 @@ def test_a_done_file_column_by_column(paths: ArrayPaths) -> None:
 def test_the_merged_ledger(paths: ArrayPaths) -> None:
     write_unit(paths, 0)
     write_unit(paths, 2)
-    ledger = read_ledger(paths, 20)
+    ledger = read_ledger(paths, layout_of(20))
     assert np.flatnonzero(ledger.ready).tolist() == [0, 2, 16, 18]
     assert ledger.bad == {1: "truncated file", 17: "truncated file"}
     assert (ledger.units, ledger.listed, len(ledger.ready)) == (2, 6, 20)
+
+
+def test_what_was_seen_of_the_images_is_added_up(paths: ArrayPaths) -> None:
+    assert read_seen(paths) == Seen()
+    for unit in (0, 1, 2):
+        write_unit(paths, unit)
+    assert read_seen(paths) == Seen(flat=3, pages_ignored=12, several_pages=3)
+    old = pq.read_table(paths.done(1)).drop_columns(["flat", "pages"])
+    pq.write_table(old, paths.done(1))  # as older versions wrote it
+    assert read_done(paths.done(1)).equals(old)
+    assert read_seen(paths) == Seen(flat=2, pages_ignored=8, several_pages=2, untold=3)
 
 
 def test_rows_that_the_array_does_not_have_yet(paths: ArrayPaths) -> None:
     """Another process may grow the array between our look at its metadata and at its done files."""
     write_unit(paths, 0)
     write_unit(paths, 2)
-    ledger = read_ledger(paths, 17)
+    ledger = read_ledger(paths, layout_of(17))
     assert np.flatnonzero(ledger.ready).tolist() == [0, 2, 16]
     assert ledger.bad == {1: "truncated file"}
 
 
 def test_no_done_files(paths: ArrayPaths) -> None:
-    assert not read_ledger(paths, 5).ready.any()
+    assert not read_ledger(paths, layout_of(5)).ready.any()
     assert count_done(paths, 0) == 0
     with pytest.raises(FileNotFoundError):
         read_done(paths.done(0))
@@ -91,7 +121,7 @@ def test_damage_is_named_and_extraction_goes_on(paths: ArrayPaths, kind: str) ->
     with pytest.raises(DamageFound, match=message):
         read_done(paths.done(0))
     with pytest.raises(DamageFound, match=message):
-        read_ledger(paths, 8)
+        read_ledger(paths, layout_of(8))
     assert count_done(paths, 0) == (3 if kind == "page" else 0)  # it reads the footer alone
 
 
@@ -134,7 +164,7 @@ def test_saturated_values_and_scales_are_merged(paths: ArrayPaths) -> None:
     write_unit(paths, 2)
     assert read_done(paths.done(0))["saturated"].to_pylist() == [[3], [], [2**32 - 1]]
     assert "saturated" not in read_done(paths.done(2)).column_names
-    ledger = read_ledger(paths, 24)
+    ledger = read_ledger(paths, layout_of(24))
     assert ledger.saturated == 2 * (3 + 2**32 - 1)
     assert ledger.scales == {"d1", "d2", None}
     assert [scales_of(read_done(paths.done(unit))) for unit in range(3)] == ["d1", "d2", None]
@@ -154,7 +184,7 @@ def test_columns_of_later_writers_are_left_alone(paths: ArrayPaths) -> None:
     before = read_done(paths.done(0))
     pq.write_table(before.append_column("moon_phase", [["new"] * 3]), paths.done(0))
     assert read_done(paths.done(0)).equals(before)
-    pq.write_table(before.set_column(9, "saturated", [[1.5] * 3]), paths.done(0))
+    pq.write_table(before.set_column(before.column_names.index("saturated"), "saturated", [[1.5] * 3]), paths.done(0))
     with pytest.raises(DamageFound, match="its columns have other types"):
         read_done(paths.done(0))
 
