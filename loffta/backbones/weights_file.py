@@ -10,6 +10,7 @@ import pickletools
 import re
 import warnings
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -169,8 +170,9 @@ def _read_pickle(path: Path) -> Any:
         names = _globals_of(path)
         inert: list[Any] = [(type("Inert", (Inert,), {"origin": name}), name) for name in names]
         with warnings.catch_warnings(), torch.serialization.safe_globals(inert):
-            warnings.simplefilter("ignore")  # of protocols and of TorchScript
-            return torch.load(path, map_location="cpu", weights_only=True)
+            warnings.simplefilter("ignore")  # of protocols
+            with path.open("rb") as file:  # of a path torch would believe the name
+                return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # of damaged and hostile bytes torch raises whatever comes first
         raise _unreadable(_reason(error), path) from None  # torch's own words advise to unpickle
 
@@ -184,10 +186,13 @@ def _globals_of(path: Path) -> set[str]:
 
 
 def _globals_in(file: BinaryIO) -> list[str]:
+    """Of the next pickle in a file, under the names of Python 3, as torch looks them up."""
     try:
-        return [str(arg).replace(" ", ".") for op, arg, _ in pickletools.genops(file) if op.name == "GLOBAL"]
+        found = [str(arg).partition(" ") for op, arg, _ in pickletools.genops(file) if op.name == "GLOBAL"]
     except ValueError:  # a plain pickle is one, not four
         return []
+    pairs = [NAME_MAPPING.get((m, name), (IMPORT_MAPPING.get(m, m), name)) for m, _, name in found]
+    return [f"{module}.{name}" for module, name in pairs]
 
 
 def _reason(error: Exception) -> str:

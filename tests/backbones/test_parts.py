@@ -10,6 +10,7 @@ from torch import nn
 
 from loffta.backbones.parts import describe_groups
 from loffta.backbones.timm_backbone import load_timm
+from loffta.backbones.timm_model import build_model
 from loffta.backbones.weights import digest_state_dict
 from loffta.errors import LofftaError, UsageError
 
@@ -35,8 +36,10 @@ def changed(tensors):
 
 
 def loaded(folder, content, part=""):
+    """Where the weights came from, with their digest, and the notes."""
     torch.save(content, folder / "w.pth")
-    return load_timm("test_vit", weights=f"{folder / 'w.pth'}{part}")
+    _, source, said = build_model("test_vit", f"{folder / 'w.pth'}{part}")
+    return source, said.notes
 
 
 ADAM = {"state": {0: {"exp_avg": torch.zeros(2), "step": torch.tensor(1.0)}}, "param_groups": [{"lr": 0.1}]}
@@ -69,30 +72,30 @@ def whole(state):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_digest_is_the_plain_files(tmp_path, state, bare, layout):
     """The head differs from the model's in all of them: it is no part of the digest."""
-    assert loaded(tmp_path, LAYOUTS[layout](state, bare)).weights.digest == digest_state_dict(bare)
+    assert loaded(tmp_path, LAYOUTS[layout](state, bare))[0].digest == digest_state_dict(bare)
 
 
 def test_what_was_left_out_is_said(tmp_path, state, bare, capsys):
-    loaded(tmp_path, bare)
-    assert capsys.readouterr().err == ""
-    loaded(tmp_path, {"state_dict": under("model.", state) | {"loss.weight": torch.ones(10)}, "optimizer": ADAM})
-    assert capsys.readouterr().err == (
-        "test_vit: took 'state_dict.model' of the weights, left out head (2 tensors), state_dict.loss (1 tensor), "
-        "optimizer (2 tensors)\n"
+    assert loaded(tmp_path, bare)[1] == ()
+    content = {"state_dict": under("model.", state) | {"loss.weight": torch.ones(10)}, "optimizer": ADAM}
+    (note,) = loaded(tmp_path, content)[1]
+    assert note == (
+        "took 'state_dict.model' of the weights, left out head (2 tensors), state_dict.loss (1 tensor), "
+        "optimizer (2 tensors)"
     )
+    load_timm("test_vit", weights=str(tmp_path / "w.pth"), image_px=32)
+    assert capsys.readouterr().err == f"test_vit: {note}\n"
 
 
-def test_the_hash_takes_another_part(tmp_path, bare, capsys):
+def test_the_hash_takes_another_part(tmp_path, bare):
     content = {"model": under("student.backbone.", changed(bare)) | under("teacher.backbone.", bare)}
-    loaded(tmp_path, content)
-    assert "--weights 'FILE#model.student.backbone'" in capsys.readouterr().err
-    other = loaded(tmp_path, content, "#student")
-    assert other.weights.digest == digest_state_dict(changed(bare))
-    assert other.weights.spec.endswith("w.pth#student")
+    assert loaded(tmp_path, content)[1][-1] == "would fit, too: --weights 'FILE#model.student.backbone'"
+    other, _ = loaded(tmp_path, content, "#student")
+    assert other.digest == digest_state_dict(changed(bare))
+    assert other.spec.endswith("w.pth#student")
     with pytest.raises(UsageError, match="no network lies under 'pupil'") as caught:
         loaded(tmp_path, content, "#pupil")
-    n = len(bare)
-    assert caught.value.remedy == f"it holds model ({2 * n} tensors)"
+    assert caught.value.remedy == f"it holds model ({2 * len(bare)} tensors)"
 
 
 def test_two_that_differ_and_neither_is_meant_are_refused(tmp_path, bare):
@@ -100,15 +103,15 @@ def test_two_that_differ_and_neither_is_meant_are_refused(tmp_path, bare):
     with pytest.raises(UsageError, match="the file holds 2 networks that fit: one, two") as caught:
         loaded(tmp_path, content)
     assert caught.value.remedy == "say which: --weights 'FILE#one'"
-    assert loaded(tmp_path, content, "#two").weights.digest == digest_state_dict(changed(bare))
-    assert loaded(tmp_path, {"one": bare, "two": bare}).weights.digest == digest_state_dict(bare)  # they do not differ
+    assert loaded(tmp_path, content, "#two")[0].digest == digest_state_dict(changed(bare))
+    assert loaded(tmp_path, {"one": bare, "two": bare})[0].digest == digest_state_dict(bare)  # they do not differ
 
 
 def test_a_teacher_of_another_size_is_none(tmp_path, bare):
     """Distillation: the large teacher does not fit."""
     large = {name: torch.cat([tensor, tensor], dim=-1) for name, tensor in bare.items()}
     content = {"teacher": large, "student": bare}
-    assert loaded(tmp_path, content).weights.digest == digest_state_dict(bare)
+    assert loaded(tmp_path, content)[0].digest == digest_state_dict(bare)
 
 
 @pytest.mark.parametrize("nested", [ADAM, {"optimizer": ADAM, "epoch": 3}])

@@ -5,6 +5,7 @@ import collections
 import gzip
 import os
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -85,10 +86,10 @@ def test_pickled_code_never_runs(tmp_path, monkeypatch, zipped):
     torch.save({"a": torch.zeros(1), "x": Bomb()}, "os.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(LofftaError, match=r"holds pickled code \((posix|nt)\.mkdir\), which is never run"):
         read_tensors(Path("os.pth"))
-    torch.save({"a": torch.zeros(1), "x": Bomb(Path.touch)}, "touch.pth", _use_new_zipfile_serialization=zipped)
+    torch.save({"a": torch.zeros(1), "x": Bomb(shutil.rmtree)}, "tree.pth", _use_new_zipfile_serialization=zipped)
     torch.save({"a": torch.zeros(1), "x": Bomb(eval)}, "eval.pth", _use_new_zipfile_serialization=zipped)
     Path("raw.pth").write_bytes(pickle.dumps(Bomb(), protocol=2))
-    for name in ("touch.pth", "eval.pth"):
+    for name in ("tree.pth", "eval.pth"):
         assert list(read_tensors(Path(name))) == ["a"]
     with pytest.raises(LofftaError, match="cannot read the weights: "):
         read_tensors(Path("raw.pth"))
