@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .common import emit, json_option
+from .common import emit, json_option, show, show_lines
 
 
 @click.command("demo")
@@ -23,15 +23,18 @@ def command(out: Path, full: bool, as_json: bool) -> None:
     from loffta.pipeline import make_pipeline, overrule_recipes, read_pipeline
     from loffta.report import StageCost, format_table, read_rows, write_report
     from loffta.stages import run_local
+    from loffta.terminal import columns
 
     with as_file(files("loffta_pipelines") / "demo.yaml") as path:
         config = read_pipeline(path)
         pipeline = make_pipeline(overrule_recipes(config, {"epochs": 100} if full else {}), out, where=path)
-    outcome = run_local(pipeline.stages, out, click.echo)
+    outcome = run_local(pipeline.stages, out, show)
     outcome.check(out)
     done = outcome.results
     ((report, runs),) = pipeline.reports.items()
     write_report(runs, report, stages=[StageCost(s.name, s.command, s.seconds, s.bytes) for s in done])
-    click.echo("\n" + format_table(read_rows(runs)))
-    click.echo(f"\nreport: {report}")
+    show("")
+    show_lines(format_table(read_rows(runs), columns()).splitlines())
+    show("")
+    show(f"report: {report}")
     emit({"report": str(report), "stages": [vars(stage) for stage in done]}, as_json)

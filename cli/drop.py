@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .common import emit, human_bytes, json_option
+from .common import emit, human_bytes, json_option, show
 
 
 @click.command("drop")
@@ -23,6 +23,7 @@ def command(cache: Path, target: str, yes: bool, as_json: bool) -> None:
     from loffta.errors import UsageError
     from loffta.store.cache import Cache
     from loffta.store.drop import count_bytes, drop, find_target
+    from loffta.terminal import columns, wrap
 
     opened = Cache.open(cache)
     store, arrays = find_target(opened, target)
@@ -30,7 +31,8 @@ def command(cache: Path, target: str, yes: bool, as_json: bool) -> None:
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError("there is no terminal to ask on", where="loffta drop", remedy="add --yes")
-        click.confirm(f"Remove {target}, {human_bytes(n_bytes)} of {store.info.label}?", abort=True, err=True)
+        question = f"Remove {target}, {human_bytes(n_bytes)} of {store.info.label}?"
+        click.confirm("\n".join(wrap(question, columns() - len(" [y/N]: "))), abort=True, err=True)
     drop(opened, store, arrays)
-    click.echo(f"{human_bytes(n_bytes)} freed")
+    show(f"{human_bytes(n_bytes)} freed")
     emit({"dropped": target, "bytes": n_bytes}, as_json)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import emit, human_bytes, json_option, merge_config, plural
+from .common import emit, human_bytes, json_option, merge_config, plural, show
 
 if TYPE_CHECKING:
     from loffta.config import ExtractConfig
@@ -61,12 +61,12 @@ def command(ctx: click.Context, /, file: Path | None, as_json: bool, **options: 
     for store in report.stores:
         n_taps = len(store["taps"])
         size = human_bytes(store["bytes"])
-        click.echo(f"{store['label']}: {n_taps} {plural(n_taps, 'tap')}, {size}, store {store['store']}")
+        show(f"{store['label']}: {n_taps} {plural(n_taps, 'tap')}, {size}, store {store['store']}")
     done = "nothing to do"
     if report.units:
         images = f"{report.images} {plural(report.images, 'image')}"
         done = f"{report.units} {plural(report.units, 'unit')}, {images} in {report.seconds:.1f} s"
-    click.echo(f"{done}; {report.bad} bad {plural(report.bad, 'image')} in the cache")
+    show(f"{done}; {report.bad} bad {plural(report.bad, 'image')} in the cache")
     emit(asdict(report), as_json)
 
 

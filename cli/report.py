@@ -8,7 +8,7 @@ import click
 
 from loffta.words import printable
 
-from .common import emit, json_option, show
+from .common import emit, json_option, show, show_lines
 
 
 @click.command("report")
@@ -21,6 +21,7 @@ def command(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
     A run that has no results yet is left out.
     """
     from loffta.report import format_table, format_worth, part_runs, read_runs, worth_as_json, write_report
+    from loffta.terminal import columns
 
     finished, unfinished = part_runs(runs)
     if finished:
@@ -29,8 +30,10 @@ def command(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
     shown = finished or runs  # without any, the error of the first says what to do
     found = read_runs(shown)
     write_report(shown, out)
-    click.echo(format_table([run.row for run in found]))
+    show_lines(format_table([run.row for run in found], columns()).splitlines())
     if worth := format_worth(found):
-        click.echo(f"\n{worth}")
+        show("")
+        for line in worth.splitlines():
+            show(line)
     show(f"report: {out}")
     emit({"report": str(out), "runs": len(found), "worth": worth_as_json(found)}, as_json)

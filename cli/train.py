@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import emit, json_option, merge_config, parse_settings, plural, split_settings
+from .common import emit, json_option, merge_config, parse_settings, plural, show, show_lines, split_settings
 from .train_online import online_options, run_online, take_online
+
+if TYPE_CHECKING:
+    from loffta.config import TrainConfig
 
 _REQUIRED = {"cache": "CACHE", "head": "--head NAME"}  # or in the --config file
 
@@ -68,7 +71,21 @@ def command(
     stop = StopFlag().listen()
     results = train(config, out, stop) if config.online is None else run_online(config, out, stop)
     print_results(results)
+    _print_next(out, config)
     emit(results, as_json)
+
+
+def _print_next(out: Path, config: TrainConfig) -> None:
+    """Where everything is, and what can be done with it."""
+    from loffta.runs import RunPaths
+    from loffta.terminal import command as to_type
+
+    paths = RunPaths(out)
+    files = [paths.results(config.test_on), paths.predictions(config.test_on), *map(paths.head, range(config.seeds))]
+    show(f"written to {out}: {', '.join(path.name for path in files if path.exists())}")
+    show("next:")
+    show_lines(to_type(["loffta", "report", str(out)]))
+    show_lines(to_type(["loffta", "predict", str(out), "IMAGES", "--out", "predictions.parquet"]))
 
 
 def print_results(results: dict[str, Any]) -> None:
@@ -77,14 +94,14 @@ def print_results(results: dict[str, Any]) -> None:
         spread = f" ± {metric['std']:.3f} over {len(metric['per_seed'])} seeds" if metric["std"] is not None else ""
         low, high = metric["ci95"]
         images = f"{results['n']} {plural(results['n'], 'image')}"
-        click.echo(f"{name} {metric['mean']:.3f}{spread}, 95 % interval {low:.3f} to {high:.3f} ({images})")
+        show(f"{name} {metric['mean']:.3f}{spread}, 95 % interval {low:.3f} to {high:.3f} ({images})")
     if "search" in results:
         chosen = results["search"]["chosen"]
-        click.echo(
+        show(
             f"search chose lr {chosen['lr']:g}, weight decay {chosen['weight_decay']:g} "
             f"({results['search']['metric']} {chosen['score']:.3f} on {results['search']['validated_on']})"
         )
     for name, note in results.get("notes", {}).items():
-        click.echo(f"{name}: {note}")
+        show(f"{name}: {note}")
     for entry in results.get("relevance", {}).get("backbones", []):
-        click.echo(f"relevance {entry['score']:.3f}  {entry['backbone']}")
+        show(f"relevance {entry['score']:.3f}  {entry['backbone']}")
