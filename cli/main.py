@@ -16,6 +16,7 @@ import click
 
 from loffta import __version__
 from loffta.errors import LofftaError, unknown_name
+from loffta.os_words import explain
 from loffta.words import printable
 
 # name -> (where the click command is, its line in `loffta --help`); in the order of work
@@ -87,11 +88,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if sys.stdout is not None:  # as it is after `>&-`
             sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's last breath
     except LofftaError as error:
-        if options["verbose"]:
-            traceback.print_exception(error)
-        message = "\n  note:   ".join([f"error: {error}", *getattr(error, "__notes__", [])])
-        click.echo(printable(message, keep="\n"), err=True)
-        return error.exit_code
+        return _tell(error, options["verbose"])
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -102,11 +99,20 @@ def main(args: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         if not _is_of_printing(error):
-            raise
+            return _tell(explain(error), options["verbose"], error)
         click.echo(f"error: standard output cannot be written ({error.strerror})", err=True)
         _drop_output()
         return 1
     return code if isinstance(code, int) else 0  # `ctx.exit(n)` arrives as n
+
+
+def _tell(error: LofftaError, verbose: bool, cause: BaseException | None = None) -> int:
+    """Prints the message, with -v behind the traceback of `cause`, and gives the exit code."""
+    if verbose:
+        traceback.print_exception(cause or error)
+    notes = [note for source in (cause, error) if source for note in getattr(source, "__notes__", [])]
+    click.echo(printable("\n  note:   ".join([f"error: {error}", *notes]), keep="\n"), err=True)
+    return error.exit_code
 
 
 def _drop_output() -> None:

@@ -12,8 +12,9 @@ from loffta.errors import LofftaError
 from loffta.extract import run
 from loffta.images.geometry import View
 from loffta.machine import StopFlag
+from loffta.os_words import guard
 from loffta.store.cache import Cache, Store
-from loffta.store.files import remove_folder, write_guard
+from loffta.store.files import remove_folder
 from loffta.store.verify import Damage
 
 
@@ -30,7 +31,7 @@ def repair(cache: Cache, damages: Sequence[Damage], stop: StopFlag) -> int:
         Stopped: a signal came.
     """
     for damage in damages:
-        with write_guard(damage.done):
+        with guard(damage.done):
             damage.done.unlink(missing_ok=True)
             if damage.scales is not None:
                 remove_folder(damage.scales)

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from loffta.config import TrainConfig, parse, read_yaml, to_yaml
 from loffta.errors import LofftaError
-from loffta.store.files import find_parts, replace_file, sweep_tree, write_guard
+from loffta.os_words import guard
+from loffta.store.files import find_parts, replace_file, sweep_tree
 from loffta.store.recipe import differing_fields
 
 _NUMBERS = re.compile(r"\[\s+(-?\d[^\[\]{}\"]*)\]")  # a list of numbers alone, as json.dumps indents it
@@ -110,7 +111,7 @@ class RunLog:
 
     def write(self, line: str, *, show: bool = False) -> None:
         """One line with the local time before it."""
-        with write_guard(self._path), self._path.open("a", encoding="utf-8") as file:
+        with guard(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n")
         if show:
             print(line, file=sys.stderr, flush=True)

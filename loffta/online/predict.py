@@ -30,8 +30,9 @@ from loffta.images.table_file import SUFFIXES as TABLES
 from loffta.jobs import Load
 from loffta.online.opened import OpenedRun, open_for_images
 from loffta.online.stream import BATCH_SIZE, FreshBatch, FreshStream, judge_bad
+from loffta.os_words import guard
 from loffta.progress import Progress
-from loffta.store.files import make_folder, part_name, sync_folder, write_guard
+from loffta.store.files import make_folder, part_name, sync_folder
 from loffta.store.ledger import OK
 
 ROW_GROUP = 4096  # rows that are gathered before they are written
@@ -115,7 +116,7 @@ def predict(
         Stopped: a signal came; nothing is written.
     """
     stop = stop or machine.StopFlag()
-    with write_guard(out):  # a folder that may not even be looked at
+    with guard(out):  # a folder that may not even be looked at
         check_out(out)
     doing = f"predicting; {out.name} was not written"
     with stop.at_once(doing):
@@ -213,7 +214,7 @@ def _writer(out: Path, schema: pa.Schema) -> Iterator[Any]:
     part = part_name(out)
     waiting: list[pa.Table] = []
     try:
-        with write_guard(out):
+        with guard(out):
             make_folder(out.parent)
             with part.open("xb") as file:
                 with pq.ParquetWriter(file, schema) as writer:

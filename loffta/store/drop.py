@@ -10,8 +10,9 @@ import shutil
 from pathlib import Path
 
 from loffta.errors import LofftaError, unknown_name
+from loffta.os_words import guard
 from loffta.store.cache import Cache, CachedArray, Store
-from loffta.store.files import remove_folder, sweep_parts, sync_folder, write_guard
+from loffta.store.files import remove_folder, sweep_parts, sync_folder
 
 
 def find_target(cache: Cache, target: str) -> tuple[Store, list[CachedArray]]:
@@ -50,7 +51,7 @@ def drop(cache: Cache, store: Store, arrays: list[CachedArray]) -> None:
     for folder in [cache.paths.done_store(store.name)] if whole else [array.paths.done_folder for array in arrays]:
         _remove(folder)
     for array in arrays:
-        with write_guard(array.paths.metadata):
+        with guard(array.paths.metadata):
             remove_folder(array.paths.scales)  # before zarr.json: the next array of this name must not find them
             array.paths.metadata.unlink(missing_ok=True)
         _remove(array.paths.folder)
@@ -71,6 +72,6 @@ def _refuse_writers(array: CachedArray) -> None:
 
 def _remove(folder: Path) -> None:
     if folder.is_dir():
-        with write_guard(folder):
+        with guard(folder):
             shutil.rmtree(folder)
         sync_folder(folder.parent)

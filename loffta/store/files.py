@@ -12,18 +12,16 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from loffta.errors import LofftaError
+from loffta.os_words import guard
 
 _PART = re.compile(r"\..+\.(?P<host>[A-Za-z0-9-]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.part")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 STALE_AFTER_S = 24 * 3600  # a part of another host: its process cannot be asked, so only age tells
 
 
@@ -32,60 +30,34 @@ def part_name(final: Path) -> Path:
     return final.with_name(f".{final.name}.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part")
 
 
-@contextmanager
-def write_guard(final: Path) -> Iterator[None]:
-    """Turns what may forbid to write or delete `final` into an error that says what to do.
-
-    Raises:
-        LofftaError: a full disk, inode table or quota, a limit on file sizes, a folder that is read-only.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _REFUSED:
-            raise LofftaError(
-                f"nothing can be written here ({os.strerror(error.errno)})",
-                where=final,
-                remedy="make the folder writable, or name another one; what is there can be read as it is",
-            ) from error
-        if error.errno not in _FULL:
-            raise
-        limit = "; `ulimit -f` says how large one may be" if error.errno == errno.EFBIG else ""
-        raise LofftaError(
-            f"no space left to write a file ({os.strerror(error.errno)}{limit})",
-            where=final,
-            remedy="free space or raise the quota, then run the same command again: what is finished is kept",
-        ) from error
-
-
 def make_folder(folder: Path) -> None:
     """Makes a folder, and those above it, where they are not there.
 
     Raises:
-        LofftaError: a file is where one of them should be.
+        LofftaError: a file is where one of them should be, or they may not be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise LofftaError(
-            "a file is where this folder should be", where=folder, remedy="name another place, or move the file"
-        ) from error
+    with guard(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
 
 
 def sync_folder(folder: Path) -> None:
     """Makes a rename in `folder` survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    with guard(folder):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def replace_file(path: Path, data: bytes) -> None:
     """Writes `data` to `path` durably; a reader sees the old file or the new one, never part of one."""
     part = _write_part(path, data)
     try:
-        with write_guard(path):
+        with guard(path):
             part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -99,13 +71,13 @@ def create_file(path: Path, data: bytes) -> bool:
         False where `path` was there already; it is left as it was.
     """
     part = _write_part(path, data)
-    try:
-        with write_guard(path):
+    with guard(path):
+        try:
             os.link(part, path)  # the one call that is exclusive on local disks, NFS and Lustre alike
-    except FileExistsError:
-        return False
-    finally:
-        part.unlink()
+        except FileExistsError:
+            return False
+        finally:
+            part.unlink(missing_ok=True)
     sync_folder(path.parent)
     return True
 
@@ -119,8 +91,8 @@ def create_folder(path: Path, files: Mapping[Path, bytes]) -> bool:
         False where `path` was there already; it is left as it was.
     """
     part = part_name(path)
-    try:
-        with write_guard(path):
+    with guard(path):
+        try:
             for final, data in files.items():
                 place = part / final.relative_to(path)
                 make_folder(place.parent)
@@ -132,12 +104,12 @@ def create_folder(path: Path, files: Mapping[Path, bytes]) -> bool:
                 sync_folder(folder)
             sync_folder(part)
             part.rename(path)  # fails where there is a folder with anything in it
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            return False
-        raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
     sync_folder(path.parent)
     return True
 
@@ -145,12 +117,13 @@ def create_folder(path: Path, files: Mapping[Path, bytes]) -> bool:
 def remove_folder(path: Path) -> None:
     """Takes a folder away at once, if it is there: a reader meets all of it or nothing."""
     part = part_name(path)
-    try:
-        path.rename(part)
-    except FileNotFoundError:
-        return
-    sync_folder(path.parent)
-    shutil.rmtree(part)
+    with guard(path):
+        try:
+            path.rename(part)
+        except FileNotFoundError:
+            return
+        sync_folder(path.parent)
+        shutil.rmtree(part)
 
 
 @dataclass(frozen=True)
@@ -214,7 +187,7 @@ def sweep_tree(root: Path) -> None:
 def _write_part(path: Path, data: bytes) -> Path:
     part = part_name(path)
     try:
-        with write_guard(path):
+        with guard(path):
             make_folder(path.parent)
             with part.open("xb") as file:
                 file.write(data)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from loffta.os_words import guard
 from loffta.store.cache import Cache, CachedArray
-from loffta.store.files import write_guard
 from loffta.store.ledger import done_units
 from loffta.store.paths import TARGETS
 
@@ -66,14 +66,14 @@ def forget_missing(cache: Cache) -> dict[str, list[int]]:
     """
     for name in lost_metadata(cache):
         for done in (cache.paths.done / name).glob("u*.parquet"):  # a lost store has none of its own
-            with write_guard(done):
+            with guard(done):
                 done.unlink(missing_ok=True)
     arrays = [*cache.arrays()]
     missing = all_missing_shards(arrays)
     for array in arrays:
         for unit in missing.get(array.paths.name, []):
             if not array.paths.shard(unit, array.layout.ndim).exists():  # else another process has just written it
-                with write_guard(array.paths.done(unit)):
+                with guard(array.paths.done(unit)):
                     array.paths.done(unit).unlink(missing_ok=True)
     return missing
 

@@ -16,7 +16,8 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from loffta.errors import DamageFound
-from loffta.store.files import part_name, sync_folder, write_guard
+from loffta.os_words import guard
+from loffta.store.files import part_name, sync_folder
 from loffta.store.metadata import CRC_BYTES
 
 MISSING = np.uint64(2**64 - 1)  # both halves of an index entry whose chunk was never written
@@ -35,7 +36,7 @@ class ShardWriter:
         self._index = np.full((n_chunks, 2), MISSING, dtype="<u8")
         self._offset = 0
         self._part = part_name(final)
-        with write_guard(final):
+        with guard(final):
             self._fd = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
     def append(self, positions: Sequence[int], chunks: NDArray[Any]) -> list[int]:
@@ -65,7 +66,7 @@ class ShardWriter:
         """Adds the index, makes the file durable and puts it in place."""
         index = self._index.tobytes()
         self._write([index, _crc_bytes(crc32c(index))])
-        with write_guard(self._final):
+        with guard(self._final):
             os.fsync(self._fd)
             self._part.replace(self._final)
         os.close(self._fd)
@@ -80,7 +81,7 @@ class ShardWriter:
             self._part.unlink(missing_ok=True)
 
     def _write(self, buffers: list[Buffer]) -> None:
-        with write_guard(self._final):
+        with guard(self._final):
             for first in range(0, len(buffers), MAX_IOV):
                 _writev_all(self._fd, buffers[first : first + MAX_IOV])
 

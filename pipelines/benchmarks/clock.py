@@ -36,10 +36,15 @@ def timed(action: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def median_ratio(pairs: Sequence[tuple[float, float]]) -> float:
+    """The median of first / second over the pairs."""
+    return statistics.median(a / b for a, b in pairs)
+
+
 def ratio_text(pairs: Sequence[tuple[float, float]], what: str, goal: float | None = None) -> str:
     """The median of first / second over the pairs, with its range and whether it reaches the goal."""
     ratios = sorted(a / b for a, b in pairs)
-    ratio = statistics.median(ratios)
+    ratio = median_ratio(pairs)
     text = f"{ratio:6.2f} {what} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
     if goal is not None:
         text += f", goal {goal:g}: {'reached' if ratio >= goal else 'MISSED'}"

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from clock import alternate, print_machine, ratio_text
+from clock import alternate, median_ratio, print_machine, ratio_text
 from extract import make_photographs
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -39,6 +39,7 @@ from loffta.config import BackboneConfig, ExtractConfig
 from loffta.extract import extract
 from loffta.features import Feature, choose_features
 from loffta.feed.batches import Feed
+from loffta.feed.modes import ModeChoice
 from loffta.heads import build_head, find_head
 from loffta.images.sources import open_source
 from loffta.machine import StopFlag
@@ -156,10 +157,10 @@ def make_cache(folder: Path, backbone: TimmBackbone, name: str, image_px: int, d
     return Cache.open(config.cache)
 
 
-def measure_online(bench: Bench) -> None:
-    """The cached epoch, the online epoch, and the parts that bound their ratio."""
-    features = bench.features("combo")
-    learner = bench.learner("combo", features)
+def measure_online(bench: Bench, head: str = "combo") -> dict[str, float]:
+    """The cached epoch, the online epoch, and the parts that bound their ratio: speed-up, bound, and share of it."""
+    features = bench.features(head)
+    learner = bench.learner(head, features)
     origins = Origins.of(features, bench.cache.table.classes)
     source, keys = open_source(bench.source), bench.cache.table.keys
     feed = Feed(features, bench.rows, batch_size=bench.batch, device=bench.device)
@@ -202,7 +203,7 @@ def measure_online(bench: Bench) -> None:
         "cached epoch": cached, "online epoch": online, "forward alone": forward, "head alone": steps,
     }  # fmt: skip
     with feed:
-        found = bench.repeat(f"combo, {feed.describe()}", jobs)
+        found = bench.repeat(f"{head}, {feed.describe()}", jobs)
     speedup = [(s["online epoch"], s["cached epoch"]) for s in found]
     bound = [(s["forward alone"] + s["head alone"], s["head alone"]) for s in found]
     print(f"  {ratio_text(speedup, 'times faster than online')}")
@@ -214,6 +215,7 @@ def measure_online(bench: Bench) -> None:
         f"  {macs:6.2f} times at most, by multiply-adds (head forward and backward counted as three forwards)",
         flush=True,
     )
+    return {"speed-up": median_ratio(speedup), "bound": median_ratio(bound), "of the bound": median_ratio(of_bound)}
 
 
 def count_macs(bench: Bench, learner: Learner, resident: Sequence[Tensor]) -> float:
@@ -231,7 +233,7 @@ def count_macs(bench: Bench, learner: Learner, resident: Sequence[Tensor]) -> fl
     return (network.get_total_flops() + step) / step
 
 
-def measure_heads(bench: Bench, n_heads: int) -> None:
+def measure_heads(bench: Bench, n_heads: int) -> float:
     """Linear probes on the means of all grids: several in one disk-bound pass against a pass each."""
     features = choose_features(bench.cache, (), ("mean",), default_taps="all")
     learners = [bench.learner("linear", features, seed) for seed in range(n_heads)]
@@ -252,13 +254,14 @@ def measure_heads(bench: Bench, n_heads: int) -> None:
     found = bench.repeat(f"{n_heads} linear probes", {"one pass": lambda: train(learners), "a pass each": apart})
     pairs = [(s["a pass each"], s["one pass"]) for s in found]
     print(f"  {ratio_text(pairs, f'times faster in one pass for {n_heads} heads', GOAL_HEADS)}", flush=True)
+    return median_ratio(pairs)
 
 
-def measure_feed(bench: Bench) -> None:
-    """ComBo steps on what the feed brings, and on one batch that is there."""
+def measure_feed(bench: Bench, mode: ModeChoice = "stream") -> float:
+    """ComBo steps on what the feed brings, and on one batch that is there; the second's time over the first's."""
     features = bench.features("combo")
     learner = bench.learner("combo", features)
-    with Feed(features, bench.rows, batch_size=bench.batch, device=bench.device, mode="stream") as feed:
+    with Feed(features, bench.rows, batch_size=bench.batch, device=bench.device, mode=mode) as feed:
         resident = [tensor.clone() for tensor in next(feed.in_order()).features]
         rows = torch.arange(len(resident[0]), device=bench.device)
 
@@ -272,8 +275,10 @@ def measure_feed(bench: Bench) -> None:
                 learner.step(resident, rows)
             wait(bench.device)
 
-        found = bench.repeat("combo, stream mode from the page cache", {"feed": fed, "resident": alone})
-    print(f"  {ratio_text([(s['resident'], s['feed']) for s in found], 'of a resident batch', GOAL_FEED)}", flush=True)
+        found = bench.repeat(f"combo, {mode} mode, warm", {"feed": fed, "resident": alone})
+    pairs = [(s["resident"], s["feed"]) for s in found]
+    print(f"  {ratio_text(pairs, 'of a resident batch', GOAL_FEED)}", flush=True)
+    return median_ratio(pairs)
 
 
 def drop_pages(features: Sequence[Feature]) -> None:

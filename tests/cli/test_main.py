@@ -1,5 +1,6 @@
 """The group `loffta`: exit codes and messages, whatever the commands do; and the one line of `--json`."""
 
+import errno
 import json
 import os
 import subprocess
@@ -101,11 +102,23 @@ def test_usage_errors_exit_2(args, fake, capsys):
     assert "Usage: loffta" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError("bug"), EOFError("bug"), OSError("bug")])
+@pytest.mark.parametrize("error", [ZeroDivisionError("bug"), EOFError("bug"), ValueError("bug")])
 def test_a_bug_keeps_its_traceback(error, fake):
     fake(raising(error))
     with pytest.raises(type(error), match="bug"):
         main(["fake"])
+
+
+@pytest.mark.parametrize("flags", [[], ["-v"]])
+def test_an_error_of_the_system_is_one_message(flags, fake, capsys):
+    fake(raising(OSError(errno.ESTALE, "Stale file handle", "/data/c.0")))
+    assert main([*flags, "fake"]) == 1
+    trace, _, said = capsys.readouterr().err.rpartition("error: ")
+    assert said.startswith(
+        "the disk or file server did not answer as it should (Stale file handle)\n  where:  /data/c.0\n"
+    )
+    assert "\n  where:  /data/c.0\n" in said
+    assert trace.startswith("Traceback") == bool(flags)
 
 
 def test_interrupt_exits_130(fake, capsys):
