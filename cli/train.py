@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,7 @@ def command(
     off goes on from its last checkpoint.
     """
     from loffta.config import TrainConfig, parse
+    from loffta.errors import NotSaved
     from loffta.machine import StopFlag
     from loffta.train import train
 
@@ -69,7 +71,12 @@ def command(
     recipe, augment = split_settings(parse_settings(settings), config.augment)
     config = config.model_copy(update={"recipe": config.recipe | recipe, "augment": augment})
     stop = StopFlag().listen()
-    results = train(config, out, stop) if config.online is None else run_online(config, out, stop)
+    try:
+        results = train(config, out, stop) if config.online is None else run_online(config, out, stop)
+    except NotSaved as error:
+        print_results(error.results)
+        emit(error.results, as_json)
+        raise
     print_results(results)
     _print_next(out, config)
     emit(results, as_json)
@@ -88,7 +95,7 @@ def _print_next(out: Path, config: TrainConfig) -> None:
     show_lines(to_type(["loffta", "predict", str(out), "IMAGES", "--out", "predictions.parquet"]))
 
 
-def print_results(results: dict[str, Any]) -> None:
+def print_results(results: Mapping[str, Any]) -> None:
     """One line per metric; relevance where there is one."""
     for name, metric in results["metrics"].items():
         spread = f" ± {metric['std']:.3f} over {len(metric['per_seed'])} seeds" if metric["std"] is not None else ""

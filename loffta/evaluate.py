@@ -28,7 +28,7 @@ from loffta.heads.recipe import Recipe
 from loffta.measure import measure, prediction_columns
 from loffta.origins import read_origins
 from loffta.relevance import raw_scores, scores
-from loffta.runs import RunPaths, load_head, open_run, read_json, read_results, write_predictions, write_results
+from loffta.runs import RunPaths, load_head, open_run, read_json, read_results, save_results
 from loffta.splits import split_rows
 from loffta.store.cache import Cache
 from loffta.targets import check_targets, read_targets
@@ -55,6 +55,7 @@ def evaluate(
         stop: listened to while the heads predict.
     Raises:
         LofftaError: no run, no trained head, or a cache that lacks its features.
+        NotSaved: measured, and nothing could be written; the error has the results.
         Stopped: a signal came.
     """
     start = time.monotonic()
@@ -89,8 +90,7 @@ def evaluate(
         train_seconds = read_results(paths.results(split)).get("train_seconds")
     if train_seconds is not None:
         results["train_seconds"] = train_seconds
-    write_predictions(paths.predictions(split), prediction_columns(task, probabilities, targets, rows, keys))
-    write_results(paths.results(split), results)
+    save_results(paths, split, results, prediction_columns(task, probabilities, targets, rows, keys))
     return results
 
 

@@ -65,7 +65,7 @@ def load_checkpoint(
     needed = [name for name in model.state_dict() if not _in_head(model, name)]
 
     def by_name(found: StateDict) -> dict[str, Tensor]:
-        return _converted(found, model, convert)
+        return dict(found) if _resampled(found, model) else _converted(found, model, convert)
 
     def by_order(found: StateDict) -> dict[str, Tensor]:
         try:
@@ -79,7 +79,9 @@ def load_checkpoint(
     choice = choose_part(tensors, len(needed) // 2, (by_name, by_order), n_fitting, wanted=part, where=path)
     found = choice.part.tensors
     px = _set_size(model, found, path)
-    _refuse_resampled(found, model, path)
+    if (what := _resampled(found, model)) is not None:
+        remedy = "name the model of that size with --backbone, and set the input with --image-px"
+        raise LofftaError(what, where=path, remedy=remedy)
     converted = choice.converted if px is None else by_name(found)  # a filter has resampled to the size before
     if not converted.keys() & model.state_dict().keys():
         converted = match_by_order(found, model.state_dict(), where=path)
@@ -153,19 +155,16 @@ def _set_size(model: Any, found: Mapping[str, Any], path: Path) -> int | None:
     return px
 
 
-def _refuse_resampled(found: StateDict, model: nn.Module, path: Path) -> None:
+def _resampled(found: StateDict, model: nn.Module) -> str | None:
     """Filters also resample patch embeddings and tables of relative positions: then the file is for another net."""
     own = model.state_dict()
     for name, tensor in found.items():
         for part in RESAMPLED:
             shapes = [list(t.shape) for n, t in own.items() if n.endswith(part) and name.endswith(part)]
             if shapes and tensor.numel() not in map(prod, shapes):
-                raise LofftaError(
-                    f"the weights do not fit: {_describe((name, tensor))} was made for another input or patch size, "
-                    f"the model has {shapes[0]}",
-                    where=path,
-                    remedy="name the model of that size with --backbone, and set the input with --image-px",
-                )
+                made = f"{_describe((name, tensor))} was made for another input or patch size"
+                return f"the weights do not fit: {made}, the model has {shapes[0]}"
+    return None
 
 
 def _adapt(model: Any, converted: StateDict) -> set[str]:

@@ -41,9 +41,8 @@ from loffta.runs import (
     load_head,
     read_lines,
     read_results,
+    save_results,
     start_run,
-    write_predictions,
-    write_results,
 )
 from loffta.store.recipe import recipe_hash
 from loffta.targets import choose_task, fit_to_task, read_targets
@@ -147,8 +146,7 @@ def _fit_all(setting: Setting, train_rows: NDArray[np.int64], test_rows: NDArray
     results |= measure(setting.task, scores, targets, setting.listing.classes, keys=keys, seed=config.data_seed)
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
     results |= {"versions": machine.versions(), "train_seconds": seconds}
-    write_predictions(paths.predictions(config.test_on), prediction_columns(setting.task, scores, targets, rows, keys))
-    write_results(paths.results(config.test_on), results)
+    save_results(paths, config.test_on, results, prediction_columns(setting.task, scores, targets, rows, keys))
     return results
 
 
