@@ -83,23 +83,27 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
     Raises:
         UsageError: no key, or a value that is neither.
     """
-    import yaml
-
+    from loffta.documents import from_json, from_yaml
     from loffta.errors import UsageError
+    from loffta.words import brief
 
     settings = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise UsageError(f"'{pair}' is not key=value", where="--set", remedy="write for example --set epochs=12")
+            raise UsageError(
+                f"{brief(pair)} is not key=value", where="--set", remedy="write for example --set epochs=12"
+            )
         try:
-            settings[key] = json.loads(value)  # YAML 1.1 takes 1e-3 for a word
+            settings[key] = from_json(value)  # YAML 1.1 takes 1e-3 for a word
         except ValueError:
             try:
-                settings[key] = yaml.safe_load(value)
-            except yaml.YAMLError as error:
+                settings[key] = from_yaml(value)
+            except ValueError as error:
                 raise UsageError(
-                    f"the value of {key} cannot be read: '{value}'", where="--set", remedy="quote it as in YAML"
+                    f"the value of {brief(key)} cannot be read: {brief(value)}",
+                    where="--set",
+                    remedy="quote it as in YAML",
                 ) from error
     return settings
 

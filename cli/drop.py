@@ -20,19 +20,25 @@ def command(cache: Path, target: str, yes: bool, as_json: bool) -> None:
 
     Names are those of `loffta info`. What is dropped has to be extracted anew.
     """
-    from loffta.errors import UsageError
+    from loffta.errors import LofftaError, UsageError
     from loffta.store.cache import Cache
-    from loffta.store.drop import count_bytes, drop, find_target
+    from loffta.store.drop import drop, find_target
     from loffta.terminal import columns, wrap
 
     opened = Cache.open(cache)
-    store, arrays = find_target(opened, target)
-    n_bytes = count_bytes(opened, store, arrays)
+    found = find_target(opened, target)
+    n_bytes = found.count_bytes()
+    try:
+        label = opened.store_info(found.store).label
+    except LofftaError:  # half dropped, or damaged
+        label = found.store
+    for link in found.links:
+        show(f"{link} is a link: what it leads to, {link.resolve()}, is removed, too")
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError("there is no terminal to ask on", where="loffta drop", remedy="add --yes")
-        question = f"Remove {target}, {human_bytes(n_bytes)} of {store.info.label}?"
+        question = f"Remove {target}, {human_bytes(n_bytes)} of {label}?"
         click.confirm("\n".join(wrap(question, columns() - len(" [y/N]: "))), abort=True, err=True)
-    drop(opened, store, arrays)
+    drop(found)
     show(f"{human_bytes(n_bytes)} freed")
     emit({"dropped": target, "bytes": n_bytes}, as_json)

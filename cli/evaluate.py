@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 @click.command("evaluate")
 @click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN...")
 @click.option("--split", help="Split, or several joined by +.  [the run's --test-on; with --online: test]")
-@click.option("--cache", type=click.Path(path_type=Path), help="Where the cache is now.  [where it was in training]")
+@click.option(
+    "--cache", type=click.Path(path_type=Path), help="Where the cache is now.  [where it was, or lay beside the run]"
+)
 @click.option("--online", metavar="SOURCE", help="Images that are not cached: features are made and forgotten.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="With --online: images per pass.  [32]")
+@click.option("--batch-size", type=click.IntRange(1, 1 << 20), help="With --online: images per pass.  [32]")
 @click.option("--max-bad-frac", type=click.FloatRange(0, 1), help="With --online: more are exit code 3.  [0.01]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @json_option

@@ -13,6 +13,7 @@ from .common import emit, human_bytes, json_option, merge_config, plural, show
 if TYPE_CHECKING:
     from loffta.config import ExtractConfig
 
+_SHOWN = 8  # of other jobs' shares
 _REQUIRED = {"source": "SOURCE", "cache": "--cache DIR", "backbones": "--backbone NAME"}  # or in the --config file
 
 
@@ -41,7 +42,8 @@ _REQUIRED = {"source": "SOURCE", "cache": "--cache DIR", "backbones": "--backbon
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option("--unit-images", type=int, help="Rows per unit of a new cache, a power of two.  [256]")
 @click.option("--shard", "share", metavar="I/N", help="Only the units u with u % N == I; for N jobs at once.")
-@click.option("--limit", type=int, help="Only the first N images.")
+@click.option("--splits", metavar="SPLIT", help="Only the images of this split, or of several joined by +.")
+@click.option("--limit", type=int, help="Only N images, a share of every split.")
 @click.option("--max-bad-frac", type=float, default=0.01, show_default=True, help="More bad images: exit code 3.")
 @click.option("--ignore-space", is_flag=True, help="Begin though there is no room for all of it.")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file with any of these options.")
@@ -67,6 +69,10 @@ def command(ctx: click.Context, /, file: Path | None, as_json: bool, **options: 
         images = f"{report.images} {plural(report.images, 'image')}"
         done = f"{report.units} {plural(report.units, 'unit')}, {images} in {report.seconds:.1f} s"
     show(f"{done}; {report.bad} bad {plural(report.bad, 'image')} in the cache")
+    if report.unwritten_of:
+        images = f"{report.unwritten_images} {plural(report.unwritten_images, 'image has', 'images have')}"
+        listed = ", ".join(report.unwritten_of[:_SHOWN]) + (", ..." if len(report.unwritten_of) > _SHOWN else "")
+        show(f"{images} no features yet: they are those of --shard {listed}")
     emit(asdict(report), as_json)
 
 

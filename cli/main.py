@@ -6,17 +6,17 @@ Nothing heavy is imported here, nor for `--help`: torch takes 2.4 s and timm 5 s
 from __future__ import annotations
 
 import importlib
-import io
 import os
-import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
 from loffta import __version__
 from loffta.errors import LofftaError, unknown_name
 from loffta.os_words import explain
+from loffta.streams import lost_output, secure_streams
 from loffta.words import printable
 
 # name -> (where the click command is, its line in `loffta --help`); in the order of work
@@ -80,13 +80,20 @@ def main(args: Sequence[str] | None = None) -> int:
     Args:
         args: the words after `loffta`; None: those of this process.
     """
+    secure_streams()
+    code = _run(args)
+    lost = lost_output()  # the work is done all the same
+    if lost is None:
+        return code
+    if not isinstance(lost, BrokenPipeError):  # there the reader has gone, as in `loffta info | head -1`
+        click.echo(f"error: standard output cannot be written ({lost.strerror})", err=True)
+    return code or 1
+
+
+def _run(args: Sequence[str] | None) -> int:
     options = {"verbose": False}  # filled by `cli`, which has ended when an error arrives here
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: no name of a file may end a command
     try:
         code = cli.main(args, prog_name="loffta", standalone_mode=False, obj=options)
-        if sys.stdout is not None:  # as it is after `>&-`
-            sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's last breath
     except LofftaError as error:
         return _tell(error, options["verbose"])
     except click.ClickException as error:
@@ -94,15 +101,10 @@ def main(args: Sequence[str] | None = None) -> int:
         return error.exit_code
     except click.Abort as abort:
         return _code_of_abort(abort)
-    except BrokenPipeError:  # the reader has gone, as in `loffta info | head -1`
-        _drop_output()
-        return 1
     except OSError as error:
-        if not _is_of_printing(error):
-            return _tell(explain(error), options["verbose"], error)
-        click.echo(f"error: standard output cannot be written ({error.strerror})", err=True)
-        _drop_output()
-        return 1
+        return _tell(explain(error), options["verbose"], error)
+    except SystemExit as error:
+        return _code_of_exit(error, options["verbose"])
     return code if isinstance(code, int) else 0  # `ctx.exit(n)` arrives as n
 
 
@@ -115,15 +117,18 @@ def _tell(error: LofftaError, verbose: bool, cause: BaseException | None = None)
     return error.exit_code
 
 
-def _drop_output() -> None:
-    """What is still buffered must go somewhere at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _is_of_printing(error: OSError) -> bool:
-    """Whether it comes from stdout, as of `loffta info > /dev/full`, and not from a file of the command's."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_code in (click.echo.__code__, main.__code__)
+def _code_of_exit(error: SystemExit, verbose: bool) -> int:
+    """click's own exits arrive as a number; this one is of a user's code or a library, and the command is not done."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if "/click/" in frames[-1].filename:  # but for what it prints for the shell's completion
+        return error.code if isinstance(error.code, int) else 1
+    last = next((f for f in reversed(frames) if Path(f.filename).parent != Path(os.__file__).parent), frames[-1])
+    wanted = LofftaError(
+        f"code that this command called ended the process: SystemExit({error.code!r})",
+        where=f"{last.filename}, line {last.lineno}",
+        remedy="an exception in its place would say what is wrong; -v before the command shows how it came there",
+    )
+    return _tell(wanted, verbose, error)
 
 
 def _code_of_abort(abort: click.Abort) -> int:

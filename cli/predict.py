@@ -16,7 +16,7 @@ from .common import emit, json_option, plural, show
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE.parquet")
 @click.option("--per-seed", is_flag=True, help="Each seed's own prediction, too, beside the mean of all.")
 @click.option("--cache", type=click.Path(path_type=Path), help="For runs of older versions: where the cache is now.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images per pass.")
+@click.option("--batch-size", type=click.IntRange(1, 1 << 20), default=32, show_default=True, help="Images per pass.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option(
     "--max-bad-frac", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="More bad images: exit code 3."

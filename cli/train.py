@@ -48,6 +48,7 @@ _REQUIRED = {"cache": "CACHE", "head": "--head NAME"}  # or in the --config file
 @click.option("--checkpoint-s", type=float, default=60.0, show_default=True, help="Seconds between two checkpoints.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option("--partial", is_flag=True, help="Train on what is there though the cache is not finished.")
+@click.option("--one-class", is_flag=True, help="Train though all images are of one class.")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file with any of these options.")
 @online_options
 @json_option
@@ -102,6 +103,14 @@ def print_results(results: Mapping[str, Any]) -> None:
         low, high = metric["ci95"]
         images = f"{results['n']} {plural(results['n'], 'image')}"
         show(f"{name} {metric['mean']:.3f}{spread}, 95 % interval {low:.3f} to {high:.3f} ({images})")
+    if "now" in results.get("images", {}):
+        from loffta.known_images import growth
+
+        show(growth(results["images"]["known"], results["images"]["now"]))
+    if "other_set" in results.get("images", {}):
+        show(f"measured on another image set than that of the training: {results['images']['other_set']}")
+    if n_unlabelled := results.get("images", {}).get("unlabelled"):
+        show(f"images of split {results['split']} without a label: {n_unlabelled}, left out")
     if "search" in results:
         chosen = results["search"]["chosen"]
         show(

@@ -39,7 +39,7 @@ def command(
     from loffta.machine import StopFlag
     from loffta.store.cache import Cache
     from loffta.store.purge import lost_metadata
-    from loffta.store.verify import verify
+    from loffta.store.verify import tidy, verify
 
     stop = StopFlag().listen()
     looking = "looking for damage; nothing was changed by that"
@@ -47,15 +47,19 @@ def command(
     lost = lost_metadata(opened)
     found = list(stop.each(verify(opened, deep=deep), looking))
     for damage in found:
-        show(f"{damage.array}, unit {damage.unit}: {damage.what} ({damage.path})")
+        place = damage.array if damage.unit is None else f"{damage.array}, unit {damage.unit}"
+        show(f"{place}: {damage.what} ({damage.path})")
     for name in lost:
         show(f"{name}: its zarr.json is gone")
     repaired = 0
-    if found and repair:
+    if repair and not (found or lost):
+        tidy(opened)
+    elif repair:
         from loffta.repair import repair as repair_units
 
-        repaired = repair_units(opened, found, stop)
+        repaired = repair_units(opened, found, lost, stop)
         opened = Cache.open(cache)
+        lost = lost_metadata(opened)
         found = list(stop.each(verify(opened, deep=deep), looking))
         show(f"{repaired} {plural(repaired, 'unit')} written anew")
     if not found and not lost:
@@ -63,29 +67,45 @@ def command(
     sound = not found and not lost
     altered = _check_images(opened, stop) if images and sound else []
     compared = _compare(opened, recompute, device, stop) if recompute and sound else []
-    result = {"damaged": [vars(damage) for damage in found], "lost_metadata": lost, "deep": deep, "repaired": repaired}
+    damaged = [{name: value for name, value in vars(damage).items() if name != "layout"} for damage in found]
+    result = {"damaged": damaged, "lost_metadata": lost, "deep": deep, "repaired": repaired}
     emit(result | {"altered_images": altered, "recomputed": compared}, as_json)
     if lost:
         raise DamageFound(
             f"{_damaged(found)}, and the zarr.json is gone of {', '.join(lost)}",
             where=cache,
-            remedy="was the file system purged? Run the `loffta extract` that made them again",
+            remedy="was the file system purged? Add --repair, which writes those anew that it can, or run the "
+            "`loffta extract` that made them again",
         )
     if found:
-        scales = dict.fromkeys(damage.scales for damage in found if damage.scales is not None)
-        useless = [path for path in (*(damage.done for damage in found), *scales) if path.exists()]
-        remove = shlex.join(["rm", *(["-r"] if scales else []), *map(str, useless)])
-        raise DamageFound(
-            _damaged(found),
-            where=cache,
-            remedy="add --repair to write these units anew; or, to do it with the same `loffta extract` later,\n"
-            f"    {remove}",
-        )
+        raise DamageFound(_damaged(found), where=cache, remedy=_remedy(cache, found))
     _refuse(opened, altered, [entry for entry in compared if not entry["agrees"]])
 
 
 def _damaged(found: Sequence[Damage]) -> str:
-    return f"{len(found)} {plural(len(found), 'unit is', 'units are')} damaged"
+    units = sum(damage.unit is not None for damage in found)
+    documents = len(found) - units
+    parts = [f"{units} {plural(units, 'unit is', 'units are')} damaged"] if units or not documents else []
+    if documents:
+        owners = plural(documents, "array or store is", "arrays or stores are")
+        parts.append(f"the metadata of {documents} {owners} damaged")
+    return ", and ".join(parts)
+
+
+def _remedy(cache: Path, found: Sequence[Damage]) -> str:
+    """What mends it, and what a person may do instead."""
+    beyond = [damage for damage in found if damage.unit is None and damage.layout is None]
+    stores = [damage for damage in beyond if "/" not in damage.array]
+    if stores:
+        drop = shlex.join(["loffta", "drop", str(cache), stores[0].array])
+        return f"restore {stores[0].path} from a backup, or give the store up: {drop}"
+    useless = dict.fromkeys(path for damage in found for path in (damage.done, damage.scales) if path is not None)
+    paths = [path for path in (*useless, *(damage.path for damage in beyond)) if path.exists()]
+    if not paths:
+        return "add --repair to write them anew, or run the `loffta extract` that made them"
+    remove = shlex.join(["rm", *(["-r"] if any(path.is_dir() for path in paths) else []), *map(str, paths)])
+    offer = "" if beyond else "add --repair to write these units anew; or, "
+    return f"{offer}to do it with the same `loffta extract` later,\n    {remove}"
 
 
 def _check_images(cache: Cache, stop: StopFlag) -> list[dict[str, Any]]:

@@ -20,12 +20,12 @@ from loffta.config import BackboneConfig, ExtractConfig
 from loffta.forward import Job
 from loffta.images.geometry import PixelGeometry, View
 from loffta.jobs import Load, choose_specs, describe, make_request, prepare
-from loffta.store.cache import MAX_THUMB_PX, Cache, CachedArray
+from loffta.store.cache import MAX_THUMB_PX, Cache, CachedArray, rows_due
 from loffta.store.files import sweep_tree
 from loffta.store.paths import THUMB, CachePaths
 from loffta.store.purge import describe_lost, describe_missing, forget_missing, lost_metadata
 from loffta.store.table import ImageTable
-from loffta.store.units import Share, count_units
+from loffta.store.units import Share
 from loffta.zoo import ZOO
 
 
@@ -36,17 +36,20 @@ class Begun:
     cache: Cache
     thumbs: CachedArray
     jobs: list[Job]
-    units: list[int]  # of this process's share
-    n_rows: int  # images asked for
+    asked: dict[int, Sequence[int]]  # rows by unit, of the images asked for and of this process's share
 
-    def rows(self, unit: int) -> range:
-        """Rows of one unit, of the images asked for."""
-        return self.cache.rows_of_unit(unit, self.n_rows)
+    @property
+    def n_images(self) -> int:
+        """Images asked for, of this process's share."""
+        return sum(map(len, self.asked.values()))
+
+    def due(self, unit: int) -> Sequence[int]:
+        """Rows that are to be written of a unit; looks at the disk."""
+        return rows_due(self.arrays, unit, self.asked[unit])
 
     def lacks(self, unit: int) -> bool:
         """Whether anything of a unit is still to be written; looks at the disk."""
-        rows = self.rows(unit)
-        return not self.thumbs.has_unit(unit, rows) or any(job.missing(unit, rows) for job in self.jobs)
+        return not all(array.has_unit(unit, self.asked[unit]) for array in self.arrays)
 
     @property
     def thumb_geometry(self) -> PixelGeometry:
@@ -92,6 +95,7 @@ def begin(
     views = _views(config) if views is None else views
     wanted = [(backbone, view) for backbone in config.backbones for view in views]
     if not CachePaths(config.cache).config.exists():  # what cannot be had or is misspelt leaves no empty cache behind
+        listing.refuse_alike()
         for backbone, view in wanted:
             info = describe(load(backbone), make_request(backbone, view, config))
             choose_specs(backbone, info.taps, config.kinds)
@@ -102,10 +106,10 @@ def begin(
     fresh = not cache.paths.target(THUMB).metadata.exists()  # a finished cache is not even touched
     thumbs = cache.extend(cache.thumbs(create=fresh))
     share = Share(*config.share)
-    n_rows = min(config.limit or len(cache.table), len(cache.table))
-    units = [u for u in range(count_units(n_rows, cache.unit_images)) if share.owns(u) and (only is None or u in only)]
-    jobs = [prepare(cache, backbone, view, config, load, units) for backbone, view in wanted]
-    return Begun(cache, thumbs, jobs, units, n_rows)
+    asked = cache.asked_rows(config.splits, config.limit)
+    asked = {unit: asked[unit] for unit in asked if share.owns(unit) and (only is None or unit in only)}
+    jobs = [prepare(cache, backbone, view, config, load, asked) for backbone, view in wanted]
+    return Begun(cache, thumbs, jobs, asked)
 
 
 def _views(config: ExtractConfig) -> list[View | None]:

@@ -13,18 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import crc32c
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
+from loffta.documents import from_json
 from loffta.errors import LofftaError
 from loffta.members import Member
-from loffta.store.files import replace_file
 from loffta.store.recipe import differing_fields
+from loffta.tensor_file import NewerFormat, read_tensors, write_tensors
 
-FORMAT = 1
 _BEGIN_ANEW = "delete this file to begin the training anew"
 
 
@@ -119,11 +115,8 @@ class Keeper:
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Writes tensors and a JSON state, with a checksum over both: safetensors has none of its own."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(state)
-    metadata = {"format": str(FORMAT), "state": text, "crc32c": str(_checksum(plain, text))}
-    replace_file(path, save(plain, metadata))
+    """Writes tensors and a JSON state, with a checksum over both."""
+    write_tensors(path, tensors, json.dumps(state))
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -133,29 +126,18 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | No
         LofftaError: it is damaged, or of a newer format.
     """
     try:
-        data = path.read_bytes()
+        tensors, text = read_tensors(path)
+        state = from_json(text or "")
+        if not isinstance(state, dict):
+            raise ValueError("it holds no state of a training")
     except FileNotFoundError:
         return None
-    try:
-        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        if int(metadata["format"]) > FORMAT:
-            raise LofftaError(
-                f"this checkpoint has format {metadata['format']}, and this loffta knows {FORMAT}",
-                where=path,
-                remedy=f"continue with the loffta that wrote it, or {_BEGIN_ANEW}",
-            )
-        tensors = load(data)
-        if _checksum(tensors, metadata["state"]) != int(metadata["crc32c"]):
-            raise ValueError("its checksum is wrong")
-        return tensors, json.loads(metadata["state"])
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except NewerFormat as error:
+        raise LofftaError(
+            f"this checkpoint has {error}",
+            where=path,
+            remedy=f"continue with the loffta that wrote it, or {_BEGIN_ANEW}",
+        ) from error
+    except ValueError as error:
         raise LofftaError(f"this checkpoint is damaged ({error})", where=path, remedy=_BEGIN_ANEW) from error
-
-
-def _checksum(tensors: Mapping[str, Tensor], text: str) -> int:
-    checksum: int = crc32c.crc32c(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        checksum = crc32c.crc32c(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), checksum)
-        checksum = crc32c.crc32c(tensor.reshape(-1).view(torch.uint8).numpy().data, checksum)
-    return checksum
+    return tensors, state

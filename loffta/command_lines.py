@@ -27,7 +27,7 @@ def extract_arguments(config: ExtractConfig) -> list[str]:
         if any(other.image_px is not None for other in config.backbones):
             arguments += ["--image-px", str(backbone.image_px or "native")]
     plain = ("resize", "interpolation", "views", "view_seed", "precision", "dtype", "batch_size", "device")
-    changed = _changed(config, (*plain, "unit_images", "limit", "max_bad_frac"))
+    changed = _changed(config, (*plain, "unit_images", "splits", "limit", "max_bad_frac"))
     if config.pool:
         changed["pool"] = "{}x{}".format(*config.pool)
     if config.share != (0, 1):
@@ -52,7 +52,8 @@ def train_arguments(config: TrainConfig, run: Path) -> list[str]:
     splits = ("train_on", "validate_on", "holdout", "test_on")
     plain = ("task", *splits, "seeds", "data_seed", "select", "device", "feed", "order", "checkpoint_s")
     arguments += _options(_changed(config, plain))
-    arguments += [f"--{name}" for name in ("search", "partial") if getattr(config, name)]
+    flags = ("search", "partial", "one_class")
+    arguments += [f"--{name.replace('_', '-')}" for name in flags if getattr(config, name)]
     return arguments + (_online_arguments(config.online) if config.online else [])
 
 

@@ -1,6 +1,7 @@
 """Frozen, strict configurations: YAML or options in, resolved YAML out.
 
-Units are in the names, None means off, and every unknown key is an error that names its nearest neighbour.
+Units are in the names, None means off, and every unknown key is an error that names its nearest neighbour. Numbers have
+an end: what nobody means is refused before a minute is spent on it, with the range that makes sense.
 """
 
 from __future__ import annotations
@@ -10,21 +11,26 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PositiveFloat, ValidationError
 
+from loffta.documents import MAX_YAML_BYTES, from_yaml, read_bytes
 from loffta.errors import LofftaError, UsageError, unknown_name
+from loffta.limits import MANY, MAX_UNIT_IMAGES, BatchSize, Count, Pixels, Seed, Views
+from loffta.os_words import guard
 from loffta.tokens import Kind
+from loffta.words import brief
 
 Model = TypeVar("Model", bound=BaseModel)
+_SHOWN = 100  # characters of a key in a message
 
 
-class StrictModel(BaseModel, frozen=True, extra="forbid"):
-    """Base of every configuration: immutable, and no key passes unknown."""
+class StrictModel(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """Base of every configuration: immutable, no key passes unknown, and every number is one."""
 
 
 def _power_of_two(value: int) -> int:
-    if value < 1 or value & (value - 1):
-        raise ValueError("it must be a power of two")
+    if not 1 <= value <= MAX_UNIT_IMAGES or value & (value - 1):
+        raise ValueError(f"it must be a power of two from 1 to {MAX_UNIT_IMAGES:,}")
     return value
 
 
@@ -44,7 +50,7 @@ def _window(value: object) -> object:
     return value
 
 
-Window: TypeAlias = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_window)]  # (rows, columns), or 2x2
+Window: TypeAlias = Annotated[tuple[Count, Count], BeforeValidator(_window)]  # (rows, columns), or 2x2
 
 
 def _word_for_none(word: str) -> BeforeValidator:
@@ -58,7 +64,8 @@ class BackboneConfig(StrictModel, frozen=True):
     name: str  # timm id
     weights: str = "hub"  # hub | random:SEED | package:MODULE | a .safetensors, .pth or .pt file
     taps: str = "last"  # sets and names, separated by commas
-    image_px: Annotated[PositiveInt | None, _word_for_none("native")] = None  # side of the square input
+    # side of the square input
+    image_px: Annotated[Pixels | None, _word_for_none("native")] = None
 
 
 class ExtractConfig(StrictModel, frozen=True):
@@ -66,25 +73,26 @@ class ExtractConfig(StrictModel, frozen=True):
 
     source: str
     cache: Path
-    backbones: tuple[BackboneConfig, ...] = Field(min_length=1)
+    backbones: tuple[BackboneConfig, ...] = Field(min_length=1, max_length=MANY)
     kinds: tuple[Kind, ...] = Field(("grid", "prefix"), min_length=1)
     resize: Literal["squash", "crop"] = (
         "squash"  # the whole image to the square; or `crop`: timm's evaluation transform
     )
     interpolation: Literal["model", "bilinear", "bicubic"] = "model"
     pool: Window | None = None  # tokens that are averaged into one before they are stored
-    views: int = Field(0, ge=0)  # random crops and flips of every image, a store each, beside the plain one
-    view_seed: int = Field(0, ge=0)
+    views: Views = 0  # random crops and flips of every image, a store each, beside the plain one
+    view_seed: Seed = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the forward pass; fp32 on every device unless asked
     dtype: Literal["float16", "float32", "int8"] = "float16"  # of the stored tokens
-    batch_size: Annotated[PositiveInt | None, _word_for_none("auto")] = None
+    batch_size: Annotated[BatchSize | None, _word_for_none("auto")] = None
     device: str = "auto"
     unit_images: Annotated[int, AfterValidator(_power_of_two)] | None = None  # None: the cache's own, 256 for a new one
     share: Annotated[tuple[int, int], AfterValidator(_share)] = (
         0,
         1,
     )  # (i, n): this process owns the units u with u % n == i
-    limit: int | None = Field(None, gt=0)  # first rows only
+    splits: str | None = None  # one split or several joined by +; None: all
+    limit: int | None = Field(None, gt=0)  # so many images, a share of every split
     max_bad_frac: float = Field(0.01, ge=0, le=1)
     ignore_space: bool = False  # begin though the file system or the quota has no room for all of it
 
@@ -110,23 +118,24 @@ class TrainConfig(StrictModel, frozen=True):
 
     cache: Path
     head: str
-    features: tuple[str, ...] = ()  # STORE[:TAPS]; none: all stores
+    features: tuple[str, ...] = Field((), max_length=MANY)  # STORE[:TAPS]; none: all stores
     task: str = "auto"  # or a task by name; `train` resolves it by the kind of labels
     train_on: str = "train"
     validate_on: str | None = None  # measured too; what --search chooses by
     holdout: float | None = Field(None, gt=0, lt=1)  # this share of train_on becomes the split "holdout"
     test_on: str = "test"
-    seeds: int = Field(1, gt=0)
-    data_seed: int = Field(0, ge=0)  # order of the images, shared by all seeds
+    seeds: Count = 1
+    data_seed: Seed = 0  # order of the images, shared by all seeds
     recipe: dict[str, Any] = Field(default_factory=dict)  # what differs from the head's defaults
     augment: str | dict[str, Any] = "none"  # a preset, or settings of `loffta.augment` on top of one
     search: bool = False  # try the recipe's learning rates and weight decays first
-    select: int | None = Field(None, gt=0)  # score the backbones first, then train on the K best
+    select: Count | None = None  # score the backbones first, then train on the K best
     device: str = "auto"
     feed: Literal["auto", "device", "host", "stream"] = "auto"  # where features wait for their batches
     order: Literal["auto", "uniform", "windowed"] = "auto"  # of the images; see `feed.order`
-    checkpoint_s: float = Field(60.0, gt=0)  # seconds between two checkpoints
+    checkpoint_s: float = Field(60.0, gt=0, le=30 * 86_400)  # seconds between two checkpoints
     partial: bool = False  # train on the rows that are there, though the cache is not finished
+    one_class: bool = False  # train though all images are of one class
     online: OnlineConfig | None = None  # no cache: `cache` is the source's name, and nothing is read there
 
 
@@ -148,12 +157,14 @@ def parse(
         path = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             owner = _model_at(model, problem["loc"][:-1])
-            raise unknown_name("key", str(problem["loc"][-1]), owner.model_fields, where=f"{where}: {path}") from error
+            key = str(problem["loc"][-1])[:_SHOWN]
+            raise unknown_name("key", key, owner.model_fields, where=f"{where}: {path[:_SHOWN]}") from error
         if problem["type"] == "missing":
             name = (options or {}).get(path, path)
             raise UsageError(f"'{name}' is missing", where=where, remedy=f"give {name}") from error
+        fault = problem["msg"].removeprefix("Value error, ").lower()
         raise UsageError(
-            f"{path or 'value'}: {problem['msg'].lower()} (got {problem['input']!r})",
+            f"{path[:_SHOWN] or 'value'}: {fault} (got {brief(problem['input'])})",
             where=where,
             remedy="give a value that fits",
         ) from error
@@ -166,14 +177,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
         LofftaError: the file is missing, or is not a mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        with guard(path):
+            values = from_yaml(_read(path).decode())
         if not isinstance(values, dict):
             raise ValueError("the file is not a mapping of keys to values")
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise LofftaError(
             f"cannot read the configuration: {error}", where=path, remedy="check the path and the YAML syntax"
         ) from error
     return values
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_bytes(path, MAX_YAML_BYTES)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ValueError(f"there is no such file ({error.strerror})") from error
 
 
 def to_yaml(config: BaseModel) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +31,26 @@ def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is no regular file")
-        data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise ValueError(f"it is larger than {max_bytes >> 20} MiB")
-    return data
+        if status.st_size > max_bytes:
+            raise ValueError(f"it is larger than {max_bytes >> 20} MiB")
+        return file.read(status.st_size + (1 << 16))  # never `max_bytes`: Python would take so much memory first
 
 
-def from_json(text: bytes | str) -> Any:
+def from_json(
+    text: bytes | str, *, max_bytes: int = MAX_BYTES, object_hook: Callable[[dict[str, Any]], Any] | None = None
+) -> Any:
     """What a JSON document says.
 
+    Args:
+        max_bytes: for documents of others that may be larger than any of loffta's, as COCO's annotations are.
+        object_hook: as json.loads has it.
     Raises:
-        ValueError: it is no JSON, or deeper or larger than any that loffta writes.
+        ValueError: it is no JSON, or deeper than any that loffta writes, or larger.
     """
-    if len(text) > MAX_BYTES:
-        raise ValueError(f"the JSON is larger than {MAX_BYTES >> 20} MiB")
+    if len(text) > max_bytes:
+        raise ValueError(f"the JSON is larger than {max_bytes >> 20} MiB")
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_hook=object_hook)
     except RecursionError as error:
         raise ValueError(f"the JSON is nested more than {MAX_DEPTH} deep") from error
     _check_depth(values)

@@ -31,7 +31,7 @@ from loffta.jobs import Load
 from loffta.progress import Progress
 from loffta.space import check_room
 from loffta.store.cache import Cache
-from loffta.store.ledger import BAD
+from loffta.store.ledger import BAD, done_units
 from loffta.store.sink import UnitSink
 from loffta.store.writer import Stored
 
@@ -45,6 +45,8 @@ class Report:
     units: int = 0  # written by this call
     seconds: float = 0.0
     waited_s: float = 0.0  # of these, for images that were not decoded in time
+    unwritten_images: int = 0  # asked for, and of other shares: they have no features yet
+    unwritten_of: list[str] = field(default_factory=list)  # these shares, as --shard takes them
     stores: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -92,11 +94,11 @@ def extract(
         listing = source.listing()  # before any model is loaded: a faulty table should not cost that wait
     begun = begin(config, listing, _stoppable(load, stop), only=only, views=views)
     if not config.ignore_space:
-        check_room(begun.cache, begun.arrays, begun.units, config.limit)
-    todo = [unit for unit in begun.units if begun.lacks(unit)]
+        check_room(begun.cache, begun.arrays, begun.asked)
+    todo = [unit for unit in begun.asked if begun.lacks(unit)]
     if todo:
         print(machine.describe(begun.jobs[0].device), file=sys.stderr)
-    n_images = sum(len(begun.rows(unit)) for unit in todo)
+    n_images = sum(len(begun.due(unit)) for unit in todo)
     with stop.at_once("looking for the fastest batch size"):
         batch_size = set_batch_sizes(begun.jobs, config.batch_size, n_images)
     report = Report()
@@ -108,7 +110,7 @@ def extract(
         for job in begun.jobs if todo else []:
             if job.backbone is not None:
                 calibrate(begun.cache, job, source, pool, stop)
-        due = ((unit, begun.rows(unit)) for unit in todo if begun.lacks(unit))  # another process may have written it
+        due = ((unit, begun.due(unit)) for unit in todo if begun.lacks(unit))  # another process may have written it
         stream = ImageStream(source, begun.cache.table.keys, begun.sizes, pool, due, n_ahead=2 * batch_size)
         for images in stream:
             for n_done in _extract_unit(begun, images, batch_size, sink, stop):
@@ -120,8 +122,10 @@ def extract(
     bad = begun.cache.thumbs().ledger.bad
     report.bad, report.seconds = len(bad), time.monotonic() - start
     report.stores = [_describe(job) for job in begun.jobs]
-    asked = {row: reason for row, reason in bad.items() if row < begun.n_rows}
-    _judge_bad(begun.cache, asked, begun.n_rows, config.max_bad_frac)
+    report.unwritten_images, report.unwritten_of = _look_at_others(begun, config)
+    asked = begun.cache.asked_rows(config.splits, config.limit)  # by all processes
+    found = {row: reason for row, reason in bad.items() if row in asked.get(row // begun.cache.unit_images, ())}
+    _judge_bad(begun.cache, found, sum(map(len, asked.values())), config.max_bad_frac)
     return report
 
 
@@ -133,11 +137,11 @@ def _extract_unit(
     stop: machine.StopFlag,
 ) -> Iterator[int]:
     """Decodes one unit once and hands the sink what each job lacks of it; yields how many images are behind it."""
-    unit, rows = images.unit, images.rows
+    unit, asked = images.unit, begun.asked[images.unit]
     doing = f"extracting unit {unit}; finished units are kept"
     stop.check(doing)
-    thumb_writer = None if begun.thumbs.has_unit(unit, rows) else sink.open(begun.thumbs, unit)
-    work = [(job, [(array, sink.open(array, unit)) for array in job.missing(unit, rows)]) for job in begun.jobs]
+    thumb_writer = None if begun.thumbs.has_unit(unit, asked) else sink.open(begun.thumbs, unit)
+    work = [(job, [(array, sink.open(array, unit)) for array in job.missing(unit, asked)]) for job in begun.jobs]
     for batch in stop.each(images.batches(batch_size), doing):
         names = [begun.cache.table.keys[row] for row in batch.rows]
         if thumb_writer is not None:
@@ -151,10 +155,23 @@ def _extract_unit(
                     sink.append(values, batch.rows[part], names[part])
         yield len(batch.rows)
     yield sum(status.status == BAD for status in images.statuses)
-    made = {"device": str(begun.jobs[0].device), "versions": machine.versions()}
+    of = begun.cache.table.identity(images.rows)
+    made = {"device": str(begun.jobs[0].device), "versions": machine.versions(), "images": of}
     thumbs_made = [(thumb_writer, {"batch_size": batch_size, **made})] if thumb_writer is not None else []
     tokens_made = [(writer, {"batch_size": job.batch_size, **made}) for job, writers in work for _, writer in writers]
     sink.commit([*thumbs_made, *tokens_made], images.statuses)
+
+
+def _look_at_others(begun: Begun, config: ExtractConfig) -> tuple[int, list[str]]:
+    """Images that other shares have not written yet, and whose they are; lists names of done files, opens none."""
+    _, count = config.share
+    if count == 1:
+        return 0, []
+    done = [{*done_units(array.paths)} for array in begun.arrays]
+    units = [unit for unit in range(begun.cache.n_units) if not all(unit in finished for finished in done)]
+    asked = begun.cache.asked_rows(config.splits, config.limit)  # of all shares
+    owners = sorted({unit % count for unit in units if unit in asked})
+    return sum(len(asked.get(unit, ())) for unit in units), [f"{owner}/{count}" for owner in owners]
 
 
 def _stoppable(load: Load, stop: machine.StopFlag) -> Load:

@@ -195,12 +195,16 @@ def _taps_of(features: Sequence[Feature], store: Store) -> list[str]:
 
 
 def _settled(feature: Feature, n_rows: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Per row of the table: has data, and has data or is quarantined; a store not yet grown has only old rows."""
+    """Per row of the table: has data, and has data or is quarantined.
+
+    A store not yet grown has only old rows, and a table of old rows only (a run's) fewer than the store.
+    """
     ledger = feature.array.ledger
+    here = ledger.ready[:n_rows]
     ready = np.zeros(n_rows, dtype=bool)
-    ready[: len(ledger.ready)] = ledger.ready
+    ready[: len(here)] = here
     settled = ready.copy()
-    settled[list(ledger.bad)] = True
+    settled[[row for row in ledger.bad if row < n_rows]] = True
     return ready, settled
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from loffta import augment, machine
 from loffta.checkpoint import Keeper, Position, read_checkpoint
+from loffta.claims import Claim
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError
 from loffta.features import Feature, resolved_choices
@@ -30,8 +31,8 @@ from loffta.heads import Head
 from loffta.heads.recipe import Recipe
 from loffta.loss import Mix, class_weights, reduce_loss
 from loffta.members import Member, build_member
-from loffta.optim import lr_at, n_steps
-from loffta.precision import autocast, matmul_precision, uses_bf16
+from loffta.optim import adam_eps, lr_at, n_steps
+from loffta.precision import autocast, matmul_precision, precision_of
 from loffta.progress import Progress
 from loffta.runs import RunLog, RunPaths
 from loffta.store.cache import Cache
@@ -58,6 +59,7 @@ class Session:
     paths: RunPaths
     log: RunLog
     stop: machine.StopFlag
+    claim: Claim
 
     @property
     def task(self) -> Task:
@@ -95,6 +97,7 @@ class Session:
                 order=order,
                 window=window,
                 seed=self.config.data_seed,
+                n_alike=recipe.epochs if recipe.same_batches else 1,
             )
 
     @cached_property
@@ -127,7 +130,7 @@ class Session:
             "order": feed.ordering,
             "augment": self.config.augment,
             "device": self.device.type,
-            "precision": "bf16" if uses_bf16(members[0].recipe, self.device) else "fp32",
+            "precision": precision_of(members[0].recipe, self.device),
         }
         return Keeper(self.paths.checkpoint, identity, self.config.checkpoint_s)
 
@@ -170,9 +173,9 @@ def fit(
             first = begin.batch if epoch == begin.epoch else 0
             batches = feed.epoch(epoch, first, more=epoch + 1 < n_epochs)
             for i, batch in enumerate(batches, start=first):
-                _keep(session.stop, keeper, members, Position(epoch, i), f"training step {step} of {total}")
+                _keep(session, keeper, members, Position(epoch, i), f"training step {step} of {total}")
                 for member in _going(members):
-                    _set_lr(member, lr_at(step - phase * per_phase, per_phase, member.recipe))
+                    _prepare_step(member, step - phase * per_phase, per_phase)
                 found = _train_batch(session, _going(members), batch, weights)
                 _note_losses(session, _going(members), found, step, batch, drop_diverged)
                 if not _going(members):
@@ -184,7 +187,7 @@ def fit(
         if not member.is_finite():  # what the last step did shows in no loss
             _diverge(session, member, step - 1, [], drop_diverged)
     if session.stop.signal is not None:
-        _keep(session.stop, keeper, members, Position(n_epochs), f"training step {step} of {total}")
+        _keep(session, keeper, members, Position(n_epochs), f"training step {step} of {total}")
 
 
 @contextmanager
@@ -199,13 +202,14 @@ def step_threads(head: Head, batch_size: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _keep(stop: machine.StopFlag, keeper: Keeper, members: Sequence[Member], position: Position, doing: str) -> None:
+def _keep(session: Session, keeper: Keeper, members: Sequence[Member], position: Position, doing: str) -> None:
     """Writes a checkpoint where it is time, and where a signal has come: that ends the training here."""
-    if stop.signal is None and not keeper.is_due():
+    if session.stop.signal is None and not keeper.is_due():
         return
+    session.claim.check()
     keeper.save(members, position)
     kept = "kept in " + keeper.path.name if keeper.path.exists() else "nothing is kept, for a weight is not finite"
-    stop.check(f"{doing}; {kept}")
+    session.stop.check(f"{doing}; {kept}")
 
 
 def _train_batch(session: Session, members: Sequence[Member], batch: Batch, weights: Tensor | None) -> list[Tensor]:
@@ -221,9 +225,10 @@ def _train_batch(session: Session, members: Sequence[Member], batch: Batch, weig
     return found
 
 
-def _set_lr(member: Member, lr: float) -> None:
+def _prepare_step(member: Member, step: int, total: int) -> None:
+    lr, eps = lr_at(step, total, member.recipe), adam_eps(step, member.recipe)
     for group in member.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"], group["eps"] = lr, eps
 
 
 def _step(
@@ -235,6 +240,8 @@ def _step(
         loss = reduce_loss(task.loss, member.head(prepared, member.rng), targets, weights=weights, mix=mix)
     if (penalty := member.head.penalty()) is not None:
         loss = loss + penalty
+    if recipe.divide_by_whole_batch:
+        loss = loss * (len(targets) / recipe.batch_size)
     member.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     if recipe.max_grad_norm is not None:

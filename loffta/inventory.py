@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from loffta.activity import find_orphans, find_writers, images_per_s
+from loffta.errors import DamageFound
 from loffta.space import shard_bytes
 from loffta.store.cache import Cache, CachedArray, Store
 from loffta.store.files import find_parts
@@ -113,11 +114,12 @@ def _weigh_int8(array: CachedArray) -> dict[str, Any]:
         return {}
     try:
         facts = read_facts(array.paths)
-    except (OSError, ValueError, KeyError):  # `verify` names it
+        errors = dict(zip(array.taps, map(float, facts["relative_rms"]), strict=False))
+    except (FileNotFoundError, DamageFound, ValueError, KeyError, TypeError):  # `verify` names it
         return {}
     held = int(array.ledger.ready.sum()) * math.prod(array.layout.item_shape)
     return {
-        "int8_error": dict(zip(array.taps, facts["relative_rms"], strict=False)),
+        "int8_error": errors,
         "saturated": array.ledger.saturated / max(held, 1),
         "scale_bytes": sum(path.stat().st_size for path in array.paths.scales.rglob("*") if path.is_file()),
     }

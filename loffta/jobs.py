@@ -6,7 +6,7 @@ In: backbones, views and options, and an open cache.   Out: a Job whose store an
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -27,9 +27,14 @@ Load = Callable[[BackboneConfig], Backbone]
 
 
 def prepare(
-    cache: Cache, wanted: BackboneConfig, view: View | None, config: ExtractConfig, load: Load, units: Sequence[int]
+    cache: Cache,
+    wanted: BackboneConfig,
+    view: View | None,
+    config: ExtractConfig,
+    load: Load,
+    asked: Mapping[int, Sequence[int]],
 ) -> Job:
-    """Finds or makes the store and its arrays; loads the backbone only if one of `units` is missing.
+    """Finds or makes the store and its arrays; loads the backbone only if some of `asked`, rows by unit, is missing.
 
     Raises:
         UsageError: a tap that the backbone does not have.
@@ -55,7 +60,7 @@ def prepare(
     taps = {spec.tap for spec in specs}
     arrays = [a for a in extended if a.kind in config.kinds and taps & set(a.taps)]
     job = Job(store, arrays, backbone, machine.resolve_device(config.device))
-    if backbone is None and any(job.missing(unit, cache.rows_of_unit(unit, config.limit)) for unit in units):
+    if backbone is None and any(job.missing(unit, rows) for unit, rows in asked.items()):
         job.backbone = load(wanted)
         _refuse_other_recipe(cache, store, describe(job.backbone, request))
     return job

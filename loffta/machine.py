@@ -18,6 +18,7 @@ from typing import TypeVar
 import psutil
 import torch
 
+from loffta import signals
 from loffta.errors import LofftaError, Stopped, UsageError
 
 Item = TypeVar("Item")
@@ -51,11 +52,17 @@ def resolve_device(name: str) -> torch.device:
 
 
 def available_cpus() -> int:
-    """CPUs that this job may use: SLURM's word first, then the affinity mask."""
-    told = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    if told.isdigit() and int(told) > 0:
-        return int(told)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPUs that this job may use: SLURM's word first, then the affinity mask; no more than OMP_NUM_THREADS says."""
+    n_cpus = _told("SLURM_CPUS_PER_TASK")
+    if n_cpus is None:
+        n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(n_cpus, _told("OMP_NUM_THREADS") or n_cpus)
+
+
+def _told(variable: str) -> int | None:
+    """The number in an environment variable; the first of a list, which OpenMP has for nested regions."""
+    told = os.environ.get(variable, "").partition(",")[0].strip()
+    return int(told) if told.isdigit() and int(told) > 0 else None
 
 
 def cap_threads() -> int:
@@ -159,10 +166,7 @@ def describe(device: torch.device) -> str:
 
 
 class StopFlag:
-    """Set by USR1, USR2, TERM and INT; the work in flight looks at it and ends by itself.
-
-    USR1 and USR2 are what SLURM scripts send ahead of a time limit, TERM what a preemption sends.
-    """
+    """Set by the signals that ask a process to stop; the work in flight looks at it and ends by itself."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -170,8 +174,7 @@ class StopFlag:
 
     def listen(self) -> StopFlag:
         """Takes over the signals; only the main thread may call this."""
-        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._set)
+        signals.take_over(self._set)
         return self
 
     def check(self, doing: str) -> None:

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
+from loffta.documents import from_json, read_bytes
 from loffta.errors import LofftaError
 from loffta.features import Feature
+from loffta.records import FeatureText, OriginsText, ScalesText, problem_of
 from loffta.store.cache import CachedArray, Store
 from loffta.store.files import replace_file
 from loffta.store.metadata import image_layout
@@ -69,20 +72,30 @@ class Origins:
     @classmethod
     def from_json(cls, data: bytes) -> Origins:
         """Reads stores.json; a built-in error where it is not one that this loffta can read."""
-        document = json.loads(data)
-        if document["format"] > FORMAT:
-            raise ValueError(f"format {document['format']} is newer than this loffta knows ({FORMAT})")
+        document = OriginsText.model_validate(from_json(data))
+        if document.format > FORMAT:
+            raise ValueError(f"format {document.format} is newer than this loffta knows ({FORMAT})")
         stores = {
             name: Store(name, StoreInfo.from_json(json.dumps(group).encode()), ())
-            for name, group in document["stores"].items()
+            for name, group in document.stores.items()
         }
-        features = [_feature(stores[described["store"]], described) for described in document["features"]]
-        return cls(tuple(features), tuple(document["classes"]))
+        features = [_feature(stores[described.store], described) for described in document.features]
+        return cls(tuple(features), tuple(document.classes))
 
 
 def write_origins(path: Path, features: Sequence[Feature], classes: Sequence[str]) -> None:
     """Writes stores.json."""
     replace_file(path, Origins.of(features, classes).to_json())
+
+
+def trained_classes(path: Path, here: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes of a run in the order of its heads' outputs and predictions, from its stores.json.
+
+    Args:
+        here: those of its cache, which runs without a stores.json, of older versions, mean. A cache that has grown may
+            have others in between.
+    """
+    return read_origins(path).classes if path.exists() else here
 
 
 def read_origins(path: Path) -> Origins:
@@ -92,10 +105,12 @@ def read_origins(path: Path) -> Origins:
         LofftaError: it is damaged, or of a newer format.
     """
     try:
-        return Origins.from_json(path.read_bytes())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return Origins.from_json(read_bytes(path))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        said = f"{type(error).__name__}: {str(error)[:200]}"
+        why = problem_of(error) if isinstance(error, ValidationError) else said
         raise LofftaError(
-            f"cannot read where the features of this run come from ({type(error).__name__}: {error})",
+            f"cannot read where the features of this run come from ({why})",
             where=path,
             remedy="use the loffta version that made the run; or delete the file while the run's cache is still there",
         ) from error
@@ -110,14 +125,15 @@ def _detached(feature: Feature) -> Feature:
     return replace(feature, store=store, array=array)
 
 
-def _feature(store: Store, described: dict[str, Any]) -> Feature:
-    spec = described["spec"]
-    taps = tuple(spec["taps"])
-    scales = None if described["scales"] is None else _decode(described["scales"])
-    array = _fresh_array(
-        described["array"], described["kind"], taps, tuple(described["shape"]), described["dtype"], scales
-    )
-    return Feature(store, array, FeatureSpec(**{**spec, "taps": taps, "shape": tuple(spec["shape"])}))
+def _feature(store: Store, described: FeatureText) -> Feature:
+    spec = described.spec
+    taps, shape = tuple(spec.taps), tuple(spec.shape)
+    scales = None if described.scales is None else _decode(described.scales)
+    if (described.dtype == "int8") != (scales is not None):
+        raise ValueError("an int8 array has scales, and no other")
+    array = _fresh_array(described.array, described.kind, taps, tuple(described.shape), described.dtype, scales)
+    found = FeatureSpec(spec.backbone, taps, spec.kind, shape, spec.image_px, spec.registers_only)
+    return Feature(store, array, found)
 
 
 def _fresh_array(
@@ -134,9 +150,9 @@ def _encode(scales: Scales) -> dict[str, Any]:
     return {"shape": list(scales.scale.shape), **text}
 
 
-def _decode(encoded: dict[str, Any]) -> Scales:
+def _decode(encoded: ScalesText) -> Scales:
     parts = (
-        np.frombuffer(base64.b64decode(encoded[name]), "<f4").reshape(encoded["shape"]).astype(np.float32)
-        for name in ("scale", "zero")
+        np.frombuffer(base64.b64decode(text), "<f4").reshape(encoded.shape).astype(np.float32)
+        for text in (encoded.scale, encoded.zero)
     )
     return Scales(*parts)

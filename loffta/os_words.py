@@ -56,6 +56,9 @@ _WORDS: dict[int, tuple[str, str]] = {
     errno.EMFILE: ("this process may not open more files", f"raise its limit with `ulimit -n 4096`, {_GO_ON}"),
     errno.ENFILE: ("this machine may not open more files", f"end other programs, {_GO_ON}"),
 }
+# of the machine, or of a file server that comes back: they say nothing about the file, which is whole
+_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN)
+PASSING = frozenset((*_OF_THE_MACHINE, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN))
 
 
 class _Culprit(NamedTuple):
@@ -73,6 +76,8 @@ def explain(error: OSError, where: str | Path | None = None) -> LofftaError:
     """
     code = error.errno or 0
     named = where if where is not None else _named(error)
+    if named is None and code == errno.ENOENT and _is_homeless():
+        return LofftaError("the current folder has been deleted", where=os.curdir, remedy="`cd` to one that is there")
     what, remedy = _WORDS.get(code, ("the system refused a file operation", "add -v for the place in the code"))
     if not error.errno:  # a library's own, such as one of a decoder
         what, said = f"{type(error).__name__}: {printable(error)[:_LONGEST]}", ""
@@ -98,6 +103,14 @@ def guard(where: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise explain(error, where) from error
+
+
+def _is_homeless() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _named(error: OSError) -> str | None:

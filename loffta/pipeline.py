@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, StringConstraints
+from pydantic import Field, StringConstraints
 
 from loffta import augment
 from loffta.command_lines import extract_arguments, train_arguments
@@ -21,6 +21,7 @@ from loffta.heads import HEADS
 from loffta.online.fit import ONLINE_LINEAR, head_of
 from loffta.runs import RunPaths
 from loffta.stages import Stage
+from loffta.words import file_name
 
 FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
 DATA = "{data}"  # in a source: where the user keeps the image sets
@@ -34,7 +35,6 @@ class TaskConfig(StrictModel, frozen=True):
     source: str
     group: str | None = None  # of the summary's mean over groups
     metric: str = "top1"  # what the summary shows
-    train_rows: PositiveInt | None = None  # the set's first rows, which are all that is cached where `test` is online
     train_on: str | None = None  # splits, in place of the runs'
     test_on: str | None = None
 
@@ -148,7 +148,7 @@ def make_pipeline(config: PipelineConfig, out: Path, *, where: Path, data: Path 
         raise UsageError(
             "test images are left out of the caches of tasks alone, and this pipeline has none",
             where=f"{where}: test",
-            remedy="test on cached images (`test: cached`), or name the image set as a task with train_rows",
+            remedy="test on cached images (`test: cached`), or name the image set as a task",
         )
     pipeline = Pipeline()
     for task in config.tasks or (None,):
@@ -163,7 +163,7 @@ def make_pipeline(config: PipelineConfig, out: Path, *, where: Path, data: Path 
         for name, values in config.train.items():
             for backbone, train in _trainings(config, task, name, values, caches, data, where):
                 _check_head(train, f"{where}: train.{name}")
-                label = f"{name}-{backbone}" if backbone else name
+                label = file_name(f"{name}-{backbone}") if backbone else name  # of custom ones a path
                 cache = "" if train.online else train.cache.name
                 split = task.test_on or "test" if task and cache and config.test == "online" else train.test_on
                 run = PlannedRun(task, name, backbone, folder / "runs" / label, split)
@@ -207,7 +207,7 @@ def _extraction(
     if task:
         values["source"] = task.source
         if config.test == "online":
-            values["limit"] = _train_rows(task, where)
+            values["splits"] = _trained_splits(config, task, name)
     if "source" in values:
         values["source"] = _find_source(str(values["source"]), data, where)
     return parse(ExtractConfig, values, where=f"{where}: extract.{name}")
@@ -279,11 +279,15 @@ def _check_head(config: TrainConfig, place: str) -> None:
     augment.resolve(config.augment, where=f"{place}.augment")
 
 
-def _train_rows(task: TaskConfig, where: Path) -> int:
-    if task.train_rows is None:
-        raise UsageError(
-            f"'train_rows' of task {task.name} is missing",
-            where=where,
-            remedy="say how many of the set's first rows are to be cached, or test on cached images",
-        )
-    return task.train_rows
+def _trained_splits(config: PipelineConfig, task: TaskConfig, cache: str) -> str | None:
+    """The splits that the runs of a cache train or validate on: all that it needs where test images are not cached."""
+    runs = [values | task.splits for values in config.train.values() if "online" not in values]
+    runs = [values for values in runs if values.get("cache", cache) == cache]
+    named = [values.get(key) for values in runs for key in ("train_on", "validate_on")]
+    parts = [
+        part
+        for split in (*named, *("train" for v in runs if "train_on" not in v))
+        if split
+        for part in split.split("+")
+    ]
+    return "+".join(dict.fromkeys(parts)) or None

@@ -131,15 +131,15 @@ def make_plan(config: ExtractConfig, source: ImageSource, load: Load, *, sample:
     root = config.cache
     with _shadow(root) as shadow:
         begun = begin(config.model_copy(update={"cache": shadow}), source.listing(), load)
-        work = missing_work(begun.cache, begun.arrays, begun.units, config.limit)
+        work = missing_work(begun.arrays, begun.asked)
         timing = _time_sample(begun, work, source, config.batch_size, sample)
         made = [p for p in shadow.rglob("*") if p.is_file() and not p.is_symlink()]
         made = [p for p in made if not (root / p.relative_to(shadow)).exists()]
         metadata_bytes = sum(path.stat().st_size for path in made)
-    n_images = sum(len(begun.cache.rows_of_unit(unit, config.limit)) for unit in begun.units)
-    arrays = tuple(_plan_array(begun, w, config.limit) for w in work)
+    n_images = begun.n_images
+    arrays = tuple(_plan_array(begun, w) for w in work)
     lacking = {unit for w in work for unit in w.units}
-    missing = sum(len(begun.cache.rows_of_unit(unit, config.limit)) for unit in lacking)
+    missing = sum(len(begun.asked[unit]) for unit in lacking)
     room, quota = free_room(root), user_quota(root)
     n_bytes = sum(w.bytes for w in work) + metadata_bytes
     n_files = sum(w.files for w in work) + len(made)
@@ -152,7 +152,7 @@ def make_plan(config: ExtractConfig, source: ImageSource, load: Load, *, sample:
         images=n_images,
         images_missing=missing,
         unit_images=begun.cache.unit_images,
-        units=len(begun.units),
+        units=len(begun.asked),
         arrays=arrays,
         metadata_bytes=metadata_bytes,
         metadata_files=len(made),
@@ -193,9 +193,8 @@ def _shadow(root: Path) -> Iterator[Path]:
             raise type(error)(texts[0], where=texts[1], remedy=texts[2]) from error
 
 
-def _plan_array(begun: Begun, work: Work, limit: int | None) -> ArrayPlan:
+def _plan_array(begun: Begun, work: Work) -> ArrayPlan:
     layout: ArrayLayout = work.array.layout
-    sizes = [len(begun.cache.rows_of_unit(unit, limit)) for unit in begun.units]
     return ArrayPlan(
         store=work.array.paths.name.partition("/")[0],
         kind=work.array.kind,
@@ -207,7 +206,7 @@ def _plan_array(begun: Begun, work: Work, limit: int | None) -> ArrayPlan:
         shard_bytes=work.shard_bytes,
         done_bytes=work.done_bytes,
         files=work.files,
-        whole_bytes=sum(shard_bytes(layout, n) for n in sizes),
+        whole_bytes=sum(shard_bytes(layout, len(rows)) for rows in begun.asked.values()),
     )
 
 
@@ -225,8 +224,9 @@ def _time_sample(
         return None
     batch_size = set_batch_sizes(begun.jobs, batch_size, max(w.images for w in work))
     wanted = SAMPLE_BATCHES if sample is None else -(-sample // batch_size)
-    n_decoded = min(begun.n_rows, (1 + wanted + _AHEAD) * batch_size)
-    rows = range(0, begun.n_rows, begun.n_rows // n_decoded)[:n_decoded]
+    asked = [row for rows in begun.asked.values() for row in rows]
+    n_decoded = min(len(asked), (1 + wanted + _AHEAD) * batch_size)
+    rows = asked[:: len(asked) // n_decoded][:n_decoded]
     turns: list[tuple[int, float, float]] = []  # images, seconds of the whole turn, of the networks in it
     with decoding_threads(machine.available_cpus()) as pool:
         keys = begun.cache.table.keys

@@ -7,29 +7,38 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from pydantic import ValidationError
 from torch import Tensor
 
-from loffta.config import TrainConfig, parse, read_yaml, to_yaml
+from loffta.config import TrainConfig, parse, read_yaml
+from loffta.documents import from_json, read_bytes
 from loffta.errors import LofftaError, NotSaved
-from loffta.os_words import guard
-from loffta.store.files import find_parts, replace_file, sweep_tree
-from loffta.store.recipe import differing_fields
+from loffta.os_words import explain
+from loffta.records import Record, Results, problem_of
+from loffta.store.files import replace_file
+from loffta.tensor_file import read_tensors, write_tensors
+from loffta.words import file_name, printable
 
+Shape = TypeVar("Shape", bound=Record)
 _NUMBERS = re.compile(r"\[\s+(-?\d[^\[\]{}\"]*)\]")  # a list of numbers alone, as json.dumps indents it
+
+_MAX_PREDICTIONS = 1 << 36  # ImageNet's 50,000 images with 1,000 probabilities of 100 seeds are a third of it
+_LOST = "train again with another --out, or bring the file back"
+_AGAIN = "delete the file and run the command that made it again"
+_CLAIM = re.compile(r"claim-(\d{1,9})\.json")
 
 
 @dataclass(frozen=True)
@@ -78,13 +87,36 @@ class RunPaths:
         """What the finished training took; there once all heads are."""
         return self.root / "training.json"
 
+    def claim(self, number: int) -> Path:
+        """Says which process is at work here; see `loffta.claims`."""
+        return self.root / f"claim-{number}.json"
+
+    def claims(self) -> dict[int, Path]:
+        """The claims that are there, by their rising numbers."""
+        found = [(match, path) for path in self.root.glob("claim-*.json") if (match := _CLAIM.fullmatch(path.name))]
+        return dict(sorted((int(match[1]), path) for match, path in found))
+
+    @property
+    def images(self) -> Path:
+        """Which images the training knew; see `loffta.known_images`."""
+        return self.root / "images.json"
+
     def results(self, split: str) -> Path:
         """What `evaluate` measured on one split."""
-        return self.root / ("results.json" if split == "test" else f"results-{split}.json")
+        return self._of_split("results", split, ".json")
 
     def predictions(self, split: str) -> Path:
         """One row per image and seed of one split."""
-        return self.root / ("predictions.parquet" if split == "test" else f"predictions-{split}.parquet")
+        return self._of_split("predictions", split, ".parquet")
+
+    def _of_split(self, stem: str, split: str, ending: str) -> Path:
+        """The file of one split, whose name never leaves the run; older runs keep the names that they gave."""
+        if split == "test":
+            return self.root / f"{stem}{ending}"
+        older = self.root / f"{stem}-{split}{ending}"
+        if "/" not in split and os.path.lexists(older):  # False, too, for what no file system takes
+            return older
+        return self.root / f"{stem}-{file_name(split)}{ending}"
 
     def head(self, seed: int) -> Path:
         """The trained weights of one seed."""
@@ -104,66 +136,27 @@ class RunPaths:
 
 
 class RunLog:
-    """Appends lines to a run's log.txt; those that a user should see go to stderr too."""
+    """Appends lines to a run's log.txt; those that a user should see go to stderr too.
+
+    A log that cannot be written is told of once and ends nothing: what the run is for are its heads and results.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._fails = False
 
     def write(self, line: str, *, show: bool = False) -> None:
-        """One line with the local time before it."""
-        with guard(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n")
+        """One line with the local time before it, harmless whatever names are in it."""
+        line = printable(line.replace("\n", " "))
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n")
+        except OSError as error:
+            if not self._fails:
+                print(f"the log is not complete: {explain(error, self._path)}", file=sys.stderr, flush=True)
+            self._fails = True
         if show:
             print(line, file=sys.stderr, flush=True)
-
-
-def start_run(root: Path, config: TrainConfig) -> RunPaths:
-    """Makes the run's directory, or opens one that the same configuration began.
-
-    Raises:
-        LofftaError: as `check_out`.
-    """
-    check_out(root, config)
-    sweep_tree(root)  # a killed process may have left half a checkpoint
-    paths = RunPaths(root)
-    if _saved_config(paths) != config:
-        replace_file(paths.config, to_yaml(config))
-    return paths
-
-
-def check_out(root: Path, config: TrainConfig, *, ignore: Collection[str] = ()) -> None:
-    """Refuses a directory that cannot take the run. A run that failed before it had a head may be begun anew.
-
-    Args:
-        ignore: fields of the configuration that are not known yet.
-    Raises:
-        LofftaError: the directory holds a run of another configuration (the fields are named), or something else.
-    """
-    paths = RunPaths(root)
-    old = _saved_config(paths)
-    if old is None:
-        if root.exists() and (not root.is_dir() or _others(root, paths.scoring)):
-            raise LofftaError("this folder holds something else", where=root, remedy="choose an empty or new --out")
-        return
-    lines = differing_fields(
-        old.model_dump(mode="json", exclude=set(ignore)), config.model_dump(mode="json", exclude=set(ignore))
-    )
-    if lines and _others(root, paths.config, paths.log, paths.scoring, paths.holdout):
-        raise LofftaError(
-            "this run was made with another configuration:\n    " + "\n    ".join(lines),
-            where=paths.config,
-            remedy="choose another --out, or give the old options to continue it",
-        )
-
-
-def _others(root: Path, *known: Path) -> bool:
-    """Whether there is more in `root` than these and what killed processes left."""
-    parts = {part.path for part in find_parts(root)}
-    return any(path not in known and path not in parts for path in root.iterdir())
-
-
-def _saved_config(paths: RunPaths) -> TrainConfig | None:
-    return parse(TrainConfig, read_yaml(paths.config), where=paths.config) if paths.config.exists() else None
 
 
 def open_run(root: Path) -> tuple[RunPaths, TrainConfig]:
@@ -177,25 +170,27 @@ def open_run(root: Path) -> tuple[RunPaths, TrainConfig]:
 
 
 def save_head(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Writes a head's weights as safetensors."""
-    replace_file(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}))
+    """Writes the weights of a head, or of a backbone that was trained along, with a checksum."""
+    write_tensors(path, state)
 
 
 def load_head(path: Path) -> dict[str, Tensor]:
-    """Reads a head's weights.
+    """Reads the weights of a head or of a backbone.
 
     Raises:
         LofftaError: the training has not finished, or the file is damaged.
     """
     try:
-        return load(path.read_bytes())
+        return read_tensors(path)[0]
     except FileNotFoundError as error:
         raise LofftaError(
             "this run has no trained head yet", where=path, remedy="run its `loffta train` again until it is done"
         ) from error
-    except SafetensorError as error:
+    except ValueError as error:
         raise LofftaError(
-            f"the head's file is damaged ({error})", where=path, remedy="delete it and run `loffta train` again"
+            f"this file of trained weights is damaged ({error})",
+            where=path,
+            remedy="delete it and run the run's `loffta train` again: it trains them anew",
         ) from error
 
 
@@ -209,28 +204,42 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     replace_file(path, json.dumps(values).encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, shape: type[Shape]) -> Shape:
     """Reads what `write_json` wrote.
 
     Raises:
-        LofftaError: the file is missing or damaged.
+        LofftaError: the file is missing, damaged, or says something else than `shape`.
     """
-    return _read_mapping(path, remedy="train again with another --out, or bring the file back")
+    values = _read_mapping(path, remedy=_LOST)
+    return _fitting(path, values, shape, remedy=_LOST)
 
 
 def _read_mapping(path: Path, *, remedy: str) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_bytes())
+        values = from_json(read_bytes(path))
         if not isinstance(values, dict):
             raise ValueError("it is no mapping")
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         raise LofftaError(f"this file of the run cannot be read ({error})", where=path, remedy=remedy) from error
     return values
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """What `write_lines` wrote."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def _fitting(path: Path, values: dict[str, Any], shape: type[Shape], *, remedy: str) -> Shape:
+    try:
+        return shape.model_validate(values)
+    except ValidationError as error:
+        raise LofftaError(
+            f"this file of the run says what it cannot mean: {problem_of(error)}", where=path, remedy=remedy
+        ) from error
+
+
+def read_lines(path: Path, shape: type[Shape]) -> list[Shape]:
+    """What `write_lines` wrote; raises what `read_json` does."""
+    try:
+        lines = [from_json(line) for line in read_bytes(path).decode().splitlines()]
+    except (FileNotFoundError, ValueError) as error:
+        raise LofftaError(f"this file of the run cannot be read ({error})", where=path, remedy=_LOST) from error
+    return [_fitting(path, line, shape, remedy=_LOST) for line in lines]
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
@@ -267,13 +276,16 @@ def read_results(path: Path) -> dict[str, Any]:
             where=path,
             remedy="run `loffta evaluate RUN`" if trained else "run its `loffta train` again until it is done",
         )
-    return _read_mapping(path, remedy="delete the file and run the command that made it again")
+    values = _read_mapping(path, remedy=_AGAIN)
+    _fitting(path, values, Results, remedy=_AGAIN)
+    return values
 
 
 def write_predictions(path: Path, columns: Mapping[str, NDArray[Any] | list[Any]]) -> None:
     """Writes predictions.parquet: the columns of `measure.prediction_columns`; arrays [n, C] become lists of C."""
     buffer = io.BytesIO()
-    pq.write_table(pa.table({name: _column(values) for name, values in columns.items()}), buffer)
+    table = pa.table({name: _column(values) for name, values in columns.items()})
+    pq.write_table(table, buffer, write_page_checksum=True)
     replace_file(path, buffer.getvalue())
 
 
@@ -285,7 +297,21 @@ def _column(values: NDArray[Any] | list[Any]) -> pa.Array[Any]:
 
 
 def read_predictions(path: Path, columns: list[str] | None = None) -> dict[str, NDArray[Any]]:
-    """Columns of predictions.parquet, None for all; a column of lists becomes an array of objects."""
-    data = pa.BufferReader(path.read_bytes())  # pyarrow takes no path but UTF-8
-    table = pq.read_table(data, columns=columns, use_threads=False)  # see `store.table`
-    return {name: np.asarray(table[name].to_numpy(zero_copy_only=False)) for name in table.column_names}
+    """Columns of predictions.parquet, None for all; a column of lists becomes an array of objects.
+
+    Raises:
+        LofftaError: the file is damaged, or lacks one of the columns.
+    """
+    try:
+        data = pa.BufferReader(read_bytes(path, _MAX_PREDICTIONS))  # pyarrow takes no path but UTF-8
+        with pq.ParquetFile(data, page_checksum_verification=True) as file:
+            table = file.read(columns, use_threads=False)  # see `store.table`
+        return {name: np.asarray(table[name].to_numpy(zero_copy_only=False)) for name in columns or table.column_names}
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno:  # else it is Arrow's word for a wrong checksum
+            raise
+        raise LofftaError(
+            f"these predictions are damaged ({str(error)[:200]})",
+            where=path,
+            remedy="delete the file and run `loffta evaluate RUN` again",
+        ) from error

@@ -20,10 +20,11 @@ from loffta.evaluate import predict
 from loffta.fit import Session, digest_of, fit
 from loffta.heads.recipe import Recipe
 from loffta.members import Member
-from loffta.optim import fit_to_images
+from loffta.optim import fit_to_part
+from loffta.records import Chosen, SearchTable, Setting
 from loffta.runs import read_json, write_json
 from loffta.splits import check_part, draw_part, split_rows
-from loffta.targets import check_targets
+from loffta.targets import labelled_rows
 from loffta.tasks import Task
 
 VALIDATION_SHARE = 0.2  # of the images to train on, where no split is named (ALF's)
@@ -44,16 +45,15 @@ def search(session: Session, rows: NDArray[np.int64], recipe: Recipe) -> Recipe:
     """
     train_rows, validation_rows, described = _parts(session, rows)
     table = _open_table(session, recipe, train_rows, validation_rows, described)
-    if "chosen" not in table:
-        _score_all(session, fit_to_images(recipe, len(train_rows)), train_rows, validation_rows, table)
+    if table.chosen is None:
+        _score_all(session, fit_to_part(recipe, len(rows), len(train_rows)), train_rows, validation_rows, table)
         # before the retraining may write its own: a checkpoint that is still there is the search's
         session.paths.checkpoint.unlink(missing_ok=True)
-        table["chosen"] = _best(session, table["settings"])
-        write_json(session.paths.search, table)
-        chosen = table["chosen"]
-        words = f"lr {chosen['lr']:g}, weight decay {chosen['weight_decay']:g}, {table['metric']} {chosen['score']:.4f}"
+        table.chosen = chosen = _best(session, table.settings)
+        _write(session, table)
+        words = f"lr {chosen.lr:g}, weight decay {chosen.weight_decay:g}, {table.metric} {chosen.score:.4f}"
         session.log.write(f"search: {words}", show=True)
-    return _with(recipe, table["chosen"])
+    return _with(recipe, table.chosen)
 
 
 def _parts(session: Session, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], str]:
@@ -61,9 +61,9 @@ def _parts(session: Session, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64]
     config, table = session.config, session.cache.table
     if config.validate_on is not None:
         found = split_rows(session.paths, config, session.cache, session.features, config.validate_on)
-        check_targets(table, found, config.validate_on, config.task)
+        found = labelled_rows(table, found, config.validate_on, config.task)
         return rows, found, f"split {config.validate_on}"
-    held = draw_part(table.labels[rows], VALIDATION_SHARE, config.data_seed, "search")
+    held = draw_part(table.labels[rows], VALIDATION_SHARE, config.data_seed)
     if warning := check_part(held, table.labels[rows], table, "--search"):
         session.log.write(warning, show=True)
     return rows[~held], rows[held], f"{100 * VALIDATION_SHARE:.0f} % of {config.train_on}"
@@ -75,29 +75,26 @@ def _open_table(
     train_rows: NDArray[np.int64],
     validation_rows: NDArray[np.int64],
     described: str,
-) -> dict[str, Any]:
+) -> SearchTable:
     images = {
         "trained_on": digest_of(session.cache, train_rows),
         "scored_on": digest_of(session.cache, validation_rows),
     }
     path = session.paths.search
     if path.exists():
-        table = read_json(path)
-        if table["images"] != images:
+        table = read_json(path, SearchTable)
+        if table.images != images:
             raise LofftaError(
                 "the cache has other images than when this search began", where=path, remedy="choose another --out"
             )
         return table
-    pairs = product(recipe.search_lr, recipe.search_weight_decay)
-    return {
-        "metric": session.task.main_metric,
-        "validated_on": described,
-        "images": images,
-        "seconds": 0.0,
-        "order": None,
-        "group": 0,  # settings in training now: the next that have no score
-        "settings": [{"lr": lr, "weight_decay": decay, "score": None, "diverged_at": None} for lr, decay in pairs],
-    }
+    pairs = product(recipe.search_lr, recipe.search_weight_decay or (recipe.weight_decay,))
+    return SearchTable(
+        metric=session.task.main_metric,
+        validated_on=described,
+        images=images,
+        settings=[Setting(lr=lr, weight_decay=decay) for lr, decay in pairs],
+    )
 
 
 def _score_all(
@@ -105,31 +102,31 @@ def _score_all(
     recipe: Recipe,
     train_rows: NDArray[np.int64],
     validation_rows: NDArray[np.int64],
-    table: dict[str, Any],
+    table: SearchTable,
 ) -> None:
     """Trains and scores what has no score yet, as many settings at once as the memory takes."""
-    waiting = [entry for entry in table["settings"] if entry["score"] is None and entry["diverged_at"] is None]
+    waiting = [entry for entry in table.settings if entry.score is None and entry.diverged_at is None]
     if not waiting:
         return
-    if table["group"] == 0:
+    if table.group == 0:
         session.paths.checkpoint.unlink(missing_ok=True)  # of a group that has its scores
-    n_settings = len(table["settings"])
-    session.log.write(f"search: {n_settings} settings on {len(train_rows)} images, {table['validated_on']}", show=True)
-    with session.feed(train_rows, recipe, table["order"]) as feed:
-        table["order"] = feed.ordering  # of all settings, or their scores could not be compared
+    n_settings = len(table.settings)
+    session.log.write(f"search: {n_settings} settings on {len(train_rows)} images, {table.validated_on}", show=True)
+    with session.feed(train_rows, recipe, table.order) as feed:
+        table.order = feed.ordering  # of all settings, or their scores could not be compared
         while waiting:
             members = [session.member(_with(recipe, waiting[0]), SEED)]
-            room = table["group"] or _room(session, members[0], len(validation_rows))
+            room = table.group or _room(session, members[0], len(validation_rows))
             members += [session.member(_with(recipe, entry), SEED) for entry in waiting[1:room]]
-            table["group"] = len(members)
-            write_json(session.paths.search, table)  # a checkpoint of this group goes with these settings
+            table.group = len(members)
+            _write(session, table)  # a checkpoint of this group goes with these settings
             keeper = session.keeper("search", feed, members)
             fit(session, feed, members, keeper, title=f"search {session.config.head}", drop_diverged=True)
             for entry, member, score in zip(waiting, members, _scores(session, members, validation_rows), strict=False):
-                entry.update(score=score, diverged_at=member.diverged_at)
+                entry.score, entry.diverged_at = score, member.diverged_at
             waiting = waiting[len(members) :]
-            table["group"], table["seconds"] = 0, table["seconds"] + keeper.seconds
-            write_json(session.paths.search, table)
+            table.group, table.seconds = 0, table.seconds + keeper.seconds
+            _write(session, table)
             session.paths.checkpoint.unlink(missing_ok=True)
 
 
@@ -155,6 +152,7 @@ def _scores(session: Session, members: Sequence[Member], rows: NDArray[np.int64]
             session.features,
             rows,
             session.task,
+            recipe=members[0].recipe,
             batch_size=members[0].recipe.batch_size,
             device=session.device,
         )
@@ -174,17 +172,22 @@ def _score(task: Task, probabilities: NDArray[np.float32], targets: NDArray[Any]
     return metrics[task.main_metric]
 
 
-def _best(session: Session, settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    scored = [entry for entry in settings if entry["score"] is not None]
+def _best(session: Session, settings: Sequence[Setting]) -> Chosen:
+    scored = [(entry.score, entry) for entry in settings if entry.score is not None]
     if not scored:
         raise LofftaError(
             "every setting of the search diverged",
             where=session.paths.search,
             remedy="give lower learning rates (--set search_lr=[...]) and a new --out",
         )
-    best = max(scored, key=lambda entry: entry["score"])
-    return {name: best[name] for name in ("lr", "weight_decay", "score")}
+    score, best = max(scored, key=lambda pair: pair[0])
+    return Chosen(lr=best.lr, weight_decay=best.weight_decay, score=score)
 
 
-def _with(recipe: Recipe, setting: dict[str, Any]) -> Recipe:
-    return recipe.model_copy(update={"lr": setting["lr"], "weight_decay": setting["weight_decay"]})
+def _with(recipe: Recipe, setting: Setting | Chosen) -> Recipe:
+    return recipe.model_copy(update={"lr": setting.lr, "weight_decay": setting.weight_decay})
+
+
+def _write(session: Session, table: SearchTable) -> None:
+    session.claim.check()
+    write_json(session.paths.search, table.model_dump())

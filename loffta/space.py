@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from loffta.errors import LofftaError
 from loffta.quota import Quota, Room, free_room, user_quota
-from loffta.store.cache import Cache, CachedArray
+from loffta.store.cache import Cache, CachedArray, rows_due
 from loffta.store.ledger import OK, Audit, ImageStatus, encode_done
 from loffta.store.metadata import CRC_BYTES, ArrayLayout
 
@@ -44,13 +44,13 @@ class Work:
         return 2 * len(self.units)
 
 
-def missing_work(cache: Cache, arrays: Iterable[CachedArray], units: Sequence[int], limit: int | None) -> list[Work]:
-    """What each array lacks of `units`, of the first `limit` images if given."""
+def missing_work(arrays: Iterable[CachedArray], asked: Mapping[int, Sequence[int]]) -> list[Work]:
+    """What each array lacks of `asked`, rows by unit."""
     work = []
-    for array in {array.paths.name: array for array in arrays}.values():  # two backbones may share a store
-        rows = {unit: len(cache.rows_of_unit(unit, limit)) for unit in units}
-        lacking = tuple(u for u in units if not array.has_unit(u, cache.rows_of_unit(u, limit)))
-        sizes = [rows[unit] for unit in lacking]
+    arrays = list({array.paths.name: array for array in arrays}.values())  # two backbones may share a store
+    for array in arrays:
+        lacking = tuple(unit for unit, rows in asked.items() if not array.has_unit(unit, rows))
+        sizes = [len(rows_due(arrays, unit, asked[unit])) for unit in lacking]
         work.append(
             Work(
                 array,
@@ -86,9 +86,9 @@ def done_bytes(n_chunks: int, n_taps: int, n_images: int) -> int:
     return len(encode_done(images, audits, {"batch_size": 32, "device": "cpu", "versions": {}}))
 
 
-def check_room(cache: Cache, arrays: Iterable[CachedArray], units: Sequence[int], limit: int | None) -> None:
-    """check_space for all that `arrays` lack of `units`."""
-    work = missing_work(cache, arrays, units, limit)
+def check_room(cache: Cache, arrays: Iterable[CachedArray], asked: Mapping[int, Sequence[int]]) -> None:
+    """check_space for all that `arrays` lack of `asked`."""
+    work = missing_work(arrays, asked)
     check_space(cache.paths.root, sum(w.bytes for w in work), sum(w.files for w in work))
 
 

@@ -1,14 +1,13 @@
-"""Parts of a split that the image set itself does not have: drawn class by class from a seed.
+"""Parts of a split that the image set itself does not have: drawn by the images' keys, or class by class, from a seed.
 
-In: labels.   Out: which images are held out, for `--holdout` and for the validation of `--search`; and the rows of any
-split of a run, those held out included.
+In: a table of images.   Out: which images are held out, for `--holdout` and for the validation of `--search`; and the
+rows of any split of a run, those held out included.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,25 +15,49 @@ from numpy.typing import NDArray
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError, UsageError
 from loffta.features import Feature, usable_rows
+from loffta.records import Holdout
 from loffta.runs import RunPaths, read_json, write_json
 from loffta.store.cache import Cache
 from loffta.store.table import ImageTable
 
 HOLDOUT = "holdout"  # the split's name
-_STREAMS = {"holdout": 1, "search": 2}  # what is drawn for one must say nothing about the other
+_STREAM = 2  # of the search's part; old runs drew their holdout from stream 1
 
 
-def draw_part(
-    labels: NDArray[np.int64], fraction: float, seed: int, purpose: Literal["holdout", "search"]
-) -> NDArray[np.bool_]:
-    """Which images are held out: `fraction` of all, rounded, and of every class its share, give or take one image.
+def draw_by_key(keys: Sequence[str], labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Which images are held out: those whose key, hashed with the seed, falls below `fraction`.
+
+    No other image has a say, so that an image that is held out stays so whatever is added, however the set is sorted or
+    listed anew (the test set by identifier of Geron, Hands-On Machine Learning, chapter 2). The price is chance in the
+    number: of n images fraction * n, with a standard deviation of sqrt(n * fraction * (1 - fraction)). Every class
+    keeps the image with the highest hash for the training; a new one can only free it.
+
+    Args:
+        labels: [n], classes.
+    """
+    place = np.array([_lot(key, seed) for key in keys])
+    held = place < fraction
+    for label in np.unique(labels[held]):
+        of_class = np.flatnonzero(labels == label)
+        held[of_class[place[of_class].argmax()]] = False
+    return held
+
+
+def _lot(key: str, seed: int) -> float:
+    """A number from 0 to 1, the same for the same key and seed for ever."""
+    digest = hashlib.blake2b(f"{seed}\n{key}".encode(errors="surrogatepass"), digest_size=8, person=b"holdout")
+    return int.from_bytes(digest.digest(), "big") / 2**64
+
+
+def draw_part(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
+    """What validates a search: `fraction` of all, rounded, and of every class its share, give or take one image.
 
     Every class keeps an image for the training, so of a class with one image none is held out.
 
     Args:
         labels: [n], classes.
     """
-    rng = np.random.Generator(np.random.PCG64([seed, _STREAMS[purpose]]))
+    rng = np.random.Generator(np.random.PCG64([seed, _STREAM]))
     classes, sizes = np.unique(labels, return_counts=True)
     wanted = fraction * sizes
     taken = np.minimum(np.floor(wanted).astype(np.int64), sizes - 1)
@@ -59,9 +82,9 @@ def check_part(held: NDArray[np.bool_], labels: NDArray[np.int64], table: ImageT
     """
     if not held.any():
         raise LofftaError(
-            f"no image of {len(held)} can be held out: every class keeps one for the training",
+            f"no image of {len(held)} is held out: the share is too small, for every class keeps one for the training",
             where=what,
-            remedy="extract more images, or name a split to measure on instead",
+            remedy="extract more images, hold a larger share out, or name a split to measure on instead",
         )
     found, sizes = np.unique(labels, return_counts=True)
     single = [table.classes[label] if label >= 0 else "no class" for label in found[sizes == 1]]
@@ -85,11 +108,12 @@ def hold_out(paths: RunPaths, config: TrainConfig, table: ImageTable, rows: NDAr
     """
     assert config.holdout is not None
     if paths.holdout.exists():
-        recorded = read_json(paths.holdout)
-        held = np.array(recorded["rows"], dtype=np.int64)
+        recorded = read_json(paths.holdout, Holdout)
+        held = np.array(recorded.rows, dtype=np.int64)
         if recorded == _record(config, table, held):
             return held
-    return rows[draw_part(table.labels[rows], config.holdout, config.data_seed, "holdout")]
+    keys = [table.keys[row] for row in rows]
+    return rows[draw_by_key(keys, table.labels[rows], config.holdout, config.data_seed)]
 
 
 def record_holdout(paths: RunPaths, table: ImageTable, config: TrainConfig, held: NDArray[np.int64]) -> None:
@@ -98,8 +122,8 @@ def record_holdout(paths: RunPaths, table: ImageTable, config: TrainConfig, held
     Raises:
         LofftaError: others were held out of what has been trained already.
     """
-    values = _record(config, table, held)
-    if paths.holdout.exists() and read_json(paths.holdout) == values:
+    record = _record(config, table, held)
+    if paths.holdout.exists() and read_json(paths.holdout, Holdout) == record:
         return
     if paths.training.exists() or paths.checkpoint.exists() or paths.search.exists():
         raise LofftaError(
@@ -107,7 +131,7 @@ def record_holdout(paths: RunPaths, table: ImageTable, config: TrainConfig, held
             where=paths.holdout,
             remedy="bring back the cache of the training, or choose another --out",
         )
-    write_json(paths.holdout, values)
+    write_json(paths.holdout, record.model_dump())
 
 
 def split_rows(
@@ -120,15 +144,15 @@ def split_rows(
     """
     if split != HOLDOUT or config.holdout is None:
         return usable_rows(cache, features, split, partial=config.partial)
-    recorded = read_json(paths.holdout)
-    held = np.array(recorded["rows"], dtype=np.int64)
-    if _digest(cache.table, held) != recorded["keys_digest"]:
+    recorded = read_json(paths.holdout, Holdout)
+    held = np.array(recorded.rows, dtype=np.int64)
+    if _digest(cache.table, held) != recorded.keys_digest:
         raise LofftaError(
             "the images that this run held out are not in this cache",
             where=cache.paths.root,
             remedy="name the cache of the training with --cache, or another --split",
         )
-    rows = np.intersect1d(held, usable_rows(cache, features, recorded["of"], partial=config.partial))
+    rows = np.intersect1d(held, usable_rows(cache, features, recorded.of, partial=config.partial))
     if not len(rows):
         raise LofftaError(
             "no image that was held out has features", where=cache.paths.root, remedy="run `loffta extract` first"
@@ -137,12 +161,14 @@ def split_rows(
 
 
 def choose_splits(config: TrainConfig, cache: Cache) -> TrainConfig:
-    """The configuration with the split to test on settled: `holdout` where it is drawn and there is no `test`.
+    """The configuration with the split to test on settled: `holdout` where it is drawn and `test` has no label.
 
     Raises:
         UsageError: splits that contradict each other, or no split to test on.
     """
-    known = cache.table.split_sizes()
+    table = cache.table
+    known = dict.fromkeys(split for split, has in zip(table.splits, table.is_labelled(), strict=True) if has)
+    no_test = "has no split 'test'" if "test" not in table.split_sizes() else "has no label in split 'test'"
     if config.holdout is not None:
         if config.validate_on is not None:
             raise UsageError(
@@ -150,7 +176,7 @@ def choose_splits(config: TrainConfig, cache: Cache) -> TrainConfig:
                 where="--holdout",
                 remedy="leave one of them out: what is held out is measured too",
             )
-        if HOLDOUT in known:
+        if HOLDOUT in table.split_sizes():
             raise UsageError(
                 f"the image set has a split '{HOLDOUT}' of its own",
                 where="--holdout",
@@ -160,9 +186,10 @@ def choose_splits(config: TrainConfig, cache: Cache) -> TrainConfig:
             config = config.model_copy(update={"test_on": HOLDOUT})
     if config.test_on == "test" and "test" not in known:
         raise UsageError(
-            "the image set has no split 'test'",
+            f"the image set {no_test}",
             where=cache.paths.images,
-            remedy=f"hold a part of it back with --holdout 0.2, or name one with --test-on (known: {', '.join(known)})",
+            remedy="hold a part of it back with --holdout 0.2, or name a split with labels with --test-on "
+            f"(known: {', '.join(known)})",
         )
     if config.validate_on is not None and {*config.validate_on.split("+")} & {*config.train_on.split("+")}:
         raise UsageError(
@@ -173,14 +200,15 @@ def choose_splits(config: TrainConfig, cache: Cache) -> TrainConfig:
     return config
 
 
-def _record(config: TrainConfig, table: ImageTable, held: NDArray[np.int64]) -> dict[str, object]:
-    return {
-        "of": config.train_on,
-        "fraction": config.holdout,
-        "seed": config.data_seed,
-        "keys_digest": _digest(table, held),
-        "rows": held.tolist(),
-    }
+def _record(config: TrainConfig, table: ImageTable, held: NDArray[np.int64]) -> Holdout:
+    assert config.holdout is not None
+    return Holdout(
+        of=config.train_on,
+        fraction=config.holdout,
+        seed=config.data_seed,
+        keys_digest=_digest(table, held),
+        rows=held.tolist(),
+    )
 
 
 def _digest(table: ImageTable, rows: NDArray[np.int64]) -> str:

@@ -19,10 +19,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from loffta.documents import from_json, read_bytes
 from loffta.errors import LofftaError, Stopped
+from loffta.signals import STOPS, take_over
 from loffta.store.files import replace_file
-
-_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,28 @@ def run_local(stages: Sequence[Stage], out: Path, say: Callable[[str], None]) ->
 def _keep(out: Path, stage: Stage, seconds: float, result: dict[str, Any]) -> StageResult:
     """Writes what the stage cost into stages.json; of two runs of the same command, the seconds of the longer."""
     path = out / "stages.json"
-    kept = {entry["command"]: entry for entry in json.loads(path.read_text())} if path.exists() else {}
+    kept = _read_costs(path)
     if stage.command in kept:
         seconds = max(seconds, kept[stage.command]["seconds"])
     done = StageResult(stage.name, stage.command, seconds, _bytes_of(result), result)
     kept[stage.command] = asdict(done)
     replace_file(path, json.dumps(list(kept.values()), indent=2).encode())
     return done
+
+
+def _read_costs(path: Path) -> dict[str, dict[str, Any]]:
+    """What stages cost before, by their commands."""
+    if not path.exists():
+        return {}
+    try:
+        entries = from_json(read_bytes(path))
+        return {str(entry["command"]): {**entry, "seconds": float(entry["seconds"])} for entry in entries}
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise LofftaError(
+            f"cannot read what the stages cost before ({error})",
+            where=path,
+            remedy="delete the file: only their costs are lost",
+        ) from error
 
 
 def _bytes_of(result: dict[str, Any]) -> int:
@@ -139,12 +154,14 @@ class _Children:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Takes over the signals, and gives them back; only the main thread may call this."""
-        before = {number: signal.signal(number, self._hand_on) for number in _SIGNALS}
+        before = {number: signal.getsignal(number) for number in STOPS}
+        take_over(self._hand_on)
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            if not self.stopped:  # else the process ends now, and a second signal changes nothing
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
     def run(self, command: Sequence[str]) -> tuple[int, str]:
         """Exit code and stdout."""

@@ -1,4 +1,4 @@
-"""What a head is to learn of an image set: targets as a tensor, and the refusal of rows that have none.
+"""What a head is to learn of an image set: targets as a tensor, and which rows have one.
 
 In: the table of an image set.   Out: the task that its labels are for, and one target per row. Called by `train` and
 `evaluate`, with the table of a cache or a fresh listing.
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from loffta.errors import LofftaError
 from loffta.heads.recipe import Recipe
+from loffta.store.names import one_folder_down
 from loffta.store.table import ImageTable
 from loffta.tasks import TASKS, find_task
 
@@ -77,26 +78,47 @@ def read_targets(table: ImageTable, task: str) -> Tensor:
     return _many_hot(table, table.label_sets)
 
 
-def check_targets(table: ImageTable, rows: NDArray[np.int64], split: str, task: str) -> None:
-    """Refuses images without a label, and splits that show no class at all.
+def labelled_rows(table: ImageTable, rows: NDArray[np.int64], split: str, task: str) -> NDArray[np.int64]:
+    """Those of `rows` that have a label: the others are left out of training and of results.
 
     Raises:
-        LofftaError: as `read_targets`; or how many have no label, and the first.
+        LofftaError: labels of another kind, or nothing to learn or to measure is left.
     """
-    targets = read_targets(table, task).numpy()[rows]
-    unknown = rows[(targets if targets.ndim == 1 else targets.min(axis=1, initial=0)) == UNKNOWN]
-    if len(unknown):
+    targets = read_targets(table, task)
+    found = rows[table.is_labelled()[rows]]
+    if not len(found):
         raise LofftaError(
-            f"{len(unknown)} of the {len(rows)} images of split '{split}' have no label",
-            where=f"{table.source}, first {table.keys[unknown[0]]}",
-            remedy="choose a split whose images all have one",
+            f"no image of split '{split}' has a label ({len(rows)} have none)",
+            where=table.source,
+            remedy="choose a split with labels, or keep a part of the training images out with --holdout 0.2; "
+            "`loffta predict` needs no labels",
         )
-    if targets.ndim == 2 and not targets.any():
+    if table.label_sets is not None and not (targets[found] > 0).any():
         raise LofftaError(
-            f"none of the {len(rows)} images of split '{split}' has any class",
+            f"none of the {len(found)} images of split '{split}' has any class",
             where=table.source,
             remedy="choose a split with images of some class: there is nothing to learn or to measure here",
         )
+    return found
+
+
+def refuse_one_class(table: ImageTable, rows: NDArray[np.int64], split: str) -> None:
+    """Refuses to train on single labels that are all the same: top-1 would be 1.000 whatever is wrong.
+
+    Raises:
+        LofftaError: the class, and where its folders lie deeper than SOURCE says, that.
+    """
+    present = np.unique(table.labels[rows])
+    if table.label_kind != "single-label" or len(present) != 1:
+        return
+    name = table.classes[present[0]]
+    cause = one_folder_down(table.source, [table.keys[row] for row in rows], name)
+    raise LofftaError(
+        f"all {len(rows)} images of split '{split}' are of one class, '{name}'" + (f": {cause}" if cause else ""),
+        where=table.source,
+        remedy=("extract that into a new cache" if cause else "look at the labels, or train on more splits")
+        + "; --one-class trains on one class all the same",
+    )
 
 
 def _many_hot(table: ImageTable, sets: list[tuple[int, ...] | None]) -> Int8[Tensor, "n C"]:

@@ -7,6 +7,7 @@ from the last checkpoint and repeats nothing that is finished.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loffta import augment, machine
+from loffta.claims import claimed
 from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError, UsageError
 from loffta.evaluate import evaluate
@@ -21,25 +23,28 @@ from loffta.features import Feature, choose_features, resolved_choices, usable_r
 from loffta.fit import Session, fit
 from loffta.heads import HEADS, find_head
 from loffta.heads.recipe import Recipe
+from loffta.known_images import growth, read_known
 from loffta.loss import check_weights
 from loffta.members import Member
 from loffta.optim import fit_to_images
 from loffta.origins import write_origins
+from loffta.precision import precision_of
+from loffta.records import Training
+from loffta.run_folder import check_out, has_work, start_run
 from loffta.runs import (
     RunLog,
     RunPaths,
-    check_out,
+    open_run,
     read_json,
     read_results,
     save_head,
-    start_run,
     write_json,
     write_lines,
 )
 from loffta.search import search
 from loffta.splits import HOLDOUT, check_part, choose_splits, hold_out, name_some, record_holdout
 from loffta.store.cache import Cache
-from loffta.targets import check_targets, choose_task, fit_to_task, read_targets
+from loffta.targets import choose_task, fit_to_task, labelled_rows, read_targets, refuse_one_class
 
 SCORING_WEIGHT = 0.01  # lambda of ComBo's scoring run where none is given (second-hand from the paper)
 
@@ -54,11 +59,12 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
         Stopped: a signal came; the same command goes on with the training.
     """
     machine.cap_threads()
-    cache = Cache.open(config.cache)
+    paths = RunPaths(out)
+    cache, grown = _as_known(paths, config, Cache.open(config.cache))
     config = config.model_copy(update={"task": choose_task(cache.table, config.task)})
     config = _absolute(choose_splits(config, cache))
     if config.select is not None:
-        check_out(out, config, ignore=("features", "recipe"))  # before the scoring run, not after it
+        check_out(out, config, cache, ignore=("features", "recipe"))  # before the scoring run, not after it
         config = _select(config, cache, out, stop)
     features, recipe = _resolve(config, cache)
     config = config.model_copy(
@@ -68,27 +74,55 @@ def train(config: TrainConfig, out: Path, stop: machine.StopFlag) -> dict[str, A
             "augment": augment.words(augment.resolve(config.augment)),
         }
     )
-    check_out(out, config)
-    paths = RunPaths(out)
+    check_out(out, config, cache)
     if _is_trained(paths, config) and all(paths.results(split).exists() for split in _measured_on(config)):
-        return read_results(paths.results(config.test_on))
+        results = read_results(paths.results(config.test_on))
+        if open_run(out)[1].cache != config.cache:  # moved since
+            with suppress(LofftaError):  # a run that may not be written is read back all the same
+                start_run(out, config, cache)
+        return {**results, "images": results.get("images", {}) | grown}
     rows, held = _check_splits(config, cache, features, recipe, paths)
-    paths = start_run(out, config)
-    if held is not None:
-        record_holdout(paths, cache.table, config, held)
-    device = machine.resolve_device(config.device)
-    session = Session(config, cache, features, device, paths, RunLog(paths.log), stop)
+    with claimed(paths) as claim:
+        start_run(out, config, cache)
+        if held is not None:
+            record_holdout(paths, cache.table, config, held)
+        device = machine.resolve_device(config.device)
+        session = Session(config, cache, features, device, paths, RunLog(paths.log), stop, claim)
+        if grown:
+            session.log.write(f"{growth(**grown)}: the training goes on with those", show=True)
+        return _finish(session, rows, held, recipe)
+
+
+def _as_known(paths: RunPaths, config: TrainConfig, cache: Cache) -> tuple[Cache, dict[str, int]]:
+    """A cache as the run in `paths`, if there is one, has known it; and how it has grown since, for its results."""
+    if config.select is not None and not has_work(paths.root):
+        paths = RunPaths(
+            paths.scoring
+        )  # the backbones that are kept are trained on the images that they were scored on
+    known = read_known(paths) if has_work(paths.root) else None
+    view = None if known is None else known.view(cache)
+    return (cache, {}) if known is None or view is None else (view, known.growth_in(cache))
+
+
+def _finish(
+    session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | None, recipe: Recipe
+) -> dict[str, Any]:
+    """Trains what is not trained, and evaluates."""
+    config, paths = session.config, session.paths
     try:
         if not _is_trained(paths, config):
-            with machine.explain_memory(device, out):
+            with machine.explain_memory(session.device, paths.root):
                 _train(session, rows, held, recipe)
     except LofftaError as error:
         session.log.write(f"ended: {error.what}")
         raise
     paths.checkpoint.unlink(missing_ok=True)
-    seconds = read_json(paths.training)["seconds"]
+    seconds = read_json(paths.training, Training).seconds
     for split in _measured_on(config):
-        results = evaluate(out, split, device=config.device, train_seconds=seconds, stop=stop)
+        session.claim.check()
+        results = evaluate(
+            paths.root, split, cache=session.cache, device=config.device, train_seconds=seconds, stop=session.stop
+        )
     return results
 
 
@@ -114,9 +148,18 @@ def _train(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | 
         keeper = session.keeper("final", feed, members)
         log.write(f"{config.head}: {len(rows)} images, {feed.describe()}", show=True)
         fit(session, feed, members, keeper, title=f"train {config.head}")
+    session.claim.check()
     write_origins(paths.stores, session.features, session.cache.table.classes)
     _save(paths, members)
-    write_json(paths.training, {"seconds": keeper.seconds, "epochs": fitted.epochs, "batch_size": fitted.batch_size})
+    write_json(
+        paths.training,
+        {
+            "seconds": keeper.seconds,
+            "epochs": fitted.epochs,
+            "batch_size": fitted.batch_size,
+            "precision": precision_of(fitted, session.device),
+        },
+    )
     log.write(f"trained in {keeper.seconds:.1f} s")
 
 
@@ -185,8 +228,11 @@ def _check_splits(
     for split in [name for name in _measured_on(config) if name != HOLDOUT or config.holdout is None] + [
         config.train_on
     ]:
-        rows = usable_rows(cache, features, split, partial=config.partial)
-        check_targets(cache.table, rows, split, config.task)
+        rows = labelled_rows(
+            cache.table, usable_rows(cache, features, split, partial=config.partial), split, config.task
+        )
+    if not config.one_class:
+        refuse_one_class(cache.table, rows, config.train_on)
     check_weights(recipe, read_targets(cache.table, config.task))
     if config.holdout is None:
         return rows, None
@@ -205,6 +251,8 @@ def _warn(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | N
         words = name_some(missing)
         session.log.write(f"no image to train on of {words}: the head cannot learn what is not there", show=True)
     config = session.config
+    if n_unlabelled := int((~table.is_labelled()[table.rows_of(config.train_on)]).sum()):
+        session.log.write(f"images of split {config.train_on} without a label: {n_unlabelled}, left out", show=True)
     settings = augment.resolve(config.augment)
     if (settings.moves or settings.token_drop) and all(feature.spec.kind != "grid" for feature in session.features):
         session.log.write(

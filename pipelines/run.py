@@ -16,10 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loffta.errors import LofftaError
+from loffta.os_words import explain
 from loffta.pipeline import Pipeline, choose, make_pipeline, read_pipeline
 from loffta.report import StageCost, write_report
 from loffta.stages import Outcome, run_local
 from loffta.store.files import replace_file
+from loffta.streams import secure_streams
 
 from .standin import shrink
 from .summary import format_summary, summarise
@@ -30,6 +32,7 @@ TRAINING = ("train", "evaluate")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses, runs, and turns errors into messages and exit codes."""
+    secure_streams()
     parser = argparse.ArgumentParser(prog="run", description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--data", type=Path, help="folder of the image sets, as the file's head describes it")
@@ -45,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LofftaError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
+        return 1
     return 0
 
 

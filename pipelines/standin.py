@@ -50,7 +50,6 @@ def shrink(config: PipelineConfig) -> PipelineConfig:
     for backbone in [*(b for values in config.extract.values() for b in values["backbones"]), *online]:
         if backbone["name"] not in names and len(names) < len(TINY):
             names[backbone["name"]] = TINY[len(names)]
-    n_rows = CLASSES * (IMAGES["train"] + IMAGES["val"])
     return config.model_copy(
         update={
             "extract": {
@@ -58,9 +57,6 @@ def shrink(config: PipelineConfig) -> PipelineConfig:
                 for cache, values in config.extract.items()
             },
             "train": {run: _short(values, names) for run, values in config.train.items()},
-            "tasks": tuple(
-                task.model_copy(update={"train_rows": task.train_rows and n_rows}) for task in config.tasks or ()
-            ),
         }
     )
 

@@ -6,16 +6,16 @@ import signal
 
 import pytest
 
+from loffta.signals import STOPS
+
 # Tiny tensors gain nothing from 64 threads and lose much; and the same count everywhere gives the same last bits.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "2")
 
-SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
-
 
 @pytest.fixture(autouse=True)
 def signal_handlers_come_back():
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in STOPS}
     yield
     for number, handler in handlers.items():
         if signal.getsignal(number) is not handler:

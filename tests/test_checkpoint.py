@@ -12,13 +12,15 @@ from safetensors.torch import load_file, save
 
 from loffta import checkpoint as module
 from loffta import fit as loop
-from loffta.checkpoint import FORMAT, Keeper, Position, read_checkpoint, write_checkpoint
+from loffta import tensor_file
+from loffta.checkpoint import Keeper, Position, read_checkpoint, write_checkpoint
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError, Stopped
 from loffta.feed import batches
 from loffta.machine import StopFlag
 from loffta.members import build_member
 from loffta.runs import RunPaths
+from loffta.tensor_file import FORMAT
 from loffta.tokens import FeatureSpec
 from loffta.train import train
 
@@ -106,7 +108,7 @@ def complaint(path):
 
 def test_newer_format(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
-    monkeypatch.setattr(module, "FORMAT", FORMAT + 1)
+    monkeypatch.setattr(tensor_file, "FORMAT", FORMAT + 1)
     write_checkpoint(path, {"a": torch.zeros(1)}, {})
     monkeypatch.undo()
     with pytest.raises(LofftaError, match=f"has format {FORMAT + 1}, and this loffta knows {FORMAT}") as caught:

@@ -30,7 +30,7 @@ TRAIN = {"cache": "c", "head": "combo"}
         (PipelineConfig, {"extracts": {}}, r"unknown key 'extracts'(.|\n)*did you mean extract"),
         (TrainConfig, {"head": "linear"}, r"'cache' is missing(.|\n)*where:  the file(.|\n)*give cache"),
         (ExtractConfig, {**EXTRACT, "backbones": [{}]}, r"'backbones.0.name' is missing"),
-        (TrainConfig, {**TRAIN, "seeds": 0}, r"seeds: input should be greater than 0 \(got 0\)"),
+        (TrainConfig, {**TRAIN, "seeds": 0}, r"seeds: it must be from 1 to 1,000 \(got 0\)"),
         (TrainConfig, {**TRAIN, "seeds": "many"}, r"seeds: (.|\n)*got 'many'"),
         (TrainConfig, {**TRAIN, "recipe": [1]}, r"recipe: (.|\n)*got \[1\]"),
         (TrainConfig, {**TRAIN, "feed": "disk"}, r"feed: (.|\n)*'host'(.|\n)*got 'disk'"),

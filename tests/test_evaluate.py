@@ -124,6 +124,32 @@ def test_predictions_are_the_trained_heads(finished):
         assert columns["predicted"][here] == probabilities.argmax(axis=1).tolist()
 
 
+@pytest.mark.parametrize("trained_in", ["bf16", "fp32", None])
+def test_heads_are_evaluated_in_the_precision_of_their_training(copied, finished, trained_in):
+    """Whatever this machine would train in; a run that keeps none is of an older loffta, and is float32."""
+    paths = RunPaths(copied)
+    training = json.loads(paths.training.read_text())
+    assert training.pop("precision") == "fp32"
+    paths.training.write_text(json.dumps(training | ({"precision": trained_in} if trained_in else {})))
+    results = evaluate(copied, "test", device="cpu")
+    assert results["training"].get("precision") == trained_in
+    found, before = (pq.read_table(RunPaths(run).predictions("test")) for run in (copied, finished / "run"))
+    rows = found.column("row").to_numpy()[:39]
+    (array,) = Cache.open(finished / "cache").stores()[0].arrays
+    pooled = torch.from_numpy(ArrayReader(array.paths).read(rows).astype(np.float32).mean(axis=(2, 3))[:, 0])
+    confidence = torch.from_numpy(found.column("confidence").to_numpy().copy()).view(3, 39)
+    for seed in range(3):
+        state = load_file(paths.head(seed))
+        inputs = (pooled - state["standardise.running_mean"]) / torch.sqrt(state["standardise.running_var"] + 1e-5)
+        if trained_in == "bf16":  # what autocast does to a linear map
+            cast = (tensor.bfloat16() for tensor in (inputs, state["classify.weight"], state["classify.bias"]))
+            logits = torch.nn.functional.linear(*cast).float()
+        else:
+            logits = torch.nn.functional.linear(inputs, state["classify.weight"], state["classify.bias"])
+        torch.testing.assert_close(confidence[seed], logits.softmax(dim=1).amax(dim=1), atol=1e-4, rtol=0)
+    assert (found.column("confidence") == before.column("confidence")) == (trained_in != "bf16")
+
+
 def test_several_classes_per_image(tmp_path):
     """Labels choose the task, from training to predictions; channel c of the features says whether class c is there."""
     rng = np.random.default_rng(0)
@@ -199,7 +225,7 @@ def test_heads_that_cannot_be_used(finished, copied, tmp_path):
     head = RunPaths(copied).head(1)
     data = head.read_bytes()
     head.write_bytes(data[:40])
-    with pytest.raises(LofftaError, match=r"head's file is damaged(.|\n)*delete it"):
+    with pytest.raises(LofftaError, match=r"file of trained weights is damaged(.|\n)*delete it"):
         evaluate(copied, "test", device="cpu")
     head.unlink()
     with pytest.raises(LofftaError, match=r"no trained head yet(.|\n)*`loffta train` again") as caught:
@@ -218,16 +244,34 @@ def test_cache_that_got_another_class(finished, copied, tmp_path):
     table = Cache.open(grown).table
     more = make_table([*table.labels, 3], [*table.splits, "train"], classes=("a", "b", "c", "d"))
     Cache.create(grown, more, unit_images=None, thumb_px=8)
-    with pytest.raises(LofftaError, match=r"does not fit a cache with 4 classes(.|\n)*train again"):
-        evaluate(copied, "test", cache_root=grown, device="cpu")
+    assert evaluate(copied, "test", cache_root=grown, device="cpu")["images"] == {
+        "used": 39,
+        "bad": 1,
+        "known": 100,
+        "now": 101,
+    }
 
 
-def test_cache_that_orders_its_classes_otherwise(finished, copied, tmp_path):
-    table = dataclasses.replace(Cache.open(finished / "cache").table, classes=("a", "c", "b"))
+@pytest.mark.parametrize("order", ["cab", "xcyaz b"])
+def test_classes_are_matched_by_name_whatever_their_order(finished, copied, tmp_path, order):
+    """Another order, or others in between: the metrics are the very same."""
+    table = Cache.open(finished / "cache").table
+    names = tuple(order.replace(" ", ""))
+    renumbered = dataclasses.replace(table.numbered_by(names), classes=names)
+    assert renumbered.labels.tolist() == [names.index(table.classes[label]) for label in table.labels]
+    shutil.copytree(finished / "cache", tmp_path / "other")
+    (tmp_path / "other" / "images.parquet").write_bytes(renumbered.to_parquet())
+    before = results_of(copied)
+    after = evaluate(copied, "test", cache_root=tmp_path / "other", device="cpu")
+    assert (after["metrics"], after["confusion"]) == (before["metrics"], before["confusion"])
+
+
+def test_cache_of_other_classes(finished, copied, tmp_path):
+    table = dataclasses.replace(Cache.open(finished / "cache").table, classes=("x", "y", "z"))
     grids = np.zeros((100, 2, 2, 6), np.float32)
     make_cache(tmp_path / "other", table, [FakeStore("net", {"s.0": grids}, weights="random:0")])
     before = RunPaths(copied).results("test").read_bytes()
-    with pytest.raises(LofftaError, match=r"class 1 is 'c' in the cache and 'b' in the run(.|\n)*--online") as caught:
+    with pytest.raises(LofftaError, match=r"other classes than the training: 'x', ... instead of 'a', ...") as caught:
         evaluate(copied, "test", cache_root=tmp_path / "other", device="cpu")
     assert caught.value.where == str(tmp_path / "other")
     assert RunPaths(copied).results("test").read_bytes() == before

@@ -27,6 +27,9 @@ from loffta.machine import StopFlag
 from loffta.store.cache import Cache
 from loffta.store.files import part_name
 from loffta.store.ledger import BAD, OK
+from loffta.store.process import began
+from loffta.store.units import limited_rows
+from loffta.store.verify import verify
 from tests import fakes
 from tests.fakes import UNIT, FakeBackbone, PngSource, cache_files, done_columns, fake_config, picture, png
 
@@ -42,10 +45,11 @@ def no_fsync(monkeypatch):
 
 def fill(cache, source=None, backbone=None, stop=None, **options):
     """One extraction with fakes; `backbone` is one for all names, or a dict."""
+    only = options.pop("only", None)
     by_name = backbone if isinstance(backbone, dict) else {}
     fallback = None if by_name else backbone or FakeBackbone()
     load = lambda wanted: by_name.get(wanted.name, fallback)  # noqa: E731
-    return extract(fake_config(cache, **options), source or PngSource(N), load, stop or StopFlag())
+    return extract(fake_config(cache, **options), source or PngSource(N), load, stop or StopFlag(), only=only)
 
 
 def refuse_to_load(wanted):
@@ -107,12 +111,15 @@ def test_timm_features_equal_the_model_called_directly(tmp_path, monkeypatch):
         ),
         BackboneConfig(name="vit_tiny_patch16_224", weights="random:0", taps="blocks.3,last", image_px=64),
     )
-    config = ExtractConfig(source="demo:digits", cache=tmp_path, backbones=backbones, limit=6, device="auto")
+    config = ExtractConfig(
+        source="demo:digits", cache=tmp_path, backbones=backbones, splits="test", limit=6, device="auto"
+    )
     run(config, StopFlag())
-    made = json.loads(pq.read_schema(next(tmp_path.rglob("u000000.parquet"))).metadata[b"loffta"])
+    made = json.loads(pq.read_schema(next(tmp_path.rglob("u000003.parquet"))).metadata[b"loffta"])
     assert made["device"] == "cpu"
     assert made["versions"]["timm"] == timm.__version__
-    grey = np.rint(load_digits().images[:6] * 255 / 16).astype(np.uint8)
+    rows = 1000 + np.cumsum([0, 133, 133, 133, 133, 133])  # the first of each of six parts of rows 1000 to 1796
+    grey = np.rint(load_digits().images[rows] * 255 / 16).astype(np.uint8)
     squares = np.stack([np.asarray(Image.fromarray(g).convert("RGB").resize((64, 64), 3)) for g in grey])  # 3: bicubic
 
     def inputs(model):
@@ -128,8 +135,8 @@ def test_timm_features_equal_the_model_called_directly(tmp_path, monkeypatch):
     assert len(stages) == 5
     for i, stage in enumerate(stages):
         stored = read_array(tmp_path, "grid", f"stages.{i}", "tf_efficientnet_lite0")
-        assert_float16_of(stored[:6], stage.permute(0, 2, 3, 1))
-        assert np.isnan(stored[6:]).all()  # what --limit left out is the fill value
+        assert_float16_of(stored[rows], stage.permute(0, 2, 3, 1))
+        assert np.isnan(np.delete(stored, rows, axis=0)).all()  # what was left out is the fill value
 
     torch.manual_seed(0)
     vit = timm.create_model("vit_tiny_patch16_224").eval()
@@ -140,8 +147,8 @@ def test_timm_features_equal_the_model_called_directly(tmp_path, monkeypatch):
     with torch.no_grad():
         vit.forward_features(inputs(vit))
     for i, tokens in seen.items():
-        grid = read_array(tmp_path, "grid", f"blocks.{i}", "vit_tiny_patch16_224")[:6]
-        prefix = read_array(tmp_path, "prefix", f"blocks.{i}", "vit_tiny_patch16_224")[:6]
+        grid = read_array(tmp_path, "grid", f"blocks.{i}", "vit_tiny_patch16_224")[rows]
+        prefix = read_array(tmp_path, "prefix", f"blocks.{i}", "vit_tiny_patch16_224")[rows]
         assert_float16_of(prefix, tokens[:, :1])
         assert_float16_of(grid, tokens[:, 1:].reshape(6, 4, 4, 192))
 
@@ -218,20 +225,47 @@ def test_only_the_missing_arrays_are_computed(tmp_path):
     assert {tuple(taps) for taps in asked} == {("blocks.1", "stages.2")}
 
 
-@pytest.mark.parametrize("limit", [5, 8, 12])
-def test_limit_then_all(tmp_path, limit):
-    report = fill(tmp_path / "a", limit=limit)
-    assert report.images == limit
-    ready = Cache.open(tmp_path / "a").stores()[0].arrays[0].ledger.ready
-    assert ready.tolist() == [True] * limit + [False] * (N - limit)
-    assert zarr.open_array(store=tmp_path / "a/targets/thumb", mode="r").shape[0] == N
-    full_unit = cache_files(tmp_path / "a", "**/c.0.*") if limit >= UNIT else {}
-    assert fill(tmp_path / "a").units == (3 if limit < UNIT else 2)
+def ready_rows(root):
+    return np.flatnonzero(Cache.open(root).stores()[0].arrays[0].ledger.ready).tolist()
+
+
+@pytest.mark.parametrize(
+    ("asked", "rows"),
+    [
+        ({"limit": 4}, [0, 1, 7, 14]),  # one of 5 test images, 0, 4, 8 ...; three of 15 train images, 1, 2, 3, 5 ...
+        ({"splits": "test"}, [0, 4, 8, 12, 16]),
+        ({"splits": "test", "limit": 2}, [0, 12]),
+        ({"splits": "train+test", "limit": 20}, list(range(20))),
+    ],
+)
+def test_some_then_all(tmp_path, asked, rows):
+    """What is asked for is there, a second run does nothing, and all of it afterwards is as without."""
+    root = tmp_path / "a"
+    assert fill(root, **asked).images == len(rows)
+    assert ready_rows(root) == rows
+    assert zarr.open_array(store=root / "targets/thumb", mode="r").shape[0] == N
+    assert list(verify(Cache.open(root), deep=True)) == []
+    assert fill(root, backbone={"fake": None}, **asked).units == 0
+    fill(root)
     fill(tmp_path / "b")
-    now = cache_files(tmp_path / "a")
-    assert now == cache_files(tmp_path / "b")
-    assert full_unit.items() <= now.items()
-    assert fill(tmp_path / "a", limit=limit).units == 0
+    assert cache_files(root) == cache_files(tmp_path / "b")
+    assert fill(root, **asked).units == 0
+
+
+def test_a_cache_of_first_rows_keeps_them(tmp_path):
+    """Older versions took the first rows for --limit: they stay, and what is asked for now comes beside them."""
+    fill(tmp_path, only=[0])
+    with_first = fill(tmp_path, limit=4)
+    assert (with_first.units, with_first.images) == (1, 1)  # row 14; rows 0, 1 and 7 are in the whole unit 0
+    assert ready_rows(tmp_path) == [*range(8), 14]
+    again = fill(tmp_path, limit=6)
+    assert ready_rows(tmp_path) == sorted({*range(8), 14, *limited_rows(PngSource(N).listing().splits, 6).tolist()})
+    assert again.images == len(ready_rows(tmp_path)) - 8  # the other units anew, with what they had
+    assert list(verify(Cache.open(tmp_path), deep=True)) == []
+    fill(tmp_path, names=["other"], backbone={"other": FakeBackbone("other")}, limit=4)
+    assert Cache.open(tmp_path).stores()[1].arrays[0].ledger.listed == 4  # whole units of others do not make it more
+    with pytest.raises(UsageError, match=r"unknown split 'tset'(.|\n)*--splits(.|\n)*did you mean test"):
+        fill(tmp_path, splits="tset")
 
 
 def test_shares_together_equal_one_run(tmp_path):
@@ -370,7 +404,7 @@ def test_only_bad_images_among_the_asked_ones_are_judged(tmp_path):
     source = PngSource(N, {18: b"", 19: b""})
     with pytest.raises(TooManyBadImages):
         fill(tmp_path, source)
-    fill(tmp_path, source, limit=8)
+    fill(tmp_path, source, limit=4)
 
 
 def test_a_unit_of_bad_images_alone(tmp_path):
@@ -485,7 +519,7 @@ def test_parts_of_dead_processes_are_swept_everywhere(tmp_path):
     folders = [p for p in (tmp_path, *tmp_path.rglob("*")) if p.is_dir()]
     assert len(folders) > 15
     dead = [folder / f".x.{host}.{gone.pid}.0123abcd.part" for folder in folders]
-    living = tmp_path / f".x.{host}.{os.getppid()}.0123abcd.part"
+    living = tmp_path / f".x.{host}.{os.getppid()}.{began(os.getppid())}abcd.part"
     for path in (*dead, living):
         path.write_bytes(b"half")
     extract(fake_config(tmp_path), PngSource(N), refuse_to_load, StopFlag())

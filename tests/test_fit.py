@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from loffta import augment
 from loffta import fit as loop
+from loffta.claims import take
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError
 from loffta.features import choose_features
@@ -45,7 +46,7 @@ def make_session(cache, out, **changes):
     features = choose_features(cache, (), ("mean",), default_taps="all")
     out.mkdir()
     paths = RunPaths(out)
-    return Session(config, cache, features, torch.device("cpu"), paths, RunLog(paths.log), StopFlag())
+    return Session(config, cache, features, torch.device("cpu"), paths, RunLog(paths.log), StopFlag(), take(paths))
 
 
 def go(session, recipe, *, n_seeds=2, **options):
@@ -71,13 +72,16 @@ def by_hand(session, recipe, seed):
         optimizer = torch.optim.AdamW(parameter_groups(head, recipe.weight_decay), lr=1.0)
         step = 0
         for epoch in range(recipe.epochs):
-            order = np.random.Generator(np.random.PCG64([0, phase * recipe.epochs + epoch])).permutation(N_TRAIN)
+            drawn = phase if recipe.same_batches else phase * recipe.epochs + epoch
+            order = np.random.Generator(np.random.PCG64([0, drawn])).permutation(N_TRAIN)
             for first in range(0, N_TRAIN, recipe.batch_size):
                 rows = order[first : first + recipe.batch_size]
                 logits = head(head.prepare([tensor[rows] for tensor in inputs]), rng)
                 loss = torch.nn.CrossEntropyLoss(weight=weight)(logits, labels[rows])
                 if head.penalty() is not None:
                     loss = loss + head.penalty()
+                if recipe.divide_by_whole_batch:  # sums over 16 images, of 8 in the last batch
+                    loss = loss * len(rows) / 16
                 optimizer.zero_grad()
                 loss.backward()
                 norm = torch.sqrt(sum((p.grad**2).sum() for p in head.parameters()))
@@ -86,6 +90,8 @@ def by_hand(session, recipe, seed):
                         parameter.grad *= recipe.max_grad_norm / norm
                 for group in optimizer.param_groups:
                     group["lr"] = lr_at(step, total, recipe)
+                    if recipe.adam == "keras":
+                        group["eps"] = 1e-7 / math.sqrt(1 - 0.999 ** (step + 1))
                 optimizer.step()
                 step += 1
     return head
@@ -93,7 +99,12 @@ def by_hand(session, recipe, seed):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"max_grad_norm": 0.05}, {"class_weights": True, "final_lr": 1e-3, "warmup_fraction": 0.0}],
+    [
+        {},
+        {"max_grad_norm": 0.05},
+        {"class_weights": True, "final_lr": 1e-3, "warmup_fraction": 0.0},
+        {"same_batches": True, "divide_by_whole_batch": True, "adam": "keras"},
+    ],
 )
 def test_two_phases_equal_a_loop_by_hand(cache, tmp_path, changes):
     recipe = NoisyRecipe(**changes)
@@ -207,9 +218,9 @@ def test_batches_and_steps_that_a_recipe_asks_for(cache, tmp_path, capsys):
     train(config, tmp_path / "run", StopFlag())
     log = [json.loads(line) for line in RunPaths(tmp_path / "run").metrics(0).read_text().splitlines()]
     assert [row["step"] for row in log] == [5, 10, 15, 20]
-    assert "linear: 4 epochs of batches of 9, for this many images" in capsys.readouterr().err
+    assert "linear: 4 epochs of batches of 8, for this many images" in capsys.readouterr().err
     made = json.loads(RunPaths(tmp_path / "run").training.read_text())
-    assert (made["epochs"], made["batch_size"]) == (4, 9)
+    assert (made["epochs"], made["batch_size"]) == (4, 8)
 
 
 @pytest.mark.parametrize("n_absent", [1, 7])

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from loffta.activity import WINDOW_S, find_orphans, find_writers, images_per_s
 from loffta.extract import extract
 from loffta.inventory import by_reason, take_inventory
 from loffta.machine import StopFlag
+from loffta.store import process
 from loffta.store.cache import Cache
 from loffta.store.files import Part, find_parts, part_name
 from tests.fakes import FakeBackbone, PngSource, fake_config
@@ -195,7 +195,7 @@ def test_parts_tell_the_dead_from_the_living(tmp_path):
         elsewhere.name: False,
     }
     assert (found[mine.name].pid, found[mine.name].bytes, found[elsewhere.name].host) == (os.getpid(), 3, "other-host")
-    assert found[mine.name].host == socket.gethostname()
+    assert found[mine.name].host == process.host()
     two_days = time.time() - 2 * 24 * 3600
     os.utime(elsewhere, (two_days, two_days))
     assert {part.path.name: part.stale for part in find_parts(tmp_path)}[elsewhere.name]

@@ -9,6 +9,7 @@ import pytest
 from loffta import machine
 from loffta.errors import LofftaError, Stopped, UsageError
 from loffta.machine import StopFlag
+from loffta.signals import STOPS
 
 
 @pytest.fixture(params=["v1", "v2"])
@@ -62,11 +63,29 @@ def test_no_cgroups_at_all(tmp_path):
     assert machine.free_memory_bytes(tmp_path / "none", tmp_path / "neither") > 0
 
 
-@pytest.mark.parametrize(("told", "expected"), [("3", 3), ("0", None), ("x", None)])
-def test_slurm_tells_the_cpus(monkeypatch, told, expected):
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", told)
+@pytest.mark.parametrize(
+    ("slurm", "openmp", "expected"),
+    [
+        ("3", "", 3),
+        ("0", "", 5),
+        ("x", "", 5),
+        ("", "2", 2),
+        ("", "2,8", 2),  # of nested regions the outermost
+        ("", "64", 5),  # a cap, not a wish
+        ("3", "2", 2),
+        ("3", "4", 3),
+        ("", "0", 5),
+        ("", "true", 5),
+    ],
+)
+def test_slurm_the_affinity_and_openmp_tell_the_cpus(monkeypatch, slurm, openmp, expected):
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", slurm)
+    monkeypatch.setenv("OMP_NUM_THREADS", openmp)
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4}, raising=False)
-    assert machine.available_cpus() == (expected or 5)
+    monkeypatch.setattr(machine.torch, "set_num_threads", (set_to := []).append)
+    assert machine.available_cpus() == expected
+    assert machine.cap_threads() == expected
+    assert set_to == [expected]
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99"])
@@ -82,6 +101,13 @@ def send(number):
 @pytest.fixture
 def stop():
     return StopFlag().listen()
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_every_signal_that_asks_to_stop_is_heard(stop, number):
+    send(number)
+    with pytest.raises(Stopped, match=f"stopped by {number.name} while counting"):
+        stop.check("counting")
 
 
 def test_at_once_gives_up_anywhere_inside_and_nowhere_else(stop):

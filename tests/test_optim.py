@@ -2,13 +2,28 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from loffta.heads.attentive import AttentiveHead
 from loffta.heads.combo import ComboHead, ComboRecipe
+from loffta.heads.fusion import FusionHead, FusionRecipe
+from loffta.heads.head2toe import Head2ToeRecipe
 from loffta.heads.linear import LinearHead
 from loffta.heads.recipe import Recipe
-from loffta.optim import fit_to_images, lr_at, lr_factor, make_optimizer, n_steps, parameter_groups
+from loffta.optim import (
+    adam_eps,
+    fit_to_images,
+    fit_to_part,
+    lr_at,
+    lr_factor,
+    make_optimizer,
+    n_steps,
+    parameter_groups,
+)
 from loffta.tokens import FeatureSpec
 
 
@@ -35,7 +50,8 @@ def test_steps(n_images, batch_size, epochs, steps):
     assert n_steps(n_images, batch_size, epochs) == steps
 
 
-@pytest.mark.parametrize(("total", "n_warmup"), [(1300, 130), (1600, 160), (20, 2)])
+# of 1,306, 768 and 39 steps a tenth is 130.6, 76.8 and 3.9: the code takes the whole part
+@pytest.mark.parametrize(("total", "n_warmup"), [(1300, 130), (1600, 160), (20, 2), (1306, 130), (768, 76), (39, 3)])
 def test_schedule_equals_pl_bolts(total, n_warmup):
     recipe = ComboRecipe()
     expected = pl_bolts_recursion(total, n_warmup, base=1e-3, start=1e-5, final=1e-6)
@@ -90,18 +106,75 @@ def test_adamw_takes_the_groups():
     assert torch.equal(head.classify.bias, bias)
 
 
-@pytest.mark.parametrize("n_images", [1, 4, 5, 9, 40, 1000, 2047, 8192, 8193, 10241])
-@pytest.mark.parametrize("min_batches", [None, 1, 2, 5, 7])
-def test_the_largest_batch_with_so_many_an_epoch(n_images, min_batches):
-    recipe = Recipe(epochs=40, batch_size=2048, lr=0.1, weight_decay=0.0, min_batches=min_batches, min_steps=1000)
+BATCHES = {  # images: batch, last batch; the first eight are those of ALF's own code
+    **{100: (20, 20), 1000: (200, 200), 1020: (204, 204), 2753: (500, 253), 3334: (606, 304), 7844: (1426, 714)},
+    **{26640: (1973, 991), 65550: (2016, 1038)},
+    **{2944: (535, 269), 8144: (1480, 744), 18900: (2100, 2100), 45000: (2048, 1992)},
+}
+
+
+def batch_by_the_words(n_images, given, least):
+    """ALF's rule as one reads it, over every batch that there is."""
+
+    def good(batch):
+        return n_images % batch == 0 or n_images % batch >= batch / 2
+
+    if n_images // given >= least and good(given):
+        return given
+    wanted = max(least, n_images // given)
+    best = 1
+    for batch in range(1, n_images + 1):
+        if n_images // batch >= wanted and good(batch):
+            best = batch
+    return best
+
+
+@pytest.mark.parametrize("n_images", BATCHES)
+def test_batches_of_alf(n_images):
+    batch, last = BATCHES[n_images]
+    fitted = fit_to_images(FusionRecipe(), n_images)
+    assert (fitted.batch_size, n_images % batch or batch) == (batch, last)
+    assert batch_by_the_words(n_images, 2048, 5) == batch
+
+
+@st.composite
+def recipes(draw):
+    return Recipe(
+        **{"epochs": draw(st.integers(1, 60)), "lr": 0.1, "weight_decay": 0.0},
+        batch_size=draw(st.integers(1, 2048)),
+        min_batches=draw(st.integers(1, 7)),
+        min_steps=draw(st.one_of(st.none(), st.integers(1, 2000))),
+    )
+
+
+@settings(deadline=None, max_examples=150)
+@given(recipe=recipes(), n_images=st.one_of(st.integers(1, 85), st.integers(86, 4000)))
+def test_batches_and_epochs_by_the_words(recipe, n_images):
     fitted = fit_to_images(recipe, n_images)
-    sizes = [b for b in range(1, 2049) if math.ceil(n_images / b) >= (min_batches or 1)]
-    assert fitted.batch_size == max(sizes, default=1)
+    assert fitted.batch_size == batch_by_the_words(n_images, recipe.batch_size, recipe.min_batches)
     steps = [n_steps(n_images, fitted.batch_size, epochs) for epochs in (fitted.epochs - 1, fitted.epochs)]
-    assert steps[1] >= 1000
-    assert fitted.epochs == 40 or steps[0] < 1000
+    assert steps[1] >= (recipe.min_steps or 1)
+    assert fitted.epochs == recipe.epochs or steps[0] < recipe.min_steps
     assert fit_to_images(fitted, n_images) == fitted
-    assert fit_to_images(ComboRecipe(), n_images) == ComboRecipe()
+
+
+def test_a_recipe_without_a_rule_keeps_its_batch():
+    assert fit_to_images(ComboRecipe(), 100) == ComboRecipe()
+
+
+@pytest.mark.parametrize(
+    ("n_images", "n_part", "batch", "epochs"),
+    [
+        (1000, 800, 200, 250),  # of 4 steps each
+        (1000, 801, 201, 250),  # not 4 of 200 and one of a single image
+        (50000, 40000, 2040, 50),  # 24 full batches of all images, 20 batches of the part
+    ],
+)
+def test_a_search_has_the_batch_of_all_images(n_images, n_part, batch, epochs):
+    fitted = fit_to_part(FusionRecipe(), n_images, n_part)
+    assert batch_by_the_words(n_images, 2048, 5) in (batch, batch - 1)
+    assert (fitted.batch_size, fitted.epochs) == (batch, epochs)
+    assert fit_to_part(ComboRecipe(), n_images, 641).batch_size == 64  # of 641 images one is left over: not ALF's
 
 
 def test_final_learning_rate_equals_torchs_cosine():
@@ -129,3 +202,34 @@ def test_the_optimiser_is_adam_where_nothing_decays():
             head(torch.arange(20.0).view(5, 4)).square().sum().backward()
             optimiser.step()
     torch.testing.assert_close(heads[0].classify.weight, heads[1].classify.weight)
+
+
+def test_kerass_adam():
+    """Against its update, written out: the epsilon beside the uncorrected moment; gradients near it show the place."""
+    recipe = Head2ToeRecipe(lr=0.1)
+    rng = torch.Generator().manual_seed(0)
+    gradients = (1e-6 * torch.randn(12, 5, generator=rng)).double()
+    weight = torch.nn.Parameter(torch.zeros(5, dtype=torch.float64))
+    optimiser = torch.optim.AdamW([weight], lr=recipe.lr, weight_decay=0.0)
+    expected, m, v = np.zeros(5), np.zeros(5), np.zeros(5)
+    for step, gradient in enumerate(gradients):
+        optimiser.param_groups[0]["eps"] = adam_eps(step, recipe)
+        weight.grad = gradient
+        optimiser.step()
+        m, v = 0.9 * m + 0.1 * gradient.numpy(), 0.999 * v + 0.001 * gradient.numpy() ** 2
+        rate = 0.1 * np.sqrt(1 - 0.999 ** (step + 1)) / (1 - 0.9 ** (step + 1))
+        expected -= rate * m / (np.sqrt(v) + 1e-7)
+    np.testing.assert_allclose(weight.detach(), expected, rtol=1e-9)
+    assert adam_eps(0, ComboRecipe()) == adam_eps(9, ComboRecipe()) == 1e-8
+
+
+def test_alf_lets_everything_decay():
+    spec = FeatureSpec("vit", ("1",), "mean", (16,), 32)
+    for head in (
+        FusionHead([spec], 3, rng=torch.Generator()),
+        AttentiveHead([FeatureSpec("vit", ("1",), "grid", (2, 2, 16), 32)], 3, rng=torch.Generator()),
+        LinearHead([spec], 3, rng=torch.Generator(), practice="alf"),
+    ):
+        decay, no_decay = parameter_groups(head, 0.1)
+        assert len(decay["params"]) == len(list(head.parameters()))
+        assert not no_decay["params"]

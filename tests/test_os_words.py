@@ -68,6 +68,15 @@ def test_an_error_without_a_number_keeps_its_text():
     assert error.what == "OSError: decoder \N{REPLACEMENT CHARACTER}[31m"
 
 
+def test_a_current_folder_that_has_been_deleted(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(FileNotFoundError) as caught:
+        Path("x").absolute()
+    assert explain(caught.value).what == "the current folder has been deleted"
+
+
 def test_guard_lets_other_errors_and_our_own_pass(tmp_path):
     for passing in (LofftaError("a", where="b", remedy="c"), ZeroDivisionError()):
         with pytest.raises(type(passing)) as caught, guard(tmp_path):

@@ -35,6 +35,7 @@ EXTRACTIONS = [
         "device": "cpu",
         "unit_images": 8,
         "share": [1, 4],
+        "splits": "train+val",
         "limit": 100,
         "max_bad_frac": 0.5,
         "ignore_space": True,
@@ -62,6 +63,7 @@ TRAININGS = [
         "device": "cpu",
         "feed": "stream",
         "partial": True,
+        "one_class": True,
     },
     {"cache": "c", "head": "loff", "augment": "trivial", "recipe": {"epochs": 3}},
     {"cache": "c", "head": "loff", "augment": {"hflip_p": 0.5}},
@@ -179,7 +181,7 @@ train:
 """
 SETS = """
 tasks:
-  - {name: x, source: "vtab:{data}/x", train_on: train+val, train_rows: 30}
+  - {name: x, source: "vtab:{data}/x", train_on: train+val}
   - {name: y, source: "folder:{data}/y y", test_on: holdout, metric: kappa, group: g}
 """
 
@@ -276,7 +278,7 @@ def test_chosen_tasks_and_runs_bring_their_caches_alone(template):
 def test_online_tests_cache_the_training_images_alone(template):
     """The runs of one cache share the pass over the test images."""
     pipeline, found = commands(template, tasks=["x"], test="online")
-    assert found["x/extract large"].endswith("--image-px 64 --limit 30")
+    assert found["x/extract large"].endswith("--image-px 64 --splits train+val")
     assert found["x/one"].endswith("--train-on train+val --test-on val")  # what there is
     source = "--online 'vtab:my data/x' --split test"
     assert found["x/test large"] == f"loffta evaluate out/x/runs/one {source}"
@@ -291,7 +293,6 @@ def test_online_tests_cache_the_training_images_alone(template):
     [
         ({"tasks": ["z"]}, r"unknown task 'z'(.|\n)*--tasks(.|\n)*known: x, y"),
         ({"runs": ["eech"]}, r"unknown run 'eech'(.|\n)*did you mean each"),
-        ({"test": "online"}, r"'train_rows' of task y is missing(.|\n)*p.yaml"),
         ({"train": {"one": {"head": "linear"}}}, r"'cache' is missing(.|\n)*train.one(.|\n)*give one of small, large"),
         ({"train": {"one": {"head": "linear", "cache": "lrge"}}}, r"unknown cache 'lrge'(.|\n)*did you mean large"),
         (

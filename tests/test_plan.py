@@ -29,8 +29,8 @@ def plan(root, source=None, backbone=None, sample=None, **options):
     return make_plan(fake_config(root, **options), source or PngSource(N), load, sample=sample)
 
 
-def fill(root, n_images=N, **options):
-    extract(fake_config(root, **options), PngSource(n_images), lambda _: FakeBackbone(), StopFlag())
+def fill(root, n_images=N, only=None, **options):
+    extract(fake_config(root, **options), PngSource(n_images), lambda _: FakeBackbone(), StopFlag(), only=only)
 
 
 def files_of(root):
@@ -49,7 +49,7 @@ def assert_foretold(plan, root, before):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-@pytest.mark.parametrize("limit", [None, 12])
+@pytest.mark.parametrize("limit", [None, 4, 12])
 def test_a_new_cache_to_the_byte(tmp_path, dtype, limit):
     root = tmp_path / "cache"
     foretold = plan(root, dtype=dtype, limit=limit)
@@ -69,7 +69,7 @@ def test_a_new_cache_to_the_byte(tmp_path, dtype, limit):
 @pytest.mark.parametrize("taps", ["last", "all"])
 def test_what_is_there_is_not_counted(tmp_path, taps):
     root = tmp_path / "cache"
-    fill(root, taps="last", limit=8)
+    fill(root, taps="last", only=[0])
     before = files_of(root)
     stamps = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     foretold = plan(root, taps=taps)
@@ -218,14 +218,14 @@ WORDS = ["demo:digits", "--backbone", "test_vit", "--weights", "random:0", "--im
 
 def test_the_command(tmp_path, monkeypatch, capsys):
     root = tmp_path / "cache"
-    monkeypatch.setattr("loffta.plan.free_room", lambda path: Room(10**5, 50))
+    monkeypatch.setattr("loffta.plan.free_room", lambda path: Room(10**6, 50))
     monkeypatch.setattr("loffta.plan.user_quota", lambda path: Quota("lfs quota", 10**9, None))
     words = [*WORDS, "--cache", str(root), "--unit-images", "4", "--device", "cpu", "--batch-size", "2", "--json"]
     assert main(["plan", *words, "--sample", "2"]) == 0
     out = capsys.readouterr().out
     assert not root.exists()
     told = json.loads(out.splitlines()[-1])
-    assert told["files"] == 2 * 2 * 3 + 6  # units x (shard, done) x arrays; two of the cache, one store, three arrays
+    assert told["files"] == 2 * 6 * 3 + 6  # (shard, done) x units x arrays; two of the cache, one store, three arrays
     assert told["timing"]["images"] == 2
     assert "WARNING  it does not fit" not in out
     assert "quota    1.0 GB, no limit on files left (lfs quota)" in out

@@ -1,5 +1,6 @@
 """The folder of a run: what may be written into it, and what comes back out."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -11,16 +12,17 @@ import yaml
 
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError, UsageError
+from loffta.records import Training
+from loffta.run_folder import check_out, start_run
 from loffta.runs import (
+    RunLog,
     RunPaths,
-    check_out,
     load_head,
     open_run,
     read_json,
     read_predictions,
     read_results,
     save_head,
-    start_run,
     write_json,
     write_lines,
     write_predictions,
@@ -49,6 +51,19 @@ def test_every_name():
         "r/holdout.json",
         "r/training.json",
     ]
+
+
+def test_a_log_that_cannot_be_written_is_told_of_once(tmp_path, capsys):
+    log = RunLog(tmp_path / "gone" / "log.txt")
+    log.write("one")
+    log.write("two", show=True)
+    err = capsys.readouterr().err
+    assert err.startswith("the log is not complete: there is no such file or folder (No such file or directory)\n")
+    assert err.count(str(tmp_path / "gone" / "log.txt")) == 1
+    assert err.endswith("\ntwo\n")
+    (tmp_path / "gone").mkdir()
+    log.write("three")  # it is tried again
+    assert (tmp_path / "gone" / "log.txt").read_text().endswith(" three\n")
 
 
 def test_config_comes_back(tmp_path):
@@ -115,11 +130,16 @@ def test_results_and_lines(tmp_path):
     paths.training.touch()  # what comes after the last head
     with pytest.raises(LofftaError, match=r"no results here yet(.|\n)*run `loffta evaluate RUN`"):
         read_results(paths.results("test"))
-    write_results(paths.results("test"), {"n": 3, "metrics": {"top1": {"std": None}}})
-    assert read_results(paths.results("test")) == {"n": 3, "metrics": {"top1": {"std": None}}}
+    results = {"n": 3, "metrics": {"top1": {"mean": 1, "std": None, "per_seed": [1], "ci95": [0.5, 1]}}, "new": [{}]}
+    write_results(paths.results("test"), results)
+    assert read_results(paths.results("test")) == results
     for damaged in ("{", "[1]"):
         paths.results("test").write_text(damaged)
         with pytest.raises(LofftaError, match=r"this file of the run cannot be read(.|\n)*delete the file"):
+            read_results(paths.results("test"))
+    for place, value in (("metrics", []), ("n", "3"), ("features", [{"taps": []}]), ("relevance", {"a": [{}]})):
+        paths.results("test").write_text(json.dumps(results | {place: value}))
+        with pytest.raises(LofftaError, match=rf"says what it cannot mean: '{place}(.|\n)*delete the file"):
             read_results(paths.results("test"))
     write_lines(paths.metrics(0), [{"epoch": 0}, {"epoch": 1}])
     assert paths.metrics(0).read_text() == '{"epoch": 0}\n{"epoch": 1}\n'
@@ -128,7 +148,9 @@ def test_results_and_lines(tmp_path):
 def test_lists_of_numbers_take_a_line(tmp_path):
     path = RunPaths(tmp_path).results("test")
     results = {
-        "n": [],
+        "n": 1,
+        "metrics": {},
+        "none": [],
         "confusion": [[3, -1], [0.5, 2]],
         "std": [1.0, None],
         "names": ["1", "2"],
@@ -143,14 +165,17 @@ def test_lists_of_numbers_take_a_line(tmp_path):
 
 def test_small_files(tmp_path):
     path = RunPaths(tmp_path).search
-    write_json(path, {"ä": [1, 0.1, None]})
-    assert read_json(path) == {"ä": [1, 0.1, None]}
-    for text in ("[1]", "{", ""):
+    write_json(path, {"seconds": 1.5, "epochs": 3, "batch_size": 8, "ä": None})
+    assert read_json(path, Training) == Training(seconds=1.5, epochs=3, batch_size=8)
+    for text in ("[1]", "{", "", "[" * 10_000):
         path.write_text(text)
         with pytest.raises(LofftaError, match=r"this file of the run cannot be read(.|\n)*another --out"):
-            read_json(path)
+            read_json(path, Training)
+    path.write_text('{"seconds": 1.5, "epochs": "3", "batch_size": 8}')
+    with pytest.raises(LofftaError, match=r"says what it cannot mean: 'epochs' is '3'(.|\n)*another --out"):
+        read_json(path, Training)
     with pytest.raises(LofftaError, match="cannot be read"):
-        read_json(tmp_path / "none")
+        read_json(tmp_path / "none", Training)
 
 
 def test_a_checkpoint_is_something_to_lose(tmp_path):
@@ -184,11 +209,18 @@ def test_predictions(tmp_path):
     assert all(back[name].tolist() == list(columns[name]) for name in columns)
     assert back["confidence"].dtype == np.float32
     several = columns | {"label": [[3, 1], []], "probabilities": np.array([[0.5, 0.25], [1.0, 0.0]], np.float32)}
+    with pytest.raises(LofftaError, match=r"these predictions are damaged(.|\n)*evaluate RUN"):
+        read_predictions(path, ["label"])
     write_predictions(path, several)
     back = read_predictions(path, ["label", "probabilities"])
     assert list(back) == ["label", "probabilities"]
     assert [found.tolist() for found in back["label"]] == several["label"]
     np.testing.assert_array_equal(np.stack(back["probabilities"]), several["probabilities"])
+    whole = path.read_bytes()
+    for data in (b"", whole[:-9], whole.replace(np.float32(0.25).tobytes(), np.float32(0.5).tobytes())):
+        path.write_bytes(data)
+        with pytest.raises(LofftaError, match=r"these predictions are damaged(.|\n)*delete the file"):
+            read_predictions(path)
 
 
 def test_config_file_is_plain_yaml(tmp_path):
@@ -196,3 +228,11 @@ def test_config_file_is_plain_yaml(tmp_path):
     saved = yaml.safe_load(paths.config.read_text())
     assert saved["recipe"] == {"lr": 1e-5, "epochs": 3}
     assert saved["features"] == ["a:b"]
+
+
+def test_fields_that_an_older_loffta_did_not_know_have_their_defaults(tmp_path):
+    paths = start_run(tmp_path / "run", CONFIG.model_copy(update={"recipe": {"lr": 0.1}}))
+    save_head(paths.head(0), {"weight": torch.zeros(1)})
+    check_out(paths.root, CONFIG.model_copy(update={"recipe": {"lr": 0.1, "practice": "mae"}}))
+    with pytest.raises(LofftaError, match=r"recipe\.practice: mae -> alf"):
+        check_out(paths.root, CONFIG.model_copy(update={"recipe": {"lr": 0.1, "practice": "alf"}}))

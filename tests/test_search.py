@@ -82,16 +82,17 @@ def test_scores_are_those_of_separate_runs_and_the_best_is_trained(cache, tmp_pa
 def test_a_part_of_train_validates_where_no_split_does(cache, tmp_path, monkeypatch):
     parts, fit = [], loop.fit
     for where in (module, trainer):
-        monkeypatch.setattr(where, "fit", lambda s, feed, *a, **k: parts.append(feed.rows) or fit(s, feed, *a, **k))
+        monkeypatch.setattr(where, "fit", lambda s, feed, *a, **k: parts.append(feed) or fit(s, feed, *a, **k))
     measured, predict = [], module.predict
     monkeypatch.setattr(
         module, "predict", lambda h, f, rows, t, **k: measured.append(rows) or predict(h, f, rows, t, **k)
     )
-    results = go(cache, tmp_path / "run", search=True)
+    results = go(cache, tmp_path / "run", search=True, recipe=RECIPE | {"batch_size": 2048, "min_batches": 5})
     labels = cache.table.labels
-    assert set(parts[0]) | set(measured[0]) == set(range(60))
-    assert [(labels[parts[0]] == c).sum() for c in range(3)] == [24, 12, 12]
-    assert parts[-1].tolist() == list(range(60))  # the best settings are trained again, on all of it
+    assert set(parts[0].rows) | set(measured[0]) == set(range(60))
+    assert [(labels[parts[0].rows] == c).sum() for c in range(3)] == [24, 12, 12]
+    assert parts[-1].rows.tolist() == list(range(60))  # the best settings are trained again, on all of it
+    assert [feed.batch_size for feed in (parts[0], parts[-1])] == [12, 12]  # ALF: the batch is of all images
     assert [(labels[measured[0]] == c).sum() for c in range(3)] == [6, 3, 3]
     assert results["search"]["validated_on"] == "20 % of train"
 

@@ -23,8 +23,8 @@ def no_fsync(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
-def fill(root, n_images=N, **options):
-    return extract(fake_config(root, **options), PngSource(n_images), lambda _: FakeBackbone(), StopFlag())
+def fill(root, n_images=N, only=None, **options):
+    return extract(fake_config(root, **options), PngSource(n_images), lambda _: FakeBackbone(), StopFlag(), only=only)
 
 
 def rooms(monkeypatch, room, quota=None):
@@ -44,10 +44,10 @@ def test_every_shard_to_the_byte(tmp_path, dtype):
 
 def test_what_is_missing_is_what_comes(tmp_path):
     """The sum of what a second run adds, foretold from the first one's layouts."""
-    fill(tmp_path, limit=8)
+    fill(tmp_path, only=[0])
     cache = Cache.open(tmp_path)
-    arrays = cache.arrays()
-    work = missing_work(cache, [*arrays, *arrays], range(3), None)  # named twice, counted once
+    arrays, everything = cache.arrays(), cache.asked_rows(None, None)
+    work = missing_work([*arrays, *arrays], everything)  # named twice, counted once
     assert [w.units for w in work] == [(1, 2)] * len(arrays)
     assert [w.images for w in work] == [12] * len(arrays)
     before = {path: path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()}
@@ -57,14 +57,17 @@ def test_what_is_missing_is_what_comes(tmp_path):
     assert sum(w.shard_bytes for w in work) == sum(p.stat().st_size for p in added if p.name.startswith("c."))
     done = sum(p.stat().st_size for p in added if p.suffix == ".parquet")
     assert sum(w.done_bytes for w in work) == pytest.approx(done, rel=0.1)  # tiny files: the versions stand out
-    assert sum(w.bytes for w in missing_work(Cache.open(tmp_path), arrays, range(3), None)) == 0
+    assert sum(w.bytes for w in missing_work(Cache.open(tmp_path).arrays(), everything)) == 0
 
 
 def test_a_limit_and_a_share_count_no_more_than_they_write(tmp_path):
-    fill(tmp_path, limit=4)
+    fill(tmp_path, limit=4)  # rows 0, 1, 7 and 14
     cache = Cache.open(tmp_path)
     (thumbs, *_) = cache.arrays()
-    assert [w.images for w in missing_work(cache, [thumbs], [0, 2], 18)] == [8 + 2]  # unit 0 had 4 of 8
+    (work,) = missing_work([thumbs], {0: [0, 7], 1: [8, 14], 2: [16, 17]})
+    assert (work.units, work.images) == ((1, 2), 2 + 2)
+    (work,) = missing_work([thumbs], {0: [2], 1: [15]})
+    assert work.images == 4 + 2  # what is there is written again
 
 
 @given(
@@ -118,5 +121,5 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("loffta.machine.StopFlag.listen", lambda self: self)
     rooms(monkeypatch, Room(10**12, 3))
     assert main(words) == 1
-    assert "6 files are needed, 3 are free" in capsys.readouterr().err
+    assert "24 files are needed, 3 are free" in capsys.readouterr().err
     assert main([*words, "--ignore-space"]) == 0

@@ -1,5 +1,6 @@
-"""Parts that are held out: their counts against a loop, and what a run does with them."""
+"""Parts that are held out: who they are by a loop, how many by chance, and what a run does with them."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -11,7 +12,7 @@ from loffta.evaluate import evaluate
 from loffta.feed.batches import Feed
 from loffta.machine import StopFlag
 from loffta.runs import RunPaths, read_predictions
-from loffta.splits import check_part, draw_part, name_some
+from loffta.splits import check_part, draw_by_key, draw_part, name_some
 from loffta.train import train
 
 from .caches import FakeStore, make_cache, make_table, separable
@@ -43,7 +44,7 @@ def go(cache, out, head="linear", **changes):
 @pytest.mark.parametrize("sizes", [(50, 50), (97, 13, 2, 1), (2,) * 40, (5, 15, 30), (1, 1, 8), (3,)])
 def test_every_class_gives_its_share(sizes, fraction):
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)) * 3, sizes))
-    held = draw_part(labels, fraction, 5, "holdout")
+    held = draw_part(labels, fraction, 5)
     possible = 0
     for i, size in enumerate(sizes):
         n_held = held[labels == 3 * i].sum()
@@ -55,22 +56,77 @@ def test_every_class_gives_its_share(sizes, fraction):
 
 def test_the_seed_decides():
     labels = np.arange(200) % 5
-    one = draw_part(labels, 0.2, 1, "holdout")
-    assert np.array_equal(one, draw_part(labels, 0.2, 1, "holdout"))
-    for other in (draw_part(labels, 0.2, 2, "holdout"), draw_part(labels, 0.2, 1, "search")):
-        assert not np.array_equal(one, other)
-        assert (one & other).sum() < 20
-    picked = np.mean([draw_part(labels, 0.2, seed, "holdout") for seed in range(300)], axis=0)
+    one = draw_part(labels, 0.2, 1)
+    assert np.array_equal(one, draw_part(labels, 0.2, 1))
+    other = draw_part(labels, 0.2, 2)
+    assert not np.array_equal(one, other)
+    assert (one & other).sum() < 20
+    picked = np.mean([draw_part(labels, 0.2, seed) for seed in range(300)], axis=0)
     assert 0.1 < picked.min() < picked.max() < 0.3  # no image is never or always held
     pairs = np.repeat(np.arange(10), 2)
-    chosen = np.mean([draw_part(pairs, 0.2, seed, "holdout") for seed in range(300)], axis=0)
+    chosen = np.mean([draw_part(pairs, 0.2, seed) for seed in range(300)], axis=0)
     assert chosen.min() > 0.1  # of equal classes no one is always passed over
+
+
+KEYS = [f"train/{i:05d}.png" for i in range(4000)]
+
+
+def by_hand(table, rows, fraction, seed=0):
+    """Row by row, as docs/training.md has it."""
+    held = set()
+    for row in rows:
+        word = f"{seed}\n{table.keys[row]}".encode()
+        number = hashlib.blake2b(word, digest_size=8, person=b"holdout").hexdigest()
+        if int(number, 16) / 2**64 < fraction:
+            held.add(row)
+    spared = set()
+    for label in set(table.labels.tolist()):
+        of_class = [row for row in rows if table.labels[row] == label]
+        if of_class and held >= set(of_class):
+            spared.add(max(of_class, key=lambda row: draw_order(table.keys[row], seed)))
+    return sorted(held - spared)
+
+
+def draw_order(key, seed):
+    return hashlib.blake2b(f"{seed}\n{key}".encode(), digest_size=8, person=b"holdout").digest()
+
+
+def held_keys(keys, labels_of, fraction, seed=0):
+    labels = np.array([labels_of[key] for key in keys])
+    return {key for key, held in zip(keys, draw_by_key(keys, labels, fraction, seed), strict=True) if held}
+
+
+def test_what_is_held_out_stays_held_out_whatever_comes_and_however_it_is_sorted():
+    """A set of 300 grows image by image, is listed anew in another order, and loses its test set to nobody."""
+    rng = np.random.default_rng(3)
+    labels_of = {key: int(label) for key, label in zip(KEYS, rng.integers(0, 12, len(KEYS)) ** 2 // 11, strict=True)}
+    order = rng.permutation(KEYS[:300]).tolist()
+    before = set()
+    for n in range(1, 301):
+        held = held_keys(rng.permutation(order[:n]).tolist(), labels_of, 0.2)
+        assert before <= held
+        assert {labels_of[key] for key in order[:n]} == {labels_of[key] for key in set(order[:n]) - held}
+        before = held
+
+
+def test_the_share_is_right_but_for_chance():
+    """By an independent binomial: the number within 4 standard deviations, seeds and keys without a pattern."""
+    labels_of = dict.fromkeys(KEYS, 0)
+    drawn = {seed: held_keys(KEYS, labels_of, 0.2, seed) for seed in range(20)}
+    sigma = (4000 * 0.2 * 0.8) ** 0.5
+    assert all(abs(len(held) - 800) < 4 * sigma for held in drawn.values())
+    assert abs(np.std([len(held) for held in drawn.values()]) - sigma) < 0.6 * sigma
+    assert all(abs(len(drawn[0] & drawn[seed]) - 160) < 4 * (4000 * 0.04 * 0.96) ** 0.5 for seed in range(1, 20))
+    assert held_keys(KEYS, labels_of, 0.1) < drawn[0] < held_keys(KEYS, labels_of, 0.5)
+    assert drawn[0] == held_keys(KEYS, labels_of, 0.2)
+    strange = ["ä/ü.png", "\udcff.png", "", "a\nb"]
+    assert draw_by_key(strange, np.zeros(4, dtype=np.int64), 0.999, 0).sum() == 3
 
 
 def test_nothing_to_hold_out(cache):
     labels = np.array([0, 1, 2])
-    held = draw_part(labels, 0.9, 0, "holdout")
-    with pytest.raises(LofftaError, match=r"no image of 3 can be held out(.|\n)*--holdout\n(.|\n)*name a split"):
+    held = draw_by_key(["a", "b", "c"], labels, 0.9, 0)
+    with pytest.raises(LofftaError, match=r"no image of 3 is held out(.|\n)*--holdout\n(.|\n)*name a split"):
         check_part(held, labels, cache.table, "--holdout")
 
 
@@ -85,13 +141,16 @@ def test_holdout_is_kept_out_recorded_and_found_again(cache, tmp_path, monkeypat
     monkeypatch.setattr(Feed, "__init__", lambda self, f, rows, **k: seen.append(rows) or make(self, f, rows, **k))
     results = go(cache, tmp_path / "run", holdout=0.25)
     trained, measured = seen
-    assert (results["split"], results["n"]) == ("holdout", 12)
-    assert results["images"] == {"used": 12, "bad": 0}
+    expected = by_hand(cache.table, [row for row in range(50) if row not in (3, 4)], 0.25)
+    n = len(expected)
+    assert 6 < n < 20
+    assert (results["split"], results["n"]) == ("holdout", n)
+    assert results["images"] == {"used": n, "bad": 0}
     assert set(trained) | set(measured) == set(range(50)) - {3, 4}
     assert not set(trained) & set(measured)
     paths = RunPaths(tmp_path / "run")
     recorded = json.loads(paths.holdout.read_text())
-    assert recorded["rows"] == measured.tolist()
+    assert recorded["rows"] == measured.tolist() == expected
     assert (recorded["of"], recorded["fraction"], recorded["seed"]) == ("train", 0.25, 0)
     again = evaluate(tmp_path / "run", "holdout", device="cpu")
     assert again["metrics"] == results["metrics"]
@@ -118,8 +177,10 @@ def test_holdout_of_another_cache(cache, tmp_path):
 def test_a_run_that_failed_may_begin_anew_with_another_holdout(cache, tmp_path):
     with pytest.raises(LofftaError, match="not finite"):
         go(cache, tmp_path / "run", holdout=0.25, recipe={"epochs": 9, "lr": 1e38, "weight_decay": 0.0})
-    assert go(cache, tmp_path / "run", holdout=0.5)["n"] == 24
-    assert len(json.loads(RunPaths(tmp_path / "run").holdout.read_text())["rows"]) == 24
+    n = go(cache, tmp_path / "run", holdout=0.5)["n"]
+    rows = json.loads(RunPaths(tmp_path / "run").holdout.read_text())["rows"]
+    assert rows == by_hand(cache.table, [row for row in range(50) if row not in (3, 4)], 0.5)
+    assert len(rows) == n
 
 
 def test_a_class_of_one_image_is_trained_on(tmp_path, capsys):
@@ -131,7 +192,7 @@ def test_a_class_of_one_image_is_trained_on(tmp_path, capsys):
     assert line in RunPaths(tmp_path / "run").log.read_text()
     assert 40 not in json.loads(RunPaths(tmp_path / "run").holdout.read_text())["rows"]
     single = cache_of(tmp_path / "single", np.arange(3), ["train"] * 3)
-    with pytest.raises(LofftaError, match="no image of 3 can be held out"):
+    with pytest.raises(LofftaError, match="no image of 3 is held out"):
         go(single, tmp_path / "none", holdout=0.5)
     assert not (tmp_path / "none").exists()
 
@@ -156,7 +217,9 @@ def test_validation_is_measured_too(three, tmp_path):
 
 def test_holdout_beside_a_test_split(three, tmp_path):
     assert go(three, tmp_path / "run", holdout=0.2, train_on="train+val")["split"] == "test"
-    assert json.loads(RunPaths(tmp_path / "run").results("holdout").read_text())["n"] == 8
+    assert json.loads(RunPaths(tmp_path / "run").results("holdout").read_text())["n"] == len(
+        by_hand(three.table, range(42), 0.2)
+    )
 
 
 @pytest.mark.parametrize(
@@ -200,3 +263,32 @@ def test_what_is_held_out_is_drawn_once(cache, tmp_path, monkeypatch):
     paths.holdout.unlink()
     with pytest.raises(LofftaError, match=r"held out are not in this cache any more(.|\n)*another --out"):
         go(cache, tmp_path / "run", holdout=0.25)
+
+
+def test_images_without_a_label_are_left_out_and_counted(tmp_path, capsys):
+    """Kaggle's layout: a test split without labels; and two train images without one."""
+    labels = np.where(np.isin(np.arange(50), [0, 7]), -1, separable(50)[0])
+    labels[40:] = -1
+    cache = cache_of(tmp_path / "cache", labels, ["train"] * 40 + ["test"] * 10)
+    with pytest.raises(UsageError, match=r"has no label in split 'test'\n(.|\n)*--holdout 0.2(.|\n)*known: train\)"):
+        go(cache, tmp_path / "run")
+    results = go(cache, tmp_path / "run", holdout=0.25)
+    expected = by_hand(cache.table, [row for row in range(40) if row not in (0, 7)], 0.25)
+    assert (results["split"], results["images"]) == ("holdout", {"used": len(expected), "bad": 0})
+    assert "images of split train without a label: 2, left out" in capsys.readouterr().err
+    assert json.loads(RunPaths(tmp_path / "run").holdout.read_text())["rows"] == expected
+    results = go(cache, tmp_path / "other", test_on="train")
+    assert results["images"] == {"used": 38, "bad": 0, "unlabelled": 2}
+    predicted = read_predictions(RunPaths(tmp_path / "other").predictions("train"))
+    assert predicted["row"].tolist() == [row for row in range(40) if row not in (0, 7)]
+    assert predicted["label"].tolist() == labels[predicted["row"]].tolist()
+    with pytest.raises(LofftaError, match=r"no image of split 'test' has a label \(10 have none\)"):
+        evaluate(tmp_path / "other", "test", device="cpu")
+
+
+def test_one_class_is_trained_on_when_it_is_asked_for(tmp_path):
+    cache = cache_of(tmp_path / "cache", np.zeros(50, int), ["train"] * 50, classes=("a",))
+    with pytest.raises(LofftaError, match=r"all 50 images of split 'train' are of one class, 'a'(.|\n)*--one-class"):
+        go(cache, tmp_path / "run", holdout=0.25)
+    assert not (tmp_path / "run").exists()
+    assert go(cache, tmp_path / "run", holdout=0.25, one_class=True)["n"] == len(by_hand(cache.table, range(50), 0.25))

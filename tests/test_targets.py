@@ -1,6 +1,7 @@
 """Targets of every kind of labels, and what is refused."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +9,13 @@ import torch
 
 from loffta.errors import LofftaError, UsageError
 from loffta.heads import HEADS
-from loffta.targets import check_targets, choose_task, fit_to_task, read_targets
+from loffta.targets import (
+    choose_task,
+    fit_to_task,
+    labelled_rows,
+    read_targets,
+    refuse_one_class,
+)
 
 from .caches import make_table
 
@@ -72,17 +79,55 @@ def test_class_numbers_without_a_class(table, message):
     assert caught.value.where == f"folder:pictures, first {table.keys[first]}"
 
 
-def test_images_without_label():
-    check_targets(ONE, np.array([0, 1]), "train", "classification")
-    with pytest.raises(LofftaError, match=r"2 of the 3 images of split 'test' have no label(.|\n)*test/002.png"):
-        check_targets(ONE, np.array([2, 3, 4]), "test", "classification")
-    check_targets(MANY, np.array([0, 1, 3]), "train", "multi-label")
-    with pytest.raises(LofftaError, match=r"1 of the 2 images of split 'train' have no label(.|\n)*train/002.png"):
-        check_targets(MANY, np.array([2, 3]), "train", "multi-label")
+def test_rows_without_a_label_are_left_out():
+    """An image of none of several classes has a label; one of unknown classes, or of no number, has none."""
+    for table, task, expected in ((ONE, "classification", [0, 1, 4]), (MANY, "multi-label", [0, 1, 3])):
+        rows = np.arange(len(table))
+        assert labelled_rows(table, rows, "train", task).tolist() == expected
+        assert labelled_rows(table, rows[::-1], "train", task).tolist() == expected[::-1]
+        assert np.flatnonzero(table.is_labelled()).tolist() == expected
+    unknown = dataclasses.replace(NUMBERS, values=np.array([np.nan, 2.0]))
+    assert unknown.is_labelled().tolist() == [False, True]
+    with pytest.raises(LofftaError, match=r"no image of split 'test' has a label \(2 have none\)(.|\n)*--holdout 0.2"):
+        labelled_rows(ONE, np.array([2, 3]), "test", "classification")
     with pytest.raises(LofftaError, match="none of the 1 images of split 'train' has any class"):
-        check_targets(MANY, np.array([1]), "train", "multi-label")
+        labelled_rows(MANY, np.array([1, 2]), "train", "multi-label")
     with pytest.raises(LofftaError, match="and classification needs one class per image"):
-        check_targets(MANY, np.array([1]), "train", "classification")
+        labelled_rows(MANY, np.array([1]), "train", "classification")
+
+
+HIGH = ["flowers/train/rose/0.png", "flowers/train/tulip/1.png", "flowers/test/rose/2.png"]
+
+
+@pytest.mark.parametrize(
+    ("source", "keys", "cause"),
+    [
+        ("folder:/set", HIGH, "the folders test, train lie below 'flowers' and .*: give folder:/set/flowers"),
+        (
+            "folder:/set",
+            [f"flowers/deep/{key}" for key in HIGH],
+            r"the folders test, train .* give folder:/set/flowers",
+        ),
+        ("folder:/set", ["train/flowers/a/0.png", "train/flowers/b/1.png", "train/flowers/b/2.png"], "move them up"),
+        ("folder:/set", ["flowers/0.png", "flowers/1.png", "flowers/2.png"], None),
+        ("table:/set/t.csv", HIGH, None),
+    ],
+)
+def test_one_class_is_no_training_set(source, keys, cause):
+    table = make_table([0, 0, 0], ["train"] * 3, classes=("flowers",))
+    table = dataclasses.replace(table, keys=keys, source=source)
+    with pytest.raises(LofftaError, match="all 3 images of split 'train' are of one class, 'flowers'") as caught:
+        refuse_one_class(table, np.arange(3), "train")
+    assert "--one-class trains" in caught.value.remedy
+    if cause is None:
+        assert caught.value.what.endswith("'flowers'")
+    else:
+        assert re.search(cause, caught.value.what)
+    two = dataclasses.replace(table, classes=("flowers", "trees"), labels=np.array([0, 0, 1]))
+    refuse_one_class(two, np.arange(3), "train")
+    with pytest.raises(LofftaError, match="of one class, 'trees'"):
+        refuse_one_class(two, np.array([2]), "train")
+    refuse_one_class(many([(0,), (0,)], classes=("a",)), np.arange(2), "train")  # yes or no
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -73,8 +73,8 @@ def test_learns_what_can_be_learnt(cache, tmp_path, head):
     results = go(cache, tmp_path / "run", head, recipe=recipe)
     assert results["metrics"]["top1"]["mean"] == 1.0
     losses = [row["loss"] for row in log_of(tmp_path / "run")]
-    assert losses[0] > 0.8
-    assert losses[-1] < 0.4
+    assert losses[0] > 0.4  # of ALF's probes, which begin with large weights; of the others more
+    assert losses[-1] < min(0.4, losses[0] / 2)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -254,6 +254,7 @@ def test_stop(cache, tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
         "checkpoint.safetensors",
         "config.yaml",
+        "images.json",
         "log.txt",
     ]
     assert "ended: stopped by SIGTERM" in RunPaths(tmp_path / "run").log.read_text()
@@ -276,8 +277,10 @@ def test_what_is_wrong_with_a_split_shows_before_the_training(tmp_path, monkeypa
         go(cache, out, test_on="tset")
     with pytest.raises(LofftaError, match="8 of the 16 images of split 'test'"):
         go(cache, out)
-    with pytest.raises(LofftaError, match="1 of the 16 images of split 'train' have no label"):
-        go(cache, out, test_on="val")
+    same = make_table(np.arange(40) // 16, table.splits)
+    other = make_cache(tmp_path / "other", same, [FakeStore("net", {"x": grids})])
+    with pytest.raises(LofftaError, match=r"16 images of split 'train' are of one class, 'class 0'(.|\n)*--one-class"):
+        go(other, out, test_on="val")
     with pytest.raises(UsageError, match="device 'abacus' cannot be used"):
         train(
             make_config(cache, train_on="val", test_on="val").model_copy(update={"device": "abacus"}), out, StopFlag()

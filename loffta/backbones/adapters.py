@@ -6,7 +6,6 @@ Called by `timm_backbone` for `--weights BASE+DIR`; needs the `peft` package (`l
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from textwrap import shorten
@@ -17,6 +16,7 @@ from torch import nn
 
 from loffta.backbones.checkpoint import classifiers
 from loffta.backbones.weights import ADAPTER_CONFIG, ADAPTER_FILE
+from loffta.documents import from_json, read_bytes
 from loffta.errors import LofftaError
 
 REASON_LETTERS = 240  # peft lists every missing tensor
@@ -46,7 +46,7 @@ def merge_adapter(model: Any, folder: Path) -> nn.Module:
         shapes = _shapes(folder / ADAPTER_FILE)
         config = PeftConfig.from_pretrained(str(folder))
         if config.is_prompt_learning or config.is_adaption_prompt:
-            raise _unmergeable(folder, str(json.loads((folder / ADAPTER_CONFIG).read_text())["peft_type"]))
+            raise _unmergeable(folder, str(from_json(read_bytes(folder / ADAPTER_CONFIG))["peft_type"]))
         tuned_classes = _tuned_classes(model, shapes)
         if tuned_classes not in (None, n_classes):
             model.reset_classifier(tuned_classes)

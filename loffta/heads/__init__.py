@@ -104,6 +104,13 @@ def find_head(name: str) -> HeadEntry:
     return HEADS[name]
 
 
+def with_new_fields(name: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe that an older loffta wrote, with the defaults of the fields that it did not know; `name` of the head."""
+    entry = HEADS.get(name.removeprefix("online-"))  # `online-linear` is the linear probe
+    known: dict[str, Any] = {} if entry is None else entry.recipe().model_dump(mode="json")  # type: ignore[call-arg]
+    return {**known, **recipe}
+
+
 def head_label(name: str) -> str:
     """What reports call a head."""
     return (HEADS[name].label if name in HEADS else None) or name

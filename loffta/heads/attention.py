@@ -7,17 +7,17 @@ Called by the heads `attentive` and `fusion`, which differ in their tokens and i
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from loffta.heads.block import make_linear
+from loffta.heads.block import draw_torch_weight, make_torch_linear
 from loffta.heads.recipe import Recipe
-from loffta.heads.vectors import apply_batch_norm
+from loffta.heads.vectors import JITTER_PROBABILITY, JITTER_STD, apply_batch_norm, jitter
 from loffta.tokens import Logits
 
 Attention: TypeAlias = Float[Tensor, "B heads T"]  # softmax over T
@@ -25,7 +25,10 @@ MIN_HEAD_WIDTH = 8  # ours; the paper's heads are 32 to 64 wide, and 2 * floor(D
 
 
 class ProbeRecipe(Recipe, frozen=True):
-    """ALF's recipe. The paper searches lr and weight decay for every data set; the defaults here are ours."""
+    """ALF's recipe. The paper searches lr and weight decay for every data set; the defaults here are ours.
+
+    Weight decay reaches every parameter, and the code knows no autocast.
+    """
 
     epochs: PositiveInt = 40
     batch_size: PositiveInt = 2048
@@ -38,10 +41,13 @@ class ProbeRecipe(Recipe, frozen=True):
     max_grad_norm: PositiveFloat | None = 5.0
     class_weights: bool = True
     search_lr: tuple[PositiveFloat, ...] = Field((1e-1, 1e-2, 1e-3), min_length=1)
-    search_weight_decay: tuple[NonNegativeFloat, ...] = Field((1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0), min_length=1)
+    search_weight_decay: tuple[NonNegativeFloat, ...] | None = Field(
+        (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0), min_length=1
+    )
+    precision: Literal["fp32", "bf16"] | None = "fp32"
     attention_dropout: float = Field(0.0, ge=0, lt=1)  # the paper runs 0, 0.1 and 0.3 and keeps the best
-    jitter_std: NonNegativeFloat = 0.05  # of the noise on the unit vectors, in training
-    jitter_probability: float = Field(0.5, ge=0, le=1)  # that an image gets noise
+    jitter_std: NonNegativeFloat = JITTER_STD  # of the noise on the unit vectors, in training
+    jitter_probability: float = Field(JITTER_PROBABILITY, ge=0, le=1)  # that an image gets noise
 
     def head_arguments(self) -> dict[str, Any]:
         """Keyword arguments that all heads with this probe have."""
@@ -53,18 +59,17 @@ class AttentiveProbe(nn.Module):
 
     Keys and values are maps of the same tokens without a position code; there is no residual and no MLP. Instead of
     mapping every token to a key and a value, the query is folded into the key map and the value map comes after the
-    weighted sum: the same function with 1/18 of the operations for 24 tokens of a ViT-B.
+    weighted sum: the same function with 1/18 of the operations for 24 tokens of a ViT-B. Initial weights are those of
+    the official code: the query normal with 0.02, all else as torch draws it.
 
     Args:
         widths: channels of each of the T tokens ahead of padding; D is the largest.
         n_heads: each 2 * floor(D / n_heads) wide, at least MIN_HEAD_WIDTH.
         rng: CPU generator that draws the initial weights.
         attention_dropout: probability that a weight is dropped, in training.
-        jitter_std: of the noise on the tokens, in training; padding gets none.
+        jitter_std: of the noise on the tokens, padding included, in training.
         jitter_probability: that an image gets noise.
     """
-
-    real: Tensor | None  # which channels of [T, D] are no padding; None: all
 
     def __init__(
         self,
@@ -74,8 +79,8 @@ class AttentiveProbe(nn.Module):
         n_heads: int,
         rng: torch.Generator,
         attention_dropout: float | int = 0.0,
-        jitter_std: float | int = 0.05,
-        jitter_probability: float | int = 0.5,
+        jitter_std: float | int = JITTER_STD,
+        jitter_probability: float | int = JITTER_PROBABILITY,
     ) -> None:
         super().__init__()
         dim = max(widths)
@@ -83,19 +88,17 @@ class AttentiveProbe(nn.Module):
         self.attention_dropout = attention_dropout
         self.jitter_std = jitter_std
         self.jitter_probability = jitter_probability
-        real = torch.arange(dim) < torch.tensor(widths)[:, None]
-        self.register_buffer("real", None if real.all() else real, persistent=False)
         self.query = nn.Parameter(torch.empty(dim).normal_(std=0.02, generator=rng))
         self.norm_query, self.norm_key, self.norm_value = (nn.LayerNorm(dim, eps=1e-5) for _ in range(3))
         self.map_query, self.map_key, self.map_value = (_make_map(n_heads, self.head_width, dim, rng) for _ in range(3))
-        self.output = make_linear(n_heads * self.head_width, dim, rng)
+        self.output = make_torch_linear(n_heads * self.head_width, dim, rng)
         self.batch_norm = nn.BatchNorm1d(dim)
-        self.classify = make_linear(dim, n_classes, rng)
+        self.classify = make_torch_linear(dim, n_classes, rng)
 
     def forward(self, tokens: Float[Tensor, "B T D"], rng: torch.Generator | None = None) -> Logits:
         """With `rng`, on the device of `tokens`, jitter and attention dropout are drawn from it; without, neither."""
         if rng is not None and self.jitter_std > 0:
-            tokens = jitter(tokens, self.jitter_std, self.jitter_probability, rng, real=self.real)
+            tokens = jitter(tokens, self.jitter_std, self.jitter_probability, rng)
         normed = self._standardise(tokens)
         weights = self._weigh(normed)
         if rng is not None and self.attention_dropout > 0:
@@ -131,25 +134,6 @@ class AttentiveProbe(nn.Module):
         return pooled
 
 
-def jitter(
-    tokens: Float[Tensor, "B T D"],
-    std: float | int,
-    probability: float | int,
-    rng: torch.Generator,
-    *,
-    real: Bool[Tensor, "T D"] | None = None,
-) -> Float[Tensor, "B T D"]:
-    """Adds Gaussian noise to all tokens of some images: one coin per image.
-
-    Args:
-        probability: that an image gets noise.
-        real: channels that may get noise; None: all.
-    """
-    chosen = torch.rand(len(tokens), 1, 1, generator=rng, device=tokens.device) < probability
-    noise = torch.empty_like(tokens).normal_(std=std, generator=rng).mul_(chosen)
-    return (noise if real is None else noise.mul_(real)).add_(tokens)
-
-
 def drop(weights: Attention, probability: float | int, rng: torch.Generator) -> Attention:
     """Dropout: each weight is 0 with `probability`, the others are scaled so that the expectation stays."""
     kept = torch.rand(weights.shape, generator=rng, device=weights.device) >= probability
@@ -174,6 +158,6 @@ def average_attention(batches: Iterable[Float[Tensor, "_ heads T"]]) -> Float[Te
 
 def _make_map(n_heads: int, head_width: int, dim: int, rng: torch.Generator) -> nn.Parameter:
     """The weights of a linear without bias, [heads, head width, D]."""
-    weight = torch.empty(n_heads, head_width, dim)
-    nn.init.trunc_normal_(weight, std=0.02, generator=rng)
-    return nn.Parameter(weight)
+    weight = torch.empty(n_heads * head_width, dim)
+    draw_torch_weight(weight, rng)
+    return nn.Parameter(weight.view(n_heads, head_width, dim))

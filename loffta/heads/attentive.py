@@ -1,13 +1,13 @@
 """AAT: ALF's attentive probe over all tokens of the last layer, the paper's strong baseline (arXiv 2601.09322).
 
 In: class token and patch tokens of the tap `last`.   Out: class logits. Probe and recipe are in `attention`.
-Registers are left out, and vectors are normalised over their channels: methods.md says why.
+Registers are left out, and tokens are normalised over their channels: methods.md says why.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -17,9 +17,10 @@ from torch import Tensor
 from loffta.heads.attention import Attention, AttentiveProbe, ProbeRecipe
 from loffta.heads.base import HeadBase
 from loffta.heads.recipe import check_features, check_specs
-from loffta.heads.vectors import check_vectors, count_vectors, unit_vectors
+from loffta.heads.vectors import check_vectors, count_vectors, unit_channels, unit_vectors
 from loffta.tokens import FeatureSpec, Kind, Logits
 
+Normalise: TypeAlias = Literal["channels", "tokens"]
 KINDS: tuple[Kind, ...] = ("prefix", "grid")
 WITHOUT_CLASS_TOKEN = "give it the patch tokens of this backbone, too"
 
@@ -28,10 +29,15 @@ class AttentiveRecipe(ProbeRecipe, frozen=True):
     """The paper's, which is the same for all its heads; see `ProbeRecipe` for what is ours."""
 
     n_heads: PositiveInt = 8
+    normalise: Normalise = "channels"  # each token over its channels, ours; tokens: each channel over the tokens
 
     def kinds(self) -> tuple[Kind, ...]:
         """Prefix tokens, for the class token, and patch tokens."""
         return KINDS
+
+    def head_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `AttentiveHead`."""
+        return super().head_arguments() | {"normalise": self.normalise}
 
     def resolve(self, specs: Sequence[FeatureSpec]) -> AttentiveRecipe:
         """Fills in nothing; what the head would refuse is refused before a run is begun."""
@@ -45,6 +51,7 @@ class AttentiveHead(HeadBase):
     Args:
         specs: features of kind "prefix" or "grid".
         rng: CPU generator that draws the initial weights.
+        normalise: over the channels of each token, or, as ALF's feature loader, over the tokens in each channel.
         noise: `attention_dropout`, `jitter_std` and `jitter_probability` of AttentiveProbe.
     """
 
@@ -57,6 +64,7 @@ class AttentiveHead(HeadBase):
         *,
         rng: torch.Generator,
         n_heads: int = 8,
+        normalise: Normalise = "channels",
         **noise: float | int,
     ) -> None:
         super().__init__()
@@ -65,10 +73,11 @@ class AttentiveHead(HeadBase):
         self.specs = tuple(specs)
         widths = [spec.dim for spec in specs for _ in range(count_vectors(spec))]
         self.dim = max(widths)
+        self.normalise = normalise
         self.probe = AttentiveProbe(widths, n_classes, n_heads=n_heads, rng=rng, **noise)
 
     def prepare(self, features: Sequence[Float[Tensor, " ..."]]) -> Float[Tensor, "B T D"]:
-        """Every token with length 1, zero-padded at the end to the widest; depends on no weights.
+        """Every token, or every channel, with length 1, zero-padded at the end to the widest; depends on no weights.
 
         Args:
             features: one [B, L, P, D] or [B, L, H, W, D] per spec.
@@ -77,12 +86,17 @@ class AttentiveHead(HeadBase):
             float32, tokens in the order of specs, taps, positions.
         """
         check_features("attentive", self.specs, features)
-        return unit_vectors(self.specs, features, self.dim)
+        unit = unit_vectors if self.normalise == "channels" else unit_channels
+        return unit(self.specs, features, self.dim)
 
     def forward(self, prepared: Float[Tensor, "B T D"], rng: torch.Generator | None = None) -> Logits:
         """Takes what `prepare` gave; `rng` draws jitter and attention dropout."""
         logits: Tensor = self.probe(prepared, rng)
         return logits
+
+    def no_decay(self) -> set[str]:
+        """None: the official code has one group of parameters."""
+        return set()
 
     def attention(self, prepared: Float[Tensor, "B T D"]) -> Attention:
         """The weights over the tokens that each head gives them, without noise."""

@@ -5,6 +5,8 @@ In:  tokens [B, N, D].   Out: tokens [B, N, D].   The maths is that of timm's Vi
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -19,6 +21,20 @@ def make_linear(n_inputs: int, n_outputs: int, rng: torch.Generator, *, std: flo
     nn.init.trunc_normal_(linear.weight, std=std, generator=rng)
     nn.init.zeros_(linear.bias)
     return linear
+
+
+def make_torch_linear(n_inputs: int, n_outputs: int, rng: torch.Generator) -> nn.Linear:
+    """A linear with the weights and bias that torch's own would have, uniform within 1 / sqrt(inputs), from `rng`."""
+    linear = nn.Linear(n_inputs, n_outputs, device="meta").to_empty(device="cpu")
+    draw_torch_weight(linear.weight, rng)
+    bound = 1 / math.sqrt(n_inputs)
+    nn.init.uniform_(linear.bias, -bound, bound, generator=rng)
+    return linear
+
+
+def draw_torch_weight(weight: Tensor, rng: torch.Generator) -> None:
+    """Fills a linear's weight [outputs, inputs] as `nn.Linear.reset_parameters` does."""
+    nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=rng)
 
 
 def check_width(width: int, n_heads: int) -> None:

@@ -16,7 +16,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validat
 from torch import Tensor, nn
 
 from loffta.heads.base import HeadBase
-from loffta.heads.block import Block, check_width, make_linear
+from loffta.heads.block import Block, check_width, make_linear, make_torch_linear
 from loffta.heads.recipe import Recipe, check_features, check_specs
 from loffta.pooling import Resize, normalise_layers, normalise_tokens, resize_grid
 from loffta.relevance import backbone_groups, penalty, tap_groups
@@ -101,7 +101,8 @@ class ComboHead(HeadBase):
         self.relevance_weight = relevance_weight
         self.backbone_groups = backbone_groups(specs)  # columns of `project.weight`
         self.tap_groups = tap_groups(specs)
-        self.project = _make_projection(sum(len(spec.taps) * spec.dim for spec in specs), width, rng)
+        # as torch draws it, because the paper's projection is a timm patch embedding, which keeps that
+        self.project = make_torch_linear(sum(len(spec.taps) * spec.dim for spec in specs), width, rng)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=1e-6, generator=rng))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.grid**2, width))
         nn.init.trunc_normal_(self.pos_embed, std=0.02, generator=rng)
@@ -155,19 +156,11 @@ class ComboHead(HeadBase):
 def choose_grid(specs: Sequence[FeatureSpec]) -> int:
     """Cells per side of the common grid.
 
-    The taps' own where all agree (DINOv2 alone keeps its 16), as in the paper; else min(14, image_px // 8) of the
-    largest input: 14 at 224 px as in the paper, 8 at 64 px. The latter is ours, also for a grid that is not square.
+    One backbone keeps its taps' own, where they agree (DINOv2 its 16); several are brought to 14, whatever their own:
+    the official code's configurations for one backbone and for several. Inputs of less than 112 px, and a backbone
+    whose taps differ or are not square, are ours: min(14, image_px // 8) of the largest input, 8 at 64 px.
     """
     sides = {side for spec in specs for side in spec.shape[:2]}
-    if len(sides) == 1:
+    if len(sides) == 1 and len({spec.backbone for spec in specs}) == 1:
         return sides.pop()
     return max(1, min(14, max(spec.image_px for spec in specs) // 8))
-
-
-def _make_projection(n_inputs: int, width: int, rng: torch.Generator) -> nn.Linear:
-    """Torch's default initialisation, because the paper's projection is a timm patch embedding, which keeps it."""
-    project = nn.Linear(n_inputs, width, device="meta").to_empty(device="cpu")
-    nn.init.kaiming_uniform_(project.weight, a=math.sqrt(5), generator=rng)
-    bound = 1 / math.sqrt(n_inputs)
-    nn.init.uniform_(project.bias, -bound, bound, generator=rng)
-    return project

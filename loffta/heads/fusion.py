@@ -97,6 +97,10 @@ class FusionHead(HeadBase):
         logits: Tensor = self.probe(prepared, rng)
         return logits
 
+    def no_decay(self) -> set[str]:
+        """None: the official code has one group of parameters."""
+        return set()
+
     def attention(self, prepared: Float[Tensor, "B T D"]) -> Attention:
         """The weights over the tokens that each head gives them, without noise; `average_attention` sums them up."""
         return self.probe.attention(prepared)

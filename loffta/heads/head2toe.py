@@ -26,7 +26,8 @@ class Head2ToeRecipe(Recipe, frozen=True):
     """The code's defaults; size, rate and steps are chosen per task in the paper: these are of one of its examples.
 
     Its grid: sizes up to 8,192, keep_fraction 0.01 to 0.2, lasso_weight 1e-5 to 1e-4, rates 0.1 and 0.01, 500 or 5,000
-    steps in each phase. AdamW without decay is Adam.
+    steps in each phase. AdamW without decay is Adam, Keras' here. The code draws its batches once for a phase, and
+    divides the loss of the last, smaller one by 128 as well.
     """
 
     epochs: PositiveInt = 1
@@ -36,7 +37,12 @@ class Head2ToeRecipe(Recipe, frozen=True):
     weight_decay: NonNegativeFloat = 0.0
     warmup_fraction: float = Field(0.0, ge=0, le=1)
     final_lr_factor: float = Field(0.0, ge=0, le=1)
+    search_lr: tuple[PositiveFloat, ...] = Field((0.1, 0.01), min_length=1)
     precision: Literal["fp32", "bf16"] | None = "fp32"
+    adam: Literal["torch", "keras"] = "keras"
+    same_batches: bool = True
+    divide_by_whole_batch: bool = True
+    tensors: Literal["taps", "code"] | None = None  # code: see `pooled_taps`; None: code, but taps in runs before it
     pooled_size: PositiveInt = 512  # values that a tap is pooled to, about; never fewer than its channels
     keep_fraction: float = Field(0.1, gt=0, le=1)  # of all features, whichever taps they are of
     lasso_weight: NonNegativeFloat = 1e-4  # in phase 0, times the sum of the features' weight norms
@@ -45,9 +51,13 @@ class Head2ToeRecipe(Recipe, frozen=True):
         """Patch tokens, and the class token where the net has one."""
         return ("grid", "prefix")
 
+    def resolve(self, specs: Sequence[FeatureSpec]) -> Head2ToeRecipe:  # noqa: ARG002
+        """A new run's tensors are the code's; in the recipe of an older one there is no word of them."""
+        return self if self.tensors else self.model_copy(update={"tensors": "code"})
+
     def head_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `Head2ToeHead`."""
-        return self.model_dump(include={"pooled_size", "keep_fraction", "lasso_weight"})
+        return self.model_dump(include={"pooled_size", "keep_fraction", "lasso_weight", "tensors"})
 
 
 class Head2ToeHead(HeadBase):
@@ -61,6 +71,7 @@ class Head2ToeHead(HeadBase):
         pooled_size: see `PooledTaps`.
         keep_fraction: of the K features.
         lasso_weight: of the group lasso in phase 0.
+        tensors: code adds to the taps what `PooledTaps` says.
     """
 
     default_taps: ClassVar[str] = "every"
@@ -76,10 +87,11 @@ class Head2ToeHead(HeadBase):
         pooled_size: int = 512,
         keep_fraction: float | int = 0.1,
         lasso_weight: float | int = 1e-4,
+        tensors: Literal["taps", "code"] | None = None,
     ) -> None:
         super().__init__()
         self.specs = tuple(specs)
-        self.taps = PooledTaps("head2toe", specs, pooled_size)
+        self.taps = PooledTaps("head2toe", specs, pooled_size, as_in_code=tensors == "code")
         self.keep_fraction = keep_fraction
         self.lasso_weight = lasso_weight
         n_inputs = sum(self.taps.sizes)

@@ -6,7 +6,8 @@ Called by `head2toe` and `smp`; has no weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,14 @@ from loffta.taps import is_map
 from loffta.tokens import FeatureSpec
 
 
+class _Part(NamedTuple):
+    """One of the tensors that are pooled: a tap, mostly."""
+
+    name: str
+    source: TapSource
+    read_as: Literal["sequence", "map", "class token"]
+
+
 class PooledTaps:
     """The taps of a head, each as one vector.
 
@@ -27,14 +36,16 @@ class PooledTaps:
         head: for errors.
         specs: features of the kinds "grid" and "prefix"; registers are left out.
         target: values that a tap is pooled to, about: never fewer than its D.
+        as_in_code: with the tensors that Head2Toe's code has besides, see `_parts`.
     """
 
-    def __init__(self, head: str, specs: Sequence[FeatureSpec], target: int) -> None:
+    def __init__(self, head: str, specs: Sequence[FeatureSpec], target: int, *, as_in_code: bool = False) -> None:
         self._head, self._fed, self._target = head, tuple(specs), target
-        self._sources = pair_taps(head, specs)
-        # one spec per tap, as `relevance` and reports want them; K is the sum of their sizes
+        self._tensors = tuple(_parts(pair_taps(head, specs), as_in_code))
+        # one spec per tensor, as `relevance` and reports want them; K is the sum of their sizes
         self.specs = tuple(
-            FeatureSpec(s.backbone, (s.tap,), "mean", (self._count_columns(s),), s.image_px) for s in self._sources
+            FeatureSpec(part.source.backbone, (part.name,), "mean", (self._count_columns(part),), part.source.image_px)
+            for part in self._tensors
         )
         self.sizes = [spec.dim for spec in self.specs]
 
@@ -48,22 +59,43 @@ class PooledTaps:
             float32.
         """
         check_features(self._head, self._fed, features)
-        return torch.cat([F.normalize(self._pool(source, features), dim=1) for source in self._sources], dim=1)
+        return torch.cat([F.normalize(self._pool(part, features), dim=1) for part in self._tensors], dim=1)
 
     def scale(self, pooled: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
         """The same columns with every tap's part scaled to length 1 again."""
         return torch.cat([F.normalize(part, dim=1) for part in torch.split(pooled, self.sizes, dim=1)], dim=1)
 
-    def _pool(self, source: TapSource, features: Sequence[Tensor]) -> Float[Tensor, "B K"]:
-        cells = source.read_grid(features)
-        if is_map(source.tap) and not source.has_class_token:
-            return pool_map(cells, self._target)
-        tokens = cells.flatten(1, 2)
+    def _pool(self, part: _Part, features: Sequence[Tensor]) -> Float[Tensor, "B K"]:
+        source = part.source
+        if part.read_as == "class token":
+            return source.read_class_token(features)[:, 0].float()
+        if part.read_as == "map":
+            return pool_map(source.read_grid(features), self._target)
+        tokens = source.read_grid(features).flatten(1, 2)
         if source.has_class_token:  # pooled with the patches, before which it stands
             tokens = torch.cat([source.read_class_token(features), tokens], dim=1)
         return pool_sequence(tokens, self._target)
 
-    def _count_columns(self, source: TapSource) -> int:
+    def _count_columns(self, part: _Part) -> int:
         """Asks the pooling itself, on a batch of one image without memory."""
         features = [torch.empty(1, len(spec.taps), *spec.shape, device="meta") for spec in self._fed]
-        return self._pool(source, features).shape[1]
+        return self._pool(part, features).shape[1]
+
+
+def _parts(sources: Sequence[TapSource], as_in_code: bool) -> Iterator[_Part]:
+    """Every tap, as a map or as a sequence of tokens.
+
+    The code (google-research/head2toe) has 53 tensors of a ViT-B. Beside the taps there is the class token behind the
+    final norm, not pooled; and the patches' embeddings are a sequence, which it has twice, under two names.
+    """
+    transformers = {source.backbone for source in sources if source.has_class_token}
+    for source in sources:
+        if not is_map(source.tap) or source.has_class_token:
+            yield _Part(source.tap, source, "sequence")
+        elif as_in_code and source.backbone in transformers:
+            yield _Part(source.tap, source, "sequence")
+            yield _Part(f"{source.tap}, again", source, "sequence")
+        else:
+            yield _Part(source.tap, source, "map")
+        if as_in_code and source.tap == "norm" and source.has_class_token:
+            yield _Part("pre_logits", source, "class token")

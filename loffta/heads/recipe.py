@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from loffta.errors import UsageError
+from loffta.limits import MANY, RECIPE_LIMITS
 from loffta.tokens import FeatureSpec, Kind
 
 
@@ -35,12 +36,22 @@ class Recipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     min_steps: PositiveInt | None = None  # more epochs are run until there are so many
     min_batches: PositiveInt | None = None  # of an epoch; the batch is lowered until there are so many
     max_grad_norm: PositiveFloat | None = None  # gradients are scaled down to this norm, over all parameters
+    adam: Literal["torch", "keras"] = "torch"  # the epsilon: see `optim.adam_eps`
+    same_batches: bool = False  # every epoch has the images of its batches, and their order, from the first
+    divide_by_whole_batch: bool = False  # the loss of a smaller batch, too, is its sum over batch_size
     class_weights: bool = False  # of the loss: n / (C * n_c) for a class of n_c of the n training images
-    search_lr: tuple[PositiveFloat, ...] = Field(
-        (1e-4, 1e-3, 1e-2), min_length=1
-    )  # `--search` tries all pairs of these
-    search_weight_decay: tuple[NonNegativeFloat, ...] = Field((1e-4, 1e-2), min_length=1)
+    # `--search` tries all pairs of these. None: weight_decay alone, for at these rates decays up to 1e-2 shrink weights
+    # by 8 % at most, and change next to no prediction (decisions.md)
+    search_lr: tuple[PositiveFloat, ...] = Field((1e-4, 1e-3, 1e-2), min_length=1, max_length=MANY)
+    search_weight_decay: tuple[NonNegativeFloat, ...] | None = Field(None, min_length=1, max_length=MANY)
     precision: Literal["fp32", "bf16"] | None = None  # None: see `precision.uses_bf16`
+
+    @model_validator(mode="after")
+    def _is_sensible(self) -> Recipe:
+        for name, most in RECIPE_LIMITS.items():
+            if (value := getattr(self, name, None)) is not None and value > most:
+                raise ValueError(f"{name} must be from 1 to {most:,}")
+        return self
 
     def kinds(self) -> tuple[Kind, ...]:
         """Kinds of features that the head is fed, of every tap that has them: not every tap has prefix tokens.

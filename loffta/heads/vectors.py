@@ -1,6 +1,7 @@
 """From features to vectors: class tokens, means, patch tokens; what several heads take from the same kinds.
 
-In: tensors of a batch as `features` orders them.   Out: vectors [B, n, D], in the order of specs, taps, positions.
+In: tensors of a batch as `features` orders them.   Out: vectors [B, n, D], in the order of specs, taps, positions, and
+ALF's noise on them.
 Registers are never taken: where they are the whole prefix (NaFlex), the backbone has no class token.
 """
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from loffta.errors import UsageError
 from loffta.tokens import FeatureSpec
+
+JITTER_STD, JITTER_PROBABILITY = 0.05, 0.5  # ALF's: of the noise on vectors of length 1; that an image gets it
 
 
 def count_vectors(spec: FeatureSpec) -> int:
@@ -62,6 +65,33 @@ def unit_vectors(
         vectors = F.normalize(take_vectors(spec, feature).float(), dim=-1)
         found.append(F.pad(vectors, (0, dim - spec.dim)) if spec.dim < dim else vectors)
     return torch.cat(found, dim=1)
+
+
+def unit_channels(
+    specs: Sequence[FeatureSpec], features: Sequence[Float[Tensor, "..."]], dim: int
+) -> Float[Tensor, "B T {dim}"]:
+    """All vectors side by side, zero-padded, then every channel given length 1 over the T vectors.
+
+    What ALF's feature loader does to all tokens of a layer (`F.normalize(features, dim=1)` of [N, T, D]).
+
+    Returns:
+        float32, T in the order of specs, taps, positions.
+    """
+    vectors = [take_vectors(spec, feature).float() for spec, feature in zip(specs, features, strict=True)]
+    return F.normalize(torch.cat([F.pad(found, (0, dim - found.shape[2])) for found in vectors], dim=1), dim=1)
+
+
+def jitter(
+    vectors: Float[Tensor, "B *shape"], std: float | int, probability: float | int, rng: torch.Generator
+) -> Float[Tensor, "B *shape"]:
+    """Adds Gaussian noise to all of some images' values: one coin per image (ALF, arXiv 2601.09322).
+
+    Args:
+        probability: that an image gets noise.
+        rng: on the device of `vectors`.
+    """
+    coins = torch.rand(len(vectors), generator=rng, device=vectors.device).view(-1, *[1] * (vectors.ndim - 1))
+    return torch.empty_like(vectors).normal_(std=std, generator=rng).mul_(coins < probability).add_(vectors)
 
 
 def apply_batch_norm(norm: nn.BatchNorm1d, vectors: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:

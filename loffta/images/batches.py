@@ -23,6 +23,7 @@ from PIL import Image
 from loffta.images.decode import BadImage, decode, one_line
 from loffta.images.geometry import PixelGeometry, to_square
 from loffta.images.sources import ImageSource
+from loffta.os_words import PASSING, explain
 from loffta.store.ledger import BAD, OK, ImageStatus
 
 _BLOCKS = 4  # of 16 MB that Pillow keeps for each thread: one photograph of 12 megapixels, at 4 bytes a pixel
@@ -156,6 +157,8 @@ class ImageStream:
             data = self._source.read(key)
             image = decode(data)
         except (BadImage, OSError) as error:
+            if isinstance(error, OSError) and error.errno in PASSING:
+                raise explain(error) from error
             reason = str(error) if isinstance(error, BadImage) else one_line(f"cannot be read: {error}")
             return _Decoded(ImageStatus(row, BAD, reason), {})
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -6,18 +6,19 @@ An image's labels are the categories of its objects, crowds too; an image withou
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from loffta.documents import from_json
 from loffta.errors import UsageError, unknown_name
 from loffta.images.files import FileList, FileRoot, existing, refuse, say, split_part
 from loffta.images.labels import many_classes
 from loffta.store.table import ImageTable
 
 _INSTANCES = re.compile(r"instances_(train|val)(\d{4})\.json")
+_MAX_BYTES = 4 << 30  # train2017 has 0.45 GB, LVIS 1.1
 _REMEDY = "unpack the images and annotations_trainval<year>.zip into one folder again"
 
 
@@ -70,7 +71,7 @@ class CocoYear:
             return []
         try:
             names, categories, pairs = parse_instances(self._root.read(path))
-        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, LookupError, TypeError) as error:
             faults.append(f"{name} is no file of COCO instances ({type(error).__name__}: {error})")
             return []
         for number, text in categories.items():
@@ -104,7 +105,7 @@ def parse_instances(data: bytes) -> tuple[dict[int, str], dict[int, str], list[t
         ValueError: broken JSON, an image or category listed twice, names that are no text.
         LookupError, TypeError: not the structure of COCO's instances.
     """
-    content = json.loads(data, object_hook=_lean)
+    content = from_json(data, max_bytes=_MAX_BYTES, object_hook=_lean)
     names = _by_id(content["images"], "file_name")
     categories = _by_id(content["categories"], "name")
     pairs = content["annotations"]

@@ -5,6 +5,7 @@ A key is a path relative to the root, with slashes. Called by every reader of im
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import re
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loffta.errors import UsageError
-from loffta.words import printable
+from loffta.words import lookalike, printable
 
 _SYNONYMS = {
     "train": ("train", "training"),
@@ -133,8 +134,8 @@ def file_fault(root: FileRoot, key: str) -> tuple[int, str | None]:
 
 
 def split_name(name: str) -> str | None:
-    """train, val or test for one of its names in any case, else None."""
-    return _SPLITS.get(name.lower())
+    """train, val or test for one of its names in any case, form and spacing, else None."""
+    return _SPLITS.get(lookalike(name))
 
 
 def text_fault(text: str) -> str | None:
@@ -167,8 +168,16 @@ def split_part(text: str) -> tuple[str, str]:
 
 
 def is_there(path: Path, *, folder: bool) -> bool:
-    """Whether there is such a folder or file; a name too long for the file system is not there (pathlib raises)."""
-    return os.path.isdir(path) if folder else os.path.isfile(path)  # noqa: PTH112, PTH113
+    """Whether there is such a folder or file; OSError where this process may not look."""
+    try:
+        mode = path.stat().st_mode
+    except ValueError:  # a name with a zero byte
+        return False
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            return False
+        raise
+    return stat.S_ISDIR(mode) if folder else stat.S_ISREG(mode)
 
 
 def existing(text: str, *, source: str, folder: bool) -> Path:

@@ -10,10 +10,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from loffta.errors import LofftaError, UsageError
 from loffta.images.files import FileRoot, existing, first_of, key_fault, say, split_name
+from loffta.images.labels import one_class
+from loffta.store.names import one_folder_down
 from loffta.store.table import ImageTable
 
 _JPEG = (".jfif", ".jpe", ".jpeg", ".jpg", ".jp2")
@@ -54,18 +54,12 @@ class ImageFolder:
                 where=f"SOURCE {self._source}",
                 remedy=f"known endings are {' '.join(sorted(SUFFIXES))}; for other names write a table: table:FILE.csv",
             )
-        named = sorted({name for name in classes.values() if name is not None})
-        place = {name: i for i, name in enumerate(named)}
-        table = ImageTable(
-            source=self._source,
-            keys=list(splits),
-            sizes=np.array([sizes[key] for key in splits], dtype=np.int64),
-            splits=list(splits.values()),
-            labels=np.array([-1 if (c := classes[key]) is None else place[c] for key in splits], dtype=np.int64),
-            classes=tuple(named),
-        )
+        labels = one_class([classes[key] for key in splits])
+        table = labels.table(self._source, list(splits), [sizes[key] for key in splits], list(splits.values()))
         counts = ", ".join(f"{split} {n}" for split, n in table.split_sizes().items())
-        say(f"{self._source}: read as {layout}; images: {counts}; classes: {len(named) or 'none'}")
+        say(f"{self._source}: read as {layout}; images: {counts}; classes: {len(table.classes) or 'none'}")
+        if len(table.classes) == 1 and (cause := one_folder_down(self._source, table.keys, table.classes[0])):
+            say(f"{self._source}: all images are of one class, '{table.classes[0]}': {cause}")
         return table
 
     def read(self, key: str) -> bytes:

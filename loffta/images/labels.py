@@ -7,19 +7,28 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loffta.images.files import text_fault
+from loffta.images.files import refuse, say, text_fault
+from loffta.store.names import alike, in_order, spelled
 from loffta.store.table import ImageTable
 
 SEPARATOR = ";"  # between the classes of one cell of text
+# Cells that pandas.read_csv takes for missing (its STR_NA_VALUES), as it and R write them; `none` is a word to both.
+# Cells of text alone: a folder, a category or a name of ClassLabel is always a name.
+NOTHING = frozenset(
+    {"#N/A", "#N/A N/A", "#NA", "N/A", "n/a", "NA", "<NA>", "NULL", "null", "NaN", "-NaN", "nan", "-nan", "None"}
+    | {"-1.#IND", "-1.#QNAN", "1.#IND", "1.#QNAN"}
+)
 _WHOLE = re.compile(r"0|[1-9]\d{0,17}")
 _ZEROS = re.compile(r"\.0*$")  # pandas writes 3.0 where a column of numbers has gaps
+_COMMA = re.compile(r"[+-]?\d+,\d+")  # a decimal comma beside Excel's semicolons, or two classes
 _NEGATIVE = re.compile(r"-\d+(\.0*)?")
 
 
@@ -31,6 +40,8 @@ class Labels:
     classes: tuple[str, ...] = ()
     label_sets: list[tuple[int, ...] | None] | None = None
     values: NDArray[np.float64] | None = None
+    declared: bool = False  # the source lists its classes: `A` and `a` are two because it says so
+    nothing: dict[str, int] = field(default_factory=dict)  # cells by the text that means no label
 
     def table(
         self,
@@ -40,14 +51,28 @@ class Labels:
         splits: Sequence[str],
         targets: dict[str, list[str | None]] | None = None,
     ) -> ImageTable:
-        """The image set's table; a target that no image has is left out."""
+        """The image set's table; a target that no image has is left out, and what means no label is said.
+
+        Raises:
+            UsageError: two images of one key, or names that no table can hold: all of them at once.
+        """
+        keys, splits = list(keys), [spelled(split) for split in splits]
+        kinds = {"class": self.classes, "split": list(dict.fromkeys(splits))}
+        faults = [f"two images have the key {key!r}" for key, n in Counter(keys).items() if n > 1]
+        faults += [f"the {kind} {n!r}: {f}" for kind, names in kinds.items() for n in names if (f := text_fault(n))]
+        faults += [f"two classes {name!r}" for name, n in Counter(self.classes).items() if n > 1]
+        refuse(faults, where=f"SOURCE {source}", remedy="name them differently and run the same command again")
+        if self.nothing:
+            found = ", ".join(f"{text!r} {n}" for text, n in self.nothing.items())
+            say(f"{source}: labels that mean nothing: {found}; these images have no label")
         return ImageTable(
             source=source,
-            keys=list(keys),
+            keys=keys,
             sizes=np.array(sizes, dtype=np.int64),
-            splits=list(splits),
+            splits=splits,
             labels=self.labels,
             classes=self.classes,
+            alike=(*(() if self.declared else alike(self.classes)), *alike(kinds["split"])),
             label_sets=self.label_sets,
             values=self.values,
             targets={name: paths for name, paths in (targets or {}).items() if any(paths)},
@@ -58,22 +83,26 @@ def one_class(names: Sequence[str | None], classes: Sequence[str] | None = None)
     """A class per image, None for none.
 
     Args:
-        classes: every class in its order; None: those that occur, whole numbers by size, other names alphabetically.
+        classes: every class in the source's own order; None: those that occur, in the order of `in_order`.
     """
-    if classes is None:
-        classes = _in_order({name for name in names if name is not None})
-    place = {name: i for i, name in enumerate(classes)}
-    return Labels(np.array([-1 if name is None else place[name] for name in names], dtype=np.int64), tuple(classes))
+    found = [None if name is None else spelled(name) for name in names]
+    order = in_order({name for name in found if name is not None}) if classes is None else list(map(spelled, classes))
+    place = {name: i for i, name in enumerate(order)}
+    labels = np.array([-1 if name is None else place[name] for name in found], dtype=np.int64)
+    return Labels(labels, tuple(order), declared=classes is not None)
 
 
 def many_classes(sets: Sequence[Iterable[str] | None], classes: Sequence[str] | None = None) -> Labels:
     """Any number of classes per image, None where they are unknown; `classes` as in `one_class`."""
-    named = [None if found is None else set(found) for found in sets]
+    named = [None if found is None else set(map(spelled, found)) for found in sets]
     if classes is None:
-        classes = _in_order(set().union(*(found for found in named if found is not None)))
-    place = {name: i for i, name in enumerate(classes)}
+        order = in_order(set().union(*(found for found in named if found is not None)))
+    else:
+        order = list(map(spelled, classes))
+    place = {name: i for i, name in enumerate(order)}
     label_sets = [None if found is None else tuple(sorted(place[name] for name in found)) for found in named]
-    return Labels(np.full(len(named), -1, dtype=np.int64), tuple(classes), label_sets=label_sets)
+    none = np.full(len(named), -1, dtype=np.int64)
+    return Labels(none, tuple(order), label_sets=label_sets, declared=classes is not None)
 
 
 def numbers(values: Sequence[float | None]) -> Labels:
@@ -93,40 +122,72 @@ def from_cells(cells: Sequence[Any], places: Sequence[str], faults: list[str]) -
     """
     if any(isinstance(cell, list | tuple) for cell in cells):
         return from_lists(cells, places, faults)
-    names = [_text(cell) for cell in cells]
+    nothing: Counter[str] = Counter()
+    names = [_named(cell, place, faults, nothing) for cell, place in zip(cells, places, strict=True)]
     if _are_fractions({name for name in names if name is not None}):
         return from_numbers(cells, places, faults)
     _check_names(([] if name is None else [name] for name in names), places, faults)
-    return one_class(_without_zeros(names))
+    return replace(one_class(_without_zeros(names)), nothing=dict(nothing))
 
 
 def from_lists(cells: Sequence[Any], places: Sequence[str], faults: list[str]) -> Labels:
-    """Several classes per image from lists, or from text with semicolons; `;` alone is an image with none of them."""
+    """Several classes per image from lists, or from text with semicolons; `;` alone is an image with none of them.
+
+    A list of nothing but missing values is unknown, and so is an empty cell; an empty list is none of the classes.
+    """
+    nothing: Counter[str] = Counter()
     sets: list[list[str] | None] = []
-    for cell in cells:
-        if isinstance(cell, str):
-            cell = cell.split(SEPARATOR) if cell.strip() else None
-        if cell is not None and not isinstance(cell, list | tuple):
-            cell = [cell]
-        sets.append(None if cell is None else [name for part in cell if (name := _text(part)) is not None])
+    for cell, place in zip(cells, places, strict=True):
+        if isinstance(cell, bytes | str):
+            text = to_text(cell, place, faults)
+            parts = [part for part in text.split(SEPARATOR) if part.strip()] if text else None
+        else:
+            parts = list(cell) if isinstance(cell, list | tuple) else [cell]
+        names = [] if parts is None else [_named(part, place, faults, nothing) for part in parts]
+        unknown = parts is None or (parts and not any(names))
+        sets.append(None if unknown else [name for name in names if name is not None])
     _check_names(([] if found is None else found for found in sets), places, faults)
     if _are_fractions({name for found in sets if found is not None for name in found}):
         faults.append(f"the lists hold numbers with fractions, from {places[0]} on: they are no classes")
     flat = iter(_without_zeros([name for found in sets if found is not None for name in found]))
-    return many_classes([None if found is None else [next(flat) or "" for _ in found] for found in sets])
+    found = many_classes([None if found is None else [next(flat) or "" for _ in found] for found in sets])
+    return replace(found, nothing=dict(nothing))
 
 
 def from_numbers(cells: Sequence[Any], places: Sequence[str], faults: list[str]) -> Labels:
     """A number per image from numbers or text; empty cells are unknown."""
+    nothing: Counter[str] = Counter()
     values: list[float | None] = []
     for cell, place in zip(cells, places, strict=True):
-        text = _text(cell)
+        text = _named(cell, place, faults, nothing)
         value = None if text is None else _as_float(text)
         if text is not None and (value is None or not math.isfinite(value)):
             faults.append(f"{place}: {text[:40]!r} is no number; an image without one has an empty cell")
             value = None
         values.append(value)
-    return numbers(values)
+    return replace(numbers(values), nothing=dict(nothing))
+
+
+def to_text(cell: Any, place: str, faults: list[str]) -> str | None:
+    """The text of one cell, None for an empty one; bytes are UTF-8, which parquet writers leave undeclared."""
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return None
+    if isinstance(cell, bytes):
+        try:
+            cell = cell.decode("utf-8")
+        except UnicodeDecodeError:
+            faults.append(f"{place}: the bytes {cell[:20]!r} are no text in UTF-8")
+            return None
+    return str(cell).strip() or None
+
+
+def _named(cell: Any, place: str, faults: list[str], nothing: Counter[str]) -> str | None:
+    """The label of one cell, None for an empty one and for texts that mean nothing, which `nothing` counts."""
+    text = to_text(cell, place, faults)
+    if text in NOTHING:
+        nothing[text] += 1
+        return None
+    return text
 
 
 def _check_names(rows: Iterable[list[str]], places: Sequence[str], faults: list[str]) -> None:
@@ -136,15 +197,13 @@ def _check_names(rows: Iterable[list[str]], places: Sequence[str], faults: list[
                 faults.append(f"{place}: the label {name!r}: {fault}")
             if re.fullmatch(r"\[.*\]", name):
                 faults.append(f"{place}: several labels in one text ({name[:40]!r}): write a column labels, `cat;dog`")
+            if _COMMA.fullmatch(name):
+                faults.append(f"{place}: the label {name}: write a number with a point, several labels as `1;5`")
             if _NEGATIVE.fullmatch(name):
                 faults.append(
                     f"{place}: the label {name} is negative; an image without a label has an empty cell, "
                     "and numbers to learn stand in a column value"
                 )
-
-
-def _in_order(names: set[str]) -> list[str]:
-    return sorted(names, key=int if all(_WHOLE.fullmatch(name) for name in names) else None)
 
 
 def _are_fractions(names: set[str]) -> bool:
@@ -157,13 +216,6 @@ def _without_zeros(names: Sequence[str | None]) -> list[str | None]:
     """`3` for `3.0` where all names are whole numbers; else the names as they are."""
     short = [None if name is None else _ZEROS.sub("", name) for name in names]
     return short if all(name is None or _WHOLE.fullmatch(name) for name in short) else list(names)
-
-
-def _text(cell: Any) -> str | None:
-    """The text of one cell, None for an empty one."""
-    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
-        return None
-    return str(cell).strip() or None
 
 
 def _as_float(text: str) -> float | None:

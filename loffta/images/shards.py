@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import itertools
-import json
 import os
 import re
 import tarfile
@@ -18,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from loffta.documents import from_json
 from loffta.errors import UsageError
 from loffta.images.files import FileRoot, file_fault, first_of, key_fault, refuse, say, split_name, to_key, user_path
 from loffta.images.folder import SUFFIXES
@@ -86,10 +86,14 @@ class Shards:
         index: dict[str, tuple[str, Sample]] = {}
         for shard in self._shards:
             for name, sample in self._samples(shard, faults).items():
-                if sample.image:
-                    index[f"{shard.removesuffix('.tar')}/{sample.image}"] = shard, sample
-                else:
+                key = f"{shard.removesuffix('.tar')}/{sample.image}"
+                if not sample.image:
                     without.append(f"{shard}: {name}")
+                elif key in index:
+                    other, first = index[key]
+                    faults.append(f"{shard}: {sample.image!r} and {first.image!r} of {other} have one key")
+                else:
+                    index[key] = shard, sample
         refuse(faults, where=f"SOURCE {self._source}", remedy="mend the shards or download them again")
         if without:
             say(f"{self._source}: skipped {len(without)} samples without an image: {first_of(without, ', ')}")
@@ -173,7 +177,7 @@ def _take(
         assert content is not None, "a regular member has content"
         try:
             sample.labels[ending] = _cell(ending, content.read())
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             faults.append(f"{place}: no label ({error})")
 
 
@@ -188,7 +192,7 @@ def _cell(ending: str, data: bytes) -> Any:
         return text.strip()[: _MAX_NAME + 1]  # enough to see that it is a caption
     if ending == ".cls":
         return text
-    content = json.loads(text)
+    content = from_json(text)
     if isinstance(content, dict):
         content = content.get("labels", content.get("label"))
     if isinstance(content, dict):

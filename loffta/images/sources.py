@@ -55,7 +55,7 @@ def open_source(spec: str) -> ImageSource:
     if colon:
         raise unknown_name("kind of image set", kind, SOURCES, where=f"SOURCE {spec}")
     raise UsageError(
-        f"'{spec}' does not say what kind of image set it is, and is no folder and no .csv or .parquet file",
+        f"'{spec}' does not say what kind of image set it is, and is no folder and no .csv, .tsv or .parquet file",
         where="SOURCE",
         remedy=f"write <kind>:<what>, for example demo:digits, or the path of a folder or table that is there; "
         f"kinds: {', '.join(SOURCES)}",

@@ -1,4 +1,4 @@
-"""`table:FILE`: images listed in a CSV or parquet file with the columns image, label and, if wanted, split.
+"""`table:FILE`: images listed in a CSV, TSV or parquet file with the columns image, label and, if wanted, split.
 
 `image` is a path relative to the file's folder, and so are `mask`, `depth` and `instances` where they are given.
 `label` is a class name or a number, empty for none; `labels` several classes; `value` a number to learn: a table has
@@ -8,6 +8,7 @@ one of the three. Without `split` all rows are train. All that is wrong with a t
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,15 @@ from loffta.images.files import (
     text_fault,
     to_key,
 )
-from loffta.images.labels import Labels, from_cells, from_lists, from_numbers
+from loffta.images.labels import NOTHING, Labels, from_cells, from_lists, from_numbers, to_text
 from loffta.store.table import ImageTable
 
-SUFFIXES = (".csv", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".parquet")
+SEPARATORS = {
+    ",": "commas",
+    ";": "semicolons",
+    "\t": "tabs",
+}  # between cells; Excel writes `;` where a comma is decimal
 LABELS: dict[str, Callable[[Sequence[Any], Sequence[str], list[str]], Labels]] = {
     "label": from_cells,
     "labels": from_lists,
@@ -59,7 +65,7 @@ class TableFile:
         Raises:
             UsageError: the file cannot be read, a column is missing, or rows cannot be used: all of them at once.
         """
-        columns = _read_csv(self._path) if self._path.suffix.lower() == ".csv" else _read_parquet(self._path)
+        columns = _read_parquet(self._path) if self._path.suffix.lower() == ".parquet" else _read_text(self._path)
         extra = [repr(name) for name in columns if name not in USED]
         if extra:
             say(f"{self._source}: ignored columns: {first_of(extra, ', ')}")
@@ -102,11 +108,11 @@ class TableFile:
     def _splits(self, columns: Columns, faults: list[str]) -> list[str]:
         if "split" not in columns:
             return ["train"] * len(columns["image"])
-        given = ["" if value is None else str(value).strip() for value in columns["split"]]
+        given = [to_text(value, f"row {row}", faults) or "" for row, value in enumerate(columns["split"], start=1)]
         for row, name in enumerate(given, start=1):
-            if not name or "+" in name or text_fault(name):
-                fault = "is empty" if not name else f"cannot be {name!r}"
-                faults.append(f"row {row}: the split {fault}")
+            if not name or name in NOTHING or "+" in name or text_fault(name):
+                fault = f"cannot be {name!r}" if name else "is empty"
+                faults.append(f"row {row}: the split {fault}; images without one are a split, too: `unlabelled`")
         renamed = {name: split for name in dict.fromkeys(given) if (split := split_name(name)) and split != name}
         if renamed:
             say(f"{self._source}: splits: {', '.join(f'{name} is {split}' for name, split in renamed.items())}")
@@ -122,30 +128,53 @@ def open_table(text: str) -> TableFile:
     path = existing(text, source=f"table:{text}", folder=False)
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(
-            f"'{path.name}' is neither .csv nor .parquet",
+            f"'{path.name}' is neither .csv, .tsv nor .parquet",
             where=f"SOURCE table:{text}",
-            remedy="save the table as CSV with commas or as parquet, with the columns image, label and split",
+            remedy="save the table as CSV or as parquet, with the columns image, label and split",
         )
     return TableFile(path)
 
 
-def _read_csv(path: Path) -> Columns:
-    """Every column as text; the columns and each row's cells are checked."""
+def _read_text(path: Path) -> Columns:
+    """Every column as text; the columns and each row's cells are checked. The header says what separates the cells."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = list(csv.reader(file, skipinitialspace=True, strict=True))
+            text = file.read()
+        separator = _separator(text)
+        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _unreadable(path, error) from error
+    if separator != _expected(path):
+        say(f"table:{path}: the cells are separated by {SEPARATORS[separator]}")
+    lines = [line for line in lines if len(line) > 1 or "".join(line).strip()]  # a blank line is no row and no header
     header = [name.strip() for name in lines[0]] if lines else []
     _check_columns(header, path)
-    rows = [line for line in lines[1:] if line]  # a blank line is no row
     faults = [
         f"row {i}: {len(row)} cells under {len(header)} columns"
-        for i, row in enumerate(rows, start=1)
+        for i, row in enumerate(lines[1:], start=1)
         if len(row) != len(header)
     ]
-    refuse(faults, where=f"SOURCE table:{path}", remedy="quote cells that hold commas, and run the same command again")
-    return {name: [row[i] for row in rows] for i, name in enumerate(header)}
+    refuse(
+        faults,
+        where=f"SOURCE table:{path}",
+        remedy=f"quote cells that hold {SEPARATORS[separator]}, and run the same command again",
+    )
+    return {name: [row[i] for row in lines[1:]] for i, name in enumerate(header)}
+
+
+def _separator(text: str) -> str:
+    """What separates the header's cells: the sign that makes the most known columns of it; a comma where none does."""
+    header = next((line for line in text.splitlines() if line.strip()), "")
+
+    def n_known(separator: str) -> int:
+        names = next(csv.reader([header], delimiter=separator, skipinitialspace=True), [])
+        return len({name.strip() for name in names}.intersection(USED))
+
+    return max(SEPARATORS, key=n_known)  # of equals the first
+
+
+def _expected(path: Path) -> str:
+    return "\t" if path.suffix.lower() == ".tsv" else ","
 
 
 def _read_parquet(path: Path) -> Columns:
@@ -179,7 +208,8 @@ def _check_columns(names: list[str], path: Path) -> None:
         raise UsageError(
             f"the table has {problem}; it has: {first_of([repr(n) for n in names], ', ') or 'none'}",
             where=f"SOURCE table:{path}",
-            remedy="name the columns image, label and, if wanted, split; a cell of label may be empty",
+            remedy="name the columns image, label and, if wanted, split, with commas, semicolons or tabs between them; "
+            "a cell of label may be empty",
         )
     if len(kinds) > 1:
         raise UsageError(
@@ -193,5 +223,5 @@ def _unreadable(path: Path, error: Exception) -> UsageError:
     return UsageError(
         f"cannot read the table ({type(error).__name__}: {error})",
         where=f"SOURCE table:{path}",
-        remedy="save it as CSV in UTF-8 with commas, or as parquet",
+        remedy="save it as CSV in UTF-8, or as parquet",
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from xml.parsers import expat
 
 from loffta.errors import UsageError, unknown_name
-from loffta.images.files import FileList, FileRoot, existing, key_fault, refuse, say, split_part
+from loffta.images.files import FileList, FileRoot, existing, refuse, say, split_part, text_fault
 from loffta.images.labels import many_classes
 from loffta.store.table import ImageTable
 
@@ -96,7 +96,7 @@ class VocYear:
         except (OSError, ValueError, LookupError, expat.ExpatError) as error:
             faults.append(f"{path}: {error}")
             return None
-        bad = [name for name in names if not name or key_fault(f"./{name}")]
+        bad = [name for name in names if not name or text_fault(name)]
         if bad:
             faults.append(f"{path}: {bad[0]!r} cannot be a class")
         return names

@@ -10,10 +10,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
-
 from loffta.errors import UsageError, unknown_name
 from loffta.images.files import FileList, FileRoot, existing, is_there, refuse, say, user_path
+from loffta.images.labels import one_class
 from loffta.store.table import ImageTable
 
 LISTS = {"train800": "train", "val200": "val", "test": "test"}
@@ -53,15 +52,9 @@ class VtabDump:
         refuse(images.faults, where=f"SOURCE {self._source}", remedy="mend the lists or unpack the dump again")
         if not rows:
             raise UsageError("the lists are empty", where=f"SOURCE {self._source}", remedy="unpack the dump again")
-        keys, labels, splits = zip(*rows, strict=True)
-        return ImageTable(
-            source=self._source,
-            keys=list(keys),
-            sizes=np.array(list(images.sizes.values()), dtype=np.int64),
-            splits=list(splits),
-            labels=np.array(labels, dtype=np.int64),
-            classes=tuple(str(i) for i in range(max(labels) + 1)),
-        )
+        keys, numbers, splits = zip(*rows, strict=True)
+        labels = one_class([str(i) for i in numbers], [str(i) for i in range(max(numbers) + 1)])
+        return labels.table(self._source, keys, list(images.sizes.values()), splits)
 
     def read(self, key: str) -> bytes:
         """The bytes of one image; OSError where it is gone or no longer lies in the folder."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from loffta import machine
 from loffta.errors import LofftaError, NotSaved, unknown_name
-from loffta.evaluate import describe, describe_training
+from loffta.evaluate import count_left_out, describe, describe_training
 from loffta.findings import Findings
 from loffta.images.sources import ImageSource
 from loffta.jobs import Load
@@ -28,7 +28,7 @@ from loffta.online.stream import BATCH_SIZE, FreshStream, judge_bad
 from loffta.progress import Progress
 from loffta.runs import read_results, save_results
 from loffta.store.table import ImageTable
-from loffta.targets import check_targets, read_targets
+from loffta.targets import labelled_rows, read_targets
 
 
 def evaluate_online(
@@ -88,8 +88,9 @@ def evaluate_online(
     unsaved: NotSaved | None = None
     for run, parts, findings, table in zip(runs, found, told, numbered, strict=True):
         scores = torch.cat(parts, dim=1).numpy()
+        left_out = count_left_out(len(stream.bad), len(listing.rows_of(split)) - len(rows))
         try:
-            results.append(_write(run, table, split, np.array(good), scores, findings, len(stream.bad), start))
+            results.append(_write(run, table, split, np.array(good), scores, findings, left_out, start))
         except NotSaved as error:  # of one of several: the others' are written
             results.append(error.results)
             unsaved = unsaved or error
@@ -100,19 +101,17 @@ def evaluate_online(
 
 
 def rows_to_use(listing: ImageTable, split: str, task: str) -> NDArray[np.int64]:
-    """Rows of a split of a listing, of which every image has the labels of a task.
+    """Rows of a split of a listing that have the labels of a task.
 
     Raises:
         UsageError: no such split.
-        LofftaError: another kind of labels, or images without one.
+        LofftaError: another kind of labels, or no image with one.
     """
     sizes = listing.split_sizes()
     for part in split.split("+"):
         if part not in sizes:
             raise unknown_name("split", part, sizes, where=f"--split, {listing.source}")
-    rows = listing.rows_of(split)
-    check_targets(listing, rows, split, task)
-    return rows
+    return labelled_rows(listing, listing.rows_of(split), split, task)
 
 
 def as_numbered(listing: ImageTable, rows: NDArray[np.int64], run: OpenedRun) -> ImageTable:
@@ -149,12 +148,12 @@ def _write(
     rows: NDArray[np.int64],
     scores: NDArray[np.float32],
     told: Findings,
-    n_bad: int,
+    left_out: dict[str, int],
     start: float,
 ) -> dict[str, Any]:
     keys = [table.keys[row] for row in rows]
     targets = read_targets(table, run.config.task)[rows].numpy()
-    results = describe(run.config, run.origins.features, split, n_used=len(rows), n_bad=n_bad)
+    results = describe(run.config, run.origins.features, split, len(rows), left_out)
     results |= measure(run.task, scores, targets, table.classes, keys=keys, seed=run.config.data_seed)
     results["online"] = {"source": table.source, "digest": table.digest}
     results |= describe_training(run.paths, run.config, run.recipe, run.heads) | told.entries()

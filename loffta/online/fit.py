@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from loffta import machine
+from loffta.claims import Claim
 from loffta.config import OnlineConfig, TrainConfig
 from loffta.errors import LofftaError
 from loffta.heads import Head, build_head
@@ -31,7 +32,7 @@ from loffta.loss import class_weights, reduce_loss
 from loffta.online.checkpoint import load_state, save_state
 from loffta.online.network import Network
 from loffta.online.stream import judge_bad, read_pixels
-from loffta.optim import fit_to_images, is_finite, lr_at, make_adamw, parameter_groups
+from loffta.optim import adam_eps, fit_to_images, is_finite, lr_at, make_adamw, parameter_groups
 from loffta.precision import autocast, matmul_precision
 from loffta.progress import Progress
 from loffta.runs import RunLog, RunPaths, save_head, write_lines
@@ -58,6 +59,7 @@ class Setting:
     paths: RunPaths
     log: RunLog
     stop: machine.StopFlag
+    claim: Claim
     initial: dict[str, Tensor]  # weights of a backbone that is trained, before the first seed; else nothing
     bad: dict[int, str] = field(default_factory=dict)  # quarantined images so far, and why
 
@@ -75,6 +77,10 @@ class Setting:
         """A new head on the device."""
         name, n_classes = head_of(self.config.head), len(self.listing.classes)
         return build_head(name, self.network.specs, n_classes, self.recipe, seed).to(self.device)
+
+    def network_precision(self) -> AbstractContextManager[object]:
+        """For a pass of the backbone: frozen it computes in float32, as for a cache; trained, as the head does."""
+        return autocast(self.recipe, self.device) if self.online.unfrozen else nullcontext()
 
     def read(
         self, rows: Sequence[int], geometry: PixelGeometry, batch_size: int
@@ -115,6 +121,11 @@ def head_of(name: str) -> str:
     return "linear" if name == ONLINE_LINEAR else name
 
 
+def is_trained(paths: RunPaths, seed: int, online: OnlineConfig) -> bool:
+    """Whether a seed's weights are there; what was deleted, because it was damaged, is trained again."""
+    return paths.head(seed).exists() and (not online.unfrozen or paths.backbone(seed).exists())
+
+
 def fit_seed(setting: Setting, seed: int, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
     """Trains one seed, or what is left of it, and writes its weights.
 
@@ -143,9 +154,11 @@ def fit_seed(setting: Setting, seed: int, rows: NDArray[np.int64]) -> list[dict[
             seconds = (log[-1]["seconds"] if log else 0.0) + time.monotonic() - start
             log.append({"epoch": epoch, "step": (epoch + 1) * member.steps, "loss": loss, "lr": lr, "seconds": seconds})
             setting.log.write(f"seed {seed}, epoch {epoch}: loss {loss:.4f}, lr {lr:.2e}")
+            setting.claim.check()
             save_state(checkpoint, member.modules, member.optimizer, member.rng, {"log": log})
             if epoch == 0:
                 setting.refuse_bad(rows, done=f"{paths.root}: one epoch is done")
+    setting.claim.check()
     write_lines(paths.metrics(seed), log)
     if setting.online.unfrozen:
         save_head(paths.backbone(seed), member.modules["backbone"].state_dict())
@@ -191,7 +204,8 @@ def _fit_epoch(
     progress: Progress,
 ) -> tuple[float, float]:
     """All images once; returns the mean loss and the last rate. The order is that of a cached training."""
-    order = np.random.Generator(np.random.PCG64([setting.config.data_seed, epoch])).permutation(len(rows))
+    drawn = 0 if member.recipe.same_batches else epoch
+    order = np.random.Generator(np.random.PCG64([setting.config.data_seed, drawn])).permutation(len(rows))
     geometry = setting.network.geometry
     if setting.online.augment == "crop-flip":
         geometry = replace(geometry, view=View(member.seed, epoch))  # drawn from (seed, epoch, key)
@@ -203,8 +217,10 @@ def _fit_epoch(
     with closing(stretches) as batches:  # an error must not leave threads that decode
         for step, batch in enumerate(batches, start=epoch * member.steps):
             lr = lr_at(step, member.total, setting.recipe)
+            for group in member.optimizer.param_groups:
+                group["lr"], group["eps"] = lr * group["scale"], adam_eps(step, setting.recipe)
             if batch is not None:
-                losses.append(_step(setting, member, batch, geometry, lr, weights))
+                losses.append(_step(setting, member, batch, geometry, weights))
                 if not math.isfinite(losses[-1]):
                     raise _diverged(setting, member.seed, step, batch.rows)
             progress.advance(1, f"loss {losses[-1]:.3f}" if losses else "")
@@ -212,21 +228,21 @@ def _fit_epoch(
 
 
 def _step(
-    setting: Setting, member: _Member, batch: PixelBatch, geometry: PixelGeometry, lr: float, weights: Tensor | None
+    setting: Setting, member: _Member, batch: PixelBatch, geometry: PixelGeometry, weights: Tensor | None
 ) -> float:
     """One optimiser step; returns the loss, penalty included."""
     recipe, device, unfrozen = setting.recipe, setting.device, setting.online.unfrozen
-    for group in member.optimizer.param_groups:
-        group["lr"] = lr * group["scale"]
     pixels = torch.from_numpy(batch.pixels[geometry]).permute(0, 3, 1, 2)
     targets = setting.targets[batch.rows].to(device)
-    with autocast(recipe, device) if unfrozen else nullcontext():  # a frozen network computes as for a cache
+    with setting.network_precision():
         prepared = member.head.prepare(setting.network.features(pixels, gradients=unfrozen))
     with autocast(recipe, device):
         logits = member.head(prepared, member.rng)
         loss = reduce_loss(setting.task.loss, logits, targets, weights=weights)
     if (penalty := member.head.penalty()) is not None:
         loss = loss + penalty
+    if recipe.divide_by_whole_batch:
+        loss = loss * (len(targets) / member.recipe.batch_size)
     member.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     if recipe.max_grad_norm is not None:

@@ -13,16 +13,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loffta.config import TrainConfig, parse
+from loffta.config import TrainConfig
 from loffta.errors import LofftaError
-from loffta.evaluate import load_heads, score
+from loffta.evaluate import load_heads, score, trained_recipe
 from loffta.features import choose_features
 from loffta.findings import Findings
-from loffta.heads import Head, find_head
+from loffta.heads import Head
 from loffta.heads.recipe import Recipe
+from loffta.known_images import open_cache
 from loffta.origins import Origins, read_origins
 from loffta.runs import RunPaths, open_run
-from loffta.store.cache import Cache
 from loffta.tasks import Task, find_task
 
 
@@ -32,7 +32,7 @@ class OpenedRun:
 
     paths: RunPaths
     config: TrainConfig
-    recipe: Recipe
+    recipe: Recipe  # with the precision of the training
     origins: Origins
     heads: list[Head]  # one per seed, in evaluation mode, on the device
 
@@ -43,7 +43,7 @@ class OpenedRun:
 
     def predict(self, features: Sequence[Tensor], told: Findings | None = None) -> Float[Tensor, "S B C"]:
         """Probabilities of every seed, on the CPU; one [B, L, *shape] per Feature is due. `told` gets it, too."""
-        return score(self.heads, features, self.task, told)
+        return score(self.heads, features, self.task, self.recipe, told)
 
 
 def open_for_images(root: Path, device: torch.device, cache_root: Path | None = None) -> OpenedRun:
@@ -61,7 +61,7 @@ def open_for_images(root: Path, device: torch.device, cache_root: Path | None = 
             where=paths.config,
             remedy="train a head on a cache (`loffta extract`, `loffta train CACHE`) to use it on other images",
         )
-    recipe = parse(find_head(config.head).recipe, config.recipe, where=f"{paths.config}: recipe")
+    recipe = trained_recipe(paths, config)
     if paths.stores.exists():
         origins = read_origins(paths.stores)
     else:
@@ -73,7 +73,7 @@ def open_for_images(root: Path, device: torch.device, cache_root: Path | None = 
 def _origins_of_cache(paths: RunPaths, config: TrainConfig, recipe: Recipe, cache_root: Path | None) -> Origins:
     """For a run that an older loffta made."""
     try:
-        cache = Cache.open(cache_root or config.cache)
+        cache = open_cache(paths, config, cache_root)
     except LofftaError as error:
         raise LofftaError(
             f"this run keeps no {paths.stores.name}, and its cache is gone",

@@ -7,9 +7,8 @@ source's order, bad images included. Rows are written as they come, so memory do
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from loffta.online.opened import OpenedRun, open_for_images
 from loffta.online.stream import BATCH_SIZE, FreshBatch, FreshStream, judge_bad
 from loffta.os_words import guard
 from loffta.progress import Progress
-from loffta.store.files import make_folder, part_name, sync_folder
+from loffta.store.files import new_file
 from loffta.store.ledger import OK
 
 ROW_GROUP = 4096  # rows that are gathered before they are written
@@ -211,30 +210,26 @@ def _scores(probabilities: Float[np.ndarray, "B C"], run: OpenedRun) -> dict[str
 @contextmanager
 def _writer(out: Path, schema: pa.Schema) -> Iterator[Any]:
     """Gives a function that takes columns; the file is in place when the block has ended well."""
-    part = part_name(out)
     waiting: list[pa.Table] = []
-    try:
+    with new_file(out) as file:
         with guard(out):
-            make_folder(out.parent)
-            with part.open("xb") as file:
-                with pq.ParquetWriter(file, schema) as writer:
+            writer = pq.ParquetWriter(file, schema)
 
-                    def flush() -> None:
-                        if waiting:
-                            writer.write_table(pa.concat_tables(waiting))
-                            waiting.clear()
+        def flush() -> None:
+            if waiting:
+                with guard(out):
+                    writer.write_table(pa.concat_tables(waiting))
+                waiting.clear()
 
-                    def write(columns: dict[str, list[Any]]) -> None:
-                        waiting.append(pa.table(columns, schema=schema))
-                        if sum(map(len, waiting)) >= ROW_GROUP:
-                            flush()
+        def write(columns: dict[str, list[Any]]) -> None:
+            waiting.append(pa.table(columns, schema=schema))
+            if sum(map(len, waiting)) >= ROW_GROUP:
+                flush()
 
-                    yield write
-                    flush()
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(out)
-        sync_folder(out.parent)
-    finally:
-        with suppress(OSError):  # on a read-only file system this is refused, too
-            part.unlink(missing_ok=True)
+        try:
+            yield write
+            flush()
+            with guard(out):
+                writer.close()
+        finally:
+            writer.is_open = False  # else its end writes a footer, to a file that is thrown away

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loffta import machine
+from loffta.claims import claimed
 from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError, UsageError
-from loffta.evaluate import score
+from loffta.evaluate import count_left_out, score
 from loffta.heads import find_head
 from loffta.heads.recipe import Recipe
 from loffta.images.sources import ImageSource
@@ -30,22 +31,22 @@ from loffta.jobs import Load
 from loffta.loss import check_weights
 from loffta.measure import measure, prediction_columns
 from loffta.online.evaluate import rows_to_use
-from loffta.online.fit import ONLINE_LINEAR, Setting, fit_seed, head_of
+from loffta.online.fit import ONLINE_LINEAR, Setting, fit_seed, head_of, is_trained
 from loffta.online.network import linear_network, network_for
 from loffta.online.stream import BATCH_SIZE
 from loffta.optim import fit_to_images
+from loffta.records import Epoch
+from loffta.run_folder import check_out, start_run
 from loffta.runs import (
     RunLog,
     RunPaths,
-    check_out,
     load_head,
     read_lines,
     read_results,
     save_results,
-    start_run,
 )
 from loffta.store.recipe import recipe_hash
-from loffta.targets import choose_task, fit_to_task, read_targets
+from loffta.targets import choose_task, fit_to_task, read_targets, refuse_one_class
 from loffta.zoo import ZOO
 
 _LESS_MEMORY = "a smaller batch (--set batch_size=...), a smaller --image-px or --device cpu need less"
@@ -88,6 +89,9 @@ def train_online(
     device = machine.resolve_device(config.device)
     with stop.at_once("loading the backbone"):
         rows = {split: rows_to_use(listing, split, config.task) for split in (config.train_on, config.test_on)}
+        listing.refuse_alike()
+        if not config.one_class:
+            refuse_one_class(listing, rows[config.train_on], config.train_on)
         check_weights(recipe, read_targets(listing, config.task))
         backbone = load(online.backbone)
     if config.head == ONLINE_LINEAR:
@@ -101,16 +105,27 @@ def train_online(
     )
     config = config.model_copy(update={"online": online, "recipe": recipe.model_dump(mode="json")})
     check_out(out, config)
-    results_path = RunPaths(out).results(config.test_on)
-    if results_path.exists():
+    paths = RunPaths(out)
+    results_path = paths.results(config.test_on)
+    if results_path.exists() and all(is_trained(paths, seed, online) for seed in range(config.seeds)):
         return read_results(results_path)
-    paths = start_run(out, config)
-    log = RunLog(paths.log)
-    setting = Setting(config, online, recipe, network, source, listing, device, paths, log, stop, initial)
-    with machine.explain_memory(device, out, _LESS_MEMORY):
+    with claimed(paths) as claim, machine.explain_memory(device, out, _LESS_MEMORY):
+        start_run(out, config)
+        log = RunLog(paths.log)
+        setting = Setting(config, online, recipe, network, source, listing, device, paths, log, stop, claim, initial)
         results = _fit_all(setting, rows[config.train_on], rows[config.test_on])
     setting.refuse_bad(rows[config.test_on], done=f"the results of {out} are written")
     return results
+
+
+def _seconds(metrics: Path) -> float:
+    """What a seed's training took."""
+    epochs = read_lines(metrics, Epoch)
+    if not epochs:
+        raise LofftaError(
+            "there is no epoch in this file", where=metrics, remedy="delete the seed's folder: it is trained anew"
+        )
+    return epochs[-1].seconds
 
 
 def _refuse_options(config: TrainConfig) -> None:
@@ -131,12 +146,12 @@ def _fit_all(setting: Setting, train_rows: NDArray[np.int64], test_rows: NDArray
     log.write(f"{config.head} online: {len(train_rows)} images, {setting.network.info.label} {state}", show=True)
     try:
         for seed in range(config.seeds):
-            if not paths.head(seed).exists():
+            if not is_trained(paths, seed, setting.online):
                 fit_seed(setting, seed, train_rows)
     except LofftaError as error:
         log.write(f"ended: {error.what}")
         raise
-    seconds = sum(read_lines(paths.metrics(seed))[-1]["seconds"] for seed in range(config.seeds))
+    seconds = sum(_seconds(paths.metrics(seed)) for seed in range(config.seeds))
     log.write(f"trained in {seconds:.1f} s")
     start = time.monotonic()
     rows, scores = _predict(setting, test_rows)
@@ -146,6 +161,7 @@ def _fit_all(setting: Setting, train_rows: NDArray[np.int64], test_rows: NDArray
     results |= measure(setting.task, scores, targets, setting.listing.classes, keys=keys, seed=config.data_seed)
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
     results |= {"versions": machine.versions(), "train_seconds": seconds}
+    setting.claim.check()
     save_results(paths, config.test_on, results, prediction_columns(setting.task, scores, targets, rows, keys))
     return results
 
@@ -178,9 +194,9 @@ def _predict_seeds(
     for batch in setting.read(rows.tolist(), geometry, min(setting.recipe.batch_size, BATCH_SIZE)):
         if batch is not None:
             pixels = torch.from_numpy(batch.pixels[geometry]).permute(0, 3, 1, 2)
-            with torch.no_grad():
+            with torch.no_grad(), setting.network_precision():
                 features = setting.network.features(pixels, gradients=False)
-            found.append(score(heads, features, setting.task))
+            found.append(score(heads, features, setting.task, setting.recipe))
             good += batch.rows
     if not found:
         setting.refuse_bad(rows, done="no results were written")
@@ -191,6 +207,7 @@ def _predict_seeds(
 def _describe(setting: Setting, fitted: Recipe, n_used: int, n_bad: int) -> dict[str, Any]:
     config, online, info = setting.config, setting.online, setting.network.info
     label = f"{info.label} (trained, too)" if online.unfrozen else info.label
+    n_unlabelled = len(setting.listing.rows_of(config.test_on)) - n_used - n_bad
     return {
         "task": config.task,
         "head": config.head,
@@ -200,7 +217,7 @@ def _describe(setting: Setting, fitted: Recipe, n_used: int, n_bad: int) -> dict
             {"store": info.name, "label": label, "recipe_hash": recipe_hash(info.recipe), "taps": list(spec.taps)}
             for spec in setting.network.specs
         ],
-        "images": {"used": n_used, "bad": n_bad},
+        "images": {"used": n_used, **count_left_out(n_bad, n_unlabelled)},
         "recipe": config.recipe,
         "training": {"epochs": fitted.epochs, "batch_size": fitted.batch_size},
         "online": {

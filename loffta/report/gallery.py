@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from loffta.errors import LofftaError
+from loffta.origins import trained_classes
 from loffta.report.tables import LoadedRun
 from loffta.runs import read_predictions
 from loffta.store.reader import ArrayReader
@@ -62,7 +63,7 @@ def read_gallery(run: LoadedRun, n_pictures: int = 16) -> Gallery:
     right = np.array([np.array_equal(*pair) for pair in zip(columns["label"], columns["predicted"], strict=True)], bool)
     chosen = choose(right, columns["confidence"], n_pictures)
     pixels = ArrayReader(thumbs.paths).read(columns["row"][chosen])
-    classes = run.cache.table.classes
+    classes = trained_classes(run.paths.stores, run.cache.table.classes)
     pictures = tuple(
         Picture(
             str(columns["key"][i]),

@@ -31,7 +31,12 @@ _ZOOM_BELOW = 0.5  # a second chart without the zero is drawn where all interval
 
 
 def write_report(
-    runs: Sequence[Path], out: Path, *, stages: Sequence[StageCost] = (), split: str | None = None
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    stages: Sequence[StageCost] = (),
+    split: str | None = None,
+    caches: Sequence[Path] = (),
 ) -> None:
     """Writes the report of one or more finished runs.
 
@@ -40,13 +45,14 @@ def write_report(
         out: the HTML file; replaced where it is there.
         stages: what each stage of the work took, in order.
         split: whose results are shown, as `loffta evaluate` made them; None: each run's own test split.
+        caches: where caches are that were moved.
     Raises:
         UsageError: `out` is a folder.
         LofftaError: a directory is no run, or its run has no results yet.
     """
     if out.is_dir():
         raise UsageError("a report is one file, and this is a folder", where=out, remedy=f"name {out / 'report.html'}")
-    replace_file(out, render(read_runs(runs, split), stages).encode())
+    replace_file(out, render(read_runs(runs, split, caches), stages).encode())
 
 
 def render(runs: Sequence[LoadedRun], stages: Sequence[StageCost] = ()) -> str:

@@ -19,12 +19,15 @@ def provenance_section(runs: Sequence[LoadedRun]) -> str:
     images: dict[str, list[str]] = {}
     for run in runs:
         counts = run.results["images"]
-        images.setdefault(f"{counts['used']:,} tested, {counts['bad']:,} bad", []).append(run.row.name)
+        unlabelled = f", {n:,} without a label" if (n := counts.get("unlabelled", 0)) else ""
+        images.setdefault(f"{counts['used']:,} tested, {counts['bad']:,} bad{unlabelled}", []).append(run.row.name)
     facts = [
         ("Versions", list(versions)),
         ("Images", [f"{counts} ({', '.join(names)})" for counts, names in images.items()]),
     ]
-    caches = {run.config.cache: run.cache for run in runs}
+    if grown := [f"{run.row.name}: {said}" for run in runs if (said := run.grown)]:
+        facts.append(("Grown since", grown))
+    caches = {run.cache.paths.root if run.cache else run.config.cache: run.cache for run in runs}
     for path, cache in caches.items():
         facts += [("Cache", [str(path)]), *(_of_cache(cache) if cache else [("", ["no longer there"])])]
     listed = "".join(f"<dt>{escape(k)}</dt><dd>{'<br>'.join(map(escape, values))}</dd>" for k, values in facts)

@@ -21,6 +21,7 @@ from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError, UsageError
 from loffta.features import choose_features
 from loffta.heads import find_head, head_label
+from loffta.known_images import CacheFinder, growth, read_known
 from loffta.report.text import NONE, human_bytes, human_seconds, interval, metric_name, percent
 from loffta.runs import RunPaths, open_run, read_results
 from loffta.store.cache import Cache
@@ -121,6 +122,13 @@ class LoadedRun:
     cache: Cache | None  # None: it is not where it was in training
     row: RunRow
 
+    @property
+    def grown(self) -> str | None:
+        """What to say of a cache that has grown since the training; None where it has not."""
+        known = read_known(self.paths)
+        found = known.growth_in(self.cache) if known and self.cache else {}
+        return growth(**found) if found else None
+
 
 def part_runs(roots: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Parts runs into those that have results and those whose training failed or still goes on.
@@ -135,11 +143,12 @@ def part_runs(roots: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     return finished, unfinished
 
 
-def read_runs(roots: Sequence[Path], split: str | None = None) -> list[LoadedRun]:
+def read_runs(roots: Sequence[Path], split: str | None = None, elsewhere: Sequence[Path] = ()) -> list[LoadedRun]:
     """Reads finished runs in the order given; the scoring run of a --select follows its run.
 
     Args:
         split: whose results are read; None: each run's own test split.
+        elsewhere: where caches are that were moved.
 
     Raises:
         UsageError: no runs at all.
@@ -152,7 +161,7 @@ def read_runs(roots: Sequence[Path], split: str | None = None) -> list[LoadedRun
     shown = split or "test"
     folders = [path for path in dict.fromkeys(found) if path in wanted or RunPaths(path).results(shown).exists()]
     parent = os.path.commonpath([path.parent for path in folders])
-    caches: dict[Path, Cache | None] = {}
+    caches = CacheFinder(elsewhere)
     return [_load(folder, folder.relative_to(parent).as_posix(), caches, split) for folder in folders]
 
 
@@ -221,13 +230,11 @@ def _open_run(folder: Path) -> tuple[RunPaths, TrainConfig]:
     return open_run(folder)
 
 
-def _load(folder: Path, name: str, caches: dict[Path, Cache | None], split: str | None) -> LoadedRun:
+def _load(folder: Path, name: str, caches: CacheFinder, split: str | None) -> LoadedRun:
     paths, config = _open_run(folder)
     where = paths.results(split or config.test_on)
     results = read_results(where)
-    if config.cache not in caches:
-        caches[config.cache] = _open_cache(config.cache)
-    cache = caches[config.cache]
+    cache = caches.find(paths, config)  # none: deleted since, or moved; the results stand without it
     counted = _count_bytes(cache, config) if cache else None
     try:
         row = _row(name, results, counted)
@@ -269,13 +276,6 @@ def _row(name: str, results: Mapping[str, Any], counted: _Counted | None) -> Run
 def _measure(found: Mapping[str, Any]) -> Measure:
     low, high = found["ci95"]
     return Measure(float(found["mean"]), found["std"], tuple(map(float, found["per_seed"])), (float(low), float(high)))
-
-
-def _open_cache(root: Path) -> Cache | None:
-    try:
-        return Cache.open(root)
-    except LofftaError:  # moved or deleted since: the results stand without it
-        return None
 
 
 @dataclass(frozen=True)

@@ -6,28 +6,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from loffta.errors import DamageFound, LofftaError, UsageError
+from loffta.errors import DamageFound, LofftaError, UsageError, unknown_name
 from loffta.store import FORMAT
+from loffta.store.checks import array_fault, store_fault, target_fault
 from loffta.store.files import create_file, replace_file
-from loffta.store.ledger import Ledger, count_done, read_ledger
+from loffta.store.ledger import Ledger, check_made, listed_rows, read_ledger, settles
 from loffta.store.metadata import ArrayLayout, array_dtype, grid_layout, image_layout, read_layout
 from loffta.store.paths import THUMB, ArrayPaths, CachePaths
 from loffta.store.quantise import Scales
+from loffta.store.reads import REPAIR, read_document, read_file, reason
 from loffta.store.recipe import StoreInfo
 from loffta.store.scales import read_scales
 from loffta.store.table import ImageTable
-from loffta.store.units import count_units, rows_of
+from loffta.store.units import count_units, limited_rows, rows_of
 from loffta.tokens import Kind, TokenSpec
+from loffta.words import brief
 
 DEFAULT_UNIT_IMAGES = 256
 MAX_THUMB_PX = 112
+_MAX_UNIT_IMAGES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class CachedArray:
 
     paths: ArrayPaths
     layout: ArrayLayout
+    images: ImageTable | None = field(default=None, compare=False, repr=False, kw_only=True)  # whose features they are
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -49,8 +55,12 @@ class CachedArray:
 
     @cached_property
     def ledger(self) -> Ledger:
-        """The rows that are there, as of the first look."""
-        return read_ledger(self.paths, self.layout.shape[0])
+        """The rows that are there, as of the first look.
+
+        Raises:
+            DamageFound: a done file is damaged, or is one of another array or other images.
+        """
+        return read_ledger(self.paths, self.layout, self.images)
 
     @cached_property
     def scales(self) -> Scales | None:
@@ -72,7 +82,13 @@ class CachedArray:
 
     def has_unit(self, unit: int, rows: Sequence[int]) -> bool:
         """Whether a done file settles all of `rows`; a part-filled unit of a grown set is not there."""
-        return count_done(self.paths, unit) >= len(rows)
+        return settles(self.paths, unit, rows, self.layout.unit_images)
+
+
+def rows_due(arrays: Iterable[CachedArray], unit: int, rows: Sequence[int]) -> Sequence[int]:
+    """Rows to write of a unit: `rows`, and what those arrays hold that lack some of them: it is written anew."""
+    held = {row for array in arrays if not array.has_unit(unit, rows) for row in listed_rows(array.paths, unit)}
+    return rows if held.issubset(rows) else sorted(held.union(rows))
 
 
 @dataclass(frozen=True)
@@ -113,23 +129,25 @@ class Cache:
 
         Raises:
             LofftaError: there is none, or it is of a newer format.
+            DamageFound: cache.json or images.parquet is not as it was written.
         """
         paths = CachePaths(root)
         try:
-            config = json.loads(paths.config.read_bytes())
+            config = read_document(paths.config)
             if config["format"] > FORMAT:
                 raise ValueError(f"format {config['format']} is newer than this loffta knows ({FORMAT})")
-            return cls(paths, config["unit_images"], config["thumb_px"], ImageTable.read(paths.images))
+            unit_images, thumb_px = (_side(config[name], name) for name in ("unit_images", "thumb_px"))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise LofftaError(
                 "there is no cache here", where=root, remedy="make one with `loffta extract SOURCE --cache DIR ...`"
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise LofftaError(
-                f"cannot read the cache's configuration ({error})",
+                f"cannot read the cache's configuration ({reason(error)})",
                 where=paths.config,
                 remedy="use the loffta version that made it, or extract into a new cache",
             ) from error
+        return cls(paths, unit_images, thumb_px, ImageTable.read(paths.images))
 
     @classmethod
     def create(cls, root: Path, listing: ImageTable, *, unit_images: int | None, thumb_px: int) -> Cache:
@@ -160,14 +178,37 @@ class Cache:
         return cache._grown_to(listing)
 
     @property
+    def digest(self) -> str:
+        """Knows a cache again wherever it lies: the image set's, as images.parquet holds it (`ImageTable.digest`)."""
+        return self.table.digest
+
+    @property
     def n_units(self) -> int:
         """Units that cover the image set."""
         return count_units(len(self.table), self.unit_images)
 
-    def rows_of_unit(self, unit: int, limit: int | None = None) -> range:
-        """Rows of one unit, of the first `limit` images if given."""
-        n_rows = len(self.table) if limit is None else min(limit, len(self.table))
-        return rows_of(unit, n_rows, self.unit_images)
+    def rows_of_unit(self, unit: int) -> range:
+        """Rows of one unit."""
+        return rows_of(unit, len(self.table), self.unit_images)
+
+    def asked_rows(self, splits: str | None, limit: int | None) -> dict[int, Sequence[int]]:
+        """Rows by unit of all images, or of some: those of `splits` (joined by +), and `limit` of these.
+
+        Raises:
+            UsageError: no such split.
+        """
+        if splits is None and (limit is None or limit >= len(self.table)):
+            return {unit: self.rows_of_unit(unit) for unit in range(self.n_units)}
+        known = self.table.split_sizes()
+        for split in splits.split("+") if splits is not None else ():
+            if split not in known:
+                raise unknown_name("split", split, known, where="--splits")
+        rows = np.arange(len(self.table)) if splits is None else self.table.rows_of(splits)
+        if limit is not None and limit < len(rows):
+            rows = rows[limited_rows([self.table.splits[row] for row in rows], limit)]
+        units, starts = np.unique(rows // self.unit_images, return_index=True)
+        parts = np.split(rows, starts[1:])
+        return {unit: part.tolist() for unit, part in zip(units.tolist(), parts, strict=True)}
 
     def stores(self) -> list[Store]:
         """All stores, by name; read anew at each call."""
@@ -180,18 +221,38 @@ class Cache:
         return [*thumbs, *(array for store in self.stores() for array in store.arrays)]
 
     def store(self, name: str) -> Store:
-        """One store by its full name."""
+        """One store by its full name.
+
+        Raises:
+            DamageFound: its metadata are not those that it was made with.
+        """
+        info = self.store_info(name)
+        arrays = [self.array(name, array, info) for array in self.paths.array_names(name)]
+        return Store(name, info, tuple(arrays))
+
+    def store_info(self, name: str) -> StoreInfo:
+        """What a store says of itself; DamageFound where it cannot be read or belongs to another folder."""
         path = self.paths.store_metadata(name)
         try:
-            info = StoreInfo.from_json(path.read_bytes())
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise LofftaError(
-                f"cannot read the store's metadata ({type(error).__name__}: {error})",
+            info = StoreInfo.from_json(read_file(path))
+            if (fault := store_fault(name, info)) is not None:
+                raise ValueError(fault)
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise DamageFound(
+                f"cannot read the store's metadata ({type(error).__name__}: {reason(error)})",
                 where=path,
-                remedy="was it written by loffta? Move the folder away and extract again",
+                remedy="was it written by loffta? Restore it from a backup, or `loffta drop` the store",
             ) from error
-        arrays = [self._array(self.paths.array(name, array)) for array in self.paths.array_names(name)]
-        return Store(name, info, tuple(arrays))
+        return info
+
+    def array(self, store: str, name: str, info: StoreInfo) -> CachedArray:
+        """One array of a store; DamageFound where its zarr.json is not the one that it was written with."""
+        array = self.read_array(self.paths.array(store, name))
+        fault = array_fault(name, array.layout, info, self.unit_images)
+        if fault is not None:
+            raise DamageFound(f"the zarr.json was changed: {fault}", where=array.paths.metadata, remedy=REPAIR)
+        check_made(array.paths, array.layout)
+        return array
 
     def create_store(self, info: StoreInfo) -> Store:
         """Makes the store of `info`, or opens it when another process was first."""
@@ -211,28 +272,36 @@ class Cache:
         stored_as = array_dtype(kind, dtype)
         return [self._add_array(store.name, kind, taps, shape, stored_as) for shape, taps in groups.items()]
 
+    @property
+    def thumb_layout(self) -> ArrayLayout:
+        """What the thumbnails' zarr.json must say: the cache knows all of it."""
+        shape = (self.thumb_px, self.thumb_px, 3)
+        return image_layout(len(self.table), shape, np.uint8, self.unit_images, kind=THUMB)
+
     def thumbs(self, *, create: bool = False) -> CachedArray:
         """The thumbnails, [n, T, T, 3] uint8."""
-        paths = self.paths.target(THUMB)
-        shape = (self.thumb_px, self.thumb_px, 3)
-        layout = image_layout(len(self.table), shape, np.uint8, self.unit_images, kind=THUMB)
+        paths, layout = self.paths.target(THUMB), self.thumb_layout
         if create:
             create_file(paths.metadata, layout.to_json())
         elif not paths.metadata.exists():
-            return CachedArray(paths, layout)  # purged; it says nothing that the cache does not know
-        return self._array(paths)
+            return CachedArray(paths, layout, images=self.table)  # purged; it says nothing that the cache does not know
+        array = self.read_array(paths)
+        if (fault := target_fault(array.layout, layout)) is not None:
+            raise DamageFound(f"the zarr.json was changed: {fault}", where=paths.metadata, remedy=REPAIR)
+        return array
 
     def extend(self, array: CachedArray) -> CachedArray:
         """The array with as many rows as the image set has now; its old shards stay as they are."""
         if array.layout.shape[0] < len(self.table):
-            array = self._array(array.paths)  # as it is now: another process may have grown it further
+            array = self.read_array(array.paths)  # as it is now: another process may have grown it further
         if array.layout.shape[0] >= len(self.table):
             return array
         layout = array.layout.resized(len(self.table))
         replace_file(array.paths.metadata, layout.to_json())
-        return CachedArray(array.paths, layout)
+        return CachedArray(array.paths, layout, images=self.table)
 
-    def _array(self, paths: ArrayPaths) -> CachedArray:
+    def read_array(self, paths: ArrayPaths) -> CachedArray:
+        """An array as its zarr.json describes it, with the rows that the table of images has."""
         layout = read_layout(paths.metadata)
         if layout is None:
             raise LofftaError(
@@ -240,7 +309,19 @@ class Cache:
                 where=paths.metadata,
                 remedy="restore it, or drop the store and extract it again",
             )
-        return CachedArray(paths, layout)
+        if layout.shape[0] > len(self.table):  # the set has grown since the table was read: this is the view before
+            layout = layout.resized(self._old_rows(layout, paths))
+        return CachedArray(paths, layout, images=self.table)
+
+    def _old_rows(self, layout: ArrayLayout, paths: ArrayPaths) -> int:
+        n_rows = len(ImageTable.read(self.paths.images))
+        if layout.shape[0] > n_rows:
+            raise DamageFound(
+                f"the array has {layout.shape[0]} rows, the table of images {n_rows}",
+                where=paths.metadata,
+                remedy="was the table restored from an older backup? The same `loffta extract` brings it up to date",
+            )
+        return len(self.table)
 
     def _add_array(
         self, store: str, kind: Kind, taps: Sequence[str], shape: tuple[int, ...], dtype: str
@@ -254,8 +335,8 @@ class Cache:
             if not paths.metadata.exists() and any(paths.done_folder.glob("u*.parquet")):
                 continue  # its zarr.json was lost: these done files vouch for taps that nobody knows any more
             if create_file(paths.metadata, layout.to_json()):
-                return CachedArray(paths, layout)
-            there = self._array(paths)
+                return CachedArray(paths, layout, images=self.table)
+            there = self.read_array(paths)
             if there.taps == tuple(taps):
                 return there
 
@@ -265,3 +346,9 @@ class Cache:
             return self
         replace_file(self.paths.images, table.to_parquet())
         return Cache(self.paths, self.unit_images, self.thumb_px, table)
+
+
+def _side(value: Any, name: str) -> int:
+    if type(value) is not int or not 0 < value <= _MAX_UNIT_IMAGES:
+        raise ValueError(f"{name} is {brief(value)}")
+    return value

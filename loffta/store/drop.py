@@ -1,77 +1,111 @@
 """Gives space back: removes a store or one of its arrays, so that a kill at any moment leaves nothing that lies.
 
-Done files go first: from then on no reader trusts the data. The store's own zarr.json goes last: until then the same
-command finds what is left and finishes.
+Done files go first: from then on no reader trusts the data. The folder that bears the name goes last: until then the
+same command finds what is left, whatever can still be read of it, and finishes.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from loffta.errors import LofftaError, unknown_name
 from loffta.os_words import guard
-from loffta.store.cache import Cache, CachedArray, Store
+from loffta.store.cache import Cache
 from loffta.store.files import remove_folder, sweep_parts, sync_folder
+from loffta.store.paths import ArrayPaths
 
 
-def find_target(cache: Cache, target: str) -> tuple[Store, list[CachedArray]]:
-    """What `STORE` or `STORE:ARRAY` names.
+@dataclass(frozen=True)
+class Target:
+    """What is to be dropped."""
+
+    store: str
+    arrays: list[ArrayPaths]
+    folders: list[Path]  # all that goes, in this order
+
+    @property
+    def links(self) -> list[Path]:
+        """Symbolic links in it: an array that was moved to another disk."""
+        return [path for folder in self.folders for path in _walk(folder) if path.is_symlink()]
+
+    def count_bytes(self) -> int:
+        """Bytes that dropping frees; what links lead to counts, for it goes, too."""
+        places = {place for folder in self.folders for path in _walk(folder) for place in _walk(path.resolve())}
+        return sum(place.stat().st_size for place in places if place.is_file() and not place.is_symlink())
+
+
+def find_target(cache: Cache, target: str) -> Target:
+    """What `STORE` or `STORE:ARRAY` names, also where a drop has begun to remove it, or its metadata are damaged.
 
     Raises:
         UsageError: no such store or array; near names are given.
     """
     name, colon, wanted = target.partition(":")
-    stores = {store.name: store for store in cache.stores()}
-    if name not in stores:
-        raise unknown_name("store", name, stores, where=cache.paths.stores)
-    arrays = {array.paths.folder.name: array for array in stores[name].arrays}
-    if colon and wanted not in arrays:
-        raise unknown_name("array", wanted, arrays, where=cache.paths.store(name))
-    return stores[name], [arrays[wanted]] if colon else list(arrays.values())
+    known = cache.paths.remains()
+    if name not in known:
+        raise unknown_name("store", name, known, where=cache.paths.stores)
+    if colon and wanted not in known[name] and known[name]:
+        raise unknown_name("array", wanted, known[name], where=cache.paths.store(name))
+    chosen = [array for array in known[name] if not colon or array == wanted]
+    arrays = [cache.paths.array(name, array) for array in chosen]
+    folders = [folder for array in arrays for folder in (array.done_folder, array.scales, array.folder)]
+    if len(chosen) == len(known[name]):
+        folders = [cache.paths.done_store(name), *folders, cache.paths.store(name)]
+    return Target(name, arrays, folders)
 
 
-def count_bytes(cache: Cache, store: Store, arrays: list[CachedArray]) -> int:
-    """Bytes of data and done files that dropping would free."""
-    folders = [folder for a in arrays for folder in (a.paths.folder, a.paths.scales, a.paths.done_folder)]
-    if len(arrays) == len(store.arrays):
-        folders = [cache.paths.store(store.name), cache.paths.done_store(store.name)]
-    return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
-
-
-def drop(cache: Cache, store: Store, arrays: list[CachedArray]) -> None:
+def drop(target: Target) -> None:
     """Removes the arrays; with the last one, the store.
 
     Raises:
         LofftaError: another process is writing there.
     """
-    whole = len(arrays) == len(store.arrays)
-    for array in arrays:
-        _refuse_writers(array)
-    for folder in [cache.paths.done_store(store.name)] if whole else [array.paths.done_folder for array in arrays]:
-        _remove(folder)
-    for array in arrays:
-        with guard(array.paths.metadata):
-            remove_folder(array.paths.scales)  # before zarr.json: the next array of this name must not find them
-            array.paths.metadata.unlink(missing_ok=True)
-        _remove(array.paths.folder)
-    if whole:
-        for folder in (path for path in cache.paths.store(store.name).iterdir() if path.is_dir()):
-            _remove(folder)  # what a killed drop left
-        _remove(cache.paths.store(store.name))
+    for folder in dict.fromkeys(place for array in target.arrays for place in (array.folder, array.folder.parent)):
+        _refuse_writers(folder)
+    scales = [array.scales for array in target.arrays]
+    for folder in target.folders:
+        if folder in scales and not folder.is_symlink():
+            remove_folder(folder)  # at once: `extract` must not find half of them
+        else:
+            _remove(folder)
 
 
-def _refuse_writers(array: CachedArray) -> None:
+def _refuse_writers(folder: Path) -> None:
     """A temporary file whose process is dead is swept; one that stays belongs to a living writer."""
-    sweep_parts(array.paths.folder)
-    for part in array.paths.folder.glob(".*.part"):
+    sweep_parts(folder)
+    for part in folder.glob(".*.part"):
         raise LofftaError(
-            "another process is writing here", where=part, remedy="wait until that `loffta extract` has ended"
+            "another process is writing here",
+            where=part,
+            remedy="wait until that `loffta extract` has ended; if there is none any more, delete this file",
         )
 
 
 def _remove(folder: Path) -> None:
-    if folder.is_dir():
-        with guard(folder):
-            shutil.rmtree(folder)
-        sync_folder(folder.parent)
+    """Deletes a folder: its zarr.json, so that nobody opens it any more, what links in it lead to, at last itself."""
+    with guard(folder):
+        if folder.is_dir():
+            (folder / "zarr.json").unlink(missing_ok=True)
+        for link in [path for path in _walk(folder) if path.is_symlink()]:
+            _delete(link.resolve())
+        if os.path.lexists(folder):
+            _delete(folder)
+            sync_folder(folder.parent)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    """A path and all below it, without following links."""
+    yield path
+    if not path.is_symlink():
+        yield from path.rglob("*")

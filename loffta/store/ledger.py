@@ -8,8 +8,9 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,10 +21,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from loffta.documents import from_json
 from loffta.errors import DamageFound
+from loffta.os_words import guard
 from loffta.store.arrow import to_numbers
-from loffta.store.files import replace_file
+from loffta.store.checks import layout_fault, unit_fault
+from loffta.store.files import make_folder, replace_file
+from loffta.store.metadata import ArrayLayout
 from loffta.store.paths import ArrayPaths
+from loffta.store.reads import REPAIR, read_file, reason
+from loffta.store.table import ImageTable
 
 OK, BAD = "ok", "bad"
 _TYPES: dict[str, pa.DataType] = {
@@ -45,8 +52,9 @@ _DONE = re.compile(r"u(\d+)\.parquet")
 _LISTED = ("row", "status", "reason")
 _MERGED = (*_LISTED, _SATURATED.name)  # what a ledger is made of; the lists of checksums are most of a done file
 _READ_THREADS = 8  # done files are small: over a network, waiting for them is all the work
-# what pyarrow raises over damaged bytes; real trouble of the file system is met before it sees them
-_UNREADABLE = (OSError, ValueError, KeyError, pa.ArrowException)
+_MAX_BYTES = 1 << 30  # of a done file: 256 images of 12 taps take 30 kB
+# what pyarrow raises over damaged bytes; trouble of the file system is met before it sees them
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, pa.ArrowException)
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,46 @@ def write_done(
 ) -> None:
     """Says that a unit is there: `images` and `audits` row by row, `run` how it was made (batch size, device)."""
     replace_file(paths.done(unit), encode_done(images, audits, run))
+    if paths.damaged_folder.exists():
+        forget_set_aside(paths)
+
+
+def set_aside(paths: ArrayPaths, unit: int) -> None:
+    """Takes a damaged unit's done file out of sight: `extract` writes the unit anew, and `verify` remembers it."""
+    make_folder(paths.damaged_folder)
+    with guard(paths.done(unit)), suppress(FileNotFoundError):
+        paths.done(unit).replace(paths.damaged(unit))
+
+
+def forget_set_aside(paths: ArrayPaths) -> None:
+    """Deletes the old done files of units that have been written anew."""
+    finished = {*done_units(paths)}
+    with guard(paths.damaged_folder):
+        for unit in _units_in(paths.damaged_folder):
+            if unit in finished:
+                paths.damaged(unit).unlink(missing_ok=True)
+    with suppress(OSError):  # others are left
+        paths.damaged_folder.rmdir()
+
+
+def waiting_units(paths: ArrayPaths) -> list[int]:
+    """Units that were set aside and are not written anew yet, in order."""
+    return sorted({*_units_in(paths.damaged_folder)} - {*done_units(paths)})
+
+
+def stated_layouts(paths: ArrayPaths, n_rows: int) -> list[ArrayLayout]:
+    """Each layout that units of an array say they were written with, for `n_rows` images; older done files say none."""
+    said = {}
+    for unit in done_units(paths):
+        with suppress(DamageFound, FileNotFoundError, *_UNREADABLE):  # `verify` names it
+            made = made_of(pq.read_schema(pa.BufferReader(read_file(paths.done(unit), _MAX_BYTES))).metadata)
+            if isinstance(made.get("array"), dict):
+                said[json.dumps(made["array"], sort_keys=True)] = made["array"]
+    layouts = []
+    for facts in said.values():
+        with suppress(ValueError, KeyError, TypeError):
+            layouts.append(ArrayLayout.from_facts(facts, n_rows))
+    return layouts
 
 
 def encode_done(images: Sequence[ImageStatus], audits: Sequence[Audit], run: dict[str, Any]) -> bytes:
@@ -103,7 +151,7 @@ def read_done(path: Path, columns: Sequence[str] = (*_SCHEMA.names, _SATURATED.n
     Raises:
         DamageFound: the file cannot be read.
     """
-    data = path.read_bytes()
+    data = read_file(path, _MAX_BYTES)
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
             table = file.read(columns=list(columns), use_threads=False)
@@ -111,43 +159,75 @@ def read_done(path: Path, columns: Sequence[str] = (*_SCHEMA.names, _SATURATED.n
         table = table.select(names)
         if not table.schema.equals(pa.schema([(name, _ALL_TYPES[name]) for name in names])):
             raise ValueError("its columns have other types")
+        if "row" in names and table["row"].null_count:
+            raise ValueError("some of its rows have no number")
         return table
     except _UNREADABLE as error:
         raise DamageFound(
-            f"done file cannot be read ({error})",
+            f"done file cannot be read ({reason(error)})",
             where=path,
             remedy="delete this file and run the same `loffta extract` again: its unit is written anew",
         ) from error
 
 
+def made_of(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+    """How a unit was made, from the metadata of its done file; nothing where that cannot be read."""
+    try:
+        made = from_json((metadata or {})[_META])
+    except (ValueError, KeyError):
+        return {}
+    return made if isinstance(made, dict) else {}
+
+
 def scales_of(table: pa.Table) -> str | None:
     """The digest of the scales that an int8 array's unit was written with; None where its done file has none."""
-    try:
-        digest = json.loads((table.schema.metadata or {})[_META])["scales"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return str(digest)
+    scales = made_of(table.schema.metadata).get("scales")
+    return None if scales is None else str(scales)
 
 
 def count_done(paths: ArrayPaths, unit: int) -> int:
     """Rows that the done file of `unit` lists, 0 where there is none; reads the footer alone."""
     try:
-        data = paths.done(unit).read_bytes()
-    except FileNotFoundError:
-        return 0
-    try:
+        data = read_file(paths.done(unit), _MAX_BYTES)
         return int(pq.read_metadata(pa.BufferReader(data)).num_rows)
-    except _UNREADABLE:  # damaged: `verify` names it, extract writes it anew
+    except (FileNotFoundError, DamageFound, *_UNREADABLE):  # damaged: `verify` names it, extract writes it anew
         return 0
+
+
+def listed_rows(paths: ArrayPaths, unit: int) -> list[int]:
+    """Rows that the done file of `unit` lists, none where there is none or it cannot be read."""
+    try:
+        return [int(row) for row in to_numbers(read_done(paths.done(unit), ["row"])["row"])]
+    except (FileNotFoundError, DamageFound):
+        return []
+
+
+def settles(paths: ArrayPaths, unit: int, rows: Sequence[int], unit_images: int) -> bool:
+    """Whether the done file of `unit` lists all of `rows`; one of a whole unit is not opened beyond its footer."""
+    n_listed = count_done(paths, unit)
+    if n_listed < len(rows) or n_listed >= unit_images:
+        return n_listed >= len(rows)
+    return set(rows) <= set(listed_rows(paths, unit))
 
 
 def read_made(paths: ArrayPaths) -> dict[str, Any] | None:
     """How the first unit that is there was made, as given to `write_done`; None where there is none to read."""
     path = min(paths.done_folder.glob("u*.parquet"), default=None)
     try:
-        return None if path is None else dict(json.loads(pq.read_schema(path).metadata[_META]))
-    except _UNREADABLE:  # damaged: `verify` names it
+        return None if path is None else made_of(pq.read_schema(pa.BufferReader(read_file(path, _MAX_BYTES))).metadata)
+    except (DamageFound, *_UNREADABLE):  # damaged: `verify` names it
         return None
+
+
+def check_made(paths: ArrayPaths, layout: ArrayLayout) -> None:
+    """Compares an array's zarr.json with what the first unit that is there says of it: one small file is read.
+
+    Raises:
+        DamageFound: one of them is not what it was.
+    """
+    fault = layout_fault(read_made(paths) or {}, layout)
+    if fault is not None:
+        raise DamageFound(fault, where=paths.metadata, remedy=REPAIR)
 
 
 @dataclass(frozen=True)
@@ -168,33 +248,78 @@ class Ledger:
 
 def done_units(paths: ArrayPaths) -> list[int]:
     """Units that have a done file, in order; lists names, opens none."""
-    found = paths.done_folder.iterdir() if paths.done_folder.is_dir() else []
-    return sorted(int(match[1]) for path in found if (match := _DONE.fullmatch(path.name)))
+    return sorted(_units_in(paths.done_folder))
 
 
-def read_ledger(paths: ArrayPaths, n_rows: int) -> Ledger:
-    """Merges the done files of an array of `n_rows` images.
+def _units_in(folder: Path) -> Iterator[int]:
+    found = folder.iterdir() if folder.is_dir() else []
+    return (int(match[1]) for path in found if (match := _DONE.fullmatch(path.name)))
+
+
+def read_ledger(paths: ArrayPaths, layout: ArrayLayout, images: ImageTable | None = None) -> Ledger:
+    """Merges the done files of an array and compares them with its layout and the table of images.
 
     Raises:
-        DamageFound: a done file cannot be read.
+        DamageFound: a done file cannot be read, or is one of another array or other images.
     """
+    n_rows = layout.shape[0]
     ready = np.zeros(n_rows, dtype=bool)
-    files = [paths.done(unit) for unit in done_units(paths)]
-    if not files:
+    units = done_units(paths)
+    if not units:
         return Ledger(ready, {}, 0)
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        tables = list(pool.map(partial(read_done, columns=_MERGED), files))
-    scales = frozenset(scales_of(table) for table in tables)
+        tables = list(pool.map(partial(read_done, columns=_MERGED), map(paths.done, units)))
+    made = [made_of(table.schema.metadata) for table in tables]
+    for unit, table, said in zip(units, tables, made, strict=True):
+        listed = to_numbers(table["row"])
+        fault = rows_fault(listed, unit, layout) or unit_fault(said, listed, layout, images)
+        if fault is not None:
+            raise DamageFound(fault, where=paths.done(unit), remedy=REPAIR)
+    scales = frozenset(None if said.get("scales") is None else str(said["scales"]) for said in made)
     saturated = sum(_count_saturated(table) for table in tables)
     table = pa.concat_tables(table.select(_LISTED) for table in tables)
     rows = to_numbers(table["row"])
     good = np.array([status == OK for status in table["status"].to_pylist()])
-    known = rows < n_rows  # another process may have grown the array meanwhile
+    known = (rows >= 0) & (rows < n_rows)  # another process may have grown the array meanwhile
     ready[rows[good & known]] = True
     others = np.flatnonzero(~good & known).tolist()
     reasons = [table["reason"][i].as_py() for i in others]
     bad = dict(zip(rows[others].tolist(), reasons, strict=True))
-    return Ledger(ready, bad, len(files), scales, saturated)
+    return Ledger(ready, bad, len(units), scales, saturated)
+
+
+def read_checksums(paths: ArrayPaths, unit: int, layout: ArrayLayout, n_rows: int) -> NDArray[np.uint32] | None:
+    """crc32c of every inner chunk of a unit's `n_rows` images, 0 where there is none, by its done file.
+
+    Returns:
+        [n_rows * chunks_per_image], or None where the done file does not vouch for the shard that is there: it lists
+        fewer rows, for the unit is being written anew, or has just gone.
+    Raises:
+        DamageFound: it cannot be read, or has other checksums than its array has chunks.
+    """
+    try:
+        table = read_done(paths.done(unit), ("row", "crc32c"))
+    except FileNotFoundError:
+        return None
+    if len(table) < n_rows:
+        return None
+    lists: Any = table["crc32c"].slice(0, n_rows).combine_chunks()
+    offsets: NDArray[Any] = np.from_dlpack(lists.offsets)
+    counts, per_image = offsets[1:] - offsets[:-1], layout.chunks_per_image
+    held = counts > 0
+    if lists.null_count or (counts[held] != per_image).any():
+        what = "done file has other checksums than its array has chunks"
+        raise DamageFound(what, where=paths.done(unit), remedy=REPAIR)
+    crcs = np.zeros((n_rows, per_image), dtype=np.uint32)
+    crcs[held] = np.from_dlpack(lists.flatten()).reshape(-1, per_image)
+    return crcs.reshape(-1)
+
+
+def rows_fault(rows: NDArray[np.int64], unit: int, layout: ArrayLayout) -> str | None:
+    """Whether a done file lists rows of its own unit, each once and rising."""
+    first = unit * layout.unit_images
+    inside = not len(rows) or (first <= rows[0] and rows[-1] < first + layout.unit_images)
+    return None if inside and (rows[1:] > rows[:-1]).all() else "done file lists rows of another unit"
 
 
 def _count_saturated(table: pa.Table) -> int:

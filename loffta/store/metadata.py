@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from loffta.errors import LofftaError
+from loffta.documents import from_json
+from loffta.errors import DamageFound, LofftaError
+from loffta.store.reads import read_file, reason
+from loffta.words import brief
 
 CRC_BYTES = 4
+_MAX_SIDE = 1 << 40  # of an axis: more is no array, and would overflow what is computed from it
 # the zarr data types that are a numpy type of the same name; bfloat16 and the like are not
 _NUMPY_TYPES = (
     "bool",
@@ -68,6 +73,28 @@ class ArrayLayout:
     def taps(self) -> tuple[str, ...]:
         """The taps along axis 1, empty for arrays that have none."""
         return tuple(self.attributes.get("taps", ()))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What decides the meaning of a unit's bytes; done files keep it, so that an edited zarr.json is noticed."""
+        return {
+            **self.attributes,
+            "dtype": self.dtype.name,
+            "shape": list(self.item_shape),
+            "chunk": list(self.chunk),
+            "unit_images": self.unit_images,
+        }
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any], n_rows: int) -> ArrayLayout:
+        """The layout of `n_rows` images with these facts; ValueError, KeyError or TypeError where they are none."""
+        rest = {name: value for name, value in facts.items() if name not in ("dtype", "shape", "chunk", "unit_images")}
+        shape = (n_rows, *facts["shape"])
+        layout = cls(shape, np.dtype(facts["dtype"]), facts["unit_images"], tuple(facts["chunk"]), attributes=rest)
+        again = _plain_layout(from_json(layout.to_json()))
+        if again is None:
+            raise ValueError("these are no facts of an array of format 1")
+        return again
 
     def resized(self, n_rows: int) -> ArrayLayout:
         """The same array with `n_rows` images."""
@@ -141,18 +168,25 @@ def read_layout(path: Path) -> ArrayLayout | None:
     Returns:
         The layout, or None where the array's chunks are not plain bytes and zarr-python must read it.
     Raises:
-        LofftaError: the file is missing or is no zarr v3 array.
+        LofftaError: the file is missing or may not be read.
+        DamageFound: it is no zarr v3 array.
     """
     try:
-        document = json.loads(path.read_bytes())
+        document = from_json(read_file(path))
         if document["zarr_format"] != 3 or document["node_type"] != "array":
             raise KeyError("zarr_format 3, node_type array")
         return _plain_layout(document)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise LofftaError(
-            f"cannot read the array's metadata ({type(error).__name__}: {error})",
+            "cannot read the array's metadata: it is gone",
             where=path,
             remedy="is this a loffta cache? `loffta info CACHE` lists its arrays; `loffta extract` writes missing ones",
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        raise DamageFound(
+            f"cannot read the array's metadata ({type(error).__name__}: {reason(error)})",
+            where=path,
+            remedy="is this a loffta cache? `loffta verify CACHE` lists what is damaged, and mends it with --repair",
         ) from error
 
 
@@ -173,9 +207,17 @@ def _plain_layout(document: dict[str, Any]) -> ArrayLayout | None:
         return None
     shape, outer = tuple(document["shape"]), tuple(document["chunk_grid"]["configuration"]["chunk_shape"])
     chunk = tuple(sharding["chunk_shape"])
+    if not all(type(side) is int and 0 < side <= _MAX_SIDE for side in (*shape[1:], *outer, *chunk)):
+        raise ValueError("a side of its chunks is no number over 0")
+    if type(shape[0]) is not int or not 0 <= shape[0] <= _MAX_SIDE or math.prod((*outer, 8)) > _MAX_SIDE:
+        raise ValueError(f"its shape {brief(shape)} is no array's, or its shards are larger than any storage")
     whole_items = outer[1:] == shape[1:] and chunk[0] == 1 and chunk[2:] == shape[2:]
     if not whole_items or (len(shape) > 1 and chunk[1] not in (1, shape[1])):
         return None
+    attributes = document.get("attributes", {})
+    taps = attributes.get("taps", [])
+    if not isinstance(taps, list) or not all(isinstance(tap, str) for tap in taps):
+        raise ValueError("its taps are no list of names")
     return ArrayLayout(
         shape=shape,
         dtype=np.dtype(document["data_type"]),
@@ -183,5 +225,5 @@ def _plain_layout(document: dict[str, Any]) -> ArrayLayout | None:
         chunk=chunk,
         crc="crc32c" in inner,
         index_at_end=sharding.get("index_location", "end") == "end",
-        attributes=document.get("attributes", {}),
+        attributes=attributes,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,15 @@ class ArrayPaths:
         """The file that says this unit of this array is there."""
         return self.done_folder / f"u{unit:06d}.parquet"
 
+    def damaged(self, unit: int) -> Path:
+        """Where a repair sets the done file of a damaged unit aside until the unit is written anew."""
+        return self.damaged_folder / self.done(unit).name
+
+    @property
+    def damaged_folder(self) -> Path:
+        """What a repair has set aside; it is there while one is under way."""
+        return self.done_folder / "damaged"
+
 
 @dataclass(frozen=True)
 class CachePaths:
@@ -90,6 +100,11 @@ class CachePaths:
         """One array of a store, named <kind>-<k>."""
         return ArrayPaths(f"{store}/{array}", self.store(store) / array, self.done_store(store) / array)
 
+    def named(self, name: str) -> ArrayPaths:
+        """The array of this `ArrayPaths.name`."""
+        owner, _, array = name.partition("/")
+        return self.target(array) if owner == TARGETS else self.array(owner, array)
+
     @property
     def done(self) -> Path:
         """The folder of all done files."""
@@ -105,10 +120,30 @@ class CachePaths:
 
     def array_names(self, store: str) -> list[str]:
         """The arrays of a store that exist, as <kind>-<k>, by kind and then number."""
-        found = [m for p in self.store(store).glob("*/zarr.json") if (m := _ARRAY_NAME.fullmatch(p.parent.name))]
-        return [m.group(0) for m in sorted(found, key=lambda m: (m.group(1), int(m.group(2))))]
+        return _in_order(path.parent.name for path in self.store(store).glob("*/zarr.json"))
+
+    def remains(self) -> dict[str, list[str]]:
+        """Stores of which anything is left, and so of their arrays, whatever was dropped, purged or damaged."""
+        names = {p.name for folder in (self.stores, self.done) for p in folder.glob("*") if p.suffix != ".part"}
+        return {
+            name: _in_order(
+                path.name.removesuffix("-int8")
+                for folder in (self.store(name), self.done_store(name))
+                for path in folder.glob("*")
+            )
+            for name in sorted(names - {TARGETS})
+        }
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Those that are <kind>-<k>, each once, by kind and then number."""
+    found = [match for name in {*names} if (match := _ARRAY_NAME.fullmatch(name))]
+    return [match.group(0) for match in sorted(found, key=lambda m: (m.group(1), int(m.group(2))))]
 
 
 def safe_name(name: str) -> str:
-    """`name` with every character outside [A-Za-z0-9._-] replaced, so that it is one plain path component."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".") or "backbone"
+    """What a store's folder says of its backbone, one plain path component; the hash behind it tells stores apart.
+
+    Not `words.file_name`, whose digest would be a second one, and whose names older caches do not have.
+    """
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".")[:100] or "backbone"

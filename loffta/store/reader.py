@@ -23,8 +23,10 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from loffta.errors import DamageFound, LofftaError
+from loffta.store.ledger import read_checksums
 from loffta.store.metadata import CRC_BYTES, ArrayLayout, read_layout
 from loffta.store.paths import ArrayPaths
+from loffta.store.reads import open_file, read_guard
 from loffta.store.shard import MAX_IOV, MISSING, read_index, read_into
 from loffta.store.units import rows_of
 
@@ -38,8 +40,9 @@ class _Shard:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.fd = os.open(path, os.O_RDONLY)
-        status = os.fstat(self.fd)
+        self.fd = open_file(path)
+        with read_guard(path):
+            status = os.fstat(self.fd)
         self.identity = (status.st_ino, status.st_size, status.st_mtime_ns)
 
     def __del__(self) -> None:
@@ -53,7 +56,7 @@ class _Run(NamedTuple):
     shard: _Shard
     offset: int
     buffers: list[memoryview]
-    unseen: list[tuple[int, memoryview, memoryview]]  # chunk, data and crc of those not checked yet
+    unseen: list[tuple[int, memoryview, memoryview, int | None]]  # not checked yet: chunk, data, its crc, done file's
 
 
 class ArrayReader:
@@ -66,8 +69,8 @@ class ArrayReader:
         """Opens the array's metadata; shards are opened when first read.
 
         Args:
-            check: "first" compares each chunk with its crc32c the first time this process reads it, then trusts the
-                page cache; "never" does not (a quarter faster on that first pass).
+            check: "first" compares each chunk with its crc32c, and that with the done file's, the first time this
+                process reads it, then trusts the page cache; "never" does not (a quarter faster on that first pass).
         """
         layout = read_layout(paths.metadata)
         if layout is None:
@@ -84,6 +87,8 @@ class ArrayReader:
         # 8 bytes a chunk: 10 MB for 100,000 images of 12 taps; a unit's part is valid once `_known` has its shard
         self._offsets = np.empty(n_chunks, dtype=np.uint64)
         self._known: dict[int, tuple[int, ...]] = {}
+        self._crcs = np.empty(n_chunks if self._check else 0, dtype=np.uint32)  # valid for the units in `_vouched`
+        self._vouched: set[int] = set()
         self._shards: OrderedDict[int, _Shard] = OrderedDict()
         self._lock = threading.Lock()
         _READERS.add(self)
@@ -172,11 +177,18 @@ class ArrayReader:
                 if shard.identity != known[present[i]]:  # replaced since its offsets were looked up
                     yield from self._plans(rows, positions, out)
                     return
-                runs += self._runs(shard, offsets[here].tolist(), here.tolist(), chunks[here], target)
+                crcs = self._crcs[chunks[here]].tolist() if present[i] in self._vouched else [None] * len(here)
+                runs += self._runs(shard, offsets[here].tolist(), here.tolist(), chunks[here], crcs, target)
             yield runs
 
     def _runs(
-        self, shard: _Shard, offsets: list[int], places: list[int], chunks: NDArray[np.int64], target: memoryview
+        self,
+        shard: _Shard,
+        offsets: list[int],
+        places: list[int],
+        chunks: NDArray[np.int64],
+        due: list[int | None],
+        target: memoryview,
     ) -> list[_Run]:
         """The calls for chunks of one shard, adjacent ones in one; the crc between them goes to a scratch buffer."""
         size, stored = self.layout.chunk_bytes, self.layout.stored_chunk_bytes
@@ -193,7 +205,7 @@ class ArrayReader:
             if stored > size:
                 run.buffers.append(crc := crcs[i * CRC_BYTES : (i + 1) * CRC_BYTES])
                 if fresh[i]:
-                    run.unseen.append((int(chunks[i]), data, crc))
+                    run.unseen.append((int(chunks[i]), data, crc, due[i]))
             end = offset + stored
         return runs
 
@@ -215,9 +227,12 @@ class ArrayReader:
         """What is not yet checked is checked while it is in the processor's cache."""
         for run in runs:
             read_into(run.shard.fd, run.buffers, run.offset, path=run.shard.path)
-            for chunk, data, crc in run.unseen:
-                if crc32c(data) != int.from_bytes(crc, "little"):
-                    self._refuse_damage(chunk)
+            for chunk, data, stored, due in run.unseen:
+                crc = crc32c(data)
+                if crc != int.from_bytes(stored, "little"):
+                    self._refuse_damage(chunk, "the bytes do not match their crc32c")
+                if due is not None and crc != due:
+                    self._refuse_damage(chunk, "another chunk than the one that was written")
                 self._checked[chunk] = True
 
     def _refuse_hole(self, chunk: int, *, missing: bool) -> None:
@@ -230,11 +245,11 @@ class ArrayReader:
             remedy="run `loffta verify CACHE` to list all damage, with --repair to mend it",
         )
 
-    def _refuse_damage(self, chunk: int) -> None:
+    def _refuse_damage(self, chunk: int, what: str) -> None:
         row, position = divmod(chunk, self.layout.chunks_per_image)
         tap = self.layout.taps[position] if self.layout.chunks_per_image == len(self.layout.taps) else "all taps"
         raise DamageFound(
-            f"row {row}, {tap}: the bytes do not match their crc32c",
+            f"row {row}, {tap}: {what}",
             where=self._path(row // self.layout.unit_images),
             remedy="run `loffta verify CACHE --deep` to list all damage, with --repair to mend it",
         )
@@ -275,6 +290,12 @@ class ArrayReader:
         here = slice(rows.start * per_image, rows.stop * per_image)
         self._offsets[here] = offsets[: len(rows) * per_image]
         self._checked[here] = False
+        if self._check:
+            crcs = read_checksums(self.paths, unit, self.layout, len(rows))
+            self._vouched.discard(unit)
+            if crcs is not None:
+                self._crcs[here] = crcs
+                self._vouched.add(unit)
         self._known[unit] = shard.identity
 
     def _read_index(self, shard: _Shard) -> NDArray[np.uint64]:

@@ -11,11 +11,23 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from loffta.documents import from_json
 from loffta.store import FORMAT
 from loffta.store.paths import safe_name
 from loffta.tokens import TokenSpec
+from loffta.words import brief
 
 RecipeDict = dict[str, Any]
+_TEXT, _NUMBER, _NONE = (str,), (int,), (type(None),)
+# what the fields are that others compute with, where they are there: stores of other versions have more or fewer
+_WEIGHTS = {"spec": _TEXT, "path": _TEXT + _NONE, "size": _NUMBER + _NONE, "adapter": (dict, *_NONE)}
+_REQUEST = {
+    **dict.fromkeys(("backbone", "weights", "resize", "interpolation", "precision", "dtype"), _TEXT),
+    "image_px": _NUMBER + _NONE,
+    "pool": (list, *_NONE),
+    "view": (dict, *_NONE),
+}
+_MAX_SIDE = 1 << 24  # of a tap's grid or channels
 _ABSENT = "(absent)"  # not the same as None: it gives another hash
 
 
@@ -81,18 +93,38 @@ class StoreInfo:
     @classmethod
     def from_json(cls, data: bytes) -> StoreInfo:
         """Reads a group's zarr.json; ValueError or KeyError where it is not one of ours."""
-        attributes = json.loads(data)["attributes"]["loffta"]
+        attributes = from_json(data)["attributes"]["loffta"]
         if attributes["format"] > FORMAT:
             raise ValueError(f"store format {attributes['format']} is newer than this loffta knows ({FORMAT})")
-        specs = tuple(TokenSpec(**spec) for spec in attributes["taps"])
+        recipe, request, weights = (attributes[name] for name in ("recipe", "request", "weights"))
+        _check_types(recipe, {"backbone": _TEXT, "input": (dict,)}, "recipe")
+        _check_types(request, _REQUEST, "request")
+        _check_types(weights, _WEIGHTS, "weights")
+        _check_types(attributes, {"versions": (dict,), "macs": _NUMBER + _NONE}, "attributes")
         return cls(
-            attributes["recipe"],
-            attributes["request"],
-            attributes["weights"],
-            specs,
+            recipe,
+            request,
+            weights,
+            tuple(_tap_spec(spec) for spec in attributes["taps"]),
             attributes["versions"],
             attributes.get("macs"),  # stores of older versions lack it
         )
+
+
+def _check_types(values: Any, types: Mapping[str, tuple[type, ...]], what: str) -> None:
+    if not isinstance(values, dict):
+        raise ValueError(f"its {what} is no object")
+    for name, known in types.items():
+        if name in values and type(values[name]) not in known:
+            raise ValueError(f"its {what} has {brief(values[name])} as {name}")
+
+
+def _tap_spec(values: Any) -> TokenSpec:
+    spec = TokenSpec(**values)
+    sides = (spec.height, spec.width, spec.n_prefix, spec.dim)
+    if not isinstance(spec.tap, str) or not all(type(side) is int and 0 <= side <= _MAX_SIDE for side in sides):
+        raise ValueError(f"{brief(values)} is no tap")
+    return spec
 
 
 def _tap_json(spec: TokenSpec) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from loffta.store.files import create_folder
 from loffta.store.metadata import CRC_BYTES, ArrayLayout, table_json
 from loffta.store.paths import ArrayPaths
 from loffta.store.quantise import CODES, Scales
+from loffta.store.reads import read_document, read_file, reason
 
 FORMULA = "(q - zero) * scale; q = -128: missing"
 _PARTS = ("scale", "zero")
@@ -62,10 +63,11 @@ def read_scales(paths: ArrayPaths, layout: ArrayLayout) -> Scales:
             raise ValueError("a scale is not over 0")
         if not ((np.abs(scales.zero) <= CODES) & (np.round(scales.zero) == scales.zero)).all():
             raise ValueError("a zero point is no code")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, NotADirectoryError, DamageFound, ValueError, KeyError, TypeError) as error:
         gone = isinstance(error, FileNotFoundError)
+        said = error.what if isinstance(error, DamageFound) else reason(error)
         raise DamageFound(
-            "the scales of this int8 array are gone" if gone else f"the scales of this int8 array are damaged: {error}",
+            "the scales of this int8 array are gone" if gone else f"the scales of this int8 array are damaged: {said}",
             where=paths.scales,
             remedy="run `loffta verify CACHE --repair`: it makes new ones and extracts the array anew",
         ) from error
@@ -73,17 +75,23 @@ def read_scales(paths: ArrayPaths, layout: ArrayLayout) -> Scales:
 
 
 def read_facts(paths: ArrayPaths) -> dict[str, Any]:
-    """What `create_scales` was told, and the taps; OSError, ValueError or KeyError where it cannot be read."""
-    facts: dict[str, Any] = json.loads(paths.scales_metadata.read_bytes())["attributes"]["loffta"]
+    """What `create_scales` was told, and the taps.
+
+    Raises:
+        FileNotFoundError, DamageFound, ValueError, KeyError, TypeError: it cannot be read.
+    """
+    facts: dict[str, Any] = read_document(paths.scales_metadata)["attributes"]["loffta"]
+    if not all(isinstance(tap, str) for tap in facts["taps"]):
+        raise ValueError("its taps are no names")
     return facts
 
 
 def _read_part(paths: ArrayPaths, name: str, shape: tuple[int, int]) -> NDArray[np.float32]:
     """[L, D]; ValueError where the bytes are not what the metadata says."""
-    said, due = (json.loads(text) for text in (paths.scale_metadata(name).read_bytes(), table_json(shape)))
+    said, due = (read_document(paths.scale_metadata(name)), json.loads(table_json(shape)))
     if any(said[key] != due[key] for key in due):
         raise ValueError(f"the metadata of '{name}' is not that of a {list(shape)} float32 array in one plain chunk")
-    stored = paths.scale_chunk(name).read_bytes()
+    stored = read_file(paths.scale_chunk(name))
     data, crc = stored[:-CRC_BYTES], stored[-CRC_BYTES:]
     if len(data) != 4 * shape[0] * shape[1] or crc32c(data) != int.from_bytes(crc, "little"):
         raise ValueError(f"the bytes of '{name}' do not match their crc32c")

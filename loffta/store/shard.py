@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 
 from loffta.errors import DamageFound
 from loffta.os_words import guard
-from loffta.store.files import part_name, sync_folder
+from loffta.store.files import delete_part, part_name, put_in_place
 from loffta.store.metadata import CRC_BYTES
+from loffta.store.reads import read_guard
 
 MISSING = np.uint64(2**64 - 1)  # both halves of an index entry whose chunk was never written
 MAX_IOV = 1000  # buffers per readv or writev; Linux allows 1,024
@@ -37,7 +39,7 @@ class ShardWriter:
         self._offset = 0
         self._part = part_name(final)
         with guard(final):
-            self._fd = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            self._fd = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
 
     def append(self, positions: Sequence[int], chunks: NDArray[Any]) -> list[int]:
         """Streams chunks to the shard.
@@ -66,19 +68,17 @@ class ShardWriter:
         """Adds the index, makes the file durable and puts it in place."""
         index = self._index.tobytes()
         self._write([index, _crc_bytes(crc32c(index))])
-        with guard(self._final):
-            os.fsync(self._fd)
-            self._part.replace(self._final)
+        put_in_place(self._fd, self._part, self._final)
         os.close(self._fd)
         self._fd = -1
-        sync_folder(self._final.parent)
 
     def abort(self) -> None:
         """Deletes what was written; harmless after commit."""
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            self._part.unlink(missing_ok=True)
+            delete_part(self._part)
+            fd, self._fd = self._fd, -1
+            with suppress(OSError):  # what was written is given up
+                os.close(fd)
 
     def _write(self, buffers: list[Buffer]) -> None:
         with guard(self._final):
@@ -95,7 +95,8 @@ def read_index(fd: int, n_chunks: int, *, at_end: bool, path: Path) -> NDArray[n
         DamageFound: the file is too short or the index's crc32c does not match.
     """
     size = n_chunks * 16 + CRC_BYTES
-    length = os.fstat(fd).st_size
+    with read_guard(path):
+        length = os.fstat(fd).st_size
     if length < size:
         raise DamageFound(f"shard is truncated: {length} bytes cannot hold its index", where=path, remedy=_REPAIR)
     data = bytearray(size)
@@ -104,7 +105,8 @@ def read_index(fd: int, n_chunks: int, *, at_end: bool, path: Path) -> NDArray[n
         raise DamageFound("shard index does not match its crc32c", where=path, remedy=_REPAIR)
     index = np.frombuffer(data, dtype="<u8", count=n_chunks * 2).reshape(n_chunks, 2)
     held = index[:, 0] != MISSING
-    if held.any() and int((index[held, 0] + index[held, 1]).max()) > length:
+    ends = index[held, 0] + index[held, 1]
+    if held.any() and (int(ends.max()) > length or (ends < index[held, 0]).any()):  # or over the end of 64 bits
         raise DamageFound("shard is truncated: its index points behind its end", where=path, remedy=_REPAIR)
     return index
 
@@ -113,10 +115,11 @@ def read_into(fd: int, buffers: list[memoryview], offset: int, *, path: Path) ->
     """Fills `buffers`, at most MAX_IOV, from consecutive bytes; network file systems may give fewer bytes a call.
 
     Raises:
-        DamageFound: the file ends before the buffers are full.
+        DamageFound: the file ends before the buffers are full, or the storage cannot give it back.
     """
     while buffers:
-        done = os.preadv(fd, buffers, offset)
+        with read_guard(path):
+            done = os.preadv(fd, buffers, offset)
         if done == 0:
             raise DamageFound(f"shard ends at byte {offset}, before its data does", where=path, remedy=_REPAIR)
         offset += done

@@ -6,20 +6,34 @@ Reads only. A replaced shard is found as well as a damaged one, because done fil
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from crc32c import crc32c
 
-from loffta.errors import DamageFound
+from loffta.errors import DamageFound, LofftaError
 from loffta.progress import Progress
+from loffta.store.arrow import to_numbers
 from loffta.store.cache import Cache, CachedArray
-from loffta.store.ledger import OK, done_units, read_done, scales_of
-from loffta.store.metadata import CRC_BYTES
-from loffta.store.paths import ArrayPaths
+from loffta.store.checks import unit_fault
+from loffta.store.ledger import (
+    OK,
+    done_units,
+    forget_set_aside,
+    made_of,
+    read_done,
+    rows_fault,
+    scales_of,
+    stated_layouts,
+    waiting_units,
+)
+from loffta.store.metadata import CRC_BYTES, ArrayLayout, read_layout
+from loffta.store.paths import THUMB, ArrayPaths
+from loffta.store.reads import open_file
 from loffta.store.scales import has_scales, read_scales
 from loffta.store.shard import MISSING, read_index, read_into
 
@@ -28,27 +42,32 @@ _REPAIR = "run `loffta verify CACHE --repair`"
 
 @dataclass(frozen=True)
 class Damage:
-    """One unit of one array that is not as it was written."""
+    """One unit of one array, or the metadata of an array or a store, that is not as it was written."""
 
-    array: str
-    unit: int
+    array: str  # or the store's name
+    unit: int | None  # None: the damage is in its metadata
     what: str
     path: Path  # the damaged file
-    done: Path  # deleting it makes `extract` write the unit anew
+    done: Path | None = None  # of the unit; deleting it makes `extract` write the unit anew
     scales: Path | None = None  # an int8 array's scales, where they have to go with it
+    layout: ArrayLayout | None = None  # what the array's zarr.json should say, where its done files agree on that
 
 
 def verify(cache: Cache, *, deep: bool = False) -> Iterator[Damage]:
-    """Checks every finished unit of every array.
+    """Checks the metadata of every store and array, and every finished unit.
 
     Args:
         deep: also reads every byte of data; without it the crc32c that stands behind each chunk is compared.
     """
-    arrays = cache.arrays()
+    arrays, damages = open_arrays(cache)
+    yield from damages
     n_units = sum(len(done_units(array.paths)) for array in arrays)
     with Progress("verify --deep" if deep else "verify", n_units, "units") as progress:
         for array in arrays:
             faults = _scales_faults(array)
+            for unit in waiting_units(array.paths):
+                what = "it was damaged, and is not written anew yet"
+                yield Damage(array.paths.name, unit, what, array.paths.damaged(unit), array.paths.done(unit))
             for done in sorted({*(array.paths.done(unit) for unit in done_units(array.paths)), *faults}):
                 unit = int(done.stem[1:])
                 path = array.paths.shard(unit, array.layout.ndim)
@@ -62,6 +81,50 @@ def verify(cache: Cache, *, deep: bool = False) -> Iterator[Damage]:
                 progress.advance(1)
 
 
+def tidy(cache: Cache) -> None:
+    """Deletes what a repair leaves that was cut off behind a unit: the old done file of one that is sound again."""
+    for array in open_arrays(cache)[0]:
+        forget_set_aside(array.paths)
+
+
+def open_arrays(cache: Cache) -> tuple[list[CachedArray], list[Damage]]:
+    """Every array whose layout is known, and what is wrong with the metadata of stores and arrays."""
+    found: list[CachedArray] = []
+    damages: list[Damage] = []
+
+    def add(paths: ArrayPaths, opening: Callable[[], CachedArray], due: ArrayLayout | None) -> None:
+        try:
+            found.append(opening())
+        except DamageFound as error:
+            said = [due] if due is not None else stated_layouts(paths, len(cache.table))
+            due = said[0] if len(said) == 1 else None
+            if due is None and len(said) > 1 and _is_plain(paths):  # some units are another array's: they are named
+                found.append(cache.read_array(paths))
+                return
+            if due is not None:
+                found.append(CachedArray(paths, due, images=cache.table))
+            damages.append(Damage(paths.name, None, error.what, paths.metadata, layout=due))
+
+    thumbs = cache.paths.target(THUMB)
+    if thumbs.metadata.exists():
+        add(thumbs, cache.thumbs, cache.thumb_layout)
+    for name in sorted(path.parent.name for path in cache.paths.stores.glob("*/zarr.json")):
+        try:
+            info = cache.store_info(name)
+        except DamageFound as error:
+            damages.append(Damage(name, None, error.what, Path(error.where)))
+            continue
+        for array in cache.paths.array_names(name):
+            add(cache.paths.array(name, array), partial(cache.array, name, array, info), None)
+    return found, damages
+
+
+def _is_plain(paths: ArrayPaths) -> bool:
+    with suppress(LofftaError):
+        return read_layout(paths.metadata) is not None
+    return False
+
+
 def _scales_faults(array: CachedArray) -> dict[Path, Damage]:
     """By done file: units of an int8 array that cannot be decoded, for its scales are gone, damaged or exchanged."""
     if array.layout.dtype != np.int8:
@@ -70,7 +133,7 @@ def _scales_faults(array: CachedArray) -> dict[Path, Damage]:
     said = dict(_scales_said(paths))
 
     def fault(what: str, done: Path, useless: Path | None) -> Damage:
-        return Damage(paths.name, int(done.stem[1:]), what, paths.scales, done, useless)
+        return Damage(paths.name, int(done.stem[1:]), what, paths.scales, done, scales=useless)
 
     if not said and not has_scales(paths):
         return {}  # extraction has only just begun
@@ -85,30 +148,35 @@ def _scales_faults(array: CachedArray) -> dict[Path, Damage]:
 
 def _scales_said(paths: ArrayPaths) -> Iterator[tuple[Path, str | None]]:
     """Each readable done file with the digest of the scales that its unit was written with."""
-    for done in sorted(paths.done_folder.glob("u*.parquet")):
-        with suppress(DamageFound):  # _check_unit names it
+    for done in map(paths.done, done_units(paths)):
+        with suppress(DamageFound, FileNotFoundError):  # _check_unit names it
             yield done, scales_of(read_done(done))
 
 
 def _check_unit(cache: Cache, array: CachedArray, unit: int, done: Path, path: Path, *, deep: bool) -> None:
     """Raises DamageFound for the first fault of a unit."""
-    table = read_done(done)
+    try:
+        table = read_done(done)
+    except FileNotFoundError:  # a drop, or another repair
+        return
     layout = array.layout
-    rows, statuses, crc_lists = (table[name].to_pylist() for name in ("row", "status", "crc32c"))
+    rows = to_numbers(table["row"])
+    fault = rows_fault(rows, unit, layout) or unit_fault(made_of(table.schema.metadata), rows, layout, cache.table)
+    if fault is not None:
+        raise DamageFound(fault, where=done, remedy=_REPAIR)
     first = unit * layout.unit_images
-    if rows != list(range(first, first + len(rows))) or len(rows) > layout.unit_images:
-        raise DamageFound("done file lists rows of another unit", where=done, remedy=_REPAIR)
+    statuses, crc_lists = (table[name].to_pylist() for name in ("status", "crc32c"))
     # While a part-filled unit is written anew, its shard is in place before its done file. Until then the shard must
     # agree with itself alone: another batch size may have changed the last bits of its rows.
     vouched = len(rows) >= len(cache.rows_of_unit(unit))
     n_chunks = layout.unit_images * layout.chunks_per_image
     try:
-        fd = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
+        fd = open_file(path)
+    except (FileNotFoundError, NotADirectoryError):
         raise DamageFound("the shard of a finished unit is gone", where=path, remedy=_REPAIR) from None
     try:
         index = read_index(fd, n_chunks, at_end=layout.index_at_end, path=path)
-        for row, status, crcs in zip(rows, statuses, crc_lists, strict=True):
+        for row, status, crcs in zip(rows.tolist(), statuses, crc_lists, strict=True):
             entries = index[(row - first) * layout.chunks_per_image :][: layout.chunks_per_image]
             if status == OK:
                 _check_image(fd, array, row, entries, crcs if vouched else None, path, deep=deep)

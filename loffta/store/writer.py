@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loffta.errors import LofftaError
-from loffta.store.ledger import OK, Audit, ImageStatus, count_done, write_done
+from loffta.store.ledger import OK, Audit, ImageStatus, settles, write_done
 from loffta.store.metadata import ArrayLayout
 from loffta.store.paths import ArrayPaths
 from loffta.store.quantise import Scales, quantise
@@ -125,14 +125,15 @@ class UnitWriter:
         Returns:
             False where another owner was first; this copy is dropped and theirs stays.
         """
-        if count_done(self._paths, self._unit) >= len(images):
+        if settles(self._paths, self._unit, [image.row for image in images], self._layout.unit_images):
             self.abort()
             return False
         written = {image.row for image in images if image.status == OK}
         assert written == set(self._audits), "every good image is written once, and no bad one is"
         self._shard.commit()
+        run = {**run, "array": self._layout.facts}
         if self.scales is not None:
-            run = {**run, "scales": self.scales.digest}
+            run["scales"] = self.scales.digest
         write_done(self._paths, self._unit, images, [self._audits.get(i.row, Audit()) for i in images], run)
         return True
 

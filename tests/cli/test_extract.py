@@ -212,7 +212,7 @@ def test_a_misspelt_key_in_a_file_explains_the_missing_option(command, tmp_path)
         (
             ["demo:digits", "--backbone", "test_vit", "--weights", "package:no_such_weights"],
             1,
-            ["no package 'no_such_weights' is installed", "pip install no-such-weights"],
+            ["no package 'no_such_weights' is installed", "check its spelling and where it comes from"],
         ),
         (
             ["demo:digits", "--backbone", "test_vit", "--weights", "w.pth"],
@@ -374,6 +374,33 @@ def test_extract_and_verify_from_end_to_end(tmp_path):
     assert loffta("extract", "demo:digits", "--cache", "c", *VIT, *SMALL, "--json")["images"] == 6
     nothing = {"damaged": [], "lost_metadata": [], "repaired": 0, "altered_images": [], "recomputed": []}
     assert loffta("verify", "c", "--deep", "--json") == {"deep": True, **nothing}
+
+
+QUITS = """
+from tests.fakes import FakeBackbone
+
+def quit(backbone):
+    if len(backbone.batches) == 6:  # the check of its tokens took two
+        raise SystemExit(0)
+
+def network(weights, image_px, device):
+    return FakeBackbone(before=quit)
+"""
+
+
+def test_a_network_that_ends_the_process_is_an_error(command, tmp_path, monkeypatch):
+    """Its code 0 would say that all is there; what it had finished is kept and whole."""
+    (tmp_path / "quits.py").write_text(QUITS)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = ("--image-px", "native", "--batch-size", "16", "--unit-images", "32", "--limit", "120")
+    words = ("extract", "demo:digits", "--cache", tmp_path / "c", "--backbone", "custom:quits:network", *options)
+    code, out, err = command(*words)
+    assert (code, out) == (1, "")
+    assert "ended the process: SystemExit(0)\n" in err
+    assert f"  where:  {tmp_path / 'quits.py'}, line 6\n" in err
+    code, out, _ = command("info", tmp_path / "c", "--json")
+    assert (code, json.loads(out.splitlines()[-1])["stores"][0]["units_done"]) == (0, 1)
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def paint(folder, split, name, numbers):

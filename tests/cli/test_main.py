@@ -1,10 +1,15 @@
 """The group `loffta`: exit codes and messages, whatever the commands do; and the one line of `--json`."""
 
+import argparse
+import array
 import errno
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import termios
+import time
 import types
 from pathlib import Path
 
@@ -121,6 +126,28 @@ def test_an_error_of_the_system_is_one_message(flags, fake, capsys):
     assert trace.startswith("Traceback") == bool(flags)
 
 
+def parse_surplus():
+    argparse.ArgumentParser().parse_args(["surplus"])
+
+
+@pytest.mark.parametrize(
+    ("body", "code"), [(raising(SystemExit(0)), "0"), (raising(SystemExit()), "None"), (parse_surplus, "2")]
+)
+def test_code_that_ends_the_process_is_an_error(body, code, fake, capsys):
+    """As that of a `custom:` backbone, or of a library; wherever it stands, its own file is named."""
+    fake(body)
+    assert main(["fake"]) == 1
+    said = capsys.readouterr().err
+    assert f"error: code that this command called ended the process: SystemExit({code})\n" in said
+    assert f"  where:  {__file__}, line {body.__code__.co_firstlineno + 1}\n" in said
+
+
+def test_the_completion_of_a_shell_ends_as_click_has_it(monkeypatch, capsys):
+    monkeypatch.setenv("_LOFFTA_COMPLETE", "bash_source")
+    assert main([]) == 0
+    assert "COMP_WORDS" in capsys.readouterr().out
+
+
 def test_interrupt_exits_130(fake, capsys):
     fake(raising(KeyboardInterrupt()))
     assert main(["fake"]) == 130
@@ -133,33 +160,45 @@ def test_a_command_may_choose_its_exit_code(code, fake):
     assert main(["fake"]) == code
 
 
-def run_writer(write, stdout, folder, **environment):
-    """A process whose command only writes; its standard output is not a terminal's."""
-    code = (
-        "import sys, types, click\n"
-        "from loffta_cli.main import COMMANDS, main\n"
-        f"fake = types.ModuleType('fake'); fake.command = click.command('fake')(lambda: {write})\n"
-        "sys.modules['loffta_cli.fake'] = fake; COMMANDS['fake'] = ('.fake:command', '')\n"
-        "sys.exit(main(['fake']))"
-    )
+RUN = """
+import os, sys, time, types, warnings, click
+from pathlib import Path
+from loffta_cli.main import COMMANDS, main
+from loffta.progress import Progress
+
+def work():
+    {body}
+
+fake = types.ModuleType("fake")
+fake.command = click.command("fake")(work)
+sys.modules["loffta_cli.fake"] = fake
+COMMANDS["fake"] = (".fake:command", "")
+sys.exit(main(["fake"]))
+"""
+SPEAK = "print('on stderr', file=sys.stderr); click.echo('on stdout'); warnings.warn('a warning')"
+
+
+def start(body, folder, redirect="", **options):
+    """A process whose command does `body`; `redirect` is as a shell has it."""
+    command = ["sh", "-c", f'exec "$@" {redirect}', "sh", sys.executable, "-c", RUN.replace("{body}", body)]
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env=kept | environment,
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    environment = kept | options.pop("env", {})
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, **options)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
 
 
 @pytest.mark.parametrize("write", ["click.echo('x')", "print('x')"])  # flushed at once; flushed at the end
 def test_a_closed_pipe_is_quiet(write, tmp_path):
     read_end, write_end = os.pipe()
     os.close(read_end)
-    result = run_writer(write, write_end, tmp_path)
+    process = start(f"{write}; Path('file').touch()", tmp_path, stdout=write_end, stderr=subprocess.PIPE)
     os.close(write_end)
-    assert (result.returncode, result.stderr) == (1, "")
+    assert finish(process) == (1, None, "")
+    assert (tmp_path / "file").exists()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
@@ -167,17 +206,72 @@ def test_a_closed_pipe_is_quiet(write, tmp_path):
     ("write", "environment"),
     [("click.echo('x')", {}), ("click.echo('x')", {"PYTHONUNBUFFERED": "1"}), ("print('x')", {})],
 )
-def test_a_full_output_is_one_line(write, environment, tmp_path):
-    with Path("/dev/full").open("w") as full:
-        result = run_writer(write, full, tmp_path, **environment)
+def test_a_full_output_is_one_line_and_ends_no_work(write, environment, tmp_path):
+    body = f"{write}; Path('file').touch()"
+    process = start(body, tmp_path, ">/dev/full", env=environment, stderr=subprocess.PIPE)
     said = "error: standard output cannot be written (No space left on device)\n"
-    assert (result.returncode, result.stderr) == (1, said)
+    assert finish(process) == (1, None, said)
+    assert (tmp_path / "file").exists()
 
 
-def test_an_output_that_is_closed_is_no_error(fake, monkeypatch):
-    fake(lambda: click.echo("x"))
-    monkeypatch.setattr(sys, "stdout", None)
-    assert main(["fake"]) == 0
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_stderr_is_no_error(tmp_path):
+    process = start(SPEAK, tmp_path, "2>/dev/full", stdout=subprocess.PIPE)
+    assert finish(process) == (0, "on stdout\n", None)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_no_file_takes_the_place_of_a_closed_stream(closed, tmp_path):
+    """A line for stderr must not go into a file, nor into the result on stdout."""
+    body = (
+        f"file = open('file', 'w'); assert file.fileno() > 2; {SPEAK}; file.write('mine'); assert not sys.stdin.read()"
+    )
+    streams = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    code, out, err = finish(start(body, tmp_path, closed, stdin=subprocess.DEVNULL, **streams))
+    assert (code, out) == (0, "" if ">&-" in closed.split() else "on stdout\n"), err
+    assert ("on stderr" in err) == ("2>&-" not in closed)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("bar", [False, True])
+def test_a_terminal_that_goes_takes_no_work_with_it(bar, tmp_path):
+    """ssh drops under a command that SIGHUP does not reach; the bar redraws itself in a thread of its own."""
+    lines = [
+        f"p = Progress('count', 4, 'sheep') if {bar} else None",
+        "p and p.__enter__()",
+        "Path('begun').touch()",
+        "while os.isatty(1): time.sleep(0.01)",
+        "p and p.advance(1)",
+        SPEAK,
+        "time.sleep(0.3)",  # the bar is drawn ten times a second
+        "p and p.__exit__(None, None, None)",
+        "Path('file').touch()",
+    ]
+    body = "\n    ".join(lines)
+    terminal, side = os.openpty()
+    process = start(body, tmp_path, stdin=side, stdout=side, stderr=side)
+    os.close(side)
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None, os.read(terminal, 10000)
+        time.sleep(0.01)
+    os.close(terminal)
+    assert finish(process)[0] == 0
+    assert (tmp_path / "file").exists()
+
+
+def test_an_output_that_does_not_wait_is_written_whole(tmp_path):
+    """Another process, such as a terminal's multiplexer, has made the pipe non-blocking."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    process = start("print('x' * 300_000)", tmp_path, stdout=write_end, stderr=subprocess.PIPE)
+    os.close(write_end)
+    held = array.array("i", [0])
+    while held[0] < 1 << 16:  # until it is full
+        assert process.poll() is None, process.stderr.read()
+        fcntl.ioctl(read_end, termios.FIONREAD, held)
+    with os.fdopen(read_end) as pipe:
+        assert pipe.read() == "x" * 300_000 + "\n"
+    assert finish(process) == (0, None, "")
 
 
 def test_without_arguments_this_process_is_asked(monkeypatch, capsys):

@@ -64,7 +64,18 @@ def test_every_option_arrives(cache, tmp_path):
         "--seeds",
         "2",
     ]
-    options += ["--train-on", "test", "--test-on", "train", "--data-seed", "5", "--feed", "stream", "--partial"]
+    options += [
+        "--train-on",
+        "test",
+        "--test-on",
+        "train",
+        "--data-seed",
+        "5",
+        "--feed",
+        "stream",
+        "--partial",
+        "--one-class",
+    ]
     options += ["--holdout", "0.25", "--search", "--set", "search_lr=[0.1,0.01]", "--set", "search_weight_decay=[0.0]"]
     options += ["--checkpoint-s", "7", "--order", "windowed", "--augment", "loff-ta", "--set", "augment.rotation_deg=7"]
     assert main(["train", cache, *options, *QUICK, "--set", "lr=1e-3", "--set", "precision=null"]) == 0
@@ -90,6 +101,7 @@ def test_every_option_arrives(cache, tmp_path):
         "augment": {**PRESETS["loff-ta"].model_dump(mode="json"), "rotation_deg": 7.0},
         "checkpoint_s": 7.0,
         "partial": True,
+        "one_class": True,
         "online": None,
     }
     assert RunPaths(out).results("train").exists()
@@ -158,8 +170,8 @@ def test_files_with_mistakes(cache, tmp_path, capsys):
         (["--head", "linear", "--features", "good:a.2"], 2, ["unknown tap 'a.2'", "did you mean a."]),
         (["--head", "linear", "--train-on", "tran"], 2, ["unknown split 'tran'", "did you mean train"]),
         (["--head", "linear", "--test-on", "tests"], 2, ["unknown split 'tests'", "did you mean test"]),
-        (["--head", "linear", "--data-seed", "-1"], 2, ["data_seed: input should be greater than or equal to 0"]),
-        (["--head", "linear", "--seeds", "0"], 2, ["seeds: input should be greater than 0"]),
+        (["--head", "linear", "--data-seed", "-1"], 2, ["data_seed: it must be from 0 to 4,294,967,295"]),
+        (["--head", "linear", "--seeds", "0"], 2, ["seeds: it must be from 1 to 1,000"]),
         (["--head", "linear", "--device", "abacus"], 2, ["device 'abacus' cannot be used"]),
         (["--head", "linear", "--task", "clasify"], 2, ["unknown task 'clasify'", "did you mean classification"]),
         (["--head", "linear", "--sed", "1"], 2, ["No such option"]),

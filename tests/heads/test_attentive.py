@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError, UsageError
+from loffta.heads import build_head
 from loffta.heads.attentive import AttentiveHead, AttentiveRecipe
 from loffta.heads.fusion import FusionRecipe
 from loffta.machine import StopFlag
@@ -54,7 +55,8 @@ def test_size():
 def test_recipe_is_that_of_fusion_with_eight_heads():
     recipe, fusion = AttentiveRecipe(), FusionRecipe()
     assert recipe.n_heads == 8
-    assert recipe.model_dump(exclude={"n_heads"}) == fusion.model_dump(exclude={"n_heads"})
+    assert recipe.model_dump(exclude={"n_heads", "normalise"}) == fusion.model_dump(exclude={"n_heads"})
+    assert recipe.head_arguments()["normalise"] == "channels"
     assert recipe.kinds() == ("prefix", "grid")
     assert recipe.head_arguments()["n_heads"] == 8
 
@@ -89,3 +91,22 @@ def test_a_store_without_prefix_says_how_to_extract(tmp_path):
     cache = make(tmp_path, ("grid",))
     with pytest.raises(LofftaError, match=r"not in the cache as 'prefix'(.|\n)*--taps blocks\.0 .*--kinds grid,prefix"):
         train(TrainConfig(cache=cache.paths.root, head="attentive", device="cpu"), tmp_path / "run", StopFlag())
+
+
+def test_channels_over_all_tokens():
+    """As ALF's feature loader has it: class token and patches together, registers without a part."""
+    specs = [
+        FeatureSpec("vit", ("norm",), "prefix", (3, 6), 32),
+        FeatureSpec("vit", ("norm",), "grid", (2, 2, 6), 32),
+        FeatureSpec("net", ("s",), "grid", (1, 1, 4), 32),
+    ]
+    rng = torch.Generator().manual_seed(0)
+    features = [torch.randn(3, 1, *spec.shape, generator=rng) for spec in specs]
+    recipe = AttentiveRecipe(normalise="tokens", n_heads=1).resolve(specs)
+    prepared = build_head("attentive", specs, 2, recipe, seed=0).prepare(features)
+    for image in range(3):
+        tokens = [features[0][image, 0, 0], *features[1][image, 0].reshape(4, 6), features[2][image, 0, 0, 0]]
+        for channel in range(6):
+            values = [token[channel].item() if channel < len(token) else 0.0 for token in tokens]
+            length = sum(value**2 for value in values) ** 0.5
+            assert prepared[image, :, channel].tolist() == pytest.approx([value / length for value in values], rel=1e-5)

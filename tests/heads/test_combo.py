@@ -208,19 +208,22 @@ def test_no_decay():
 
 
 @pytest.mark.parametrize(
-    ("sides", "image_px", "grid"),
+    ("backbones", "sides", "image_px", "grid"),
     [
-        ([14, 14], [224, 224], 14),
-        ([16], [224], 16),  # DINOv2 alone keeps its own
-        ([14, 16], [224, 224], 14),
-        ([8, 4], [64, 64], 8),
-        ([7, 14], [64, 224], 14),
-        ([37, 14], [518, 224], 14),
-        ([2, 1], [4, 4], 1),
+        ("aa", [14, 14], [224, 224], 14),
+        ("a", [16], [224], 16),  # DINOv2 alone keeps its own
+        ("ab", [16, 16], [224, 224], 14),  # two of them do not, nor do two that are coarser
+        ("ab", [7, 7], [224, 224], 14),
+        ("ab", [14, 16], [224, 224], 14),
+        ("aa", [8, 4], [64, 64], 8),
+        ("ab", [7, 14], [64, 224], 14),
+        ("ab", [37, 14], [518, 224], 14),
+        ("aa", [2, 1], [4, 4], 1),
     ],
 )
-def test_grid_rule(sides, image_px, grid):
-    specs = [FeatureSpec("b", ("t",), "grid", (side, side, 4), px) for side, px in zip(sides, image_px, strict=True)]
+def test_grid_rule(backbones, sides, image_px, grid):
+    listed = zip(backbones, sides, image_px, strict=True)
+    specs = [FeatureSpec(name, (f"{side}",), "grid", (side, side, 4), px) for name, side, px in listed]
     assert choose_grid(specs) == grid
     assert ComboRecipe().resolve(specs).grid == grid
     assert ComboRecipe(grid=5).resolve(specs).grid == 5

@@ -168,7 +168,12 @@ def test_finds_the_features_that_matter():
 def test_recipe_of_the_code():
     recipe = Head2ToeRecipe()
     assert (recipe.batch_size, recipe.lr, recipe.weight_decay, recipe.min_steps) == (128, 0.01, 0.0, 500)
-    assert recipe.head_arguments() == {"pooled_size": 512, "keep_fraction": 0.1, "lasso_weight": 1e-4}
+    sizes = {"pooled_size": 512, "keep_fraction": 0.1, "lasso_weight": 1e-4}
+    assert recipe.head_arguments() == sizes | {"tensors": None}
+    assert recipe.resolve(SPECS).head_arguments() == sizes | {"tensors": "code"}
+    assert Head2ToeRecipe(tensors="taps").resolve(SPECS).tensors == "taps"
+    assert (recipe.adam, recipe.same_batches, recipe.divide_by_whole_batch) == ("keras", True, True)
+    assert (recipe.search_lr, recipe.search_weight_decay) == ((0.1, 0.01), None)
     rates = [lr_at(step, 500, recipe) for step in range(501)]
     assert rates[0] == 0.01  # no warm-up
     assert rates[500] == pytest.approx(0, abs=1e-12)

@@ -73,7 +73,33 @@ def test_learns_a_small_difference_on_a_large_offset():
 def test_default_recipe():
     recipe = LinearRecipe()
     assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay) == (100, 64, 1e-3, 1e-4)
-    assert recipe.head_arguments() == {"pooling": "mean"}
+    assert recipe.head_arguments() == {"pooling": "mean", "practice": "mae"}
+
+
+def test_alfs_baseline_is_torchs_linear_on_unit_vectors():
+    """No BatchNorm; every vector of length 1, then concatenated; noise on half of the images, in training alone."""
+    recipe = LinearRecipe(practice="alf")
+    specs = [FeatureSpec("vit", ("1", "2"), "mean", (300,), 224), FeatureSpec("net", ("1",), "mean", (424,), 64)]
+    rng = torch.Generator().manual_seed(0)
+    features = [5 + torch.randn(400, len(spec.taps), *spec.shape, generator=rng) for spec in specs]
+    head = build_head("linear", specs, 50, recipe, seed=0)
+    vectors = [features[0][:, 0], features[0][:, 1], features[1][:, 0]]
+    expected = np.concatenate([v.numpy() / np.sqrt((v.numpy() ** 2).sum(1, keepdims=True)) for v in vectors], axis=1)
+    prepared = head.prepare(features)
+    np.testing.assert_allclose(prepared, expected, rtol=1e-5)
+    assert [name for name, _ in head.named_parameters()] == ["classify.weight", "classify.bias"]
+    assert not list(head.buffers())
+    plain = torch.nn.Linear(1024, 50)
+    for ours, other in zip(head.parameters(), plain.parameters(), strict=True):
+        assert ours.std().item() == pytest.approx(other.std().item(), rel=0.3 if ours.ndim == 1 else 0.02)
+        assert ours.abs().max() <= 1 / 32
+    plain.load_state_dict({name: getattr(head.classify, name) for name in ("weight", "bias")})
+    torch.testing.assert_close(head(prepared), plain(prepared))
+    noisy = (head(prepared, torch.Generator().manual_seed(1)) - plain(prepared)).detach()
+    shaken = noisy.any(dim=1)
+    assert shaken.float().mean().item() == pytest.approx(0.5, abs=0.1)
+    # 1,024 terms of weights with variance 1 / (3 * 1024) and noise of 0.05
+    assert noisy[shaken].std().item() == pytest.approx(0.05 / np.sqrt(3), rel=0.05)
 
 
 POOLED = {"mean": ("mean",), "cls": ("prefix",), "cls+mean": ("prefix", "mean")}

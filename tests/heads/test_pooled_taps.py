@@ -1,7 +1,10 @@
 """Head2Toe's features against a loop over images and taps."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
+import yaml
 
 from loffta.heads.pooled_taps import PooledTaps
 from loffta.tokens import FeatureSpec
@@ -72,3 +75,44 @@ def test_scaling_what_is_left():
             np.testing.assert_allclose(scaled[image, start:stop], unit(part), atol=1e-6)
     assert not scaled[:, 12:24].any()
     torch.testing.assert_close(taps.scale(pooled), pooled)
+
+
+def vit_b_specs(grid=14):
+    """The taps of pipelines/vtab1k/head2toe.yaml as a cache gives them."""
+    path = Path(__file__).parents[2] / "pipelines/vtab1k/head2toe.yaml"
+    taps = yaml.safe_load(path.read_text())["extract"]["inner"]["backbones"][0]["taps"]
+    specs = []
+    for tap in "".join(taps.split()).split(","):
+        dim = 3072 if tap.endswith("hidden") else 768
+        specs.append(FeatureSpec("vit", (tap,), "grid", (grid, grid, dim), 224))
+        if tap != "module:patch_embed":
+            specs.append(FeatureSpec("vit", (tap,), "prefix", (1, dim), 224))
+    return specs
+
+
+def test_tensors_of_the_code():
+    """53 of a ViT-B: four of each block, encoded tokens, three of the stem, and the class token as it is."""
+    taps = PooledTaps("x", vit_b_specs(), 512, as_in_code=True)
+    assert len(taps.specs) == 53
+    assert sum(taps.sizes) == 41 * 768 + 12 * 3072
+    assert [spec.taps[0] for spec in taps.specs][-2:] == ["norm", "pre_logits"]
+    assert len(PooledTaps("x", vit_b_specs(), 512).specs) == 51
+
+
+def test_stem_and_class_token_of_the_code():
+    specs = [
+        FeatureSpec("vit", ("module:patch_embed",), "grid", (3, 3, 4), 48),
+        FeatureSpec("vit", ("norm",), "grid", (3, 3, 4), 48),
+        FeatureSpec("vit", ("norm",), "prefix", (1, 4), 48),
+        FeatureSpec("net", ("module:conv",), "grid", (6, 6, 2), 48),
+    ]
+    rng = torch.Generator().manual_seed(0)
+    features = [torch.randn(2, 1, *spec.shape, generator=rng) for spec in specs]
+    pooled = PooledTaps("x", specs, TARGET, as_in_code=True).pool(features)
+    stem, tokens, cls, cells = (feature.double().numpy()[:, 0] for feature in features)
+    for image in range(2):
+        sequence = unit(windows(stem[image].reshape(9, 4), 3))  # of 9 tokens int(9 / 3), not 1 x 1 windows of the map
+        encoded = unit(windows(np.concatenate([cls[image], tokens[image].reshape(9, 4)]), 3))
+        conv = unit(cells[image].reshape(2, 3, 2, 3, 2).mean(axis=(1, 3)).reshape(-1))  # no transformer: a map
+        expected = [sequence, sequence, encoded, unit(cls[image, 0]), conv]
+        np.testing.assert_allclose(pooled[image], np.concatenate(expected), atol=1e-6)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from loffta.errors import UsageError
-from loffta.heads.vectors import apply_batch_norm, check_vectors, count_vectors, take_vectors, unit_vectors
+from loffta.heads.vectors import apply_batch_norm, check_vectors, count_vectors, jitter, take_vectors, unit_vectors
 from loffta.tokens import FeatureSpec
 
 PREFIX = FeatureSpec("vit", ("1", "2"), "prefix", (5, 4), 32)
@@ -68,3 +68,15 @@ def test_one_image_in_training_is_normalised_by_running_statistics(affine):
     trained = apply_batch_norm(norm, many[:1])
     assert torch.equal(norm.running_mean, before)
     torch.testing.assert_close(trained, norm.eval()(many[:1]))
+
+
+@pytest.mark.parametrize("shape", [(30,), (3, 10)])
+def test_jitter_is_one_coin_per_image(shape):
+    vectors = torch.ones(2000, *shape)
+    noise = (jitter(vectors, 0.05, 0.3, torch.Generator().manual_seed(0)) - 1).flatten(1)
+    chosen = noise.any(dim=1)
+    assert chosen.float().mean().item() == pytest.approx(0.3, abs=0.04)
+    assert noise[chosen].std().item() == pytest.approx(0.05, rel=0.02)
+    assert abs(noise[chosen].mean().item()) < 1e-3
+    assert (noise[chosen] != 0).float().mean() > 0.999  # all tokens, all channels
+    assert torch.equal(vectors, torch.ones(2000, *shape))

@@ -1,5 +1,6 @@
 """Batches of one unit: the same whatever the threads, each image read once."""
 
+import errno
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from loffta.errors import LofftaError
 from loffta.images.batches import ImageStream, decoding_threads
 from loffta.images.decode import decode
 from loffta.images.geometry import PixelGeometry, to_square
@@ -112,6 +114,14 @@ def test_a_look_ahead_shorter_than_a_unit_or_a_batch_changes_nothing():
 def test_a_bug_in_the_source_is_no_bad_image():
     source = PngSource(4, {2: ZeroDivisionError("bug")})
     with ThreadPoolExecutor(1) as pool, pytest.raises(ZeroDivisionError, match="bug"):
+        list(unit(source, range(4), pool).batches(2))
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ESTALE, errno.ETIMEDOUT])
+def test_trouble_of_the_machine_is_no_bad_image(number):
+    """It would be set aside for good, though its file is whole."""
+    source = PngSource(4, {2: OSError(number, "not shown", "/pictures/2.png")})
+    with ThreadPoolExecutor(1) as pool, pytest.raises(LofftaError, match=r"where:  /pictures/2\.png"):
         list(unit(source, range(4), pool).batches(2))
 
 

@@ -14,6 +14,7 @@ from loffta.images.sources import SOURCES, ImageSource, open_source
 from loffta.machine import StopFlag
 from loffta.store.cache import Cache
 from loffta.store.table import ImageTable
+from loffta.store.units import limited_rows
 from tests.fakes import FakeBackbone, fake_config
 from tests.imagesets import BUILDERS
 
@@ -73,7 +74,9 @@ def test_its_features_land_in_a_cache(built, tmp_path):
     """End to end; the bytes that were decoded are the source's, and a second run does nothing."""
     spec, kind = built
     source = open_source(spec)
-    limit = min(len(source.listing()), 20)
+    listing = source.listing()
+    limit = min(len(listing), 20)
+    rows = limited_rows(listing.splits, limit)
     config = fake_config(tmp_path / "cache", limit=limit)
     report = extract(config, source, lambda _: FakeBackbone(), StopFlag())
     assert (report.images, report.bad) == (limit, 0)
@@ -82,7 +85,9 @@ def test_its_features_land_in_a_cache(built, tmp_path):
     assert cache.table.label_kind == kind
     done = [pq.read_table(path) for path in sorted((tmp_path / "cache/done/targets/thumb").iterdir())]
     digests = [digest for unit in done for digest in unit["blake2b"].to_pylist()]
-    expected = [hashlib.blake2b(source.read(key), digest_size=16).hexdigest() for key in cache.table.keys[:limit]]
+    expected = [
+        hashlib.blake2b(source.read(key), digest_size=16).hexdigest() for key in (cache.table.keys[row] for row in rows)
+    ]
     assert digests == expected
     again = extract(config, open_source(spec), lambda _: pytest.fail("a model was loaded"), StopFlag())
     assert again.units == 0

@@ -4,6 +4,7 @@ import builtins
 import io
 import os
 import socket
+import unicodedata
 
 import pytest
 from PIL import Image
@@ -252,3 +253,31 @@ def test_a_listing_opens_nothing(tmp_path, monkeypatch):
 def test_every_suffix_is_one_that_pillow_reads():
     Image.init()
     assert set(Image.registered_extensions()) >= SUFFIXES
+
+
+def test_grades_are_in_their_order(tmp_path):
+    write(tmp_path, *(f"{split}/{grade}/a.png" for split in ("train", "test") for grade in range(1, 13)))
+    assert open_folder(str(tmp_path)).listing().classes == tuple(str(grade) for grade in range(1, 13))
+
+
+def test_a_folder_is_a_name_whatever_it_says(tmp_path):
+    write(tmp_path, "nan/a.png", "None/b.png", "NA/c.png", "null/d.png")
+    assert open_folder(str(tmp_path)).listing().classes == ("NA", "None", "nan", "null")
+
+
+def test_an_accent_is_one_class_however_it_is_written(tmp_path):
+    """NFD from a Mac in one split, NFC in the other; keys stay what the file system says."""
+    one, other = (unicodedata.normalize(form, "café") for form in ("NFD", "NFC"))
+    write(tmp_path, f"train/{one}/a.png", f"test/{other}/b.png")
+    table = open_folder(str(tmp_path)).listing()
+    assert (table.classes, table.labels.tolist(), table.alike) == ((other,), [0, 0], ())
+    assert table.keys == [f"test/{other}/b.png", f"train/{one}/a.png"]
+
+
+def test_one_folder_too_high_is_said(tmp_path, capsys):
+    write(tmp_path, *(f"flowers/{split}/{kind}/a.png" for split in ("train", "test") for kind in ("rose", "tulip")))
+    open_folder(str(tmp_path)).listing()
+    assert capsys.readouterr().err.endswith(
+        f"folder:{tmp_path}: all images are of one class, 'flowers': the folders test, train lie below 'flowers' and "
+        f"were not read as splits or classes: give folder:{tmp_path}/flowers\n"
+    )

@@ -1,12 +1,15 @@
 """Labels from cells of any type, against a plain reading of the rule."""
 
 import math
+import unicodedata
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loffta.errors import UsageError
+from loffta.images import labels as labels_module
 from loffta.images.labels import from_cells, from_lists, from_numbers, many_classes, numbers, one_class
 
 names = st.sampled_from(["cat", "dog", "10", "9", "0.5", "ä b", "007"])
@@ -63,7 +66,7 @@ def test_numbers_with_a_fraction_are_values(cells):
 @pytest.mark.parametrize(
     ("cells", "fault"),
     [
-        (["0.5", "nan"], "row 2: 'nan' is no number; an image without one has an empty cell"),
+        (["0.5", "x", "1,5"], "row 3: the label 1,5: write a number with a point, several labels as `1;5`"),
         (["0.5", math.inf], "row 2: 'inf' is no number; an image without one has an empty cell"),
         (["a", "-1"], "row 2: the label -1 is negative; an image without a label has an empty cell, and numbers to"),
         ([-1.0], "row 1: the label -1.0 is negative"),
@@ -108,3 +111,84 @@ def test_what_is_no_number(cell):
 def test_a_target_that_no_image_has_is_no_column():
     table = one_class([None]).table("x", ["a"], [1], ["train"], {"mask": [None], "depth": ["d"]})
     assert table.targets == {"depth": ["d"]}
+
+
+NOTHING = [
+    "nan",
+    "NaN",
+    "None",
+    "<NA>",
+    "null",
+    "NULL",
+    "NA",
+    "N/A",
+    "n/a",
+    "#N/A",
+    "-nan",
+    "",
+    " nan ",
+    None,
+    math.nan,
+]
+
+
+@pytest.mark.parametrize("cell", NOTHING)
+def test_texts_that_mean_nothing_are_nothing(cell):
+    """In a cell of its own, beside other classes of a list, and where numbers are learnt."""
+    said = {} if cell in ("", None) or cell is math.nan else {cell.strip(): 1}
+    labels = from_cells([cell, "cat"], places("ab"), [])
+    assert (labels.classes, labels.labels.tolist(), labels.nothing) == (("cat",), [-1, 0], said)
+    faults = []
+    assert math.isnan(from_numbers([cell, "2"], places("ab"), faults).values[0])
+    assert faults == []
+    lists = from_cells([[cell], [cell, "cat"], ["cat"], []], places("abcd"), [])
+    assert lists.label_sets == [None, (0,), (0,), ()]
+
+
+def test_words_that_look_like_nothing_are_words():
+    labels = from_cells(["none", "Null", "nano", "na", "nil", "0"], places("abcdef"), [])
+    assert set(labels.classes) == {"none", "Null", "nano", "na", "nil", "0"}
+
+
+def test_nothing_is_what_pandas_takes_for_it():
+    parsers = pytest.importorskip("pandas._libs.parsers")
+    assert set(parsers.STR_NA_VALUES) - {""} == set(labels_module.NOTHING)
+
+
+def test_bytes_are_text():
+    faults = []
+    labels = from_cells([b"dog", "cat", "käfig".encode(), b""], places("abcd"), faults)
+    assert (labels.classes, labels.labels.tolist(), faults) == (("cat", "dog", "käfig"), [1, 0, 2, -1], [])
+    assert from_lists([b"a;b", [b"b"]], places("ab"), faults).label_sets == [(0, 1), (1,)]
+    assert from_numbers([b"2.5"], places("a"), faults).values.tolist() == [2.5]
+    from_cells([b"\xff\xfe"], places("a"), faults)
+    assert faults == ["row 1: the bytes b'\\xff\\xfe' are no text in UTF-8"]
+
+
+def test_one_spelling_is_one_class():
+    """An accent as macOS writes it and as others do."""
+    both = [unicodedata.normalize(form, "né") for form in ("NFC", "NFD", "NFC")]
+    assert one_class(both).labels.tolist() == [0, 0, 0]
+    assert many_classes([both, [both[1]], None]).label_sets == [(0,), (0,), None]
+    assert one_class([both[1]], [both[0], "x"]).classes == (both[0], "x")
+
+
+def test_names_that_look_the_same_are_told_of_classes_that_nobody_declared():
+    def pairs(labels, splits=("train", "train")):
+        return labels.table("x", ["a", "b"], [1, 1], splits).alike
+
+    assert pairs(one_class(["Cat", "cat"])) == (("Cat", "cat"),)
+    assert pairs(many_classes([["A", "a"], []])) == (("A", "a"),)
+    assert pairs(one_class(["A", "a"], ["A", "a"])) == ()  # the source says that they are two
+    assert pairs(one_class(["x", "y"]), ("fold 1", "Fold 1")) == (("Fold 1", "fold 1"),)
+
+
+def test_what_no_table_can_hold_is_refused_at_once():
+    labels = one_class(["x", "y\nz", "x"], ["x", "y\nz", "x"])
+    with pytest.raises(UsageError) as caught:
+        labels.table("src", ["a", "b", "a"], [1, 1, 1], ["train", "\u2028", "train"])
+    assert caught.value.what == (
+        "4 problems in the image set: two images have the key 'a'; "
+        "the class 'y\\nz': it holds a control character or is not UTF-8; "
+        "the split '\\u2028': it holds a control character or is not UTF-8; two classes 'x'"
+    )

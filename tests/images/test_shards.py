@@ -257,3 +257,12 @@ def test_names_with_markup_stay_what_they_are(tmp_path):
     members = [(f"{name}.png", encoded(1)), (f"{name}.json", json.dumps({"label": "<b>"}).encode())]
     table = open_source(one_shard(tmp_path, members)).listing()
     assert (table.keys, table.classes) == ([f"a/{name}.png"], ("<b>",))
+
+
+def test_keys_that_coincide_over_two_shards(tmp_path):
+    """`b/c.png` of a.tar and `c.png` of a/b.tar: inside one shard it was an error, over two an image vanished."""
+    tar(tmp_path / "a.tar", [("b/c.png", encoded(1)), ("b/c.cls", b"cat")])
+    tar(tmp_path / "a" / "b.tar", [("c.png", encoded(2)), ("c.cls", b"dog")])
+    assert problems(f"wds:{tmp_path}/{{a,a/b}}.tar") == (
+        "1 problem in the image set: a/b.tar: 'c.png' and 'b/c.png' of a.tar have one key"
+    )

@@ -31,12 +31,12 @@ def test_demo_digits():
         ("zzz:x", "unknown kind of image set 'zzz'", f"known: {', '.join(SOURCES)}"),
         (
             "photos",
-            "'photos' does not say what kind of image set it is, and is no folder and no .csv or .parquet file",
+            "'photos' does not say what kind of image set it is, and is no folder and no .csv, .tsv or .parquet file",
             "write <kind>:<what>, for example demo:digits",
         ),
         (
             "",
-            "'' does not say what kind of image set it is, and is no folder and no .csv or .parquet file",
+            "'' does not say what kind of image set it is, and is no folder and no .csv, .tsv or .parquet file",
             "write <kind>:<what>, for example demo:digits, or the path of a folder or table that is there",
         ),
         *(

@@ -82,9 +82,9 @@ def test_without_splits_all_is_train(folder):
         (["10", "9", "9", "100"], ("9", "10", "100"), [1, 0, 0, 2]),
         (["1.0", "", "0.0", "1"], ("0", "1"), [1, -1, 0, 1]),
         (["007", "7", "7", "x"], ("007", "7", "x"), [0, 1, 1, 2]),
-        (["a", "B", "10", "9"], ("10", "9", "B", "a"), [3, 2, 0, 1]),
+        (["a", "B", "10", "9"], ("9", "10", "B", "a"), [3, 2, 1, 0]),
         (["", "", "", ""], (), [-1, -1, -1, -1]),
-        (["nan", "inf", "1.5", "x"], ("1.5", "inf", "nan", "x"), [2, 1, 0, 3]),
+        (["nan", "inf", "1.5", "x"], ("1.5", "inf", "x"), [-1, 1, 0, 2]),
     ],
 )
 def test_labels_of_a_csv(folder, labels, classes, places):
@@ -207,7 +207,7 @@ def test_bytes_never_come_from_outside(folder):
     [
         ("", "the table has no column image and no column label; it has: none"),
         ("path,label\n", "the table has no column image; it has: 'path', 'label'"),
-        ("image;label\n", "the table has no column image and no column label; it has: 'image;label'"),
+        ("image|label\n", "the table has no column image and no column label; it has: 'image|label'"),
         ("image,label,label\n", "the table has two columns label; it has: 'image', 'label', 'label'"),
         ("image,label\n", "the table has no rows"),
         (
@@ -270,5 +270,44 @@ def test_no_table(tmp_path):
     with pytest.raises(UsageError, match=r"there is no file '.*t\.csv'\n  where:  SOURCE table:.*\n  remedy: give"):
         open_source(f"table:{tmp_path}/t.csv")
     (tmp_path / "t.xlsx").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"'t\.xlsx' is neither \.csv nor \.parquet\n.*\n  remedy: save the table"):
+    with pytest.raises(UsageError, match=r"'t\.xlsx' is neither \.csv, \.tsv nor \.parquet\n.*\n  remedy: save"):
         open_source(f"table:{tmp_path}/t.xlsx")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("image,label\na.png,cat\n", ""),
+        ("\n \r\nimage,label\na.png,cat\n\n", ""),
+        ("image;label\na.png;cat\n", "the cells are separated by semicolons"),
+        ('\ufeff"label"; "image"; note\n"cat";a.png; "x, y"\n', "the cells are separated by semicolons"),
+        ("image\tlabel\na.png\tcat\n", "the cells are separated by tabs"),
+        ("note;a,image,label\nx;y,a.png,cat\n", "ignored columns: 'note;a'"),
+    ],
+)
+def test_what_separates_cells_is_seen_from_the_header(folder, text, said, capsys):
+    assert listed(csv_of(folder, text)) == [("a.png", "train", "cat")]
+    assert said in capsys.readouterr().err
+    (folder / "t.tsv").write_text("image\tlabel\na.png\tcat, dog\n")
+    assert listed(open_source(f"{folder}/t.tsv")) == [("a.png", "train", "cat, dog")]
+
+
+def test_semicolons_between_cells_and_in_them(folder):
+    table = csv_of(folder, 'image;labels;split\na.png;"cat;dog";Training\nsub/b.png;;val\n').listing()
+    assert (table.classes, table.label_sets, table.splits) == (("cat", "dog"), [(0, 1), None], ["train", "val"])
+    assert problems(csv_of(folder, "image;labels\na.png;cat;dog\n")).startswith(
+        "1 problem in the image set: row 1: 3 cells"
+    )
+    assert problems(csv_of(folder, "image;label\na.png;1,5\n")).startswith(
+        "1 problem in the image set: row 1: the label 1,5: write a number with a point"
+    )
+
+
+def test_binary_columns_are_text(folder, capsys):
+    table = parquet_of(folder, image=KEYS, label=[b"dog", b"cat", None, b"nan"], split=[b"train"] * 4).listing()
+    assert (table.classes, table.labels.tolist(), set(table.splits)) == (("cat", "dog"), [1, 0, -1, -1], {"train"})
+    assert "labels that mean nothing: 'nan' 1; these images have no label" in capsys.readouterr().err
+    assert problems(parquet_of(folder, image=KEYS, label=["a"] * 4, split=[b"\xff", "", "nan", "x"])).startswith(
+        "4 problems in the image set: row 1: the bytes b'\\xff' are no text in UTF-8; row 1: the split is empty; "
+        "images without one are a split, too: `unlabelled`; row 2: the split is empty"
+    )

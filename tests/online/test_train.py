@@ -25,7 +25,7 @@ from loffta.machine import StopFlag
 from loffta.online import fit as module
 from loffta.online.train import train_online
 from loffta.report.tables import read_rows
-from loffta.runs import RunPaths, load_head, read_lines
+from loffta.runs import RunPaths, load_head
 from loffta.train import train
 from tests.fakes import FakeBackbone, PngSource, picture
 from tests.online.runs import loader, make_fake_cache
@@ -64,6 +64,10 @@ def assert_same_heads(one, other, seed):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def log_of(out, seed):
+    return [json.loads(line) for line in RunPaths(out).metrics(seed).read_text().splitlines()]
+
+
 @pytest.mark.parametrize(
     ("head", "cached", "recipe", "taps"),
     [
@@ -88,7 +92,7 @@ def test_frozen_and_plain_it_is_the_cached_training(tmp_path, head, cached, reci
         assert set(a) == set(b)
         for key in a:
             torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-5)
-        logs = [read_lines(RunPaths(tmp_path / name).metrics(seed)) for name in ("cached", "online")]
+        logs = [log_of(tmp_path / name, seed) for name in ("cached", "online")]
         np.testing.assert_allclose(*([row["loss"] for row in log] for log in logs), rtol=1e-4)
         assert [row["lr"] for row in logs[0]] == [row["lr"] for row in logs[1]]
     assert found["metrics"] == expected["metrics"]
@@ -216,7 +220,7 @@ def test_class_weights_are_torchs(tmp_path):
     source.listing = lambda: replace(listing, labels=labels)
     recipe = {"epochs": 1, "batch_size": 99, "class_weights": True}
     run(config_of(recipe=recipe, augment="none", pooling="mean"), tmp_path / "run", source)
-    (row,) = read_lines(RunPaths(tmp_path / "run").metrics(0))
+    (row,) = log_of(tmp_path / "run", 0)
     backbone = FakeBackbone()
     order = np.array(TRAIN)[np.random.Generator(np.random.PCG64([0, 0])).permutation(15)]
     squares = [np.asarray(Image.fromarray(picture(i)).resize((16, 16), Image.Resampling.BICUBIC)) for i in order]

@@ -15,6 +15,9 @@ from loffta_pipelines import standin
 from loffta import stages
 from loffta.config import parse
 from loffta.heads import HEADS
+from loffta.heads.fusion import FusionRecipe
+from loffta.heads.linear import LinearRecipe
+from loffta.heads.recipe import Recipe
 from loffta.online.fit import head_of
 from loffta.pipeline import make_pipeline, read_pipeline
 from loffta.runs import RunPaths, read_results
@@ -46,6 +49,17 @@ def test_every_file_makes_stages_and_recipes_that_parse(file):
     assert len({stage.name for stage in pipeline.stages}) == len(pipeline.stages)
     for values in config.train.values():
         parse(HEADS[head_of(values["head"])].recipe, values.get("recipe", {}), where=file)
+
+
+def test_rows_of_alf_are_trained_as_its_code_does():
+    """The linear ones by the probe's recipe, on torch's plain layer; rates and decays are searched."""
+    runs = read_pipeline(HERE / "fusion/fusion.yaml").train
+    shared = set(Recipe.model_fields) - {"lr", "weight_decay"}
+    for name, pooling in (("linear-cls", "cls"), ("linear-both", "cls+mean"), ("linear-all", "cls+mean")):
+        recipe = LinearRecipe(**runs[name]["recipe"])
+        assert (recipe.practice, recipe.pooling, runs[name]["search"]) == ("alf", pooling, True)
+        assert recipe.model_dump(include=shared) == FusionRecipe().model_dump(include=shared)
+    assert runs["attentive"]["recipe"] == {"normalise": "tokens"}  # its feature loader's
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -192,4 +206,4 @@ def test_the_list_of_vtab_is_the_protocols():
     tasks = yaml.safe_load((HERE / "vtab1k" / "tasks.yaml").read_text())["tasks"]
     sizes = {group: sum(task["group"] == group for task in tasks) for group in ("natural", "specialised", "structured")}
     assert sizes == {"natural": 7, "specialised": 4, "structured": 8}
-    assert {(task["train_rows"], task["train_on"]) for task in tasks} == {(1000, "train+val")}
+    assert {task["train_on"] for task in tasks} == {"train+val"}

@@ -6,7 +6,8 @@ import torch
 
 from loffta.config import TrainConfig
 from loffta.measure import summary
-from loffta.runs import start_run, write_predictions, write_results
+from loffta.run_folder import start_run
+from loffta.runs import write_predictions, write_results
 from loffta.store.cache import Cache
 from loffta.store.ledger import BAD, OK, ImageStatus
 from loffta.store.recipe import StoreInfo

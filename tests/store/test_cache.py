@@ -275,7 +275,9 @@ def test_a_store_that_is_not_ours(cache: Cache, text: str | None) -> None:
     if text is not None:
         path.parent.mkdir(parents=True)
         path.write_text(text)
-    with pytest.raises(LofftaError, match=r"cannot read the store's metadata .*\n.*zarr.json\n.*Move the folder away"):
+    with pytest.raises(
+        LofftaError, match=r"cannot read the store's metadata .*\n.*zarr.json\n.*Restore it from a backup"
+    ):
         cache.store("tiny-00000000")
 
 

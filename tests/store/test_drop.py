@@ -8,12 +8,13 @@ import pytest
 from loffta_cli.main import main
 
 from loffta.errors import LofftaError, UsageError
-from loffta.store import drop as module
 from loffta.store.cache import Cache
-from loffta.store.drop import count_bytes, drop, find_target
+from loffta.store.drop import drop, find_target
 from loffta.store.files import part_name
+from loffta.store.ledger import done_units
 
 from ..caches import FakeStore, make_cache, make_table
+from ..dying import dying_after
 
 
 @pytest.fixture
@@ -32,9 +33,9 @@ def files(root):
 def test_a_store_goes_whole_and_the_rest_stays(cache):
     before = files(cache.paths.root)
     one, two = cache.stores()
-    store, arrays = find_target(cache, one.name)
-    n_bytes = count_bytes(cache, store, arrays)
-    drop(cache, store, arrays)
+    target = find_target(cache, one.name)
+    n_bytes = target.count_bytes()
+    drop(target)
     after = files(cache.paths.root)
     gone = {name: size for name, size in before.items() if name not in after}
     assert after == {name: size for name, size in before.items() if one.name not in name}
@@ -45,9 +46,9 @@ def test_a_store_goes_whole_and_the_rest_stays(cache):
 
 
 def test_an_array_goes_alone(cache):
-    store, arrays = find_target(cache, f"{cache.stores()[0].name}:grid-1")
+    store = cache.stores()[0]
     before = files(cache.paths.root)
-    drop(cache, store, arrays)
+    drop(find_target(cache, f"{store.name}:grid-1"))
     after = files(cache.paths.root)
     assert after == {name: size for name, size in before.items() if f"{store.name}/grid-1/" not in name}
     assert [array.paths.folder.name for array in cache.store(store.name).arrays] == ["grid-0"]
@@ -62,39 +63,78 @@ def test_unknown_names(cache):
 
 
 def test_a_living_writer_is_not_disturbed(cache):
-    store, arrays = find_target(cache, cache.stores()[0].name)
+    store = cache.stores()[0]
     before = files(cache.paths.root)
-    part = part_name(arrays[0].paths.shard(0, 5)).with_name(f".c.0.{'x' * 3}.1.0123abcd.part")
+    part = part_name(store.arrays[0].paths.shard(0, 5)).with_name(f".c.0.{'x' * 3}.1.0123abcd.part")
     part.touch()  # of another host, fresh: it cannot be asked
     with pytest.raises(LofftaError, match=r"another process is writing here(.|\n)*wait until"):
-        drop(cache, store, arrays)
+        drop(find_target(cache, store.name))
     part.unlink()
     assert files(cache.paths.root) == before
 
 
-@pytest.mark.parametrize("calls", range(6))
-def test_a_drop_cut_off_anywhere_can_be_finished(cache, monkeypatch, calls):
-    name, left = cache.stores()[0].name, [calls]
-    real = shutil.rmtree
+def test_a_drop_cut_off_anywhere_can_be_finished(cache, tmp_path):
+    """At every single deletion and rename; what is trusted in between is there."""
+    name = cache.stores()[0].name
+    expected = {path: size for path, size in files(cache.paths.root).items() if name not in path}
+    for target in (name, f"{name}:grid-1"):
+        n_calls = 0
+        while True:
+            root = tmp_path / f"{target}-{n_calls}"
+            shutil.copytree(cache.paths.root, root)
+            opened = Cache.open(root)
+            with dying_after(n_calls) as died:
+                drop(find_target(opened, target))
+            if not died:
+                break
+            for store in Cache.open(root).stores():
+                for array in store.arrays:
+                    units = done_units(array.paths)
+                    assert all(array.paths.shard(unit, array.layout.ndim).exists() for unit in units)
+            if target in find_all(root):
+                assert main(["drop", str(root), target, "--yes"]) == 0
+            left = {path: size for path, size in files(root).items() if ".part/" not in path}
+            assert target not in find_all(root)
+            if target == name:
+                assert left == expected
+            n_calls += 1
+        assert n_calls > 8
 
-    def dying(folder):
-        if left[0] == 0:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        real(folder)
 
-    monkeypatch.setattr(module.shutil, "rmtree", dying)
-    try:
-        drop(cache, *find_target(cache, name))
-    except KeyboardInterrupt:
-        monkeypatch.undo()
-        opened = Cache.open(cache.paths.root)
-        for store in opened.stores():  # what is trusted is there
-            for array in store.arrays:
-                units = {int(path.stem[1:]) for path in array.paths.done_folder.glob("u*.parquet")}
-                assert all(array.paths.shard(unit, array.layout.ndim).exists() for unit in units)
-        if name in [store.name for store in opened.stores()]:
-            drop(opened, *find_target(opened, name))
+def find_all(root):
+    """Every store, and every array, of which anything is left."""
+    remains = Cache.open(root).paths.remains()
+    return {*remains, *(f"{store}:{array}" for store, arrays in remains.items() for array in arrays)}
+
+
+def test_what_lies_on_another_disk_goes_too(cache, tmp_path, capsys):
+    """An array's folder, one of its shards, and a store's folder that are links."""
+    one, two = (store.name for store in cache.stores())
+    n_bytes = sum(size for path, size in files(cache.paths.root).items() if one in path or two in path)
+    big = tmp_path / "big"
+    big.mkdir()
+    moved = [
+        cache.paths.store(one) / "grid-0",
+        cache.paths.store(one) / "grid-1" / "c.0.0.0.0.0",
+        cache.paths.store(two),
+    ]
+    for path in moved:
+        path.rename(big / f"{path.parent.name}-{path.name}")
+        path.symlink_to(big / f"{path.parent.name}-{path.name}")
+    assert sum(find_target(cache, name).count_bytes() for name in (one, two)) == n_bytes
+    for name in (f"{one}:grid-0", one, two):
+        assert main(["drop", str(cache.paths.root), name, "--yes"]) == 0
+    assert "grid-0 is a link: what it leads to, " in capsys.readouterr().out
+    assert list(big.iterdir()) == []
+    assert Cache.open(cache.paths.root).paths.remains() == {}
+
+
+@pytest.mark.parametrize("text", ["{", "gone"])
+def test_a_store_whose_metadata_are_damaged_can_be_dropped(cache, text):
+    name = cache.stores()[0].name
+    path = cache.paths.store_metadata(name)
+    path.write_text(text) if text == "{" else path.unlink()
+    assert main(["drop", str(cache.paths.root), name, "--yes"]) == 0
     assert not cache.paths.store(name).exists()
     assert not cache.paths.done_store(name).exists()
 
@@ -116,7 +156,7 @@ def test_command_asks_first(cache, capsys, monkeypatch):
     assert len(cache.stores()) == 1
 
 
-def test_the_scales_of_int8_go_with_their_array_and_before_its_name_is_free(tmp_path, monkeypatch):
+def test_the_scales_of_int8_go_with_their_array_and_before_its_name_is_free(tmp_path):
     rng = np.random.default_rng(0)
     grids = {"stages.0": rng.normal(size=(20, 4, 4, 6)), "stages.1": rng.normal(size=(20, 2, 2, 8))}
     table = make_table(np.arange(20) % 2, ["train"] * 20)
@@ -125,16 +165,17 @@ def test_the_scales_of_int8_go_with_their_array_and_before_its_name_is_free(tmp_
     scales = {array.paths.folder.name: array.paths.scales for array in store.arrays}
     before = files(cache.paths.root)
     target = find_target(cache, f"{store.name}:grid-1")
-    n_bytes = count_bytes(cache, *target)
-    monkeypatch.setattr(type(scales["grid-1"]), "unlink", lambda *_, **__: 1 / 0)  # dies before zarr.json goes
-    with pytest.raises(ZeroDivisionError):
-        drop(cache, *target)
-    monkeypatch.undo()
+    n_bytes = target.count_bytes()
+    with dying_after(4 + 1 + 4) as died:  # done files, the rename of the scales, their files
+        drop(target)
+    assert died
     assert not scales["grid-1"].exists()
-    drop(cache, *find_target(Cache.open(cache.paths.root), f"{store.name}:grid-1"))
+    for part in scales["grid-1"].parent.glob(".*.part"):  # its process is dead, this one is not
+        shutil.rmtree(part)
+    drop(find_target(Cache.open(cache.paths.root), f"{store.name}:grid-1"))
     after = files(cache.paths.root)
     assert sum(before.values()) - sum(after.values()) == n_bytes
     assert after == {name: size for name, size in before.items() if "grid-1" not in name}
     assert scales["grid-0"].exists()
-    drop(cache, *find_target(cache, store.name))
+    drop(find_target(cache, store.name))
     assert not cache.paths.store(store.name).exists()

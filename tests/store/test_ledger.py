@@ -7,12 +7,17 @@ import pytest
 
 from loffta.errors import DamageFound
 from loffta.store.ledger import BAD, OK, Audit, ImageStatus, count_done, read_done, read_ledger, scales_of, write_done
+from loffta.store.metadata import image_layout
 from loffta.store.paths import ArrayPaths, CachePaths
 
 
 @pytest.fixture(params=["cache", "split=a b"])  # the second must not be taken for a partitioned data set
 def paths(tmp_path: Path, request: pytest.FixtureRequest) -> ArrayPaths:
     return CachePaths(tmp_path / request.param).array("store-0", "grid-0")
+
+
+def layout_of(n_rows):
+    return image_layout(n_rows, (2, 5), "float16", 8, kind="mean", taps=["a", "b"])
 
 
 def write_unit(paths: ArrayPaths, unit: int, n: int = 3) -> None:
@@ -48,7 +53,7 @@ def test_a_done_file_column_by_column(paths: ArrayPaths) -> None:
 def test_the_merged_ledger(paths: ArrayPaths) -> None:
     write_unit(paths, 0)
     write_unit(paths, 2)
-    ledger = read_ledger(paths, 20)
+    ledger = read_ledger(paths, layout_of(20))
     assert np.flatnonzero(ledger.ready).tolist() == [0, 2, 16, 18]
     assert ledger.bad == {1: "truncated file", 17: "truncated file"}
     assert (ledger.units, ledger.listed, len(ledger.ready)) == (2, 6, 20)
@@ -58,13 +63,13 @@ def test_rows_that_the_array_does_not_have_yet(paths: ArrayPaths) -> None:
     """Another process may grow the array between our look at its metadata and at its done files."""
     write_unit(paths, 0)
     write_unit(paths, 2)
-    ledger = read_ledger(paths, 17)
+    ledger = read_ledger(paths, layout_of(17))
     assert np.flatnonzero(ledger.ready).tolist() == [0, 2, 16]
     assert ledger.bad == {1: "truncated file"}
 
 
 def test_no_done_files(paths: ArrayPaths) -> None:
-    assert not read_ledger(paths, 5).ready.any()
+    assert not read_ledger(paths, layout_of(5)).ready.any()
     assert count_done(paths, 0) == 0
     with pytest.raises(FileNotFoundError):
         read_done(paths.done(0))
@@ -91,7 +96,7 @@ def test_damage_is_named_and_extraction_goes_on(paths: ArrayPaths, kind: str) ->
     with pytest.raises(DamageFound, match=message):
         read_done(paths.done(0))
     with pytest.raises(DamageFound, match=message):
-        read_ledger(paths, 8)
+        read_ledger(paths, layout_of(8))
     assert count_done(paths, 0) == (3 if kind == "page" else 0)  # it reads the footer alone
 
 
@@ -134,7 +139,7 @@ def test_saturated_values_and_scales_are_merged(paths: ArrayPaths) -> None:
     write_unit(paths, 2)
     assert read_done(paths.done(0))["saturated"].to_pylist() == [[3], [], [2**32 - 1]]
     assert "saturated" not in read_done(paths.done(2)).column_names
-    ledger = read_ledger(paths, 24)
+    ledger = read_ledger(paths, layout_of(24))
     assert ledger.saturated == 2 * (3 + 2**32 - 1)
     assert ledger.scales == {"d1", "d2", None}
     assert [scales_of(read_done(paths.done(unit))) for unit in range(3)] == ["d1", "d2", None]

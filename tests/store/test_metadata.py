@@ -98,7 +98,8 @@ def test_what_the_direct_reader_does_not_take(tmp_path: Path, path: str, value: 
 )
 def test_what_is_no_zarr_array(tmp_path: Path, path: str, value: Any) -> None:
     with pytest.raises(
-        LofftaError, match=r"cannot read the array's metadata .*\n  where:  .*zarr.json\n  remedy: .*loffta info"
+        LofftaError,
+        match=r"cannot read the array's metadata .*\n  where:  .*zarr.json\n  remedy: .*loffta (info|verify)",
     ):
         read_layout(edited(tmp_path, path, value))
 

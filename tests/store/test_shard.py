@@ -79,6 +79,21 @@ def test_nothing_is_visible_before_commit_and_nothing_stays_after_abort(tmp_path
     assert names(tmp_path) == []
 
 
+def test_a_shard_that_another_process_sweeps_is_written_again(tmp_path: Path) -> None:
+    """By an older version, or by somebody's clean-up: its bytes are there as long as it is open."""
+    rng = np.random.default_rng(0)
+    chunks = rng.integers(0, 1 << 16, (4, 50_000), dtype=np.uint16)
+    for name in ("swept", "whole"):
+        writer = ShardWriter(tmp_path / name, 4)
+        writer.append([2, 0, 1, 3], chunks)
+        if name == "swept":
+            (part,) = tmp_path.iterdir()
+            part.unlink()
+        writer.commit()
+    assert (tmp_path / "swept").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert names(tmp_path) == ["swept", "whole"]
+
+
 def test_abort_after_commit_keeps_the_shard(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path / "c.0", 1)
     writer.commit()
@@ -89,7 +104,7 @@ def test_abort_after_commit_keeps_the_shard(tmp_path: Path) -> None:
 def test_a_failed_rename_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "c.0" / "in-the-way").mkdir(parents=True)
     writer = ShardWriter(tmp_path / "c.0", 1)
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(LofftaError, match="a folder is where"):
         writer.commit()
     writer.abort()
     assert names(tmp_path) == ["c.0"]

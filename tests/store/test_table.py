@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from loffta.errors import LofftaError
+from loffta.errors import LofftaError, UsageError
 from loffta.store.table import ImageTable
 
 WHERE = Path("images.parquet")
@@ -71,7 +71,7 @@ def test_no_news_is_the_same_table() -> None:
 
 
 def test_growth_appends_and_maps_the_classes() -> None:
-    """The listing sorts "bird" before "cat" and a new file between old ones; old rows and labels stay."""
+    """The listing sorts "bird" before "cat" and a new file between old ones; old rows stay, classes move."""
     listing = ImageTable(
         "folder:pets",
         ["a.png", "aa.png", "b.png", "c.png", "d.png", "e.png", "f.png"],
@@ -84,8 +84,8 @@ def test_growth_appends_and_maps_the_classes() -> None:
     assert grown.keys == ["a.png", "b.png", "c.png", "d.png", "aa.png", "e.png", "f.png"]
     assert grown.sizes.tolist() == [10, 20, 30, 40, 11, 50, 60]
     assert grown.splits == ["train", "train", "val", "test", "val", "train", "test"]
-    assert grown.classes == ("cat", "dog", "bird")
-    assert grown.labels.tolist() == [0, 1, 1, -1, 2, 0, -1]
+    assert grown.classes == ("bird", "cat", "dog")
+    assert grown.labels.tolist() == [1, 2, 2, -1, 0, 1, -1]
     assert grown.grown_to(listing, where=WHERE) is grown
 
 
@@ -171,10 +171,10 @@ def test_growth_of_several_classes_maps_them() -> None:
         label_sets=[(1, 2), (), None, (2,), (0, 2), (), None],
     )
     grown = table.grown_to(listing, where=WHERE)
-    assert grown.classes == ("cat", "dog", "bird")
-    assert grown.label_sets == [(0, 1), (), None, (1,), (1, 2), (), None]
+    assert grown.classes == ("bird", "cat", "dog")
+    assert grown.label_sets == [(1, 2), (), None, (2,), (0, 2), (), None]
     assert [grown.class_names(row) for row in range(7)] == [listing.class_names(row) for row in (0, 1, 2, 3)] + [
-        ("dog", "bird"),
+        ("bird", "dog"),
         (),
         None,
     ]
@@ -270,3 +270,44 @@ def test_no_thread_of_arrow_is_begun(tmp_path, monkeypatch):
     path.write_bytes(table.to_parquet())
     assert ImageTable.read(path).digest == table.digest
     assert seen == [False]
+
+
+def old_table(classes: tuple[str, ...]) -> ImageTable:
+    n = len(classes)
+    keys = [f"{name}/a.png" for name in classes]
+    return ImageTable("folder:x", keys, np.ones(n, np.int64), ["train"] * n, np.arange(n), classes)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "grown"),
+    [
+        (("1", "2", "4"), ("1", "2", "3", "4"), ("1", "2", "3", "4")),  # as a fresh cache numbers them
+        (("1", "10", "2"), ("1", "2", "3", "10"), ("1", "10", "2", "3")),  # an older cache keeps its own order
+        (("b", "a"), ("a", "b", "c"), ("b", "a", "c")),
+    ],
+)
+def test_the_order_of_a_grown_set(old: tuple[str, ...], new: tuple[str, ...], grown: tuple[str, ...]) -> None:
+    table = old_table(old).grown_to(old_table(new), where=WHERE)
+    assert table.classes == grown
+    assert [table.class_name(row) for row in range(len(new))] == [key.split("/")[0] for key in table.keys]
+    assert table.keys[: len(old)] == old_table(old).keys
+
+
+def test_an_older_cache_keeps_its_spelling_and_its_lookalikes() -> None:
+    """Made when two forms were two classes, or when one was kept as a Mac writes it: both still grow."""
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    old = dataclasses.replace(old_table(("Cat", decomposed, "cat")), splits=[decomposed] * 3)
+    listing = dataclasses.replace(
+        old_table(("Cat", decomposed, "cat", "dog")),
+        classes=("Cat", composed, "cat", "dog"),
+        splits=[composed] * 4,
+        alike=(("Cat", "cat"),),
+    )
+    grown = old.grown_to(listing, where=WHERE)
+    assert (grown.classes, grown.splits) == (("Cat", decomposed, "cat", "dog"), [decomposed] * 4)
+    assert grown.labels.tolist() == [0, 1, 2, 3]
+    fresh = dataclasses.replace(listing, alike=(("Cat", "cat"), ("Dog", "dog")))
+    with pytest.raises(UsageError, match=r"look the same: 'Dog' and 'dog'\n(.|\n)*write one of them in both places"):
+        old.grown_to(fresh, where=WHERE)
+    with pytest.raises(UsageError, match="look the same: 'Cat' and 'cat', 'Dog' and 'dog'"):
+        fresh.refuse_alike()

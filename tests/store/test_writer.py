@@ -195,7 +195,7 @@ def test_no_done_file_when_the_shard_cannot_be_put_in_place(paths: ArrayPaths) -
     (paths.shard(0, 5) / "in-the-way").mkdir(parents=True)
     writer = open_writer(paths)
     writer.append(range(8), as_stored(VALUES[:8]), ["x"] * 8)
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(LofftaError, match="a folder is where"):
         writer.commit(STATUSES, {})
     writer.abort()
     assert names(paths.folder) == ["c.0.0.0.0.0"]

@@ -6,6 +6,7 @@ and an exit code.
 """
 
 import contextlib
+import ctypes
 import importlib
 import multiprocessing
 import os
@@ -39,19 +40,20 @@ class Command:
     Args:
         folder: where its pipes are made.
         limits: soft limits by their names in `resource`, such as {"RLIMIT_NOFILE": 64}.
+        powerless: what others own is theirs, also before root.
         hold: "module:Class.function" where the process stops, says so, and waits for `go`, at its `n_hold`-th call.
     """
 
     number = 0
 
-    def __init__(self, folder, *words, limits=None, hold=None, n_hold=1, environment=None):
+    def __init__(self, folder, *words, limits=None, powerless=False, hold=None, n_hold=1, environment=None):
         Command.number += 1
         self.files = Path(folder) / f"command-{Command.number}"
         self.files.mkdir(parents=True)
         self.pipes = {name: _open_pipe(self.files / name) for name in ("out", "err", "peak")}
         hold = hold and (hold, n_hold)
         words = [os.fspath(word) if isinstance(word, Path) else str(word) for word in words]
-        arguments = (words, self.files, limits or {}, hold, environment or {})
+        arguments = (words, self.files, limits or {}, powerless, hold, environment or {})
         self.process = CONTEXT.Process(target=_run, args=arguments, daemon=True)
         self.process.start()
 
@@ -71,6 +73,13 @@ class Command:
 
     def signal(self, number):
         os.kill(self.process.pid, number)
+        return self
+
+    def lose_output(self):
+        """From now on nobody reads stdout and stderr: to write there is an error."""
+        for name in ("out", "err"):
+            os.close(self.pipes[name])
+            self.pipes[name] = os.open(os.devnull, os.O_RDONLY)
         return self
 
     def finish(self):
@@ -112,13 +121,13 @@ def _drain(pipe):
     """All that a pipe holds."""
     parts = []
     with contextlib.suppress(BlockingIOError):
-        while True:
-            parts.append(os.read(pipe, 1 << 16))
+        while part := os.read(pipe, 1 << 16):
+            parts.append(part)
     os.close(pipe)
     return b"".join(parts).decode(errors="surrogateescape")
 
 
-def _run(words, files, limits, hold, environment):
+def _run(words, files, limits, powerless, hold, environment):
     """The body of the process."""
     for name, number in (("out", 1), ("err", 2)):
         os.dup2(os.open(files / name, os.O_WRONLY), number)
@@ -135,9 +144,17 @@ def _run(words, files, limits, hold, environment):
     for name, value in limits.items():
         hard = resource.getrlimit(getattr(resource, name))[1]
         resource.setrlimit(getattr(resource, name), (value, hard))
+    if powerless:
+        _drop_capabilities()
     code = main(words)
     os.write(peak, str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024).encode())
     sys.exit(code)
+
+
+def _drop_capabilities():
+    """capset(2) to none at all: from here on root is a user like any other, and may still import what is root's."""
+    header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert ctypes.CDLL(None).capset(header, none) == 0
 
 
 def _hold(place, n_hold, files):

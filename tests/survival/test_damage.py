@@ -1,12 +1,13 @@
 """`loffta verify` names every damage, `--repair` writes these units anew and no others, and so does `extract`."""
 
 import json
+import os
 import re
 import shutil
-import socket
 
 import pytest
 
+from loffta.store.files import part_name
 from tests.fakes import cache_files
 from tests.survival.commands import Command, assert_one_error, loffta
 
@@ -105,9 +106,11 @@ def test_parts_of_the_dead_are_swept_and_of_the_living_kept(cache, whole, tmp_pa
     living = Command(tmp_path, *extract_words, tmp_path / "other", hold="loffta.extract:open_source").wait_held()
     dead = Command(tmp_path, "--version")
     dead.finish()
-    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
     folder = only(cache, "stores/*/grid-0")
-    parts = [folder / f".c.0.0.0.0.0.{host}.{process.pid}.0123abcd.part" for process in (living.process, dead.process)]
+    mine = part_name(folder / "c.0.0.0.0.0").name
+    parts = [
+        folder / mine.replace(f".{os.getpid()}.", f".{process.pid}.") for process in (living.process, dead.process)
+    ]
     for part in parts:
         part.write_bytes(b"half")
     loffta(tmp_path, "verify", cache)

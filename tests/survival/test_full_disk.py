@@ -89,10 +89,6 @@ def test_every_file_of_a_training_may_be_the_one_too_long(tmp_path, whole):
         )
         assert files <= set(stopped_at), stopped_at
         assert loffta(tmp_path, *words, tmp_path / name, *options).out == expected.out
-    long = [*words, tmp_path / "long", "--set", "epochs=50"]
-    done = loffta(tmp_path, *long, code=1, limits={"RLIMIT_FSIZE": 2000})
-    assert named(done) == "log#txt"
-    loffta(tmp_path, *long)
 
 
 @pytest.mark.parametrize("options", ["size=320k", "size=8m,nr_inodes=66"])

@@ -15,7 +15,7 @@ import pytest
 from tests.fakes import cache_files
 from tests.survival.commands import Command, assert_one_error, loffta
 
-SIGNALS = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT]
+SIGNALS = [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP]  # test_machine.py has the others, too
 TRAIN = ["--head", "linear", "--set", "epochs=2", "--device", "cpu"]
 AGAIN = "run the same command again"
 
@@ -112,6 +112,17 @@ def test_train_ends_after_the_step(tmp_path, whole, number):
         "log.txt",
     ]
     loffta(tmp_path, *words)
+
+
+def test_a_training_whose_output_is_lost_ends_well(tmp_path, whole):
+    """From the first step on nobody reads what it says: heads and results are there, and the code tells of stdout."""
+    words = ["train", whole, *TRAIN, "--out"]
+    expected = loffta(tmp_path, *words, tmp_path / "heard")
+    done = Command(tmp_path, *words, tmp_path / "run", hold="loffta.fit:lr_at").wait_held().lose_output().go().finish()
+    assert done.code == 1
+    head = "seed-0/head.safetensors"
+    assert (tmp_path / "run" / head).read_bytes() == (tmp_path / "heard" / head).read_bytes()
+    assert loffta(tmp_path, *words, tmp_path / "run").out == expected.out
 
 
 def test_evaluate_gives_up_at_once(tmp_path, whole):
