@@ -51,7 +51,7 @@ class Progress:
         return f"{human_rate(rate, self._unit)}, {left} left"
 
 
-def human_rate(per_s: float, unit: str) -> str:
+def human_rate(per_s: float | int, unit: str) -> str:
     """(0.05, "steps") -> '3.0 steps/min': slow heads make less than one a second."""
     for factor, time_unit in ((1, "s"), (60, "min")):
         if per_s * factor >= 1:
@@ -59,7 +59,7 @@ def human_rate(per_s: float, unit: str) -> str:
     return f"{per_s * 3600:.1f} {unit}/h"
 
 
-def human_time(seconds: float) -> str:
+def human_time(seconds: float | int) -> str:
     """59 -> '59 s', 3725 -> '1 h 2 min': the two largest units."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes_left = divmod(minutes, 60)
