@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .common import emit, json_option, show, show_lines
+from .common import emit, json_option, show
 
 
 @click.command("demo")
@@ -21,7 +21,7 @@ def command(out: Path, full: bool, as_json: bool) -> None:
     from importlib.resources import as_file, files
 
     from loffta.pipeline import make_pipeline, overrule_recipes, read_pipeline
-    from loffta.report import StageCost, format_table, read_rows, write_report
+    from loffta.report import Comparisons, StageCost, format_comparison, format_table, read_runs, write_report
     from loffta.stages import run_local
     from loffta.terminal import columns
 
@@ -32,9 +32,13 @@ def command(out: Path, full: bool, as_json: bool) -> None:
     outcome.check(out)
     done = outcome.results
     ((report, runs),) = pipeline.reports.items()
-    write_report(runs, report, stages=[StageCost(s.name, s.command, s.seconds, s.bytes) for s in done])
-    show("")
-    show_lines(format_table(read_rows(runs), columns()).splitlines())
+    found = read_runs(runs)
+    comparisons = Comparisons(found)
+    costs = [StageCost(s.name, s.command, s.seconds, s.bytes) for s in done]
+    write_report(found, report, comparisons, stages=costs)
+    for text in (format_table([run.row for run in found], columns()), format_comparison(found, comparisons, columns())):
+        for line in ["", *text.splitlines()]:
+            show(line)
     show("")
     show(f"report: {report}")
     emit({"report": str(report), "stages": [vars(stage) for stage in done]}, as_json)

@@ -9,7 +9,7 @@ import click
 
 from loffta.terminal import Table
 
-from .common import emit, human_bytes, json_option, plural, show, show_lines
+from .common import emit, human_bytes, json_option, plural, seen_line, show, show_lines
 
 _SHOWN = 5  # names of bad images a reason; --json gives all
 
@@ -32,6 +32,8 @@ def command(cache: Path, as_json: bool) -> None:
     show(f"{held['source']}: {images}, {classes}, {held['label_kind']}, {len(held['bad'])} bad")
     for reason, keys in by_reason(held["bad"]).items():
         show(f"  {len(keys)} bad: {reason}: {_first(keys)}")
+    if seen := seen_line(held):
+        show(f"  {seen}")
     arrays = [array for store in held["stores"] for array in store["arrays"]]
     table = Table([_cells(array) for array in [*arrays, held["thumbnails"]]], right={4}, indent=2)
     for store in held["stores"]:

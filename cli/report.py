@@ -8,7 +8,7 @@ import click
 
 from loffta.words import printable
 
-from .common import emit, json_option, show, show_lines
+from .common import emit, json_option, show
 
 
 @click.command("report")
@@ -25,25 +25,36 @@ from .common import emit, json_option, show, show_lines
 def command(runs: tuple[Path, ...], out: Path, caches: tuple[Path, ...], as_json: bool) -> None:
     """Write one self-contained HTML page about RUNS; a table goes to the terminal.
 
-    A run that has no results yet is left out.
+    A run that has no results yet, or cannot be read, is named and left out.
     """
-    from loffta.report import format_table, format_worth, part_runs, read_runs, worth_as_json, write_report
+    from loffta.report import (
+        Comparisons,
+        comparisons_as_json,
+        format_comparison,
+        format_table,
+        format_worth,
+        read_good_runs,
+        worth_as_json,
+        write_report,
+    )
     from loffta.terminal import columns
 
-    finished, unfinished = part_runs(runs)
-    if finished:
-        for run in unfinished:
-            click.echo(printable(f"left out: {run} has no results yet"), err=True)
-    shown = finished or runs  # without any, the error of the first says what to do
-    found = read_runs(shown, elsewhere=caches)
-    write_report(shown, out, caches=caches)
-    show_lines(format_table([run.row for run in found], columns()).splitlines())
-    if worth := format_worth(found):
-        show("")
-        for line in worth.splitlines():
-            show(line)
+    found, left_out = read_good_runs(runs, elsewhere=caches)
+    for bad in left_out:
+        click.echo(printable(f"left out: {bad.why}"), err=True)
+    comparisons = Comparisons(found)
+    write_report(found, out, comparisons)
+    width = columns()
+    texts = (
+        format_table([run.row for run in found], width),
+        format_comparison(found, comparisons, width),
+        format_worth(found, comparisons, width),
+    )
+    for line in "\n\n".join(filter(None, texts)).splitlines():
+        show(line)
     for loaded in found:
         if loaded.grown:
             show(f"{loaded.row.name}: {loaded.grown}")
     show(f"report: {out}")
-    emit({"report": str(out), "runs": len(found), "worth": worth_as_json(found)}, as_json)
+    told = {"comparisons": comparisons_as_json(found, comparisons), "worth": worth_as_json(found, comparisons)}
+    emit({"report": str(out), "runs": len(found), "left_out": [str(bad.root) for bad in left_out]} | told, as_json)

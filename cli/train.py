@@ -98,11 +98,14 @@ def _print_next(out: Path, config: TrainConfig) -> None:
 
 def print_results(results: Mapping[str, Any]) -> None:
     """One line per metric; relevance where there is one."""
+    from loffta.tasks.figures import in_words, metric_name, show_interval
+
+    images = f"{results['n']} {plural(results['n'], 'image')}"
     for name, metric in results["metrics"].items():
-        spread = f" ± {metric['std']:.3f} over {len(metric['per_seed'])} seeds" if metric["std"] is not None else ""
-        low, high = metric["ci95"]
-        images = f"{results['n']} {plural(results['n'], 'image')}"
-        show(f"{name} {metric['mean']:.3f}{spread}, 95 % interval {low:.3f} to {high:.3f} ({images})")
+        n_seeds = len(metric["per_seed"])
+        seeds = f" over {n_seeds} seeds" if n_seeds > 1 else ""
+        interval = show_interval(name, metric["ci95"])
+        show(f"{in_words(name, metric)}{seeds}, 95 % interval {interval} ({images})")
     if "now" in results.get("images", {}):
         from loffta.known_images import growth
 
@@ -115,9 +118,10 @@ def print_results(results: Mapping[str, Any]) -> None:
         chosen = results["search"]["chosen"]
         show(
             f"search chose lr {chosen['lr']:g}, weight decay {chosen['weight_decay']:g} "
-            f"({results['search']['metric']} {chosen['score']:.3f} on {results['search']['validated_on']})"
+            f"({in_words(results['search']['metric'], {'mean': chosen['score'], 'std': None})} "
+            f"on {results['search']['validated_on']})"
         )
     for name, note in results.get("notes", {}).items():
-        show(f"{name}: {note}")
+        show(f"{metric_name(name)}: {note}")
     for entry in results.get("relevance", {}).get("backbones", []):
         show(f"relevance {entry['score']:.3f}  {entry['backbone']}")

@@ -38,7 +38,7 @@ from loffta.splits import split_rows
 from loffta.store.cache import Cache
 from loffta.store.table import ImageTable
 from loffta.targets import labelled_rows, read_targets
-from loffta.tasks import Task, find_task
+from loffta.tasks import find_task
 
 AT_ONCE = 64  # images that an evaluation takes at least, where the recipe's batch is not smaller
 _LESS_MEMORY = "measure where there is more: `loffta evaluate RUN --device cpu`; the trained heads are kept"
@@ -81,12 +81,10 @@ def evaluate(
     with (stop or machine.StopFlag()).at_once(doing), machine.explain_memory(target, run, _LESS_MEMORY):
         told = Findings(heads)
         batch_size = _batch_size(paths, recipe)
-        probabilities = predict(
-            heads, features, rows, task, recipe=recipe, batch_size=batch_size, device=target, told=told
-        )
+        logits = predict(heads, features, rows, recipe=recipe, batch_size=batch_size, device=target, told=told)
         targets = read_targets(cache.table, config.task)[rows].numpy()
         keys = [cache.table.keys[row] for row in rows]
-        measured = measure(task, probabilities, targets, cache.table.classes, keys=keys, seed=config.data_seed)
+        measured = measure(task, logits, targets, cache.table.classes, keys=keys, seed=config.data_seed)
     left_out = count_left_out(n_bad(cache, features, split), len(asked) - len(rows))
     results = describe(config, features, split, len(rows), left_out) | measured
     results |= describe_training(paths, config, recipe, heads) | told.entries()
@@ -97,7 +95,7 @@ def evaluate(
         train_seconds = read_results(paths.results(split)).get("train_seconds")
     if train_seconds is not None:
         results["train_seconds"] = train_seconds
-    save_results(paths, split, results, prediction_columns(task, probabilities, targets, rows, keys))
+    save_results(paths, split, results, prediction_columns(task, logits, targets, rows, keys))
     return results
 
 
@@ -196,31 +194,30 @@ def predict(
     heads: Sequence[Head],
     features: Sequence[Feature],
     rows: NDArray[np.int64],
-    task: Task,
     *,
     recipe: Recipe,
     batch_size: int,
     device: torch.device,
     told: Findings | None = None,
 ) -> NDArray[np.float32]:
-    """Probabilities [S, B, C] of S heads for B rows, in the order of `rows`; one read feeds all heads, and `told`."""
+    """Logits [S, B, C] of S heads for B rows, in the order of `rows`; one read feeds all heads, and `told`."""
     heads = [head.to(device) for head in heads]
     with Feed(features, rows, batch_size=batch_size, device=device, mode="stream") as feed:  # each is read once
-        return predict_batches(heads, feed.in_order(), task, recipe, told)
+        return predict_batches(heads, feed.in_order(), recipe, told)
 
 
 def predict_batches(
-    heads: Sequence[Head], batches: Iterable[Batch], task: Task, recipe: Recipe, told: Findings | None = None
+    heads: Sequence[Head], batches: Iterable[Batch], recipe: Recipe, told: Findings | None = None
 ) -> NDArray[np.float32]:
-    """Probabilities [S, B, C] of S heads for the images of all batches, which lie on the heads' device."""
-    return torch.cat([score(heads, batch.features, task, recipe, told) for batch in batches], dim=1).numpy()
+    """Logits [S, B, C] of S heads for the images of all batches, which lie on the heads' device."""
+    return torch.cat([score(heads, batch.features, recipe, told) for batch in batches], dim=1).numpy()
 
 
 @torch.no_grad()
 def score(
-    heads: Sequence[Head], features: Sequence[Tensor], task: Task, recipe: Recipe, told: Findings | None = None
+    heads: Sequence[Head], features: Sequence[Tensor], recipe: Recipe, told: Findings | None = None
 ) -> Float[Tensor, "S B C"]:
-    """Probabilities of S heads for the images of one batch, on the CPU; `prepare` is done once for all heads.
+    """Logits, in float32, of S heads for the images of one batch, on the CPU; `prepare` is done once for all heads.
 
     Args:
         features: one [B, L, *shape] per Feature, on the heads' device.
@@ -232,7 +229,7 @@ def score(
         told.add(prepared, len(features[0]))
     with matmul_precision(recipe, features[0].device), autocast(recipe, features[0].device):
         logits = [head(prepared) for head in heads]
-    return torch.stack([task.activation(of_head) for of_head in logits]).cpu()
+    return torch.stack(logits).float().cpu()
 
 
 def relevance(heads: Sequence[Head]) -> dict[str, list[dict[str, Any]]]:

@@ -1,6 +1,6 @@
-"""From the probabilities of trained heads to metrics with their spread, and to a table of predictions.
+"""From the logits of trained heads to metrics with their spread, and to a table of predictions.
 
-In: scores [S, B, C] of S seeds for B images, wherever they come from, and targets.   Out: the parts of results.json
+In: logits [S, B, C] of S seeds for B images, wherever they come from, and targets.   Out: the parts of results.json
 that say how good a head is, and the columns of predictions.parquet. Knows neither caches nor runs: `evaluate` and
 `online` call it.
 """
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Integer
 from numpy.typing import NDArray
 
@@ -18,12 +19,12 @@ from loffta.errors import LofftaError
 from loffta.tasks import Task
 from loffta.tasks.bootstrap import N_RESAMPLES, image_weights, interval
 
-PROBABILITY_CLASSES = 200  # predictions keep the probabilities of up to so many classes: 800 bytes an image and seed
+PROBABILITY_CLASSES = 200  # predictions keep logits and probabilities of up to so many classes: 1,600 bytes each
 
 
 def measure(
     task: Task,
-    scores: Float[np.ndarray, "S B C"],
+    logits: Float[np.ndarray, "S B C"],
     targets: Integer[np.ndarray, "B *target"],
     classes: Sequence[str],
     *,
@@ -36,7 +37,7 @@ def measure(
     The interval is a percentile bootstrap of the mean over seeds: images are drawn anew, the heads stay.
 
     Args:
-        scores: what the task's `activation` gives, a head per seed.
+        logits: of a head per seed.
         targets: of the same images, none without a label.
         classes: names of the C classes.
         keys: of the images, to name one in an error.
@@ -45,9 +46,9 @@ def measure(
         metrics, by name mean, std (None for one seed), per_seed and ci95; notes, by metric, on what these labels leave
         undefined; and the task's own: confusion or confused_pairs, or per_class.
     Raises:
-        LofftaError: scores that are not finite, or targets that define no metric at all.
+        LofftaError: logits that are not finite, or targets that define no metric at all.
     """
-    bad = ~np.isfinite(scores).all(axis=2)
+    bad = ~np.isfinite(logits).all(axis=2)
     if bad.any():
         seed_, image = np.argwhere(bad)[0]
         raise LofftaError(
@@ -56,7 +57,7 @@ def measure(
             remedy="train again with a lower learning rate, or look for damaged features with "
             "`loffta verify CACHE --deep`",
         )
-    per_seed = [task.metrics(of_seed, targets) for of_seed in scores]
+    per_seed = [task.metrics(of_seed, targets, classes) for of_seed in logits]
     notes = task.notes(targets, classes)
     if task.headline not in per_seed[0]:
         raise LofftaError(
@@ -64,10 +65,10 @@ def measure(
             where=notes.get(task.headline, "targets"),
             remedy="measure on images that have labels of the run's classes",
         )
-    resampled = task.resampled(scores, targets, image_weights(len(targets), n_resamples, seed=seed))
+    resampled = task.resampled(logits, targets, classes, image_weights(len(targets), n_resamples, seed=seed))
     found = {name: [of_seed[name] for of_seed in per_seed] for name in per_seed[0]}
     metrics = {name: summary(values) | {"ci95": list(interval(resampled[name]))} for name, values in found.items()}
-    return {"metrics": metrics, "notes": notes, **task.details(scores, targets, classes)}
+    return {"metrics": metrics, "notes": notes, **task.details(logits, targets, classes)}
 
 
 def summary(per_seed: Sequence[float]) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def summary(per_seed: Sequence[float]) -> dict[str, Any]:
 
 def prediction_columns(
     task: Task,
-    scores: Float[np.ndarray, "S B C"],
+    logits: Float[np.ndarray, "S B C"],
     targets: Integer[np.ndarray, "B *target"],
     rows: Integer[np.ndarray, " B"],
     keys: Sequence[str],
@@ -86,23 +87,25 @@ def prediction_columns(
     """The columns of predictions.parquet: a line per image and seed, all images of a seed in turn.
 
     row, key, label, seed, predicted; confidence, the highest probability; and where there are at most
-    PROBABILITY_CLASSES classes probabilities, one per class. Labels are numbers of classes: one, or a list of those
-    that the image has.
+    PROBABILITY_CLASSES classes logits and probabilities, one per class: what ranks images needs logits, for
+    probabilities of float32 end at 1.0. Labels are numbers of classes: one, or a list of those that the image has.
 
     Args:
         keys: of the same images as `rows`.
     """
-    n_seeds, n_classes = len(scores), scores.shape[2]
+    n_seeds, n_classes = len(logits), logits.shape[2]
+    probabilities = task.activation(torch.tensor(logits)).numpy()
     columns: dict[str, NDArray[Any] | list[Any]] = {
         "row": np.tile(rows, n_seeds),
         "key": list(keys) * n_seeds,
         "label": _numbers(np.concatenate([targets] * n_seeds)),
         "seed": np.repeat(np.arange(n_seeds), len(rows)),
-        "predicted": _numbers(np.concatenate(task.decide(scores))),
-        "confidence": scores.max(axis=2).reshape(-1),
+        "predicted": _numbers(np.concatenate(task.decide(logits))),
+        "confidence": probabilities.max(axis=2).reshape(-1),
     }
     if n_classes <= PROBABILITY_CLASSES:
-        columns["probabilities"] = scores.reshape(-1, n_classes)
+        columns["logits"] = logits.reshape(-1, n_classes)
+        columns["probabilities"] = probabilities.reshape(-1, n_classes)
     return columns
 
 

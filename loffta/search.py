@@ -26,6 +26,7 @@ from loffta.runs import read_json, write_json
 from loffta.splits import check_part, draw_part, split_rows
 from loffta.targets import labelled_rows
 from loffta.tasks import Task
+from loffta.tasks.figures import in_words
 
 VALIDATION_SHARE = 0.2  # of the images to train on, where no split is named (ALF's)
 SEED = 0  # of every setting's head
@@ -51,7 +52,8 @@ def search(session: Session, rows: NDArray[np.int64], recipe: Recipe) -> Recipe:
         session.paths.checkpoint.unlink(missing_ok=True)
         table.chosen = chosen = _best(session, table.settings)
         _write(session, table)
-        words = f"lr {chosen.lr:g}, weight decay {chosen.weight_decay:g}, {table.metric} {chosen.score:.4f}"
+        score = in_words(table.metric, {"mean": chosen.score, "std": None})
+        words = f"lr {chosen.lr:g}, weight decay {chosen.weight_decay:g}, {score}"
         session.log.write(f"search: {words}", show=True)
     return _with(recipe, table.chosen)
 
@@ -147,22 +149,22 @@ def _scores(session: Session, members: Sequence[Member], rows: NDArray[np.int64]
     if not going:
         return [None] * len(members)
     with session.stop.at_once("scoring the settings of the search; the training is kept up to its last checkpoint"):
-        probabilities = predict(
+        logits = predict(
             [member.head.eval() for member in going],
             session.features,
             rows,
-            session.task,
             recipe=members[0].recipe,
             batch_size=members[0].recipe.batch_size,
             device=session.device,
         )
     targets = session.targets[torch.from_numpy(rows)].cpu().numpy()
-    found = iter([_score(session.task, of_member, targets) for of_member in probabilities])
+    classes = session.cache.table.classes
+    found = iter([_score(session.task, of_member, targets, classes) for of_member in logits])
     return [None if member.diverged_at is not None else next(found) for member in members]
 
 
-def _score(task: Task, probabilities: NDArray[np.float32], targets: NDArray[Any]) -> float:
-    metrics = task.metrics(probabilities, targets)
+def _score(task: Task, logits: NDArray[np.float32], targets: NDArray[Any], classes: Sequence[str]) -> float:
+    metrics = task.metrics(logits, targets, classes)
     if task.main_metric not in metrics:
         raise LofftaError(
             f"{task.main_metric} is not defined on the {len(targets)} images that --search scores its settings on",

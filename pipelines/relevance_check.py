@@ -17,6 +17,7 @@ from typing import Any
 from loffta.config import ExtractConfig, TrainConfig, parse
 from loffta.extract import run
 from loffta.machine import StopFlag
+from loffta.tasks.figures import show_difference, show_spread
 from loffta.train import SCORING_WEIGHT, train
 
 BACKBONES = {
@@ -70,15 +71,15 @@ def print_table(entries: list[dict[str, Any]], found: dict[str, dict[str, Any]])
     for entry in entries:
         name = entry["backbone"].split(" ")[0]
         without, only = found[f"without {name}"], found[f"only {name}"]
-        worth = 100 * (every["mean"] - without["mean"])
+        worth = show_difference("top1", every["mean"] - without["mean"])
         print(
             f"{entry['backbone']:45} {entry['inputs']:6} {entry['score']:6.2f} {entry['raw_score']:6.2f}"
-            f" {worth:+7.2f}  {_percent(without)}  {_percent(only)}"
+            f" {worth:>7}  {_percent(without)}  {_percent(only)}"
         )
 
 
 def _percent(metric: dict[str, Any]) -> str:
-    return f"{100 * metric['mean']:.2f} ± {100 * (metric['std'] or 0):.2f}"
+    return show_spread("top1", metric["mean"], metric["std"])
 
 
 if __name__ == "__main__":

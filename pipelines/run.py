@@ -18,7 +18,7 @@ from pathlib import Path
 from loffta.errors import LofftaError
 from loffta.os_words import explain
 from loffta.pipeline import Pipeline, choose, make_pipeline, read_pipeline
-from loffta.report import StageCost, write_report
+from loffta.report import StageCost, read_good_runs, write_report
 from loffta.stages import Outcome, run_local
 from loffta.store.files import replace_file
 from loffta.streams import secure_streams
@@ -89,7 +89,10 @@ def _write_results(pipeline: Pipeline, outcome: Outcome, out: Path) -> None:
                 StageCost(s.name, s.command, s.seconds, s.bytes) for s in outcome.results if s.name.startswith(of_task)
             ]
             (split, *others) = {run.split for run in done}
-            write_report([run.path for run in done], report, stages=costs, split=None if others else split)
+            found, left_out = read_good_runs([run.path for run in done], None if others else split)
+            for bad in left_out:
+                print(f"left out: {bad.why}", file=sys.stderr)
+            write_report(found, report, stages=costs)
             print(f"report: {report}")
     if any(run.task is None for run in pipeline.runs):
         return

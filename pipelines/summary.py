@@ -13,8 +13,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from loffta.pipeline import PlannedRun
-from loffta.report.text import NONE, count, percent
+from loffta.report.text import NONE, count
 from loffta.runs import read_results
+from loffta.tasks.figures import show, show_difference, show_spread
 
 Summary = dict[str, Any]
 Average = dict[str, float | None]  # mean, and std over seeds: None for one seed, or where tasks differ in their number
@@ -49,23 +50,27 @@ def format_summary(summary: Summary) -> str:
     lines = [["task", "metric", *names]]
     for task, entry in summary["tasks"].items():
         values = [_over_backbones(entry, name) for name in names]
-        lines.append([task, entry["metric"], *(_percent(found and _average(found)) for found in values)])
+        lines.append([task, entry["metric"], *(_shown(found and _average(found), entry["metric"]) for found in values)])
     n_tasks = len(summary["tasks"])
     groups = list(dict.fromkeys(entry["group"] for entry in summary["tasks"].values() if entry["group"]))
     both = {"mean_of_tasks": count(n_tasks, "task"), "mean_of_groups": count(len(groups), "group")}
     for key, of_what in both.items():
         averages = [summary["averages"][name][key] for name in names]
         if any(average is not None for average in averages):
-            lines.append([f"mean of {of_what}", "", *map(_percent, averages)])
+            lines.append([f"mean of {of_what}", "", *map(_shown, averages)])
     for group in groups:
-        lines.append([f"  {group}", "", *(_percent(summary["averages"][name]["groups"][group]) for name in names)])
+        lines.append([f"  {group}", "", *(_shown(summary["averages"][name]["groups"][group]) for name in names)])
     text = _columns(lines)
     gains = {name: gain for name, gain in summary["gains"].items() if gain and gain["backbones"] > 1}
     if gains:
         head = f"\n\ngain over {names[0]} in points, mean of the tasks, mean ± standard deviation over the backbones\n"
         text += head + _columns(
             [
-                [name, f"{100 * g['mean']:+.2f} ± {100 * g['std']:.2f}", f"{g['backbones']} backbones"]
+                [
+                    name,
+                    f"{show_difference('top1', g['mean'])} ± {show('top1', g['std'])}",
+                    f"{g['backbones']} backbones",
+                ]
                 for name, g in gains.items()
             ]
         )
@@ -135,10 +140,11 @@ def _gains(summary: Summary, first: str, name: str) -> dict[str, float] | None:
     return {"mean": fmean(means), "std": spread, "backbones": len(means)}
 
 
-def _percent(average: Average | None) -> str:
+def _shown(average: Average | None, metric: str = "top1") -> str:
+    """As everywhere; the mean of several metrics like a share, in percent."""
     if average is None or average["mean"] is None:
         return NONE
-    return percent(average["mean"]) + ("" if average["std"] is None else f" ± {percent(average['std'])}")
+    return show_spread(metric, average["mean"], average["std"])
 
 
 def _columns(lines: Sequence[Sequence[str]]) -> str:

@@ -16,6 +16,7 @@ from loffta.config import TrainConfig, parse
 from loffta.machine import StopFlag
 from loffta.report.plots import Bar, bar_chart, percent_ticks
 from loffta.store.cache import Cache
+from loffta.tasks.figures import show, show_interval
 from loffta.train import train
 
 STYLE = "font-family:system-ui,sans-serif;background:#fff"
@@ -43,8 +44,8 @@ def main() -> None:
             config = parse(TrainConfig, values, where=name)
             top1 = train(config, Path(scratch) / name, StopFlag())["metrics"]["top1"]
             label = f"all {len(taps)} taps" if name == "all" else name
-            text = f"{100 * top1['mean']:.1f} %"
-            print(f"{label:12} {text}, 95 % interval {100 * top1['ci95'][0]:.1f} to {100 * top1['ci95'][1]:.1f}")
+            text = f"{show('top1', top1['mean'])} %"
+            print(f"{label:12} {text}, 95 % interval {show_interval('top1', top1['ci95'])}")
             bars.append(Bar(label, top1["mean"], text, whisker=tuple(top1["ci95"])))
     if options.out:
         chart = bar_chart(bars, title="Linear probe, top-1 on 797 test digits", high=1.0, ticks=percent_ticks(0, 1))

@@ -71,7 +71,7 @@ def test_fields(finished):
     assert results["train_seconds"] > 0
     assert results["peak_rss_mib"] > 10
     assert {"python", "loffta", "torch"} <= set(results["versions"])
-    assert list(results["metrics"]) == ["top1", "balanced_accuracy", "macro_recall", "kappa", "roc_auc"]
+    assert list(results["metrics"]) == ["top1", "balanced_accuracy", "f1", "log_loss", "roc_auc"]
     assert results["notes"] == {}
     assert results["confusion"]["classes"] == ["a", "b", "c"]
     assert np.sum(results["confusion"]["counts"]) == 3 * 39, "of all seeds"
@@ -83,7 +83,7 @@ def test_metrics_equal_scikit_learns_on_the_predictions(finished):
     rows = {name: np.array(column) for name, column in columns.items()}
     metrics = results_of(finished / "run")["metrics"]
     table = Cache.open(finished / "cache").table
-    assert list(rows) == ["row", "key", "label", "seed", "predicted", "confidence", "probabilities"]
+    assert list(rows) == ["row", "key", "label", "seed", "predicted", "confidence", "logits", "probabilities"]
     of_seed = [rows["seed"] == seed for seed in range(3)]
     by_class = (("top1", accuracy_score), ("balanced_accuracy", balanced_accuracy_score))
     found_of = {name: [f(rows["label"][here], rows["predicted"][here]) for here in of_seed] for name, f in by_class}
@@ -122,6 +122,8 @@ def test_predictions_are_the_trained_heads(finished):
         here = slice(39 * seed, 39 * (seed + 1))
         np.testing.assert_allclose(columns["confidence"][here], probabilities.max(axis=1), atol=2e-3)
         assert columns["predicted"][here] == probabilities.argmax(axis=1).tolist()
+        logits = inputs @ state["classify.weight"].T + state["classify.bias"]
+        np.testing.assert_allclose(np.array(columns["logits"][here]), logits, atol=2e-2)
 
 
 @pytest.mark.parametrize("trained_in", ["bf16", "fp32", None])
@@ -163,7 +165,7 @@ def test_several_classes_per_image(tmp_path):
     config = TrainConfig(cache=tmp_path / "cache", head="linear", seeds=2, device="cpu", recipe=recipe)
     results = train(config, tmp_path / "run", StopFlag())
     assert results["task"] == yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["task"] == "multi-label"
-    assert list(results["metrics"]) == ["map", "roc_auc"]
+    assert list(results["metrics"]) == ["map", "f1", "log_loss", "roc_auc"]
     assert results["metrics"]["map"]["mean"] > 0.7
     assert [row["class"] for row in results["per_class"]] == ["a", "b", "c"]
     columns = pq.read_table(RunPaths(tmp_path / "run").predictions("test")).to_pydict()

@@ -22,7 +22,7 @@ from loffta.heads.combo import ComboRecipe
 from loffta.machine import StopFlag
 from loffta.optim import lr_at
 from loffta.relevance import penalty
-from loffta.report.tables import read_rows
+from loffta.report.tables import read_runs
 from loffta.runs import RunPaths
 from loffta.tasks import TASKS
 from loffta.train import train
@@ -479,4 +479,4 @@ def test_results_and_report_tell_the_length_that_it_was(cache, tmp_path, capsys)
     assert logged[-1]["step"] >= 9
     assert results["training"]["batch_size"] < 16
     assert "(recipe: min_batches=4, min_steps=9)" in capsys.readouterr().err
-    assert read_rows([tmp_path / "run"])[0].epochs == len(logged)
+    assert read_runs([tmp_path / "run"])[0].row.epochs == len(logged)

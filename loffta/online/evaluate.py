@@ -68,9 +68,7 @@ def evaluate_online(
             rows = rows_to_use(listing, split, run.config.task)
         numbered = [as_numbered(listing, rows, run) for run in runs]
         features = [feature for run in runs for feature in run.origins.features]
-        stream = FreshStream(
-            features, source, listing.keys, rows.tolist(), load=load, device=device, batch_size=batch_size
-        )
+        stream = FreshStream(features, source, listing, rows.tolist(), load=load, device=device, batch_size=batch_size)
     ends = np.cumsum([0, *(len(run.origins.features) for run in runs)])
     found: list[list[torch.Tensor]] = [[] for _ in runs]
     told = [Findings(run.heads) for run in runs]
@@ -87,10 +85,10 @@ def evaluate_online(
     results: list[Mapping[str, Any]] = []
     unsaved: NotSaved | None = None
     for run, parts, findings, table in zip(runs, found, told, numbered, strict=True):
-        scores = torch.cat(parts, dim=1).numpy()
+        logits = torch.cat(parts, dim=1).numpy()
         left_out = count_left_out(len(stream.bad), len(listing.rows_of(split)) - len(rows))
         try:
-            results.append(_write(run, table, split, np.array(good), scores, findings, left_out, start))
+            results.append(_write(run, table, split, np.array(good), logits, findings, left_out, start))
         except NotSaved as error:  # of one of several: the others' are written
             results.append(error.results)
             unsaved = unsaved or error
@@ -146,7 +144,7 @@ def _write(
     table: ImageTable,
     split: str,
     rows: NDArray[np.int64],
-    scores: NDArray[np.float32],
+    logits: NDArray[np.float32],
     told: Findings,
     left_out: dict[str, int],
     start: float,
@@ -154,7 +152,7 @@ def _write(
     keys = [table.keys[row] for row in rows]
     targets = read_targets(table, run.config.task)[rows].numpy()
     results = describe(run.config, run.origins.features, split, len(rows), left_out)
-    results |= measure(run.task, scores, targets, table.classes, keys=keys, seed=run.config.data_seed)
+    results |= measure(run.task, logits, targets, table.classes, keys=keys, seed=run.config.data_seed)
     results["online"] = {"source": table.source, "digest": table.digest}
     results |= describe_training(run.paths, run.config, run.recipe, run.heads) | told.entries()
     path = run.paths.results(split)
@@ -162,5 +160,5 @@ def _write(
     results["versions"] = machine.versions()
     if path.exists() and "train_seconds" in (before := read_results(path)):
         results["train_seconds"] = before["train_seconds"]
-    save_results(run.paths, split, results, prediction_columns(run.task, scores, targets, rows, keys))
+    save_results(run.paths, split, results, prediction_columns(run.task, logits, targets, rows, keys))
     return results

@@ -42,8 +42,8 @@ class OpenedRun:
         return find_task(self.config.task)
 
     def predict(self, features: Sequence[Tensor], told: Findings | None = None) -> Float[Tensor, "S B C"]:
-        """Probabilities of every seed, on the CPU; one [B, L, *shape] per Feature is due. `told` gets it, too."""
-        return score(self.heads, features, self.task, self.recipe, told)
+        """Logits of every seed, on the CPU; one [B, L, *shape] per Feature is due. `told` gets it, too."""
+        return score(self.heads, features, self.recipe, told)
 
 
 def open_for_images(root: Path, device: torch.device, cache_root: Path | None = None) -> OpenedRun:

@@ -123,7 +123,7 @@ def predict(
         listing = source.listing()
         rows = range(len(listing))
         stream = FreshStream(
-            run.origins.features, source, listing.keys, rows, load=load, device=device, batch_size=batch_size
+            run.origins.features, source, listing, rows, load=load, device=device, batch_size=batch_size
         )
     classes = list(run.origins.classes)
     counts = np.zeros(len(classes), np.int64)
@@ -177,11 +177,11 @@ def _columns(
         "reason": [status.reason or None for status in batch.statuses],
     }
     if good:
-        scores = run.predict(batch.features).numpy()
+        found = run.task.activation(run.predict(batch.features)).numpy()
     else:
-        scores = np.empty((len(run.heads), 0, len(run.origins.classes)), np.float32)
-    mean = scores.mean(axis=0, dtype=np.float64).astype(np.float32)
-    parts = {"": mean} | {f"seed_{seed}_": part for seed, part in enumerate(scores) if per_seed}
+        found = np.empty((len(run.heads), 0, len(run.origins.classes)), np.float32)
+    mean = found.mean(axis=0, dtype=np.float64).astype(np.float32)
+    parts = {"": mean} | {f"seed_{seed}_": part for seed, part in enumerate(found) if per_seed}
     for prefix, probabilities in parts.items():
         for name, values in _scores(probabilities, run).items():
             column: list[Any] = [None] * len(batch.statuses)
@@ -193,7 +193,7 @@ def _columns(
 
 def _decided(probabilities: Float[np.ndarray, "B C"], run: OpenedRun) -> list[NDArray[np.int64]]:
     """Positions of the classes of each image: one, or any number where the task is multi-label."""
-    found = run.task.decide(probabilities)
+    found = run.task.decide(probabilities - 0.5)  # of the logits' sign, and in their order
     return [np.flatnonzero(row) for row in found] if found.ndim == 2 else list(found[:, None])
 
 

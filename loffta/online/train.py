@@ -21,13 +21,14 @@ from torch import Tensor
 
 from loffta import machine
 from loffta.claims import claimed
-from loffta.config import TrainConfig, parse
+from loffta.config import OnlineConfig, TrainConfig, parse
 from loffta.errors import LofftaError, UsageError
 from loffta.evaluate import count_left_out, score
 from loffta.heads import find_head
 from loffta.heads.recipe import Recipe
 from loffta.images.sources import ImageSource
 from loffta.jobs import Load
+from loffta.look import Look
 from loffta.loss import check_weights
 from loffta.measure import measure, prediction_columns
 from loffta.online.evaluate import rows_to_use
@@ -41,6 +42,7 @@ from loffta.runs import (
     RunLog,
     RunPaths,
     load_head,
+    open_run,
     read_lines,
     read_results,
     save_results,
@@ -78,7 +80,7 @@ def train_online(
         listing = source.listing()
     config = config.model_copy(update={"task": choose_task(listing, config.task)})
     named = online.backbone.model_copy(update={"name": ZOO.get(online.backbone.name, online.backbone.name)})
-    online = online.model_copy(update={"backbone": named})
+    online = _with_look(online.model_copy(update={"backbone": named}), out)
     entry = find_head(head_of(config.head))
     recipe = parse(entry.recipe, config.recipe, where=f"recipe of head '{config.head}'")
     recipe = fit_to_task(recipe, config.task, config.recipe)
@@ -118,6 +120,13 @@ def train_online(
     return results
 
 
+def _with_look(online: OnlineConfig, out: Path) -> OnlineConfig:
+    """What is not named is as the run that is there has it, which says nothing if it is of old; else as new caches."""
+    there = open_run(out)[1].online if RunPaths(out).config.exists() else None
+    known = there or online.model_copy(update=Look()._asdict())
+    return online.model_copy(update={n: getattr(known, n) for n in Look._fields if getattr(online, n) is None})
+
+
 def _seconds(metrics: Path) -> float:
     """What a seed's training took."""
     epochs = read_lines(metrics, Epoch)
@@ -154,20 +163,20 @@ def _fit_all(setting: Setting, train_rows: NDArray[np.int64], test_rows: NDArray
     seconds = sum(_seconds(paths.metrics(seed)) for seed in range(config.seeds))
     log.write(f"trained in {seconds:.1f} s")
     start = time.monotonic()
-    rows, scores = _predict(setting, test_rows)
+    rows, logits = _predict(setting, test_rows)
     keys, targets = [setting.listing.keys[row] for row in rows], setting.targets[rows].numpy()
     fitted = fit_to_images(setting.recipe, len(train_rows))
     results = _describe(setting, fitted, len(rows), len(test_rows) - len(rows))
-    results |= measure(setting.task, scores, targets, setting.listing.classes, keys=keys, seed=config.data_seed)
+    results |= measure(setting.task, logits, targets, setting.listing.classes, keys=keys, seed=config.data_seed)
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
     results |= {"versions": machine.versions(), "train_seconds": seconds}
     setting.claim.check()
-    save_results(paths, config.test_on, results, prediction_columns(setting.task, scores, targets, rows, keys))
+    save_results(paths, config.test_on, results, prediction_columns(setting.task, logits, targets, rows, keys))
     return results
 
 
 def _predict(setting: Setting, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The good rows, and every seed's probabilities [S, B, C] of them.
+    """The good rows, and every seed's logits [S, B, C] of them.
 
     One pass serves all seeds where the backbone is frozen, else each has its own.
     """
@@ -180,7 +189,7 @@ def _predict(setting: Setting, rows: NDArray[np.int64]) -> tuple[NDArray[np.int6
 def _predict_seeds(
     setting: Setting, seeds: Sequence[int], rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], Float[Tensor, "S B C"]]:
-    """The good rows, and the seeds' probabilities, from the weights as they are on disk."""
+    """The good rows, and the seeds' logits, from the weights as they are on disk."""
     heads = [setting.build_head(seed) for seed in seeds]
     for head, seed in zip(heads, seeds, strict=True):
         head.load_state_dict(load_head(setting.paths.head(seed)))
@@ -196,7 +205,7 @@ def _predict_seeds(
             pixels = torch.from_numpy(batch.pixels[geometry]).permute(0, 3, 1, 2)
             with torch.no_grad(), setting.network_precision():
                 features = setting.network.features(pixels, gradients=False)
-            found.append(score(heads, features, setting.task, setting.recipe))
+            found.append(score(heads, features, setting.recipe))
             good += batch.rows
     if not found:
         setting.refuse_bad(rows, done="no results were written")

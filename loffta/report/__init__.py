@@ -1,19 +1,24 @@
 """Reports: from run directories to rows, a text table for the terminal, and one self-contained HTML page.
 
-`part_runs`, `read_runs`, `format_table` and `format_worth` serve the terminal; `write_report` makes the page, with a
-StageCost per stage.
+`read_good_runs` comes first. `format_table`, `format_comparison` and `format_worth` serve the terminal, `*_as_json`
+programs; `write_report` makes the page, with a StageCost per stage.
 """
 
+from loffta.report.comparisons import Comparisons
+from loffta.report.facts import comparisons_as_json
 from loffta.report.page import write_report
-from loffta.report.tables import StageCost, format_table, part_runs, read_rows, read_runs
-from loffta.report.worth import format_worth, worth_as_json
+from loffta.report.tables import StageCost, read_good_runs, read_runs
+from loffta.report.terminal import format_comparison, format_table, format_worth
+from loffta.report.worth import worth_as_json
 
 __all__ = [
+    "Comparisons",
     "StageCost",
+    "comparisons_as_json",
+    "format_comparison",
     "format_table",
     "format_worth",
-    "part_runs",
-    "read_rows",
+    "read_good_runs",
     "read_runs",
     "worth_as_json",
     "write_report",

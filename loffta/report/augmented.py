@@ -34,10 +34,10 @@ _CLIP = (1, 99)  # percentiles of the plain maps that become the darkest and the
 def best_augmented(ranked: Sequence[LoadedRun]) -> str:
     """The section of the first of these runs that was trained on augmented grids of a cache that is still there."""
     for run in ranked:
-        config = resolve(run.config.augment)
-        if run.cache is None or config == AugmentConfig():
-            continue
         try:
+            config = resolve(run.config.augment)
+            if run.cache is None or config == AugmentConfig():
+                continue
             recipe = parse(find_head(run.config.head).recipe, run.config.recipe, where="recipe")
             features = choose_features(run.cache, run.config.features, recipe.kinds(), default_taps="all")
             grids = [feature for feature in features if feature.spec.kind == "grid"]

@@ -14,6 +14,7 @@ from loffta.report.text import NONE, escape, percent
 
 _SHOWN = 50  # of more classes with a precision each, only the lowest are listed
 _NARROW = 21  # of more classes a heat map is wider than other charts
+_SHORT = 17  # characters of a class; with longer ones it is wider, too
 
 
 def classes_section(run: LoadedRun) -> str:
@@ -29,7 +30,7 @@ def _matrix(run: LoadedRun, found: dict[str, Any]) -> str:
     return (
         f"<h2>Confusions: {escape(run.row.name)}</h2><p>Of all images of a true class (rows), the share that was "
         f"given each class (columns), in percent; {_over_seeds(run)}. Off the diagonal are the mistakes.</p>"
-        + figure("True class by predicted class", chart, wide=len(names) > _NARROW)
+        + figure("True class by predicted class", chart, wide=len(names) > _NARROW or max(map(len, names)) > _SHORT)
     )
 
 

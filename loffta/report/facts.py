@@ -1,16 +1,22 @@
 """The few sentences above the figures: what the numbers show, and no more than that.
 
-In: loaded runs.   Out: facts for `page`. Runs are compared only where they were tested on the same images; a difference
-whose 95 % intervals overlap is said to be open.
+In: loaded runs and their Comparisons.   Out: facts for `page`. Runs are compared only where they were tested on the
+same images; a difference is told with its interval, paired by image, and is open where that holds zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from loffta.report.comparisons import Comparisons
 from loffta.report.tables import LoadedRun, RunRow
-from loffta.report.text import count, human_bytes, interval, metric_name, percent
+from loffta.report.text import count, human_bytes
+from loffta.tasks.figures import metric_name, show, show_difference, unit
+from loffta.tasks.paired import Difference
+
+_TOLD = {"better": "more than chance", "worse": "less, and not by chance", "open": "open: chance may have done it"}
 
 
 @dataclass(frozen=True)
@@ -22,24 +28,45 @@ class Fact:
     text: str
 
 
-def headline_facts(runs: Sequence[LoadedRun]) -> list[Fact]:
+def headline_facts(runs: Sequence[LoadedRun], comparisons: Comparisons) -> list[Fact]:
     """The facts that these runs support, most important first."""
-    if not comparable(runs):
-        return [
-            Fact(
-                "Not ranked",
-                "The runs were tested on different images",
-                "Their scores stand side by side below, but their differences say nothing about the heads.",
-            )
-        ]
-    rows = [run.row for run in runs]
-    found = [_best(rows), *_all_taps(rows), *_selection(rows), *_controls(runs)]
+    one_task = len({run.row.headline for run in runs}) == 1
+    if not one_task or not comparisons.same_images(runs):
+        why = "The runs were tested on different images" if one_task else "The runs are of different tasks"
+        text = "Their scores stand side by side below, but their differences say nothing about the heads."
+        return [Fact("Not ranked", why, text)]
+    found = [_best(runs, comparisons), *_all_taps(runs, comparisons), *_selection(runs, comparisons), *_controls(runs)]
     return [fact for fact in found if fact is not None]
 
 
-def comparable(runs: Sequence[LoadedRun]) -> bool:
-    """Whether all runs were tested on the same images."""
-    return len({_test_images(run) for run in runs}) == 1
+def best_against_others(
+    runs: Sequence[LoadedRun], comparisons: Comparisons
+) -> list[tuple[LoadedRun, list[tuple[LoadedRun, Difference | str]]]]:
+    """Of each headline metric with several runs the best one, and its difference to each other, best first."""
+    groups: dict[str, list[LoadedRun]] = {}
+    for run in sorted(runs, key=lambda run: -run.row.main.mean):
+        groups.setdefault(run.row.headline, []).append(run)
+    return [
+        (best, [(other, comparisons.difference(best, other)) for other in others])
+        for best, *others in groups.values()
+        if others
+    ]
+
+
+def comparisons_as_json(runs: Sequence[LoadedRun], comparisons: Comparisons) -> list[dict[str, Any]]:
+    """The best run of each metric less every other: fractions with their interval, or why that is not known."""
+    return [
+        {"metric": best.row.headline, "run": best.row.name, "other": other.row.name}
+        | ({"unknown": found} if isinstance(found, str) else asdict(found) | {"verdict": found.verdict})
+        for best, others in best_against_others(runs, comparisons)
+        for other, found in others
+    ]
+
+
+def in_points(metric: str, found: Difference) -> str:
+    """'+12.0 [+5.0, +19.5], more than chance'."""
+    low, high = (show_difference(metric, bound) for bound in found.ci95)
+    return f"{show_difference(metric, found.mean)} [{low}, {high}], {_TOLD[found.verdict]}"
 
 
 def chosen_score(entries: Sequence[dict[str, object]]) -> str:
@@ -52,69 +79,72 @@ def is_random(label: str) -> bool:
     return "[random" in label
 
 
-def _best(rows: Sequence[RunRow]) -> Fact:
-    ranked = sorted(rows, key=lambda row: -row.main.mean)
-    best = ranked[0]
+def _best(runs: Sequence[LoadedRun], comparisons: Comparisons) -> Fact:
+    ranked = sorted(runs, key=lambda run: -run.row.main.mean)
+    best, *others = (run.row for run in ranked)
     text = (
-        f"{_describe(best)}. 95 % interval {interval(best.main.ci95)}, {count(best.n_seeds, 'seed')}, "
+        f"{_describe(best)}. 95 % interval {best.main.interval}, {count(best.n_seeds, 'seed')}, "
         f"{count(best.n_images, 'image')} of split {best.split}."
     )
-    if len(ranked) == 1:
-        return Fact(f"{percent(best.main.mean)} %", metric_name(best.headline, first=True), text)
-    second = ranked[1]
-    gap = f"{percent(best.main.mean - second.main.mean)} points ahead of {second.name}"
-    if best.main.overlaps(second.main):
-        text += f" It is {gap}, but their intervals overlap: which of the two is better stays open."
-    else:
-        text += f" It is {gap}, and their intervals do not overlap."
-    return Fact(f"{percent(best.main.mean)} %", f"Highest mean {metric_name(best.headline)} of these runs", text)
+    score = f"{show(best.headline, best.main.mean)}{unit(best.headline)}"
+    if not others:
+        return Fact(score, metric_name(best.headline, first=True), text)
+    text += (
+        f" It was chosen from {len(ranked)} runs by its score on these very images, so that its score, and its lead, "
+        f"are a little too high. Against the second, {others[0].name}: "
+    )
+    text += _difference(comparisons, ranked[0], ranked[1])
+    return Fact(score, f"Highest mean {metric_name(best.headline)} of these runs", text)
 
 
-def _all_taps(rows: Sequence[RunRow]) -> list[Fact]:
+def _all_taps(runs: Sequence[LoadedRun], comparisons: Comparisons) -> list[Fact]:
     """The last tap against more taps of the same one backbone, once per backbone."""
     facts = []
-    alone = [row for row in rows if len(row.taps) == 1]
-    for label in dict.fromkeys(next(iter(row.taps)) for row in alone):
-        of_label = [row for row in alone if label in row.taps]
-        many = [row for row in of_label if row.n_taps > 1]
+    alone = [run for run in runs if len(run.row.taps) == 1]
+    for label in dict.fromkeys(next(iter(run.row.taps)) for run in alone):
+        of_label = [run for run in alone if label in run.row.taps]
+        many = [run for run in of_label if run.row.n_taps > 1]
         pairs = [
             (one, more)
             for more in many
             for one in of_label
-            if one.n_taps == 1 and one.taps[label][0] == more.taps[label][-1]
+            if one.row.n_taps == 1 and one.row.taps[label][0] == more.row.taps[label][-1]
         ]
         if pairs:  # the same head first, for then only the taps differ; then the better pair
-            facts.append(_tap_fact(label, *max(pairs, key=lambda p: (p[0].head == p[1].head, p[1].main.mean))))
+            best = max(pairs, key=lambda p: (p[0].row.head == p[1].row.head, p[1].row.main.mean))
+            facts.append(_tap_fact(label, *best, comparisons))
     return facts
 
 
-def _tap_fact(label: str, one: RunRow, more: RunRow) -> Fact:
-    gain = more.main.mean - one.main.mean
-    heads = f"the {one.head} head" if one.head == more.head else f"heads {one.head} and {more.head}"
+def _tap_fact(label: str, one: LoadedRun, more: LoadedRun, comparisons: Comparisons) -> Fact:
+    last, every = one.row, more.row
+    gain = every.main.mean - last.main.mean
+    heads = f"the {last.head} head" if last.head == every.head else f"heads {last.head} and {every.head}"
     text = (
-        f"{label}, {heads}: {percent(one.main.mean)} % from the last tap alone, {percent(more.main.mean)} % from "
-        f"{more.n_taps} taps ({one.name}, {more.name})."
+        f"{label}, {heads}: {_score(last)} from the last tap alone, {_score(every)} from "
+        f"{every.n_taps} taps ({last.name}, {every.name})."
     )
-    if one.head != more.head:
+    if last.head != every.head:
         text += " The heads differ too, so not all of it is the taps' doing."
-    if one.epochs != more.epochs:
-        text += f" They trained for {one.epochs} and {more.epochs} epochs."
-    text += _verdict(one, more)
-    return Fact(signed(gain), "More taps than the last one", text)
+    if last.epochs != every.epochs:
+        text += f" They trained for {last.epochs} and {every.epochs} epochs."
+    text += f" The difference: {_difference(comparisons, more, one)}"
+    return Fact(signed(every.headline, gain), "More taps than the last one", text)
 
 
-def _selection(rows: Sequence[RunRow]) -> list[Fact]:
+def _selection(runs: Sequence[LoadedRun], comparisons: Comparisons) -> list[Fact]:
     """A run trained on the backbones that its scoring run kept."""
     facts = []
-    by_name = {row.name: row for row in rows}
-    for row in rows:
-        prefix = "" if row.name == "." else f"{row.name}/"
-        scoring = by_name.get(f"{prefix}scoring")
-        if scoring is None or scoring is row or len(row.taps) >= len(scoring.taps):
+    by_name = {run.row.name: run for run in runs}
+    for run in runs:
+        row = run.row
+        found = by_name.get("scoring" if row.name == "." else f"{row.name}/scoring")
+        if found is None or found is run or len(row.taps) >= len(found.row.taps):
             continue
+        scoring = found.row
         text = (
-            f"{row.name} kept {', '.join(row.taps)} and reached {percent(row.main.mean)} %; the scoring run on all "
-            f"{len(scoring.taps)}, which trains with the penalty, {percent(scoring.main.mean)} %."
+            f"{row.name} kept {', '.join(row.taps)} and reached {_score(row)}; the scoring run on all "
+            f"{len(scoring.taps)}, which trains with the penalty, {_score(scoring)}."
         )
         if row.bytes_per_image is not None and scoring.bytes_per_image is not None:
             text += (
@@ -122,7 +152,8 @@ def _selection(rows: Sequence[RunRow]) -> list[Fact]:
                 f"{human_bytes(scoring.bytes_per_image)}."
             )
         figure = f"{len(row.taps)} of {len(scoring.taps)}"
-        facts.append(Fact(figure, "Backbones kept by relevance", text + _verdict(scoring, row)))
+        text += f" The difference: {_difference(comparisons, run, found)}"
+        facts.append(Fact(figure, "Backbones kept by relevance", text))
     return facts
 
 
@@ -152,10 +183,17 @@ def _controls(runs: Sequence[LoadedRun]) -> list[Fact]:
     return facts
 
 
-def _verdict(one: RunRow, other: RunRow) -> str:
-    if one.main.overlaps(other.main):
-        return " The 95 % intervals overlap, so the difference stays open."
-    return " The 95 % intervals do not overlap."
+def _difference(comparisons: Comparisons, one: LoadedRun, other: LoadedRun) -> str:
+    """`one` less `other` as the end of a sentence."""
+    found = comparisons.difference(one, other)
+    if isinstance(found, str):
+        return f"whether it is more than chance is not known ({found})."
+    shown, seeds = in_points(one.row.headline, found), " and seeds" if max(found.n_seeds) > 1 else ""
+    return f"{shown} (points and 95 % interval, paired over the same images{seeds})."
+
+
+def _score(row: RunRow) -> str:
+    return f"{show(row.headline, row.main.mean)}{unit(row.headline)}"
 
 
 def _describe(row: RunRow) -> str:
@@ -163,12 +201,6 @@ def _describe(row: RunRow) -> str:
     return f"{row.name}: the {row.head} head on {count(row.n_taps, 'tap')} of {backbones}"
 
 
-def signed(difference: float) -> str:
+def signed(metric: str, difference: float | int) -> str:
     """0.004 -> '+0.4 pts'."""
-    sign = "+" if difference >= 0 else "\N{MINUS SIGN}"
-    return f"{sign}{percent(abs(difference))} pts"
-
-
-def _test_images(run: LoadedRun) -> tuple[str, str, int]:
-    images = run.cache.table.digest if run.cache else str(run.config.cache)
-    return images, run.row.split, run.row.n_images
+    return f"{show_difference(metric, difference)} pts"

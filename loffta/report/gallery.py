@@ -18,8 +18,8 @@ from PIL import Image
 
 from loffta.errors import LofftaError
 from loffta.origins import trained_classes
+from loffta.report.predictions import read_predicted
 from loffta.report.tables import LoadedRun
-from loffta.runs import read_predictions
 from loffta.store.reader import ArrayReader
 
 
@@ -51,25 +51,34 @@ class Gallery:
 def read_gallery(run: LoadedRun, n_pictures: int = 16) -> Gallery:
     """Pictures by the run's first seed: up to half of them the most confident mistakes, the rest evenly spaced hits.
 
+    Images are found by their keys, so that any split will do, one that only the run knows, too.
+
     Raises:
         LofftaError: the cache, its thumbnails or the predictions of the reported split are gone.
     """
     if run.cache is None:
+        if "online" in run.results:
+            raise LofftaError("it was tested without a cache", where=_source(run), remedy="extract the images")
         raise LofftaError("the cache is gone", where=run.config.cache, remedy="bring it back to where it was")
-    columns = _first_seed(run)
+    found, places = read_predicted(run), {key: row for row, key in enumerate(run.cache.table.keys)}
+    rows = np.array([places.get(str(key), -1) for key in found.keys], dtype=np.int64)
+    if (rows < 0).any():
+        missing = found.keys[np.flatnonzero(rows < 0)[0]]
+        raise LofftaError("some of its images are not in the cache", where=str(missing), remedy="evaluate it again")
     thumbs = run.cache.thumbs()
-    shown = thumbs.ledger.ready[columns["row"]]
-    columns = {name: values[shown] for name, values in columns.items()}
-    right = np.array([np.array_equal(*pair) for pair in zip(columns["label"], columns["predicted"], strict=True)], bool)
-    chosen = choose(right, columns["confidence"], n_pictures)
-    pixels = ArrayReader(thumbs.paths).read(columns["row"][chosen])
+    shown = np.flatnonzero(thumbs.ledger.ready[rows])
+    shown = shown[np.argsort(rows[shown], kind="stable")]  # as the cache has them
+    labels, predicted, confidence = found.labels[shown], found.predicted[0][shown], found.confidence[0][shown]
+    right = np.array([np.array_equal(*pair) for pair in zip(labels, predicted, strict=True)], bool)
+    chosen = choose(right, confidence, n_pictures)
+    pixels = ArrayReader(thumbs.paths).read(rows[shown][chosen])
     classes = trained_classes(run.paths.stores, run.cache.table.classes)
     pictures = tuple(
         Picture(
-            str(columns["key"][i]),
-            _names(columns["label"][i], classes),
-            _names(columns["predicted"][i], classes),
-            float(columns["confidence"][i]),
+            str(found.keys[shown[i]]),
+            _names(labels[i], classes),
+            _names(predicted[i], classes),
+            float(confidence[i]),
             png_uri(image),
         )
         for i, image in zip(chosen.tolist(), pixels, strict=True)
@@ -99,21 +108,5 @@ def _names(found: Any, classes: Sequence[str]) -> str:
     return ", ".join(classes[i] for i in np.atleast_1d(found)) or "none"
 
 
-def _first_seed(run: LoadedRun) -> dict[str, NDArray[Any]]:
-    path = run.paths.predictions(run.row.split)
-    if not path.exists():
-        raise LofftaError("this run has no predictions", where=path, remedy="run `loffta evaluate RUN`")
-    columns = read_predictions(path, ["row", "key", "label", "seed", "predicted", "confidence"])
-    first = columns["seed"] == columns["seed"].min()
-    columns = {name: values[first] for name, values in columns.items()}
-    assert run.cache is not None
-    wanted = run.cache.table.rows_of(run.row.split)
-    keys = run.cache.table.keys
-    here = len(columns["row"]) == run.row.n_images and np.isin(columns["row"], wanted).all()
-    if not (here and all(keys[row] == key for row, key in zip(columns["row"], columns["key"], strict=True))):
-        raise LofftaError(
-            "the predictions are of other images than the results, or of images that are not in the cache",
-            where=path,
-            remedy=f"run `loffta evaluate RUN --split {run.row.split}`",
-        )
-    return columns
+def _source(run: LoadedRun) -> str:
+    return str(run.results["online"]["source"])

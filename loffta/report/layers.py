@@ -16,7 +16,6 @@ from loffta.report.text import escape
 _FEATURES = "features"  # the one group of columns where a head does not tell kinds apart
 _GROUPS = {"cls": "class token", "mean": "mean", _FEATURES: _FEATURES}  # in the order of the columns
 _NARROW = 21  # a map of more columns is wider than other charts
-_TAIL = 16  # characters of a source that stand beside its row; its end says more than its beginning
 
 Column = tuple[str, str]  # kind, tap
 
@@ -61,7 +60,7 @@ def _panel(backbone: str, told: Sequence[LoadedRun], name: str, title: str, high
     columns = merge_columns([list(found) for _, found in weights])
     sources = [_source(run) for run, _ in weights]
     rows = [
-        _end(source) if sources.count(source) == 1 else f"{run.row.name}, {source}"
+        source if sources.count(source) == 1 else f"{run.row.name}, {source}"
         for (run, _), source in zip(weights, sources, strict=True)
     ]
     chart = weight_map(
@@ -101,7 +100,3 @@ def _source(run: LoadedRun) -> str:
     if "online" in run.results:
         return str(run.results["online"]["source"])
     return run.cache.table.source if run.cache else str(run.config.cache)
-
-
-def _end(source: str) -> str:
-    return source if len(source) <= _TAIL + 1 else "\N{HORIZONTAL ELLIPSIS}" + source[-_TAIL:]

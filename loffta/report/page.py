@@ -1,7 +1,7 @@
 """One self-contained HTML file about finished runs: no request leaves it, so it can be mailed, archived and printed.
 
-In: run directories, and what the stages cost if somebody measured it.   Out: the file. Called by `loffta report` and
-`loffta demo`. The same runs give the same bytes.
+In: loaded runs, how they compare, what the stages cost if somebody measured it.   Out: the file. Called by `loffta
+report` and `loffta demo`. The same runs give the same bytes.
 """
 
 from __future__ import annotations
@@ -10,64 +10,64 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loffta import __version__
-from loffta.errors import LofftaError, UsageError
+from loffta.errors import UsageError
 from loffta.report.augmented import best_augmented
 from loffta.report.classes import classes_section
-from loffta.report.facts import comparable, headline_facts, is_random
-from loffta.report.gallery import Picture, read_gallery
+from loffta.report.comparisons import Comparisons
+from loffta.report.facts import headline_facts, is_random
 from loffta.report.layers import layer_sections
 from loffta.report.markup import figure, table
+from loffta.report.pictures import images_section
 from loffta.report.plots import Bar, bar_chart, percent_ticks
 from loffta.report.provenance import provenance_section
 from loffta.report.relevance import relevance_section
 from loffta.report.style import CSS
-from loffta.report.tables import LoadedRun, Measure, RunRow, StageCost, read_runs
-from loffta.report.text import NONE, count, escape, human_bytes, human_seconds, interval, metric_name, percent
+from loffta.report.tables import LoadedRun, Measure, RunRow, StageCost
+from loffta.report.text import NONE, count, escape, human_bytes, human_seconds
 from loffta.store.files import replace_file
+from loffta.tasks.figures import metric_head, metric_name, show, show_difference, unit
+from loffta.tasks.paired import Difference
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # a second lock: nothing is fetched or run
 _HEADLINES = {"Top-1": "Top-1 accuracy", "Mean AP": "Mean average precision"}
-_ZOOM_BELOW = 0.5  # a second chart without the zero is drawn where all intervals together span less than this
+_ZOOM_BELOW = 0.5  # the axis starts above zero where all intervals together span less than this
+_HOW_COMPARED = (
+    "Behind the best: the difference to the run with the highest score, with its 95 % interval, paired over the same "
+    "test images and over the seeds of both; where it holds zero the difference is open. The best run was chosen by "
+    "its score on these very images, and looks a little better than it is; so does its lead."
+)
 
 
 def write_report(
-    runs: Sequence[Path],
-    out: Path,
-    *,
-    stages: Sequence[StageCost] = (),
-    split: str | None = None,
-    caches: Sequence[Path] = (),
+    runs: Sequence[LoadedRun], out: Path, comparisons: Comparisons | None = None, *, stages: Sequence[StageCost] = ()
 ) -> None:
     """Writes the report of one or more finished runs.
 
     Args:
-        runs: run directories; the scoring run of a --select comes with its run.
         out: the HTML file; replaced where it is there.
+        comparisons: of these runs, where they are made already.
         stages: what each stage of the work took, in order.
-        split: whose results are shown, as `loffta evaluate` made them; None: each run's own test split.
-        caches: where caches are that were moved.
     Raises:
         UsageError: `out` is a folder.
-        LofftaError: a directory is no run, or its run has no results yet.
     """
     if out.is_dir():
         raise UsageError("a report is one file, and this is a folder", where=out, remedy=f"name {out / 'report.html'}")
-    replace_file(out, render(read_runs(runs, split, caches), stages).encode())
+    replace_file(out, render(runs, comparisons or Comparisons(runs), stages).encode())
 
 
-def render(runs: Sequence[LoadedRun], stages: Sequence[StageCost] = ()) -> str:
+def render(runs: Sequence[LoadedRun], comparisons: Comparisons, stages: Sequence[StageCost] = ()) -> str:
     """The page as text."""
     groups: dict[str, list[LoadedRun]] = {}  # by what they are ranked by
     for run in sorted(runs, key=lambda run: -run.row.main.mean):
         groups.setdefault(run.row.headline, []).append(run)
     title = "Frozen features, small heads"
     body = [
-        _introduction(title, runs),
-        *[_scores(ranked) for ranked in groups.values()],
+        _introduction(title, runs, comparisons),
+        *[_scores(ranked, comparisons) for ranked in groups.values()],
         layer_sections(runs),
-        *[relevance_section(run, runs) for run in runs if "relevance" in run.results],
+        *[relevance_section(run, runs, comparisons) for run in runs if run.results.get("relevance")],
         _costs(stages),
-        *[part for ranked in groups.values() for part in (classes_section(ranked[0]), _images(ranked[0]))],
+        *[part for ranked in groups.values() for part in (classes_section(ranked[0]), images_section(ranked))],
         best_augmented([run for ranked in groups.values() for run in ranked]),
         provenance_section(runs),
         f"<footer>Made by loffta {escape(__version__)}. This file is complete in itself.</footer>",
@@ -82,11 +82,11 @@ def render(runs: Sequence[LoadedRun], stages: Sequence[StageCost] = ()) -> str:
     )
 
 
-def _introduction(title: str, runs: Sequence[LoadedRun]) -> str:
+def _introduction(title: str, runs: Sequence[LoadedRun], comparisons: Comparisons) -> str:
     sources = dict.fromkeys(run.cache.table.source if run.cache else str(run.config.cache) for run in runs)
     facts = "".join(
         f"<li><b>{escape(fact.figure)}</b><strong>{escape(fact.title)}</strong><span>{_unbroken(fact.text)}</span></li>"
-        for fact in headline_facts(runs)
+        for fact in headline_facts(runs, comparisons)
     )
     return (
         f'<header><h1>{title}</h1><p class="sub">{escape(", ".join(sources))} · {count(len(runs), "run")}</p></header>'
@@ -109,33 +109,37 @@ def _test_note(runs: Sequence[LoadedRun]) -> str:
     return "Scores are those on test images that no head was trained on."
 
 
-def _scores(ranked: Sequence[LoadedRun]) -> str:
-    name = metric_name(ranked[0].row.headline, first=True)
+def _scores(ranked: Sequence[LoadedRun], comparisons: Comparisons) -> str:
+    metric = ranked[0].row.headline
+    name = metric_name(metric, first=True)
     bars = [
         Bar(
             label=run.row.name,
             value=run.row.main.mean,
-            text=f"{percent(run.row.main.mean)} %",
+            text=f"{show(metric, run.row.main.mean)}{unit(metric)}",
             detail=_what_it_read(run.row),
             dots=run.row.main.per_seed,
             whisker=run.row.main.ci95,
         )
         for run in ranked
     ]
-    figures = [figure("From zero", bar_chart(bars, title=name, high=1.0, ticks=percent_ticks(0, 1)))]
     low, high = min(run.row.main.ci95[0] for run in ranked), max(run.row.main.ci95[1] for run in ranked)
     low, high = int(low * 50) / 50, min(1.0, -(-high * 50 // 1) / 50)  # to the next 2 %
     if 0 < low < high < low + _ZOOM_BELOW:
-        zoomed = bar_chart(bars, title=f"{name}, zoomed", low=low, high=high, ticks=percent_ticks(low, high))
-        figures.append(figure("Closer: the axis does not start at zero", zoomed))
+        caption = f"The axis does not start at zero, but at {100 * low:.0f} %"
+    else:
+        caption, low, high = "From zero", 0.0, 1.0
+    chart = bar_chart(bars, title=name, low=low, high=high, ticks=percent_ticks(low, high))
+    several = len(ranked) > 1
     return (
         f"<h2>{_HEADLINES.get(name, name)}</h2><p>In percent. Bars and upright strokes: mean over seeds. "
-        "Circles: single seeds. Whiskers: 95 % bootstrap intervals over the test images.</p>"
-        f'<div class="charts">{"".join(figures)}</div>{_runs_table(ranked)}'
-        '<p class="note">The best of several runs, chosen by its test score, looks a little better than it is. '
-        f"{name}: mean and standard deviation over seeds, below it the 95 % interval. Read per image: what an epoch "
-        "reads of the cache for each image, without checksums; stored: the same taps of all images.</p>"
-        + _further_metrics(ranked)
+        "Circles: single seeds. Whiskers: 95 % bootstrap intervals over the test images"
+        + (", each run for itself: whether two runs differ is told by the column Behind the best." if several else ".")
+        + f'</p><div class="charts">{figure(caption, chart)}</div>{_runs_table(ranked, comparisons)}'
+        + (f'<p class="note">{_HOW_COMPARED}</p>' if several else "")
+        + f'<p class="note">{name}: mean and standard deviation over seeds, below it the 95 % interval. Read per '
+        "image: what an epoch reads of the cache for each image, without checksums; stored: the same taps of all "
+        "images.</p>" + _further_metrics(ranked)
     )
 
 
@@ -145,7 +149,7 @@ def _further_metrics(runs: Sequence[LoadedRun]) -> str:
     if not names:
         return ""
     lines = [[f"<b>{escape(run.row.name)}</b>", *(_cell(run.row.further.get(name)) for name in names)] for run in runs]
-    columns = [("Run", False), *((f"{metric_name(name, first=True)} %", True) for name in names)]
+    columns = [("Run", False), *((metric_head(name, first=True), True) for name in names)]
     notes: dict[str, list[str]] = {}
     for run in runs:
         for name, note in run.results.get("notes", {}).items():
@@ -155,7 +159,7 @@ def _further_metrics(runs: Sequence[LoadedRun]) -> str:
 
 
 def _cell(found: Measure | None) -> str:
-    return NONE if found is None else f"{escape(found)}<small>{interval(found.ci95)}</small>"
+    return NONE if found is None else f"{escape(found)}<small>{found.interval}</small>"
 
 
 def _what_it_read(row: RunRow) -> str:
@@ -167,19 +171,26 @@ def _what_it_read(row: RunRow) -> str:
     return f"{row.head} on {row.n_taps} taps of {len(row.taps)} backbones{note}"
 
 
-def _runs_table(ranked: Sequence[LoadedRun]) -> str:
-    columns = [("Run", False), ("Head", False)]
-    name = f"{metric_name(ranked[0].row.headline, first=True)} %"
-    columns += [(head, True) for head in ("Taps", name, "Seeds", "Epochs", "Grid", "Training", "Read per image")]
+def _runs_table(ranked: Sequence[LoadedRun], comparisons: Comparisons) -> str:
+    best, *others = ranked
+    heads = ["Taps", metric_head(best.row.headline, first=True)]
+    heads += ["Behind the best, points"] if others else []
+    heads += ["Seeds", "Epochs", "Grid", "Training", "Read per image"]
     lines = []
-    for row in (run.row for run in ranked):
+    for run in ranked:
+        row = run.row
         stored = "" if row.stored_bytes is None else f"<small>of {human_bytes(row.stored_bytes)} stored</small>"
+        cells = [
+            f"<b>{escape(row.name)}</b><small>{escape(row.features)}</small>",
+            escape(row.head),
+            f"{row.n_taps}",
+            f"{escape(row.main)}<small>{row.main.interval}</small>",
+        ]
+        if others:
+            cells.append(NONE if run is best else _behind(run, comparisons.difference(run, best)))
         lines.append(
             [
-                f"<b>{escape(row.name)}</b><small>{escape(row.features)}</small>",
-                escape(row.head),
-                f"{row.n_taps}",
-                f"{escape(row.main)}<small>{interval(row.main.ci95)}</small>",
+                *cells,
                 f"{row.n_seeds}",
                 escape(NONE if row.epochs is None else row.epochs),
                 escape(NONE if row.grid is None else row.grid),
@@ -187,7 +198,16 @@ def _runs_table(ranked: Sequence[LoadedRun]) -> str:
                 human_bytes(row.bytes_per_image) + stored,
             ]
         )
-    return table(columns, lines, best=comparable(ranked) and len(ranked) > 1)
+    columns = [("Run", False), ("Head", False), *((head, True) for head in heads)]
+    return table(columns, lines, best=bool(others) and comparisons.same_images(ranked))
+
+
+def _behind(run: LoadedRun, found: Difference | str) -> str:
+    if isinstance(found, str):
+        return "not known"
+    low, high = (show_difference(run.row.headline, bound) for bound in found.ci95)
+    verdict = {"worse": "", "open": "open", "better": "ahead"}[found.verdict]
+    return f"{show_difference(run.row.headline, found.mean)}<small>{low} to {high}</small><small>{verdict}</small>"
 
 
 def _costs(stages: Sequence[StageCost]) -> str:
@@ -205,33 +225,3 @@ def _costs(stages: Sequence[StageCost]) -> str:
     total = human_seconds(sum(stage.seconds for stage in stages))
     columns = [("Stage", False), ("Command", False), ("Time", True), ("Added to the cache", True)]
     return f"<h2>Time and space</h2><p>{total} in all.</p>{table(columns, lines)}"
-
-
-def _images(run: LoadedRun) -> str:
-    heading = f"<h2>Test images: {escape(run.row.name)}</h2>"
-    try:
-        gallery = read_gallery(run)
-    except LofftaError as error:  # the report stands without pictures
-        return f'{heading}<p class="note">No pictures: {escape(error.what)} ({escape(error.where)}).</p>'
-    tiles = "".join(_tile(picture) for picture in gallery.pictures)
-    return (
-        f"{heading}<p>The run with the highest mean {metric_name(run.row.headline)}, first seed: "
-        f"{count(gallery.n_wrong, 'mistake')} on {count(gallery.n_images, 'image')}{_what_a_mistake_is(run)}. "
-        "Chosen to show both kinds, not at random: the most confident mistakes first (dashed frames), then right ones "
-        "at even distances. Percentages are the head's confidence.</p>"
-        f'<ul class="tiles">{tiles}</ul>'
-    )
-
-
-def _what_a_mistake_is(run: LoadedRun) -> str:
-    return ", where one class too many or too few is a mistake" if run.results.get("task") == "multi-label" else ""
-
-
-def _tile(picture: Picture) -> str:
-    truth = "" if picture.right else f"truth {escape(picture.truth)}<br>"
-    state = "right" if picture.right else "wrong"
-    return (
-        f'<li class="tile {state}"><img src="{picture.uri}" alt="{state}: {escape(picture.key)}">'
-        f"<b>{escape(picture.predicted)}</b> · {percent(picture.confidence, 0)}&nbsp;%"
-        f"<small>{truth}{escape(picture.key)}</small></li>"
-    )

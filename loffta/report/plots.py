@@ -2,7 +2,7 @@
 
 In: bars with the text to print, counts.   Out: one <svg> string each, for `page`. Colours are CSS variables of the
 page, each with a fallback; a chart is 420 units wide, so that its text is readable both at 350 px on a phone and at
-450 px.
+450 px. Names are not cut: long ones take more lines, or a wider margin.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loffta.report.text import escape, shorten
-from loffta.words import printable
+from rich.cells import cell_len
+
+from loffta.report.text import escape, wrap
 
 WIDTH = 420.0
 _ABOVE_X, _ABOVE_END = 1.0, 358.0  # plot area of charts whose labels stand above the bars
@@ -20,7 +21,8 @@ _FONT = "font-family:inherit"
 _INK, _QUIET, _LINE = "var(--ink,#1b1f24)", "var(--quiet,#59636e)", "var(--line,#d5dae0)"
 _BAR, _CONTROL, _DOT = "var(--bar,#5b9bd0)", "var(--control,#8d8d8d)", "var(--mark,#0b3d66)"
 _WRONG = "var(--wrong,#a3341b)"
-_NAME = 17  # characters of a name beside a map, where the rest is cut
+_ABOVE, _LEFT, _BESIDE = 50, 17, 40  # columns of a name's line above a bar, left of it, and beside a map
+_LINE_HEIGHT = 16.0
 _CELL = 14.0  # smallest side of a heat map's cell: names of 12 units still fit; 50 classes make 816 units
 _PATTERN = (
     '<defs><pattern id="{id}" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
@@ -73,17 +75,21 @@ def bar_chart(
         ticks: values and their texts; none: no axis.
     """
     scale = Scale(low, high or max(bar.value for bar in bars) or 1.0, _ABOVE_X, _ABOVE_END)
-    pitch = 60.0 if any(bar.detail for bar in bars) else 42.0
-    height = pitch * len(bars) + (22 if ticks else 0)
-    parts = [_axis(scale, ticks, pitch * len(bars), pattern := _pattern_id(title))]
-    for i, bar in enumerate(bars):
-        middle = pitch * (i + 1) - 16
-        parts.append(_text(bar.label, 0, pitch * i + 15, limit=50, weight=600))
-        if bar.detail:
-            parts.append(_text(bar.detail, 0, pitch * i + 31, limit=58, size=12.5, colour=_QUIET))
+    labels = [wrap(bar.label, _ABOVE) for bar in bars]
+    details = [wrap(bar.detail, _ABOVE + 8) if bar.detail else [] for bar in bars]
+    heights = [26 + _LINE_HEIGHT * (len(lines) + len(more)) for lines, more in zip(labels, details, strict=True)]
+    bottom = sum(heights)
+    parts = [_axis(scale, ticks, bottom, pattern := _pattern_id(title))]
+    top = 0.0
+    for bar, lines, more, height in zip(bars, labels, details, heights, strict=True):
+        middle = top + height - 16
+        parts.append(_text(lines, 0, top + 15, weight=600))
+        if more:
+            parts.append(_text(more, 0, top + 15 + _LINE_HEIGHT * len(lines), size=12.5, colour=_QUIET))
         parts.append(_marks(bar, scale, middle, 12, pattern, hollow=low > 0))
-        parts.append(_text(bar.text, WIDTH, middle + 5, anchor="end", weight=600))
-    return _svg(title, height, parts)
+        parts.append(_text([bar.text], WIDTH, middle + 5, anchor="end", weight=600))
+        top += height
+    return _svg(title, bottom + (22 if ticks else 0), parts)
 
 
 def grouped_chart(groups: Sequence[tuple[str, Sequence[Bar]]], *, title: str) -> str:
@@ -92,13 +98,15 @@ def grouped_chart(groups: Sequence[tuple[str, Sequence[Bar]]], *, title: str) ->
     scale = Scale(0.0, largest or 1.0, _LEFT_X, _LEFT_END)
     parts, y = [_PATTERN.format(id=(pattern := _pattern_id(title)))], 0.0
     for heading, bars in groups:
-        parts.append(_text(heading, 0, y + 15, limit=50, weight=600))
-        y += 26
+        lines = wrap(heading, _ABOVE)
+        parts.append(_text(lines, 0, y + 15, weight=600))
+        y += 10 + _LINE_HEIGHT * len(lines)
         for bar in bars:
-            parts.append(_text(bar.label, _LEFT_X - 10, y + 10, limit=17, size=12.5, anchor="end", colour=_QUIET))
+            lines = wrap(bar.label, _LEFT)
+            parts.append(_text(lines, _LEFT_X - 10, y + 10, size=12.5, anchor="end", colour=_QUIET))
             parts.append(_marks(bar, scale, y + 6, 10, pattern))
-            parts.append(_text(bar.text, WIDTH, y + 10, size=12.5, anchor="end"))
-            y += 20
+            parts.append(_text([bar.text], WIDTH, y + 10, size=12.5, anchor="end"))
+            y += 4 + _LINE_HEIGHT * len(lines)
         y += 10
     return _svg(title, y, parts)
 
@@ -108,14 +116,14 @@ def heat_map(counts: Sequence[Sequence[int]], names: Sequence[str], *, title: st
 
     Where there is room for it a cell shows its share in percent; a hover shows names, count and share.
     """
-    cell = max(_CELL, min(40.0, (WIDTH - _LEFT_X) / len(names)))
+    lines = [wrap(name, _BESIDE) for name in names]
+    cell = max(_CELL, min(40.0, (WIDTH - _LEFT_X) / len(names)), _LINE_HEIGHT * max(map(len, lines)) - 2)
     size = min(12.5, cell - 2)
-    start = min(_LEFT_X, 10 + 0.6 * size * max(len(name) for name in names))  # room for the names
+    start = 10 + _width(lines, size)
     parts = []
     for i, (row, truth) in enumerate(zip(counts, names, strict=True)):
-        parts.append(_text(truth, start - 6, start + cell * (i + 0.5) + 4, limit=17, size=size, anchor="end"))
-        x, y = start + cell * (i + 0.5) + 4, start - 6
-        parts.append(f'<g transform="rotate(-90 {x:.2f} {y:.2f})">{_text(truth, x, y, limit=17, size=size)}</g>')
+        parts.append(_text(lines[i], start - 6, start + cell * (i + 0.5) + 4, size=size, anchor="end", centred=True))
+        parts.append(_upright(lines[i], start + cell * (i + 0.5) + 4, start - 6, size))
         parts += [
             _count_cell(start + cell * j, start + cell * i, cell, count / sum(row), count, truth, names[j], i == j)
             for j, count in enumerate(row)
@@ -141,19 +149,20 @@ def weight_map(
     Args:
         columns: group and name of each; a heading stands above each group, a dashed line between two.
     """
-    cell = max(_CELL, min(40.0, (WIDTH - _LEFT_X) / len(columns)))
-    height, size = 22.0, min(12.5, cell - 2)
-    start, top = _LEFT_X, 26 + 0.6 * size * min(_NAME, max(len(name) for _, name in columns))  # room for the names
+    names, labels = [wrap(name, _BESIDE) for _, name in columns], [wrap(label, _LEFT) for label in rows]
+    cell = max(_CELL, min(40.0, (WIDTH - _LEFT_X) / len(columns)), _LINE_HEIGHT * max(map(len, names)) - 2)
+    size = min(12.5, cell - 2)
+    height = max(22.0, _LINE_HEIGHT * max(map(len, labels)) + 2)
+    start, top = _LEFT_X, 26 + _width(names, size)
     parts = []
-    for j, (group, name) in enumerate(columns):
+    for j, (group, _) in enumerate(columns):
         left = start + cell * j
-        x, y = left + cell / 2 + 4, top - 6
-        parts.append(f'<g transform="rotate(-90 {x:.2f} {y:.2f})">{_text(name, x, y, limit=_NAME, size=size)}</g>')
+        parts.append(_upright(names[j], left + cell / 2 + 4, top - 6, size))
         if j == 0 or group != columns[j - 1][0]:
-            parts.append(_text(group, left + (4 if j else 0), 12, size=12.5, weight=600))  # clear of the dashed line
+            parts.append(_text([group], left + (4 if j else 0), 12, size=12.5, weight=600))  # clear of the dashed line
     for i, (row, label) in enumerate(zip(weights, rows, strict=True)):
         y = top + height * i
-        parts.append(_text(label, start - 6, y + 15, limit=_NAME, size=12.5, anchor="end"))
+        parts.append(_text(labels[i], start - 6, y + height / 2 + 4, size=12.5, anchor="end", centred=True))
         for j, ((group, name), weight) in enumerate(zip(columns, row, strict=True)):
             if weight is not None:
                 hover = f"{escape(label)}, {escape(group)} of {escape(name)}: {100 * weight:.1f} %"
@@ -182,7 +191,7 @@ def _cell(x: float, y: float, width: float, height: float, share: float, colour:
     return (
         f'<g><title>{hover}</title><rect class="cell" x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" '
         f'height="{height:.2f}" style="fill:{colour};fill-opacity:{0.12 + 0.88 * share:.3f}"/>'
-        + (_text(shown, x + width / 2, y + height / 2 + 4, size=11.5, anchor="middle") if width >= 24 else "")
+        + (_text([shown], x + width / 2, y + height / 2 + 4, size=11.5, anchor="middle") if width >= 24 else "")
         + "</g>"
     )
 
@@ -237,28 +246,38 @@ def _axis(scale: Scale, ticks: Sequence[tuple[float, str]], bottom: float, patte
         x = scale(value)
         anchor = "start" if x < 12 else "middle"
         parts.append(f'<path d="M{x:.2f} 0V{bottom:.2f}" style="stroke:{_LINE};stroke-width:1"/>')
-        parts.append(_text(text, x, bottom + 15, size=12.5, anchor=anchor, colour=_QUIET))
+        parts.append(_text([text], x, bottom + 15, size=12.5, anchor=anchor, colour=_QUIET))
     return "".join(parts)
 
 
 def _text(
-    text: str,
+    lines: Sequence[str],
     x: float | int,
     y: float | int,
     *,
-    limit: int = 60,
     size: float = 13.5,
     anchor: str = "start",
     weight: int = 400,
     colour: str = _INK,
+    centred: bool = False,
 ) -> str:
-    """Text cut to `limit` characters; a hover shows all of it."""
-    short = shorten(text, limit)
-    hover = f"<title>{escape(text)}</title>" if short != printable(text) else ""
+    """Lines below each other, the first at y, or all of them around it."""
+    y -= (len(lines) - 1) * _LINE_HEIGHT / 2 if centred else 0
     style = f"{_FONT};font-size:{size}px;font-weight:{weight};fill:{colour}"
     # a halo in the page's colour keeps text readable where a grid line crosses it
     halo = "paint-order:stroke;stroke:var(--page,#fff);stroke-width:3px"
-    return f'<text x="{x:.2f}" y="{y:.2f}" text-anchor="{anchor}" style="{style};{halo}">{hover}{escape(short)}</text>'
+    spans = [f'<tspan x="{x:.2f}" dy="{_LINE_HEIGHT:.0f}">{escape(line)}</tspan>' for line in lines[1:]]
+    inside = escape(lines[0]) + "".join(spans)
+    return f'<text x="{x:.2f}" y="{y:.2f}" text-anchor="{anchor}" style="{style};{halo}">{inside}</text>'
+
+
+def _upright(lines: Sequence[str], x: float, y: float, size: float) -> str:
+    return f'<g transform="rotate(-90 {x:.2f} {y:.2f})">{_text(lines, x, y, size=size, centred=True)}</g>'
+
+
+def _width(names: Sequence[Sequence[str]], size: float) -> float:
+    """Of the longest line, about."""
+    return 0.6 * size * max(cell_len(line) for lines in names for line in lines)
 
 
 def _svg(title: str, height: float, parts: Sequence[str], width: float = WIDTH) -> str:

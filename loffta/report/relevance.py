@@ -8,18 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from loffta.report.comparisons import Comparisons
 from loffta.report.facts import chosen_score, is_random
 from loffta.report.markup import figure, table, text_lines
 from loffta.report.plots import Bar, bar_chart, grouped_chart
 from loffta.report.tables import LoadedRun
-from loffta.report.text import escape, human_bytes, human_macs, metric_name, percent
+from loffta.report.text import escape, human_bytes, human_macs, percent
 from loffta.report.worth import Cost, Worth, gain_in_words, judge_backbones, judge_layers, sentence
+from loffta.tasks.figures import metric_name
 
 _COMBOS_PENALTY = "ComBo's group penalty (arXiv 2512.01405)"
 _PENALTIES = {"smp": "a group lasso over layers"}  # of the heads that have another one
 
 
-def relevance_section(run: LoadedRun, runs: Sequence[LoadedRun]) -> str:
+def relevance_section(run: LoadedRun, runs: Sequence[LoadedRun], comparisons: Comparisons) -> str:
     """Scores as charts and tables, and what dropping a backbone would lose and save."""
     found = run.results["relevance"]
     score = chosen_score(found["backbones"])
@@ -31,7 +33,10 @@ def relevance_section(run: LoadedRun, runs: Sequence[LoadedRun]) -> str:
         for bar in bars
     ]
     name = run.row.name
-    worths = judge_backbones(run, runs)
+    worths = judge_backbones(run, runs, comparisons)
+    per_layer = ""
+    if any(len(bars_of) > 1 for _, bars_of in groups):  # of one layer each, they would be the same bars again
+        per_layer = figure("Per layer", grouped_chart(groups, title=f"Relevance per layer, {name}"))
     control = any(bar.control for bar in bars)
     return (
         f"<h2>Relevance: {escape(name)}</h2><p>How much the trained head relies on each backbone and layer: the norm "
@@ -46,8 +51,8 @@ def relevance_section(run: LoadedRun, runs: Sequence[LoadedRun]) -> str:
                 title=f"Relevance per backbone, {name}",
             ),
         )
-        + figure("Per layer", grouped_chart(groups, title=f"Relevance per layer, {name}"))
-        + f"</div>{_backbones_table(run, worths)}{_layers_table(run, judge_layers(run, runs))}"
+        + f"{per_layer}</div>{_backbones_table(run, worths)}"
+        + _layers_table(run, judge_layers(run, runs, comparisons))
     )
 
 
@@ -57,7 +62,7 @@ def _backbones_table(run: LoadedRun, worths: Sequence[Worth]) -> str:
         [
             escape(worth.backbone),
             *_scores(entries[worth.backbone]),
-            _gain(worth),
+            _gain(worth, run.row.headline),
             _cost(worth.read, human_bytes),
             _cost(worth.stored, human_bytes),
             _cost(worth.macs, human_macs),
@@ -65,13 +70,15 @@ def _backbones_table(run: LoadedRun, worths: Sequence[Worth]) -> str:
         for worth in worths
     ]
     heads = ("Size-aware", "Raw", "Inputs", "Gain", "Read per image", "Stored", "Forward pass")
-    said = "".join(f"<li>{escape(text)}</li>" for text in map(sentence, worths) if text)
+    sentences = [sentence(worth, run.row.headline) for worth in worths]
+    said = "".join(f"<li>{escape(text)}</li>" for text in sentences if text)
     name = metric_name(run.row.headline)
     return (
         table([("Backbone", False)] + [(head, True) for head in heads], lines)
         + (f"<ul>{said}</ul>" if said else "")
         + f'<p class="note">Gain: {name} of this run less that of a run of this report with the same head, recipe and '
-        "images, but without the backbone. Read, stored and forward pass: below each its share of all backbones "
+        "images, but without the backbone; in brackets its 95 % interval, paired by image. Read, stored and forward "
+        "pass: below each its share of all backbones "
         "here; the forward pass is what extraction takes per image, whichever layers are kept.</p>"
         + _what_would_tell(worths)
     )
@@ -84,7 +91,7 @@ def _layers_table(run: LoadedRun, worths: Sequence[Worth]) -> str:
             escape(worth.tap),
             escape(worth.backbone),
             *_scores(entries[worth.backbone, worth.tap]),
-            _gain(worth),
+            _gain(worth, run.row.headline),
             _cost(worth.read, human_bytes),
         ]
         for worth in worths
@@ -98,9 +105,9 @@ def _scores(entry: dict[str, Any]) -> list[str]:
     return [f"{entry['score']:.2f}", f"{entry['raw_score']:.2f}", f"{entry['inputs']:,}"]
 
 
-def _gain(worth: Worth) -> str:
+def _gain(worth: Worth, metric: str) -> str:
     without = f"<small>without it: {escape(worth.gain.without)}</small>" if worth.gain else ""
-    return escape(gain_in_words(worth.gain)) + without
+    return escape(gain_in_words(worth.gain, metric)) + without
 
 
 def _cost(cost: Cost | None, in_words: Callable[[int], str]) -> str:

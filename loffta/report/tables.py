@@ -1,32 +1,28 @@
-"""From run directories to plain rows, and the rows as a text table for the terminal.
+"""From run directories to plain rows.
 
-In: runs as `train` and `evaluate` leave them, and their caches where they still are.   Out: RunRow, one per run, for
-`facts`, `plots`, `page` and `loffta report`.
+In: runs as `train` and `evaluate` leave them, and their caches where they still are.   Out: LoadedRun with its RunRow,
+one per run, for all that reports show; and the runs that cannot be shown.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
-
-from rich.cells import cell_len, chop_cells, set_cell_size
 
 from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError, UsageError
 from loffta.features import choose_features
 from loffta.heads import find_head, head_label
 from loffta.known_images import CacheFinder, growth, read_known
-from loffta.report.text import NONE, human_bytes, human_seconds, interval, metric_name, percent
+from loffta.report.results import check_results
 from loffta.runs import RunPaths, open_run, read_results
 from loffta.store.cache import Cache
 from loffta.tasks import find_task
-from loffta.words import printable
+from loffta.tasks.figures import show_interval, show_spread
 
 
 @dataclass(frozen=True)
@@ -41,21 +37,22 @@ class StageCost:
 
 @dataclass(frozen=True)
 class Measure:
-    """One metric over the seeds of a run, fractions 0-1."""
+    """One metric over the seeds of a run, as results.json keeps it."""
 
+    name: str
     mean: float
     std: float | int | None  # over seeds; None for one seed
     per_seed: tuple[float, ...]
     ci95: tuple[float, float]  # over images
 
     def __str__(self) -> str:
-        """In percent, as tables print it."""
-        spread = "" if self.std is None else f" ± {percent(self.std, 2)}"
-        return f"{percent(self.mean, 2)}{spread}"
+        """With its spread, without the unit, as tables print it."""
+        return show_spread(self.name, self.mean, self.std)
 
-    def overlaps(self, other: Measure) -> bool:
-        """Whether the two intervals have a value in common."""
-        return self.ci95[0] <= other.ci95[1] and other.ci95[0] <= self.ci95[1]
+    @property
+    def interval(self) -> str:
+        """The interval over images, printed likewise."""
+        return show_interval(self.name, self.ci95)
 
 
 @dataclass(frozen=True)
@@ -130,97 +127,82 @@ class LoadedRun:
         return growth(**found) if found else None
 
 
-def part_runs(roots: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Parts runs into those that have results and those whose training failed or still goes on.
+@dataclass(frozen=True)
+class LeftOut:
+    """A run that cannot be shown, and why."""
 
-    Raises:
-        LofftaError: one of them is no run.
-    """
-    finished: list[Path] = []
-    unfinished: list[Path] = []
-    for root in roots:
-        (finished if _is_finished(root) else unfinished).append(root)
-    return finished, unfinished
+    root: Path
+    error: LofftaError
+
+    @property
+    def why(self) -> str:
+        """In one line."""
+        where = "" if self.error.where == str(self.root) else f" ({self.error.where})"
+        return f"{self.root}: {self.error.what}{where}"
 
 
-def read_runs(roots: Sequence[Path], split: str | None = None, elsewhere: Sequence[Path] = ()) -> list[LoadedRun]:
-    """Reads finished runs in the order given; the scoring run of a --select follows its run.
+def read_good_runs(
+    roots: Sequence[Path], split: str | None = None, elsewhere: Sequence[Path] = ()
+) -> tuple[list[LoadedRun], list[LeftOut]]:
+    """Reads finished runs in the order given, and tells which could not be read: one bad run ends no report on ten.
+
+    The scoring run of a --select follows its run.
 
     Args:
         split: whose results are read; None: each run's own test split.
         elsewhere: where caches are that were moved.
-
     Raises:
         UsageError: no runs at all.
-        LofftaError: one of them is no run, or has no results yet.
+        LofftaError: none of them can be read; of the first.
     """
     if not roots:
         raise UsageError("there is nothing to report", where="report", remedy="name one or more runs")
     found = [path for root in roots for path in (root.resolve(), RunPaths(root.resolve()).scoring)]
-    wanted = {root.resolve() for root in roots}
+    asked = {root.resolve(): root for root in reversed(roots)}
     shown = split or "test"
-    folders = [path for path in dict.fromkeys(found) if path in wanted or RunPaths(path).results(shown).exists()]
+    folders = [path for path in dict.fromkeys(found) if path in asked or RunPaths(path).results(shown).exists()]
     parent = os.path.commonpath([path.parent for path in folders])
     caches = CacheFinder(elsewhere)
-    return [_load(folder, folder.relative_to(parent).as_posix(), caches, split) for folder in folders]
+    runs: list[LoadedRun] = []
+    left_out: list[LeftOut] = []
+    for folder in folders:
+        try:
+            runs.append(_load(folder, folder.relative_to(parent).as_posix(), caches, split))
+        except LofftaError as error:
+            left_out.append(LeftOut(asked.get(folder, folder), error))
+        except OSError as error:
+            told = LofftaError(
+                f"it cannot be read ({error.strerror})",
+                where=error.filename or folder,
+                remedy="look at its permissions",
+            )
+            left_out.append(LeftOut(asked.get(folder, folder), told))
+    if not runs:
+        raise left_out[0].error
+    return runs, left_out
 
 
-def read_rows(roots: Sequence[Path]) -> list[RunRow]:
-    """The rows of finished runs; raises what `read_runs` raises."""
-    return [run.row for run in read_runs(roots)]
+def read_runs(roots: Sequence[Path], split: str | None = None) -> list[LoadedRun]:
+    """The same where all of them are to be shown.
 
-
-def format_table(rows: Sequence[RunRow], width: int = 100) -> str:
-    """A table for the terminal: figures per run, its features and further metrics below them.
-
-    Names of runs and heads wrap to keep it within `width`; it is wider where the figures leave less than 16 for both.
+    Raises:
+        LofftaError: one of them cannot be read.
     """
-    metrics = {row.headline for row in rows}
-    score = f"{metric_name(min(metrics))} %" if len(metrics) == 1 else "score %"
-    heads = ("run", "head", "taps", score, "95 % CI", "seeds", "epochs", "grid", "train", "read/image")
-    cells = [
-        (
-            printable(row.name),
-            printable(row.head),
-            str(row.n_taps),
-            str(row.main),
-            interval(row.main.ci95),
-            str(row.n_seeds),
-            _or_none(row.epochs),
-            _or_none(row.grid),
-            human_seconds(row.train_seconds),
-            human_bytes(row.bytes_per_image),
-        )
-        for row in rows
-    ]
-    widths = [max(cell_len(line[i]) for line in [heads, *cells]) for i in range(len(heads))]
-    widths[:2] = _name_widths(cells, widths, width)
-    lines = [_aligned(heads, widths), "  ".join("-" * w for w in widths)]
-    for row, line in zip(rows, cells, strict=True):
-        names = [_wrapped(name, w) for name, w in zip(line[:2], widths[:2], strict=True)]
-        lines += [
-            _aligned([*pair, *(line[2:] if i == 0 else [""] * len(line[2:]))], widths)
-            for i, pair in enumerate(zip_longest(*names, fillvalue=""))
-        ]
-        below = [row.features, ", ".join(f"{metric_name(name)} {found}" for name, found in row.further.items())]
-        if len(metrics) > 1:
-            below[1] = "; ".join(filter(None, [f"score: {metric_name(row.headline)}", below[1]]))
-        indent = "    "
-        for text in below:
-            lines += textwrap.wrap(printable(text), width, initial_indent=indent, subsequent_indent=indent)
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _is_finished(root: Path) -> bool:
-    paths = RunPaths(root)
-    if not paths.config.exists() and RunPaths(paths.scoring).config.exists():  # --select scores before it trains
-        return False
-    return paths.results(_open_run(root)[1].test_on).exists()
+    runs, left_out = read_good_runs(roots, split)
+    if left_out:
+        raise left_out[0].error
+    return runs
 
 
 def _open_run(folder: Path) -> tuple[RunPaths, TrainConfig]:
     """As `open_run`; of a folder that only holds runs the error says so."""
     is_run = RunPaths(folder).config.exists()
+    if not is_run and RunPaths(RunPaths(folder).scoring).config.exists():  # --select scores before it trains
+        raise LofftaError(
+            "its backbones are scored, but there are no results yet",
+            where=folder,
+            remedy="run its `loffta train` again until it is done",
+        )
     if not is_run and folder.is_dir() and any(RunPaths(inner).config.exists() for inner in folder.iterdir()):
         raise UsageError(
             "there is no run here, but there are in its subfolders",
@@ -233,25 +215,16 @@ def _open_run(folder: Path) -> tuple[RunPaths, TrainConfig]:
 def _load(folder: Path, name: str, caches: CacheFinder, split: str | None) -> LoadedRun:
     paths, config = _open_run(folder)
     where = paths.results(split or config.test_on)
-    results = read_results(where)
+    results = check_results(read_results(where), where)
     cache = caches.find(paths, config)  # none: deleted since, or moved; the results stand without it
     counted = _count_bytes(cache, config) if cache else None
-    try:
-        row = _row(name, results, counted)
-    except (KeyError, TypeError, ValueError) as error:
-        raise LofftaError(
-            f"these results cannot be reported ({type(error).__name__}: {error})",
-            where=where,
-            remedy="was the run made by this version? `loffta evaluate RUN` writes them anew",
-        ) from error
+    row = _row(name, results, counted)
     return LoadedRun(paths, config, results, cache, row)
 
 
 def _row(name: str, results: Mapping[str, Any], counted: _Counted | None) -> RunRow:
     headline, recipe = find_task(results.get("task", "classification")).headline, results.get("recipe", {})
-    metrics = {name: _measure(found) for name, found in results["metrics"].items()}
-    if headline not in metrics:
-        raise KeyError(headline)
+    metrics = {name: _measure(name, found) for name, found in results["metrics"].items()}
     taps: dict[str, tuple[str, ...]] = {}
     for feature in results["features"]:
         label = feature.get("label", feature["store"])
@@ -273,9 +246,8 @@ def _row(name: str, results: Mapping[str, Any], counted: _Counted | None) -> Run
     )
 
 
-def _measure(found: Mapping[str, Any]) -> Measure:
-    low, high = found["ci95"]
-    return Measure(float(found["mean"]), found["std"], tuple(map(float, found["per_seed"])), (float(low), float(high)))
+def _measure(name: str, found: Mapping[str, Any]) -> Measure:
+    return Measure(name, found["mean"], found["std"], tuple(found["per_seed"]), found["ci95"])
 
 
 @dataclass(frozen=True)
@@ -318,31 +290,3 @@ def _in_words(taps: Sequence[str]) -> str:
     if [int(number) for number in numbers] != list(range(first, first + len(taps))):
         return ", ".join(taps)
     return f"{taps[0]}\N{EN DASH}{numbers[-1]}"
-
-
-def _or_none(value: int | None) -> str:
-    return NONE if value is None else str(value)
-
-
-def _name_widths(cells: Sequence[Sequence[str]], widths: Sequence[int], width: int) -> tuple[int, int]:
-    """Of the first two columns: a head's name keeps its words whole if it can, the run's takes the rest; 8 at least."""
-    free = width - sum(widths[2:]) - 2 * (len(widths) - 1)
-    longest_word = max(cell_len(word) for line in cells for word in line[1].split())
-    run = max(8, widths[0])
-    head = min(widths[1], max(8, free - run, min(longest_word, free - 8)))
-    return max(8, min(run, free - head)), head
-
-
-def _wrapped(name: str, width: int) -> list[str]:
-    if cell_len(name) <= width:
-        return [name]
-    return [part for line in textwrap.wrap(name, width) for part in chop_cells(line, width)]
-
-
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """Names to the left, figures to the right."""
-    padded = []
-    for i, (cell, width) in enumerate(zip(cells, widths, strict=True)):
-        free = width - cell_len(cell)
-        padded.append(set_cell_size(cell, width) if i < 2 or free < 0 else " " * free + cell)
-    return "  ".join(padded)

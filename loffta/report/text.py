@@ -7,26 +7,14 @@ Keys, classes and paths come from users' data: every one of them passes `escape`
 from __future__ import annotations
 
 import html
+import textwrap
+
+from rich.cells import chop_cells
 
 from loffta.words import printable
 
 _NBSP = "\N{NO-BREAK SPACE}"
 NONE = "\N{EN DASH}"  # stands where there is no value
-_METRICS = {
-    "top1": "top-1",
-    "top5": "top-5",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_recall": "macro recall",
-    "kappa": "quadratic kappa",
-    "roc_auc": "ROC AUC",
-    "map": "mean AP",
-}
-
-
-def metric_name(name: str, *, first: bool = False) -> str:
-    """A metric of results.json in words; `first`: with a capital, to begin a heading."""
-    words = _METRICS.get(name, name)
-    return words[:1].upper() + words[1:] if first else words
 
 
 def escape(text: object) -> str:
@@ -34,20 +22,15 @@ def escape(text: object) -> str:
     return html.escape(printable(text), quote=True)
 
 
-def shorten(text: object, n_characters: int) -> str:
-    """`text` cut to `n_characters`, the end replaced by an ellipsis."""
+def wrap(text: object, width: int) -> list[str]:
+    """Lines of at most `width` columns, one at least; wide characters take two, and nothing is cut."""
     clean = printable(text)
-    return clean if len(clean) <= n_characters else clean[: n_characters - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return [part for line in textwrap.wrap(clean, width) or [clean] for part in chop_cells(line, width) or [line]]
 
 
 def percent(fraction: float | int, digits: int = 1) -> str:
-    """0.9749 -> '97.5', without the sign: tables name it in their heads."""
+    """0.9749 -> '97.5', without the sign: shares; metrics go through `tasks.figures`."""
     return f"{100 * fraction:.{digits}f}"
-
-
-def interval(bounds: tuple[float, float]) -> str:
-    """(0.91, 0.947) -> '91.0-94.7' with an en dash."""
-    return f"{percent(bounds[0])}\N{EN DASH}{percent(bounds[1])}"
 
 
 def human_bytes(n_bytes: int | None) -> str:

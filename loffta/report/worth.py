@@ -16,12 +16,14 @@ from typing import Any
 
 from loffta.augment import AugmentConfig, resolve
 from loffta.config import TrainConfig, parse
+from loffta.errors import LofftaError
 from loffta.heads import find_head
-from loffta.report.facts import chosen_score, comparable, signed
+from loffta.report.comparisons import Comparisons
+from loffta.report.facts import chosen_score, signed
 from loffta.report.tables import LoadedRun
 from loffta.report.text import NONE, human_bytes, human_macs, percent
 from loffta.runs import RunPaths
-from loffta.words import printable
+from loffta.tasks.figures import show, show_difference
 
 _ASIDE = ("grid", "relevance_weight")  # of the recipe: it follows from the features; only scoring has the penalty
 _SAME = ("head", "task", "train_on", "holdout", "search", "augment", "partial")  # of the configurations
@@ -40,7 +42,8 @@ class Gain:
     """The headline metric of a run less that of a run without one backbone."""
 
     points: float  # a fraction, negative where the run without it is better
-    is_open: bool  # whether the two 95 % intervals overlap
+    ci95: tuple[float, float] | None  # paired by image; None: not known
+    verdict: str  # better, worse or open; or why it is not known
     without: str  # the name of the other run
     differing: tuple[str, ...]  # what of the recipe differs, too
 
@@ -59,7 +62,7 @@ class Worth:
     macs: Cost | None  # multiply-accumulates of an image
 
 
-def judge_backbones(run: LoadedRun, runs: Sequence[LoadedRun]) -> list[Worth]:
+def judge_backbones(run: LoadedRun, runs: Sequence[LoadedRun], comparisons: Comparisons) -> list[Worth]:
     """Every backbone of a run with relevance scores, the most relevant first; of another run none.
 
     Args:
@@ -69,7 +72,7 @@ def judge_backbones(run: LoadedRun, runs: Sequence[LoadedRun]) -> list[Worth]:
     found = []
     for label, _, score in _ranked(run, "backbones"):
         store = stores.get(label)  # none where the results are older than labels
-        gain = _find_gain(run, store, None, runs)
+        gain = _find_gain(run, store, None, runs, comparisons)
         found.append(
             Worth(
                 backbone=label,
@@ -85,7 +88,7 @@ def judge_backbones(run: LoadedRun, runs: Sequence[LoadedRun]) -> list[Worth]:
     return found
 
 
-def judge_layers(run: LoadedRun, runs: Sequence[LoadedRun]) -> list[Worth]:
+def judge_layers(run: LoadedRun, runs: Sequence[LoadedRun], comparisons: Comparisons) -> list[Worth]:
     """The same for every layer; what it takes to compute or store one layer more is not counted."""
     stores = _stores(run)
     return [
@@ -93,7 +96,7 @@ def judge_layers(run: LoadedRun, runs: Sequence[LoadedRun]) -> list[Worth]:
             backbone=label,
             tap=tap,
             score=score,
-            gain=_find_gain(run, stores.get(label), tap, runs),
+            gain=_find_gain(run, stores.get(label), tap, runs, comparisons),
             command=None,
             read=_cost(run.row.tap_bytes, (label, tap)),
             stored=None,
@@ -103,13 +106,13 @@ def judge_layers(run: LoadedRun, runs: Sequence[LoadedRun]) -> list[Worth]:
     ]
 
 
-def sentence(worth: Worth) -> str | None:
-    """What dropping a backbone would do, in plain text; None without evidence."""
+def sentence(worth: Worth, metric: str) -> str | None:
+    """What dropping a backbone would do to a metric, in plain text; None without evidence."""
     gain = worth.gain
     if gain is None:
         return None
-    points = percent(abs(gain.points))
-    if points == "0.0":
+    points = show(metric, abs(gain.points))
+    if not float(points):
         change = "neither lose nor gain 0.1 points"
     else:
         change = f"{'lose' if gain.points > 0 else 'gain'} {points} points"
@@ -122,28 +125,15 @@ def sentence(worth: Worth) -> str | None:
     text = f"{', '.join(parts)} ({gain.without})."
     if unknown:
         text += f" Not known: its share of {' and of '.join(unknown)}."
-    if gain.is_open:
-        text += " The 95 % intervals overlap, so the difference stays open."
+    text += f" {_how_sure(gain, metric)}"
     if gain.differing:
         text += f" The two differ in {' and '.join(gain.differing)}, too."
     return text
 
 
-def format_worth(runs: Sequence[LoadedRun]) -> str:
-    """A line per backbone of every run with relevance scores, for the terminal; empty where there is none."""
-    lines = []
-    for run in runs:
-        worths = judge_backbones(run, runs)
-        if worths:
-            lines.append(f"relevance in {printable(run.row.name)}:")
-            width = max(len(printable(worth.backbone)) for worth in worths)
-            lines += [f"  {printable(w.backbone):<{width}}  {w.score:.2f}  {_in_figures(w)}" for w in worths]
-    return "\n".join(lines)
-
-
-def worth_as_json(runs: Sequence[LoadedRun]) -> dict[str, list[dict[str, Any]]]:
-    """The same for programs: by name of the run, a mapping per backbone."""
-    found = {run.row.name: [asdict(worth) for worth in judge_backbones(run, runs)] for run in runs}
+def worth_as_json(runs: Sequence[LoadedRun], comparisons: Comparisons) -> dict[str, list[dict[str, Any]]]:
+    """For programs: by name of the run, a mapping per backbone."""
+    found = {run.row.name: [asdict(worth) for worth in judge_backbones(run, runs, comparisons)] for run in runs}
     return {name: worths for name, worths in found.items() if worths}
 
 
@@ -152,18 +142,33 @@ def share_of(cost: Cost | None) -> str:
     return "" if cost is None or cost.share is None else f" ({percent(cost.share, 0)} %)"
 
 
-def gain_in_words(gain: Gain | None) -> str:
-    """'+0.4 pts', with what is to be known of it."""
+def gain_in_words(gain: Gain | None, metric: str) -> str:
+    """'+0.4 pts [-0.1, +0.9]', or what is to be known of it."""
     if gain is None:
         return "not known"
-    return f"{signed(gain.points)}{', open' if gain.is_open else ''}"
+    if gain.ci95 is None:
+        return f"{signed(metric, gain.points)}, not tested"
+    return f"{signed(metric, gain.points)} {_interval(gain.ci95, metric)}"
 
 
-def _in_figures(worth: Worth) -> str:
+def in_figures(worth: Worth, metric: str) -> str:
+    """Gain and costs in one line."""
     read = human_bytes(worth.read.amount) if worth.read else NONE
     macs = human_macs(worth.macs.amount) if worth.macs else "not known"
-    parts = [f"gain {gain_in_words(worth.gain)}", f"read {read}{share_of(worth.read)}"]
+    parts = [f"gain {gain_in_words(worth.gain, metric)}", f"read {read}{share_of(worth.read)}"]
     return ", ".join([*parts, f"forward {macs}{share_of(worth.macs)}"])
+
+
+def _how_sure(gain: Gain, metric: str) -> str:
+    if gain.ci95 is None:
+        return f"Whether that is more than chance is not known: {gain.verdict}."
+    told = f"The 95 % interval of the gain is {_interval(gain.ci95, metric)} points, paired over the same images"
+    return f"{told}: chance may have done it." if gain.verdict == "open" else f"{told}."
+
+
+def _interval(ci95: tuple[float, float], metric: str) -> str:
+    low, high = (show_difference(metric, bound) for bound in ci95)
+    return f"[{low}, {high}]"
 
 
 def _ranked(run: LoadedRun, level: str) -> list[tuple[str, str | None, float]]:
@@ -195,23 +200,27 @@ def _macs(run: LoadedRun) -> dict[str, int | None] | None:
     return {label: macs.get(store) for label, store in _stores(run).items()}
 
 
-def _find_gain(run: LoadedRun, store: str | None, tap: str | None, runs: Sequence[LoadedRun]) -> Gain | None:
+def _find_gain(
+    run: LoadedRun, store: str | None, tap: str | None, runs: Sequence[LoadedRun], comparisons: Comparisons
+) -> Gain | None:
     """By the run that lacks this store, or a tap of it, and differs in least; of several the best."""
     if store is None:
         return None
     wanted = _taps_by_store(run)
     wanted[store] = wanted[store] - {tap} if tap else frozenset()
     wanted = {name: taps for name, taps in wanted.items() if taps}
-    others = [other for other in runs if _taps_by_store(other) == wanted and _same_training(run, other)]
+    others = [other for other in runs if _taps_by_store(other) == wanted and _same_training(run, other, comparisons)]
     if not others:
         return None
     other = min(others, key=lambda other: (len(_differing(run, other)), -other.row.main.mean))
-    one, two = run.row.main, other.row.main
-    return Gain(one.mean - two.mean, one.overlaps(two), other.row.name, _differing(run, other))
+    found = comparisons.difference(run, other)
+    ci95, verdict = (None, found) if isinstance(found, str) else (found.ci95, found.verdict)
+    points = run.row.main.mean - other.row.main.mean
+    return Gain(points, ci95, verdict, other.row.name, _differing(run, other))
 
 
-def _same_training(run: LoadedRun, other: LoadedRun) -> bool:
-    if run.row.headline != other.row.headline or not comparable([run, other]):
+def _same_training(run: LoadedRun, other: LoadedRun, comparisons: Comparisons) -> bool:
+    if run.row.headline != other.row.headline or not comparisons.same_images([run, other]):
         return False
     if any(getattr(run.config, name) != getattr(other.config, name) for name in _SAME):
         return False
@@ -230,12 +239,15 @@ def _taps_by_store(run: LoadedRun) -> dict[str, frozenset[str]]:
     return taps
 
 
-def _command_without(run: LoadedRun, store: str, label: str) -> str:
+def _command_without(run: LoadedRun, store: str, label: str) -> str | None:
     kept = tuple(choice for choice in run.config.features if choice.partition(":")[0] != store)
     root = run.paths.root  # what scores for --select lies in its run, where no other run belongs
     base = root.parent if RunPaths(root.parent).scoring == root else root
     out = base.with_name(f"{base.name}-without-{re.sub(r'[^A-Za-z0-9._-]+', '-', label).strip('-')}")
-    return train_command(run.config.model_copy(update={"features": kept, "select": None}), out)
+    try:
+        return train_command(run.config.model_copy(update={"features": kept, "select": None}), out)
+    except LofftaError:  # a recipe that this version does not know any more
+        return None
 
 
 def train_command(config: TrainConfig, out: Path) -> str:

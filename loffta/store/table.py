@@ -58,6 +58,7 @@ class ImageTable:
     values: NDArray[np.float64] | None = None  # regression; NaN: unknown
     targets: dict[str, list[str | None]] = field(default_factory=dict)  # by name; a source reads them as it does keys
     alike: tuple[tuple[str, str], ...] = ()  # of a listing alone: classes or splits that look the same
+    not_taken: dict[str, int] = field(default_factory=dict)  # files beside, by ending; not in the digest
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -141,7 +142,7 @@ class ImageTable:
             "label_kind": self.label_kind,
             "classes": list(self.classes),
             "digest": self.digest,
-        }
+        } | ({"not_taken": self.not_taken} if self.not_taken else {})
         needed: list[Any] = [np.arange(len(self)), self.keys, self.sizes, self.splits, self.labels]
         columns = dict(zip(_TYPES, needed, strict=True)) | self._optional()
         schema = pa.schema({name: _TYPES.get(name) or _optional_type(name) for name in columns})
@@ -230,6 +231,7 @@ class ImageTable:
             label_sets=_as_tuples(columns["labels"]) if "labels" in columns else None,
             values=np.array(columns["value"], dtype=np.float64) if "value" in columns else None,  # null becomes NaN
             targets={name.removeprefix(_TARGET): paths for name, paths in columns.items() if name.startswith(_TARGET)},
+            not_taken=_counts(meta.get("not_taken", {})),
         )
 
     def refuse_alike(self, known: Container[str] = ()) -> None:
@@ -292,6 +294,7 @@ class ImageTable:
                 name: [*(self._target(name, row) for row in range(len(self))), *(listing._target(name, i) for i in new)]
                 for name in dict.fromkeys([*self.targets, *listing.targets])
             },
+            not_taken=listing.not_taken,
         )
 
     def _spelled_as(self, old: ImageTable) -> ImageTable:
@@ -366,3 +369,9 @@ def _joined(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]:
 
 def _listed(names: tuple[str, ...] | None) -> str:
     return "unknown" if names is None else ", ".join(names) or "none"
+
+
+def _counts(said: Any) -> dict[str, int]:
+    if not isinstance(said, dict) or not all(type(n) is int and n > 0 for n in said.values()):
+        raise ValueError("the files that were not taken are no numbers by ending")
+    return {str(ending): n for ending, n in said.items()}

@@ -1,11 +1,12 @@
 """Tasks: from logits and targets to a loss, probabilities and metrics, one file each.
 
-Nothing here knows tables or files: `targets` reads the targets of an image set, `measure` puts metrics together.
+Metrics take logits: what ranks by probabilities of float32 loses the order of all that are 1.0. Nothing here knows
+tables or files: `targets` reads the targets of an image set, `measure` puts metrics together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -16,9 +17,10 @@ from loffta.tasks import classification, multi_label
 
 
 class Task(NamedTuple):
-    """What `train`, `measure` and the reports use of a task; S seeds, B images, C classes, fractions 0-1.
+    """What `train`, `measure` and the reports use of a task; S seeds, B images, C classes.
 
-    Scores are what `activation` gives: probabilities [S, B, C] of all seeds, or [B, C] of one.
+    Metrics are of the logits [B, C] of one seed, intervals and details of those of all, [S, B, C]; see `figures` for
+    their names and units.
     """
 
     label_kind: str  # of the image sets that it is for
@@ -27,10 +29,12 @@ class Task(NamedTuple):
     headline: str  # the metric that reports rank by
     loss: Callable[[Tensor, Tensor], Tensor]  # logits, targets -> [B], of each image
     activation: Callable[[Tensor], Tensor]  # logits -> probabilities
-    decide: Callable[[NDArray[Any]], NDArray[Any]]  # scores -> the class, or for each class whether it is there
-    metrics: Callable[[NDArray[Any], NDArray[Any]], dict[str, float]]  # of one seed
+    decide: Callable[[NDArray[Any]], NDArray[Any]]  # logits -> the class, or for each class whether it is there
+    metrics: Callable[[NDArray[Any], NDArray[Any], Sequence[str]], dict[str, float]]  # logits, targets, classes
     notes: Callable[[NDArray[Any], Sequence[str]], dict[str, str]]  # targets, classes -> what is left out, by metric
-    resampled: Callable[[NDArray[Any], NDArray[Any], Iterable[Any]], dict[str, NDArray[Any]]]  # see tasks.bootstrap
+    resampled: Callable[..., dict[str, NDArray[Any]]]  # logits, targets, classes, blocks of `bootstrap.image_weights`
+    needs_scores: bool  # whether the headline ranks: then decisions alone do not give it
+    recount: Callable[..., Callable[[Any], NDArray[Any]] | None]  # labels, predicted, scores: see the tasks' own
     details: Callable[[NDArray[Any], NDArray[Any], Sequence[str]], dict[str, Any]]  # what results keep beside metrics
 
 
@@ -46,6 +50,8 @@ TASKS: dict[str, Task] = {
         metrics=classification.metrics,
         notes=classification.notes,
         resampled=classification.resampled,
+        needs_scores=False,
+        recount=classification.recount,
         details=classification.details,
     ),
     "multi-label": Task(
@@ -59,6 +65,8 @@ TASKS: dict[str, Task] = {
         metrics=multi_label.metrics,
         notes=multi_label.notes,
         resampled=multi_label.resampled,
+        needs_scores=True,
+        recount=multi_label.recount,
         details=multi_label.details,
     ),
 }

@@ -45,7 +45,7 @@ def ratio(part: Shaped[np.ndarray, "*shape"], whole: Shaped[np.ndarray, "*shape"
     return found
 
 
-def mean_of_defined(values: Float[np.ndarray, "R C"]) -> Float[np.ndarray, " R"]:
-    """Mean over the values that are not NaN; NaN where none is."""
+def mean_of_defined(values: Float[np.ndarray, "*shape C"]) -> Float[np.ndarray, "*shape"]:
+    """Mean over the last axis of the values that are not NaN; NaN where none is."""
     defined = ~np.isnan(values)
-    return ratio(np.where(defined, values, 0.0).sum(axis=1), defined.sum(axis=1))
+    return ratio(np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1))

@@ -1,15 +1,45 @@
 """Metrics that depend on the order of scores alone, recounted for thousands of resamples.
 
 In: scores and which images are positive, weights of `bootstrap`.   Out: area under the ROC curve and average precision
-per class and resample. Their values on the images as they are come from scikit-learn; this is for the intervals.
+per class and resample; the log-odds that classes of one softmax are ranked by. Values on the images as they are come
+from scikit-learn; this is for the intervals.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from loffta.tasks.bootstrap import Weights, ratio
+
+_VALUES = 4_000_000  # log-odds worked on at once: 32 MB
+
+
+def log_odds(logits: Float[np.ndarray, "B C"]) -> Float[np.ndarray, "B C"]:
+    """log p / (1 - p) of softmax probabilities p, from logits: one class against all others, without saturation.
+
+    In float32 p is 1.0 from log-odds of 17 on: images that a head tells apart would be ties of the ROC curve (.9210
+    became .9084 with 40 % of the scores at 1.0). With two classes it is the difference of the logits. One class alone
+    has no odds.
+    """
+    found = np.empty(logits.shape, np.float32)
+    n_rows = max(1, _VALUES // logits.shape[1])
+    for first in range(0, len(logits), n_rows):
+        z = logits[first : first + n_rows].astype(np.float64)
+        best = z.argmax(axis=1)[:, None]
+        z -= np.take_along_axis(z, best, axis=1)
+        odds = np.exp(z)
+        others = odds.sum(axis=1, keepdims=True) - odds  # at least 1, the best, but for the best itself
+        np.log(others, where=others > 0, out=others)
+        rest = z.copy()
+        np.put_along_axis(rest, best, -np.inf, axis=1)
+        second = rest.max(axis=1, keepdims=True)
+        of_best = second + np.log(np.exp(rest - second).sum(axis=1, keepdims=True))
+        np.put_along_axis(others, best, of_best, axis=1)
+        found[first : first + n_rows] = z - others
+    return found
 
 
 def placements(scores: Float[np.ndarray, " B"], positive: Bool[np.ndarray, " B"]) -> Float[np.ndarray, " B"]:
@@ -37,16 +67,18 @@ class RocAreas:
     product per class (DeLong et al., Biometrics 44, 1988; Hajek's projection of a U-statistic).
     """
 
-    def __init__(self, scores: Float[np.ndarray, "S B C"], positive: Bool[np.ndarray, "B C"]) -> None:
+    def __init__(self, scores: Iterable[Float[np.ndarray, "B C"]], positive: Bool[np.ndarray, "B C"]) -> None:
         """Sorts every class of every seed once; classes without positive or negative images have no area."""
         count = positive.sum(axis=0)
         classes = np.flatnonzero((count > 0) & (count < len(positive)))
         self._positive = positive[:, classes].astype(np.float32)
         self._mean = np.zeros(self._positive.shape, np.float32)
-        for k, c in enumerate(classes):
-            for of_seed in scores:
+        n_seeds = 0
+        for of_seed in scores:
+            n_seeds += 1
+            for k, c in enumerate(classes):
                 self._mean[:, k] += placements(of_seed[:, c], positive[:, c])
-        self._mean /= len(scores)
+        self._mean /= n_seeds
         self._area = (self._mean * self._positive).sum(axis=0) / self._positive.sum(axis=0)
 
     def __call__(self, weights: Weights) -> Float[np.ndarray, "R K"]:

@@ -44,8 +44,8 @@ def test_several_classes_per_image(make, tmp_path, capsys):
     cache = make(label_sets=[(i % 3,) if i % 5 else (0, 1) for i in range(40)], classes=("a", "b", "c", "never"))
     assert train(cache, tmp_path, "--json") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[:4]] == ["map", "roc_auc", "map:", "roc_auc:"]
-    assert lines[2] == "map: 1 of 4 classes are on no image (never) and are left out"
+    assert [line.split(" ")[0] for line in lines[:6]] == ["mean", "macro", "log-loss", "ROC", "mean", "ROC"]
+    assert lines[4] == "mean AP: 1 of 4 classes are on no image (never) and are left out"
     results = json.loads(lines[-1])
     assert (results["task"], results["per_class"][3]) == ("multi-label", {"class": "never", "images": 0, "ap": None})
     assert yaml.safe_load(RunPaths(tmp_path / "run").config.read_text())["task"] == "multi-label"
@@ -55,11 +55,22 @@ def test_several_classes_per_image(make, tmp_path, capsys):
 
 
 def test_one_class_per_image(make, tmp_path, capsys):
-    cache = make(np.arange(40) % 3)
+    cache = make(np.arange(40) % 3, classes=("1", "10", "2"))
     assert train(cache, tmp_path) == 0
-    names = ["top1", "balanced_accuracy", "macro_recall", "kappa", "roc_auc"]
-    told = capsys.readouterr().out.partition("written to ")[0]
-    assert [line.split()[0] for line in told.splitlines()] == names
+    lines = capsys.readouterr().out.partition("written to ")[0].splitlines()
+    metrics = json.loads(RunPaths(tmp_path / "run").results("test").read_text())["metrics"]
+    assert list(metrics) == ["top1", "balanced_accuracy", "f1", "log_loss", "kappa", "roc_auc"]
+    assert [line.split(",")[0] for line in lines] == [
+        f"{words} {100 * metrics[name]['mean']:.1f} %" if unit else f"{words} {metrics[name]['mean']:.3f}"
+        for name, words, unit in (
+            ("top1", "top-1", True),
+            ("balanced_accuracy", "balanced accuracy", True),
+            ("f1", "macro F1", True),
+            ("log_loss", "log-loss", False),
+            ("kappa", "quadratic kappa", True),
+            ("roc_auc", "ROC AUC", True),
+        )
+    ]
     assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "r.html")]) == 0
     page = (tmp_path / "r.html").read_text()
     assert "True class by predicted class" in page

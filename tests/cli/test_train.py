@@ -118,7 +118,8 @@ def test_json_is_the_results_file(cache, tmp_path, capsys):
     assert results == json.loads((out / "results.json").read_text())
     top1 = results["metrics"]["top1"]
     low, high = top1["ci95"]
-    assert lines[0] == f"top1 {top1['mean']:.3f}, 95 % interval {low:.3f} to {high:.3f} (20 images)"
+    interval = f"{100 * low:.1f}\u2013{100 * high:.1f}"
+    assert lines[0] == f"top-1 {100 * top1['mean']:.1f} %, 95 % interval {interval} (20 images)"
     assert lines[len(results["metrics"])].startswith("written to ")
 
     assert main(["train", cache, "--head", "linear", "--out", str(out), *QUICK, "--json"]) == 0
@@ -296,7 +297,7 @@ def test_search_prints_what_was_chosen(cache, tmp_path, capsys):
     assert main(["train", cache, "--head", "linear", "--out", str(tmp_path / "run"), "--search", *grid, *QUICK]) == 0
     captured = capsys.readouterr()
     (line,) = [line for line in captured.out.splitlines() if line.startswith("search")]
-    assert re.fullmatch(r"search chose lr 0.1, weight decay 0.5 \(balanced_accuracy \d\.\d+ on 20 % of train\)", line)
+    assert re.fullmatch(r"search chose lr 0.1, weight decay 0.5 \(balanced accuracy \d+\.\d % on 20 % of train\)", line)
     assert main(["evaluate", str(tmp_path / "run"), "--split", "train", "--device", "cpu"]) == 0
     assert line in capsys.readouterr().out
 

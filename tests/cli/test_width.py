@@ -82,6 +82,7 @@ COMMANDS = {
         RUN,
     ],
     "evaluate": ["evaluate", RUN, "--split", "test", "--device", "cpu"],
+    "report": ["report", RUN, "--out", "report.html"],
     "models": ["models", "dinov2"],
 }
 

@@ -24,7 +24,7 @@ from loffta.images.geometry import View, view_box
 from loffta.machine import StopFlag
 from loffta.online import fit as module
 from loffta.online.train import train_online
-from loffta.report.tables import read_rows
+from loffta.report.tables import read_runs
 from loffta.runs import RunPaths, load_head
 from loffta.train import train
 from tests.fakes import FakeBackbone, PngSource, picture
@@ -472,7 +472,7 @@ def test_the_command_and_the_report(tmp_path, capsys, monkeypatch):
         "augment": "none", "lr_backbone": 1e-5, "max_bad_frac": 0.2, "images_digest": PngSource(N).listing().digest,
         "backbone_hash": results["features"][0]["recipe_hash"],
     }  # fmt: skip
-    (row,) = read_rows([out])
+    (row,) = (run.row for run in read_runs([out]))
     assert (row.head, row.taps, row.n_seeds) == ("online-linear", {"fake [random:0 weights]": ("blocks.0",)}, 2)
     assert main(["evaluate", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == results

@@ -68,7 +68,8 @@ def cache(tmp_path):
 def make_run(tmp_path, cache):
     """Writes a finished run: make_run(name, per_seed, taps by backbone, ...) gives its folder.
 
-    `config` are further fields of its TrainConfig.
+    `config` are further fields of its TrainConfig. `right` [S, 15] says which images its seeds got right: then results
+    and predictions are of one piece, and runs can be compared; without it the predictions are the same for all runs.
     Without `more` (further metrics) and `extra` (further keys) its results are those of before these were kept.
     """
 
@@ -85,8 +86,12 @@ def make_run(tmp_path, cache):
         metric="top1",
         more=None,
         config=None,
+        right=None,
         **extra,
     ):
+        if right is not None:
+            right = np.asarray(right, bool)
+            per_seed = right.mean(axis=1).tolist()
         stores = {store.info.recipe["backbone"]: store for store in cache.stores()}
         config = TrainConfig(
             **(config or {}),
@@ -118,22 +123,23 @@ def make_run(tmp_path, cache):
         if relevance:
             results["relevance"] = relevance
         write_results(paths.results("test"), results)
-        _write_predictions(paths, cache, rows, len(per_seed))
+        _write_predictions(paths, cache, rows, len(per_seed), right)
         return paths.root
 
     return make
 
 
-def _write_predictions(paths, cache, rows, n_seeds):
-    """Rows divisible by 5 are wrong; confidence grows with the row."""
+def _write_predictions(paths, cache, rows, n_seeds, right):
+    """Rows divisible by 5 are wrong where `right` does not say it; confidence grows with the row."""
     labels = cache.table.labels[rows]
-    predicted = np.where(np.asarray(rows) % 5 == 0, 1 - labels, labels)
+    right = np.tile(np.asarray(rows) % 5 != 0, (n_seeds, 1)) if right is None else right
+    predicted = np.where(right, labels, 1 - labels).reshape(-1)
     columns = {
         "row": np.tile(rows, n_seeds),
         "key": [cache.table.keys[row] for row in rows] * n_seeds,
         "label": np.tile(labels, n_seeds),
         "seed": np.repeat(np.arange(n_seeds), len(rows)),
-        "predicted": np.tile(predicted, n_seeds),
+        "predicted": predicted,
         "confidence": np.tile(np.asarray(rows, np.float32) / 100, n_seeds),
     }
     write_predictions(paths.predictions("test"), columns)

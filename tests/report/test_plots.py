@@ -50,13 +50,48 @@ def test_without_a_zero_there_are_points_and_no_bars():
     assert float(mean.get("d")[1:].split()[0]) == pytest.approx(middle, abs=0.02)
 
 
+def lines_of(text):
+    """A text element's lines."""
+    return [text.text, *(span.text for span in text)]
+
+
 def test_nothing_lies_outside_the_view():
     svg = bar_chart([Bar("a" * 500, 2.0, "2.00", dots=(2.0, 9.0), whisker=(-3.0, 9.0))], title="t", high=2.0)
     assert all(0 <= float(seed.get("cx")) <= WIDTH for seed in marks(svg, "seed"))
-    assert max(map(len, texts(svg))) > 400, "the whole label is kept for a hover"
-    label = next(ET.fromstring(svg).iter("text"))
-    assert label[0].tag == "title"
-    assert len(label[0].tail) <= 50
+
+
+LONG = "a-run-with-a-name-of-" + "0123456789" * 9
+
+
+@pytest.mark.parametrize(
+    ("chart", "widest"),
+    [
+        (lambda: bar_chart([Bar(LONG, 0.5, "50", detail=LONG), Bar("b", 0.5, "50")], title="t", high=1.0), 58),
+        (lambda: grouped_chart([(LONG, [Bar(LONG, 0.5, "50"), Bar("b", 0.5, "50")])], title="t"), 50),
+        (lambda: heat_map([[3, 1], [1, 3]], [LONG, "b"], title="t"), 40),
+        (
+            lambda: weight_map(
+                [[0.5, 0.5], [0.1, 0.2]], [LONG, "b"], [("mean", LONG), ("mean", "b")], title="t", high=1.0
+            ),
+            40,
+        ),
+    ],
+)
+def test_long_names_take_more_lines_and_are_not_cut(chart, widest):
+    svg = chart()
+    root = ET.fromstring(svg)
+    shown = [lines_of(text) for text in root.iter("text")]
+    whole = [lines for lines in shown if "".join(lines) == LONG]
+    assert len(whole) == 2, "both places where the name stands"
+    assert max(len(line) for lines in whole for line in lines) <= widest
+    assert "\u2026" not in svg
+    bars = [float(bar.get("y")) for bar in marks(svg, "bar")]
+    assert bars == sorted(bars)
+    assert len(bars) in (0, 2)
+    if bars:  # the second bar stands clear of all lines of the first
+        assert bars[1] - bars[0] > 13 * max(map(len, whole))
+    cells = marks(svg, "cell")
+    assert not cells or float(cells[0].get("width")) >= 13 * 3, "three lines fit beside a cell"
 
 
 def test_hostile_text_is_text():
@@ -64,7 +99,7 @@ def test_hostile_text_is_text():
     svg += grouped_chart([(HOSTILE, [Bar(HOSTILE, 1.0, HOSTILE)])], title=HOSTILE)
     assert "<script" not in svg
     root = ET.fromstring(f"<both>{svg}</both>")
-    assert {e.tag for e in root.iter()} <= {"both", "svg", "title", "text", "rect", "path", "defs", "pattern"}
+    assert {e.tag for e in root.iter()} <= {"both", "svg", "title", "text", "tspan", "rect", "path", "defs", "pattern"}
     clean = HOSTILE.replace("\x00", "\ufffd")
     assert root[0].get("aria-label") == root[0][0].text == clean
     assert clean in ["".join(e.itertext()) for e in root.iter("text")]
@@ -134,8 +169,9 @@ def test_heat_map_cells_are_shaded_by_their_share_of_the_row(n):
     right = max(float(cell.get("x")) for cell in cells) + side
     assert right <= float(ET.fromstring(svg).get("viewBox").split()[2])
     assert ("75" in texts(svg)) == (side >= 24)
+    start = min(float(cell.get("x")) for cell in cells)  # the last class is taken for the first
     for cell in cells:  # a square grid, the truth from top to bottom
-        row, column = (round((float(cell.get(at)) - 116) / side) for at in ("y", "x"))
+        row, column = (round((float(cell.get(at)) - start) / side) for at in ("y", "x"))
         mistake = "--wrong" in cell.get("style")
         assert column == ((row + 1) % n if mistake else row)
     hovers = ["".join(e.itertext()) for e in ET.fromstring(svg).iter("title")]

@@ -1,6 +1,7 @@
 """Rows and the text table against the numbers that were written."""
 
 import json
+import random
 import shutil
 import statistics
 from dataclasses import replace
@@ -10,11 +11,20 @@ from loffta_cli.main import main
 from rich.cells import cell_len
 
 from loffta.errors import LofftaError, UsageError
-from loffta.report.tables import format_table, part_runs, read_rows, read_runs
+from loffta.report.comparisons import Comparisons
+from loffta.report.page import render
+from loffta.report.tables import read_good_runs, read_runs
+from loffta.report.terminal import format_table, format_worth
 from loffta.runs import RunPaths
 
 ALL = {"net": ["stages.0", "stages.1", "stages.2"]}
 LAST = {"net": ["stages.2"]}
+
+
+def rows_of(roots):
+    return [run.row for run in read_runs(roots)]
+
+
 TAP_BYTES = 2 * 2 * 4 * 2  # of one tap of the tiny cache: H W D, float16
 
 
@@ -28,7 +38,7 @@ def test_a_row_holds_what_results_json_says(make_run):
     assert row.main.std == pytest.approx(statistics.stdev([0.8, 0.7, 0.9]))
     assert row.main.per_seed == (0.8, 0.7, 0.9)
     assert row.main.ci95 == (0.5, 0.9)
-    assert str(row.main) == "80.00 ± 10.00"
+    assert (str(row.main), row.main.interval) == ("80.0 ± 10.0", "50.0\u201390.0")
 
 
 def test_bytes_are_those_of_the_taps_used_and_of_the_images_that_have_them(make_run):
@@ -73,18 +83,24 @@ def test_missing_runs_and_results_say_what_to_do(make_run, tmp_path):
         read_runs([])
 
 
-def test_unfinished_runs_are_told_apart(make_run):
+def test_runs_that_cannot_be_shown_are_told_apart(make_run):
     done, training, scoring = (make_run(name, [0.5], ALL) for name in ("done", "training", "s/scoring"))
     RunPaths(training).results("test").unlink()
     chosen = make_run("val", [0.5], ALL, config={"test_on": "val"})
     RunPaths(chosen).results("test").rename(RunPaths(chosen).results("val"))
-    assert part_runs([training, done, scoring.parent, chosen]) == ([done, chosen], [training, scoring.parent])
+    runs, left_out = read_good_runs([training, done, scoring.parent, chosen])
+    assert [run.paths.root for run in runs] == [done, scoring, chosen]
+    assert [bad.why for bad in left_out] == [
+        f"{training}: there are no results here yet ({training}/results.json)",
+        f"{scoring.parent}: its backbones are scored, but there are no results yet",
+    ]
 
 
-def test_the_command_leaves_unfinished_runs_out(make_run, tmp_path, capsys):
-    done, training = make_run("done", [0.5], ALL), make_run("training", [0.5], ALL)
+def test_one_bad_run_does_not_end_a_report(make_run, tmp_path, capsys):
+    done, training, torn = (make_run(name, [0.5], ALL) for name in ("done", "training", "torn"))
     RunPaths(training).results("test").unlink()
-    words = ["report", str(training), "--out", str(tmp_path / "report.html")]
+    RunPaths(torn).results("test").write_text("{")
+    words = ["report", str(training), str(torn), "--out", str(tmp_path / "report.html")]
     assert main(words) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: there are no results here yet\n")
@@ -92,57 +108,110 @@ def test_the_command_leaves_unfinished_runs_out(make_run, tmp_path, capsys):
     assert not (tmp_path / "report.html").exists()
     assert main([*words, str(done), "--json"]) == 0
     out, err = capsys.readouterr()
-    assert err == f"left out: {training} has no results yet\n"
-    assert json.loads(out.splitlines()[-1])["runs"] == 1
+    first, second = err.splitlines()
+    assert first.startswith(f"left out: {training}: there are no results here yet")
+    assert second.startswith(f"left out: {torn}: ")
+    told = json.loads(out.splitlines()[-1])
+    assert (told["runs"], told["left_out"]) == (1, [str(training), str(torn)])
     assert (tmp_path / "report.html").exists()
+
+
+MUTATIONS = (None, True, -1, 1e308, "x", [], {}, [[]], {"a": {}}, [None], "\ud800", float("nan"), 10**400)
+
+
+def places(value, path=()):
+    """Every place in a document, the leaves and what holds them."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from places(inner, (*path, key))
+
+
+def test_results_of_another_kind_are_left_out_or_shown(make_run, scores, tmp_path):
+    """100 mutations of a value or a key of everything that reports read: no traceback, and the good run is shown."""
+    layers = [{"backbone": "net", "tap": "stages.0", "kind": "cls", "mean": 0.5, "std": None, "per_seed": [0.5]}]
+    extra = {
+        "confusion": {"classes": ["a", "b"], "counts": [[5, 3], [0, 7]]},
+        "confused_pairs": [{"label": "a", "predicted": "b", "count": 3, "of": 8}],
+        "per_class": [{"class": "a", "images": 8, "ap": 0.5}],
+        "notes": {"kappa": "left out"},
+        "training": {"epochs": 3},
+    }
+    extra |= {"attention": layers, "kept": layers}
+    both = ALL | {"wild": ["stages.0", "stages.1", "stages.2"]}
+    bad = make_run("bad", [0.8], both, head="combo", relevance=scores(), more={"f1": further(0.5)}, **extra)
+    path = RunPaths(bad).results("test")
+    whole, good = json.loads(path.read_text()), make_run("good", [0.5], LAST)
+    everywhere, rng = list(places(whole))[1:], random.Random(0)
+    n_left_out = 0
+    for i in range(100):
+        document, place = json.loads(json.dumps(whole)), rng.choice(everywhere)
+        holder = document
+        for key in place[:-1]:
+            holder = holder[key]
+        if i % 5:
+            holder[place[-1]] = rng.choice(MUTATIONS)
+        else:
+            del holder[place[-1]]
+        path.write_text(json.dumps(document))
+        runs, left_out = read_good_runs([bad, good])
+        render(runs, Comparisons(runs))
+        format_table([run.row for run in runs])
+        format_worth(runs, Comparisons(runs))
+        assert runs[-1].row.name == "good"
+        n_left_out += len(left_out)
+    assert 30 < n_left_out < 100
 
 
 def test_a_folder_of_runs_hints_at_its_subfolders(make_run):
     parent = make_run("lin", [0.5], ALL).parent
-    for read in (read_runs, part_runs):
+    for read in (read_runs, read_good_runs):
         with pytest.raises(UsageError, match=rf"(?s)there is no run here, but .*`loffta report {parent}/\*`"):
             read([parent])
 
 
 def test_results_of_another_make_are_one_error_not_a_traceback(make_run):
     root = make_run("lin", [0.5], ALL)
-    RunPaths(root).results("test").write_text('{"head": "linear", "metrics": {}, "split": "test"}')
-    with pytest.raises(LofftaError, match=r"(?s)KeyError: 'top1'.*loffta evaluate RUN"):
+    path = RunPaths(root).results("test")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": {}}))
+    with pytest.raises(LofftaError, match=r"(?s)cannot be reported: metrics.top1: it is missing.*loffta evaluate RUN"):
         read_runs([root])
 
 
 def test_the_text_table_is_aligned_plain_and_fits(make_run):
     roots = [make_run("lin", [0.8, 0.7, 0.9], ALL | {"wild": ["stages.0"]}), make_run("combo" * 20, [0.875], LAST)]
-    rows = read_rows(roots)
-    text = format_table([replace(rows[0], name="bad\x1b[31m"), rows[1]], width=100)
+    rows = rows_of(roots)
+    text = format_table([replace(rows[0], name="bad\x1b[31m"), rows[1]])
     lines = text.splitlines()
     assert "\x1b" not in text
-    assert max(map(len, lines)) <= 100
-    assert " ".join(lines[0].split()) == "run head taps top-1 % 95 % CI seeds epochs grid train read/image"
-    assert lines[2].index("80.00 ± 10.00") + 13 == lines[4].index("87.50") + 5 == lines[0].index("top-1 %") + 7
-    assert " ".join(lines[2].split()[1:]) == "linear 4 80.00 ± 10.00 50.0\u201390.0 3 12 \u2013 1 min 2 s 128 B"
-    assert lines[3] == "    net stages.0\u20132 + wild [random:0 weights] stages.0"
+    assert max(map(len, lines)) <= 80
+    assert " ".join(lines[0].split()) == "run head top-1 % 95 % CI seeds train read/image"
+    assert lines[2].index("80.0 ± 10.0") + 11 == lines[4].index("87.5") + 4 == lines[0].index("top-1 %") + 7
+    assert " ".join(lines[2].split()[1:]) == "linear 80.0 ± 10.0 50.0\u201390.0 3 1 min 2 s 128 B"
+    assert lines[3] == "    net stages.0\u20132 + wild [random:0 weights] stages.0 (4 taps, 12 epochs)"
 
 
-def test_long_names_wrap_and_no_column_is_lost(make_run):
-    names = ["attentive-a", "attentive-b", "combo" * 5]
+@pytest.mark.parametrize("width", [80, 120])
+def test_long_names_wrap_and_no_column_is_lost(make_run, width):
+    names = ["attentive-a", "attentive-b", "combo" * 12]
     recipe = {"epochs": 7, "grid": 14}
-    rows = read_rows([make_run(name, [0.8, 0.7, 0.9], ALL, head="smp", recipe=recipe) for name in names])
-    lines = format_table(rows).splitlines()
-    assert max(map(len, lines)) == 100
+    rows = rows_of([make_run(name, [0.8, 0.7, 0.9], ALL, head="smp", recipe=recipe) for name in names])
+    lines = format_table(rows, width).splitlines()
+    assert max(map(len, lines)) == width
     end = lines[1].index(" ")
-    body = [line for line in lines[2:] if line != "    net stages.0\u20132"]
+    body = [line for line in lines[2:] if line != "    net stages.0\u20132 (3 taps, 7 epochs, grid 14)"]
     assert "".join(line[:end].strip() for line in body) == "".join(names)
-    assert " ".join(filter(None, (line[end : end + 17].strip() for line in body))) == " ".join([rows[0].head] * 3)
+    until = lines[1].index(" ", end + 2)
+    assert " ".join(filter(None, (line[end:until].strip() for line in body))) == " ".join([rows[0].head] * 3)
     assert [line.endswith("  96\xa0B") for line in body].count(True) == 3
-    wide = format_table([replace(rows[0], name="\u5c64" * 9)])
-    assert wide.count("\u5c64") == 9
-    assert max(map(cell_len, wide.splitlines())) <= 100
+    wide = format_table([replace(rows[0], name="\u5c64" * 39)], width)
+    assert wide.count("\u5c64") == 39
+    assert max(map(cell_len, wide.splitlines())) <= width
 
 
 def test_figures_are_wider_before_they_are_cut(make_run):
-    (row,) = read_rows([make_run("attentive-a", [0.8], ALL, head="smp")])
-    lines = format_table([row], width=70).splitlines()
+    (row,) = rows_of([make_run("attentive-a", [0.8], ALL, head="smp")])
+    lines = format_table([row], width=60).splitlines()
     assert lines[0].endswith("read/image")
     assert [line.split()[:2] for line in lines[2:5]] == [["attentiv", "smp"], ["e-a", "approxim"], ["ation)"]]
 
@@ -153,18 +222,18 @@ def further(mean):
 
 def test_further_metrics_stand_below_a_run(make_run):
     more = {"kappa": further(0.25), "roc_auc": further(0.75)}
-    rows = read_rows([make_run("lin", [0.8], LAST, more=more), make_run("old", [0.8], LAST)])
+    rows = rows_of([make_run("lin", [0.8], LAST, more=more), make_run("old", [0.8], LAST)])
     assert list(rows[0].further) == ["kappa", "roc_auc"]
     lines = format_table(rows).splitlines()
-    assert lines[3:5] == ["    net stages.2", "    quadratic kappa 25.00, ROC AUC 75.00"]
+    assert lines[3:5] == ["    net stages.2 (1 tap, 12 epochs)", "    quadratic kappa 25.0 %, ROC AUC 75.0 %"]
     assert [line.split()[0] for line in lines[5:]] == ["old", "net"]
 
 
 def test_runs_of_other_tasks_are_told_apart(make_run):
     several = make_run("voc", [0.4], LAST, task="multi-label", metric="map", more={"roc_auc": further(0.75)})
-    row = read_rows([several])[0]
+    row = rows_of([several])[0]
     assert (row.headline, row.main.mean) == ("map", 0.4)
-    assert format_table([row]).splitlines()[0].split()[3:5] == ["mean", "AP"]
-    lines = format_table(read_rows([several, make_run("lin", [0.8], LAST)])).splitlines()
-    assert "score %" in lines[0]
-    assert [line.strip() for line in lines if "score:" in line] == ["score: mean AP; ROC AUC 75.00", "score: top-1"]
+    assert format_table([row]).splitlines()[0].split()[2:4] == ["mean", "AP"]
+    lines = format_table(rows_of([several, make_run("lin", [0.8], LAST)])).splitlines()
+    assert "  score  " in lines[0]
+    assert [line.strip() for line in lines if "score:" in line] == ["score: mean AP, ROC AUC 75.0 %", "score: top-1"]

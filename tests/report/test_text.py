@@ -2,7 +2,7 @@
 
 import pytest
 
-from loffta.report.text import count, escape, human_bytes, human_macs, human_seconds, interval, percent, shorten
+from loffta.report.text import count, escape, human_bytes, human_macs, human_seconds, percent, wrap
 
 
 @pytest.mark.parametrize(
@@ -31,15 +31,20 @@ def test_seconds(seconds, text):
 
 def test_fractions_and_counts():
     assert percent(0.97494) == "97.5"
-    assert interval((0.91, 1.0)) == "91.0\u2013100.0"
     assert [count(1, "seed"), count(1200, "image")] == ["1 seed", "1,200 images"]
 
 
-def test_foreign_text_is_escaped_and_shortened():
+def test_foreign_text_is_escaped():
     assert escape("\x1b\u202e") == "\ufffd\ufffd"
     assert escape("<a href='\"&") == "&lt;a href=&#x27;&quot;&amp;"
-    assert shorten("a" * 9, 5) == "aaaa…"
-    assert shorten("aaaaa", 5) == "aaaaa"
+
+
+def test_lines_are_no_wider_and_nothing_is_cut():
+    assert wrap("one two three", 8) == ["one two", "three"]
+    assert wrap("a" * 9, 5) == ["aaaaa", "aaaa"]
+    assert wrap("\u5c64" * 5, 4) == ["\u5c64\u5c64", "\u5c64\u5c64", "\u5c64"], "two columns each"
+    assert wrap("", 5) == [""]
+    assert wrap("\x1b[31m", 9) == ["\ufffd[31m"]
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,20 @@
-"""Scores with some signal, and the plain bootstrap over images that intervals are compared with."""
+"""Logits with some signal, and the plain bootstrap over images that intervals are compared with."""
 
 import numpy as np
 
 
-def draw_scores(labels, n_classes, n_seeds=2, *, signal=1.5, digits=2, seed=0):
-    """Softmax probabilities [S, B, C]; rounded logits make equal scores."""
+def draw_logits(labels, n_classes, n_seeds=2, *, signal=1.5, digits=2, seed=0):
+    """Logits [S, B, C]; rounded they have ties."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(n_seeds, len(labels), n_classes))
     logits[:, np.arange(len(labels)), labels] += signal
-    odds = np.exp(logits.round(digits))
-    return (odds / odds.sum(axis=2, keepdims=True)).astype(np.float32)
+    return logits.round(digits).astype(np.float32)
+
+
+def softmax(logits):
+    """In float64: of moderate logits, which it does not saturate."""
+    odds = np.exp(logits.astype(np.float64))
+    return odds / odds.sum(axis=-1, keepdims=True)
 
 
 def draw_labels(n_images=120, shares=(0.6, 0.25, 0.1, 0.05), seed=0):

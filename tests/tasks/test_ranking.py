@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from loffta.tasks import ranking
 from loffta.tasks.bootstrap import image_weights
-from loffta.tasks.ranking import RocAreas, average_precisions, placements
+from loffta.tasks.ranking import RocAreas, average_precisions, log_odds, placements
 
 
 def draw(n_images=60, share=0.3, decimals=1):
@@ -79,3 +80,16 @@ def test_a_resample_is_never_beyond_a_perfect_curve():
     scores, positive = np.array([[[3.0], [1.0], [2.0], [0.0]]], np.float32), np.array([[1], [1], [0], [0]], dtype=bool)
     without_the_fault = np.array([[4, 0, 0, 0.0]], np.float32) + np.array([[0, 0, 0, 1.0]], np.float32)
     assert RocAreas(scores, positive)(without_the_fault) == [[1.0]]
+
+
+@pytest.mark.parametrize("scale", [1, 50, 5000])
+def test_log_odds_are_those_of_exact_probabilities(monkeypatch, scale):
+    """Each class against the sum of the others by a plain loop; ties, two classes alike, and sums that underflow."""
+    monkeypatch.setattr(ranking, "_VALUES", 10)  # two images at once
+    logits = (scale * np.random.default_rng(0).normal(size=(9, 5))).astype(np.float32)
+    logits[1], logits[2, 0] = 0, logits[2, 1:].max()
+    found = log_odds(logits)
+    for row, odds in zip(logits.astype(np.float64), found, strict=True):
+        for c, value in enumerate(odds):
+            assert value == pytest.approx(row[c] - np.logaddexp.reduce(np.delete(row, c)), rel=1e-6, abs=1e-6)
+    np.testing.assert_allclose(log_odds(logits[:, :2])[:, 1], logits[:, 1] - logits[:, 0], rtol=1e-6, atol=1e-6)

@@ -7,6 +7,7 @@ import torch
 from loffta.errors import UsageError
 from loffta.tasks import TASKS, find_task
 from loffta.tasks.bootstrap import image_weights
+from loffta.tasks.figures import FIGURES
 
 TARGETS = {
     "classification": torch.arange(12) % 3,
@@ -20,13 +21,14 @@ def test_task(name):
     task, targets = find_task(name), TARGETS[name]
     logits = torch.randn(2, 12, 3, generator=torch.Generator().manual_seed(0))
     assert task.loss(logits[0], targets).shape == (12,)
-    scores = task.activation(logits).numpy()
-    assert scores.dtype == np.float32
-    assert ((scores > 0) & (scores < 1)).all()
+    probabilities = task.activation(logits)
+    assert probabilities.dtype == torch.float32
+    assert ((probabilities > 0) & (probabilities < 1)).all()
+    scores = logits.numpy()
     assert task.decide(scores[0]).shape == targets.shape
-    found = task.metrics(scores[0], targets.numpy())
-    assert {task.main_metric, task.headline} <= set(found)
-    resampled = task.resampled(scores, targets.numpy(), image_weights(12, 5))
+    found = task.metrics(scores[0], targets.numpy(), "012")
+    assert {task.main_metric, task.headline} <= set(found) <= set(FIGURES)
+    resampled = task.resampled(scores, targets.numpy(), "012", image_weights(12, 5))
     assert resampled.keys() == found.keys()
     assert {values.shape for values in resampled.values()} == {(5,)}
     assert task.details(scores, targets.numpy(), ["a", "b", "c"])
@@ -35,9 +37,10 @@ def test_task(name):
 @pytest.mark.parametrize("name", TASKS)
 def test_the_order_of_images_has_no_part(name):
     task, targets = TASKS[name], TARGETS[name].numpy()
-    scores = task.activation(torch.randn(1, 12, 3, generator=torch.Generator().manual_seed(0))).numpy()
+    scores = torch.randn(1, 12, 3, generator=torch.Generator().manual_seed(0)).numpy()
     order = np.random.default_rng(0).permutation(12)
-    assert task.metrics(scores[0, order], targets[order]) == pytest.approx(task.metrics(scores[0], targets))
+    expected = task.metrics(scores[0], targets, "012")
+    assert task.metrics(scores[0, order], targets[order], "012") == pytest.approx(expected)
 
 
 def test_unknown_task():

@@ -1,0 +1,102 @@
+"""The paired bootstrap against differences that are known, and against slow loops."""
+
+from math import erf, sqrt
+
+import numpy as np
+import pytest
+
+from loffta.tasks.bootstrap import image_weights
+from loffta.tasks.paired import Scored, difference, seed_variance
+
+N_TRIALS = 600
+
+
+def scored(right, weights):
+    right = np.asarray(right, np.float32)
+    return Scored(right.mean(axis=1, dtype=np.float64), weights @ right.T / right.shape[1])
+
+
+def simulate(rng, skill, n_seeds, n_images, common, spread):
+    """Whether seeds are right on images: skill, images as hard for all runs, seeds as good as they fell, and luck."""
+    hard = common + 0.3 * rng.normal(size=n_images)
+    seeds = skill + spread * rng.normal(size=(n_seeds, 1))
+    return hard + seeds + 0.3 * rng.normal(size=(n_seeds, n_images)) > 0
+
+
+def expected_top1(skill, spread):
+    return 0.5 * (1 + erf(skill / sqrt(2 * (1 + 0.3**2 + 0.3**2 + spread**2))))
+
+
+@pytest.mark.parametrize(
+    ("n_seeds", "spread"),
+    [((1, 1), 0.0), ((3, 3), 0.0), ((3, 3), 0.1), ((3, 3), 0.2), ((5, 5), 0.1), ((2, 5), 0.1)],
+)
+def test_the_interval_holds_the_known_difference_in_95_of_100(n_seeds, spread):
+    """True top-1s of some 88 and 82 %; twice the error of a share of so many comparisons is 1.8 points."""
+    rng, held, n_images = np.random.default_rng(7), [], 200
+    truth = expected_top1(1.3, spread) - expected_top1(1.0, spread)
+    for _ in range(N_TRIALS):
+        common = rng.normal(size=n_images)
+        (weights,) = image_weights(n_images, 250, seed=int(rng.integers(1 << 30)))
+        runs = [
+            scored(simulate(rng, skill, n, n_images, common, spread), weights)
+            for skill, n in zip((1.3, 1.0), n_seeds, strict=True)
+        ]
+        low, high = difference(*runs, n_images, seed=int(rng.integers(1 << 30))).ci95
+        held.append(low <= truth <= high)
+    assert 0.93 <= np.mean(held) <= 0.97, np.mean(held)
+
+
+def test_one_seed_each_equals_a_slow_loop_over_images():
+    rng = np.random.default_rng(0)
+    one, other = rng.random((1, 80)) < 0.8, rng.random((1, 80)) < 0.7
+    (weights,) = image_weights(80, 400)
+    found = difference(scored(one, weights), scored(other, weights), 80)
+    slow = []
+    for drawn in weights.astype(int):
+        rows = np.repeat(np.arange(80), drawn)
+        slow.append(one[0, rows].mean() - other[0, rows].mean())
+    assert found.mean == pytest.approx(one.mean() - other.mean())
+    assert found.ci95 == pytest.approx(np.quantile(slow, [0.025, 0.975]))
+    assert (found.n_images, found.n_seeds) == (80, (1, 1))
+
+
+def test_pairs_that_fail_together_differ_surely_though_their_intervals_overlap():
+    """200 images, 10 of them right for one run alone: 5 points, where either score is uncertain by 5."""
+    other = np.arange(200) < 160
+    one = np.arange(200) < 170
+    (weights,) = image_weights(200, 1000)
+    runs = [scored(right[None], weights) for right in (one, other)]
+    low, high = np.quantile(runs[0].resampled, 0.025), np.quantile(runs[1].resampled, 0.975)
+    assert low < high, "they overlap"
+    found = difference(*runs, 200)
+    assert found.mean == pytest.approx(0.05)
+    assert 0.02 < found.ci95[0] < found.ci95[1] < 0.09
+    assert (found.verdict, difference(*runs[::-1], 200).verdict) == ("better", "worse")
+    assert difference(runs[0], runs[0], 200).verdict == "open"
+
+
+def test_the_spread_of_seeds_widens_it():
+    """Seeds that are right on the same images but for their number: all of their variance is their own."""
+    rows = np.arange(1000)
+    same, apart = ([rows < n for n in counts] for counts in ((800, 800, 800), (750, 800, 850)))
+    (weights,) = image_weights(1000, 500)
+    narrow = difference(scored(same, weights), scored(same, weights), 1000)
+    wide = difference(scored(apart, weights), scored(same, weights), 1000)
+    assert narrow.ci95 == (0, 0)
+    assert wide.ci95[1] > 0.7 * 4.303 * 0.05 / sqrt(3), "Student's t of two degrees of freedom"
+
+
+def test_seeds_that_differ_by_chance_alone_have_no_variance_of_their_own():
+    """On average nothing, though their scores have a standard deviation of 2 points; else what there is."""
+    rng, (weights,) = np.random.default_rng(0), image_weights(400, 100)
+    chance, raw, own = [], [], []
+    for _ in range(200):
+        right = rng.random((4, 400)) < 0.8
+        chance.append(seed_variance(scored(right, weights)))
+        raw.append(right.mean(axis=1).var(ddof=1))
+        shares = 0.8 + 0.05 * rng.normal(size=(4, 1))
+        own.append(seed_variance(scored(rng.random((4, 400)) < shares, weights)))
+    assert np.mean(raw) == pytest.approx(0.02**2, rel=0.1)
+    assert np.mean(chance) < 0.4 * np.mean(raw), "truncated at nothing, so not nothing"
+    assert np.mean(own) == pytest.approx(0.05**2, rel=0.2)
