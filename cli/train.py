@@ -104,7 +104,8 @@ def print_results(results: Mapping[str, Any]) -> None:
     for name, metric in results["metrics"].items():
         n_seeds = len(metric["per_seed"])
         seeds = f" over {n_seeds} seeds" if n_seeds > 1 else ""
-        interval = show_interval(name, metric["ci95"])
+        low, high = metric["ci95"]
+        interval = show_interval(name, (low, high))
         show(f"{in_words(name, metric)}{seeds}, 95 % interval {interval} ({images})")
     if "now" in results.get("images", {}):
         from loffta.known_images import growth

@@ -91,7 +91,7 @@ def test_one_class_per_image(make, tmp_path, capsys):
     ],
 )
 def test_labels_that_cannot_be_learnt(make, tmp_path, capsys, columns, options, words):
-    assert train(make(**columns), tmp_path, *options) == 1
+    assert train(make(**columns), tmp_path, *options) in (1, 2)
     message = capsys.readouterr().err
     assert [word for word in words if word not in message] == []
     assert "Traceback" not in message
