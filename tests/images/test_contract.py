@@ -12,9 +12,9 @@ from loffta.images.decode import decode
 from loffta.images.files import key_fault
 from loffta.images.sources import SOURCES, ImageSource, open_source
 from loffta.machine import StopFlag
+from loffta.store.asked import limited_rows
 from loffta.store.cache import Cache
 from loffta.store.table import ImageTable
-from loffta.store.units import limited_rows
 from tests.fakes import FakeBackbone, fake_config
 from tests.imagesets import BUILDERS
 
