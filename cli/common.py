@@ -36,6 +36,22 @@ def plural(n: int, one: str, many: str = "") -> str:
     return one if n == 1 else many or f"{one}s"
 
 
+def seen_line(facts: Mapping[str, Any]) -> str:
+    """What else there is to know of the images of a cache, empty where there is nothing."""
+    from loffta.images.endings import describe_endings
+
+    flat, pages, several = facts["flat"], facts["pages_ignored"], facts["several_pages"]
+    parts = [f"{flat} {plural(flat, 'image is', 'images are')} a single flat colour"] if flat else []
+    if pages:
+        parts.append(f"{pages} {plural(pages, 'page', 'pages')} of {several} {plural(several, 'image')} ignored")
+    if facts["not_taken"]:
+        total = sum(facts["not_taken"].values())
+        parts.append(f"{total} {plural(total, 'file')} not taken ({describe_endings(facts['not_taken'])})")
+    if facts.get("untold"):
+        parts.append(f"flat images and pages are not known of {facts['untold']}, which an older version extracted")
+    return "; ".join(parts)
+
+
 def _plain(value: Any) -> Any:
     """The same value in what JSON knows: dict, list, str, int, finite float, bool, None."""
     if isinstance(value, Mapping):

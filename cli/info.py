@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .common import emit, human_bytes, json_option, plural, show
+from .common import emit, human_bytes, json_option, plural, seen_line, show
 
 _SHOWN = 5  # names of bad images a reason; --json gives all
 
@@ -30,6 +30,8 @@ def command(cache: Path, as_json: bool) -> None:
     show(f"{held['source']}: {images}, {classes}, {held['label_kind']}, {len(held['bad'])} bad")
     for reason, keys in by_reason(held["bad"]).items():
         show(f"  {len(keys)} bad: {reason}: {_first(keys)}")
+    if seen := seen_line(held):
+        show(f"  {seen}")
     arrays = [array for store in held["stores"] for array in store["arrays"]]
     widths = [max(map(len, column)) for column in zip(*map(_cells, [*arrays, held["thumbnails"]]), strict=True)]
     for store in held["stores"]:

@@ -60,7 +60,9 @@ def check_out(root: Path, config: TrainConfig, cache: Cache | None = None, *, ig
     paths = RunPaths(root)
     old = _saved_config(paths)
     if old is None:
-        if root.exists() and (not root.is_dir() or _others(root, paths.scoring, *paths.claims().values())):
+        if root.exists() and (
+            not root.is_dir() or _others(root, paths.scoring, paths.images, *paths.claims().values())
+        ):
             raise LofftaError("this folder holds something else", where=root, remedy="choose an empty or new --out")
         return
     if not has_work(root):

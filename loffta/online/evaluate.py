@@ -67,9 +67,7 @@ def evaluate_online(
             rows = rows_to_use(listing, split, run.config.task)
         numbered = [as_numbered(listing, rows, run) for run in runs]
         features = [feature for run in runs for feature in run.origins.features]
-        stream = FreshStream(
-            features, source, listing.keys, rows.tolist(), load=load, device=device, batch_size=batch_size
-        )
+        stream = FreshStream(features, source, listing, rows.tolist(), load=load, device=device, batch_size=batch_size)
     ends = np.cumsum([0, *(len(run.origins.features) for run in runs)])
     found: list[list[torch.Tensor]] = [[] for _ in runs]
     told = [Findings(run.heads) for run in runs]

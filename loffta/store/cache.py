@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from loffta.errors import DamageFound, LofftaError, UsageError
+from loffta.look import OLD, Look, look_fields, look_of
 from loffta.store import FORMAT
 from loffta.store.checks import array_fault, store_fault, target_fault
 from loffta.store.files import create_file, replace_file
@@ -117,6 +118,7 @@ class Cache:
     unit_images: int
     thumb_px: int
     table: ImageTable
+    look: Look = OLD  # of extractions that name none
 
     @classmethod
     def open(cls, root: Path) -> Cache:
@@ -132,6 +134,7 @@ class Cache:
             if config["format"] > FORMAT:
                 raise ValueError(f"format {config['format']} is newer than this loffta knows ({FORMAT})")
             unit_images, thumb_px = (_side(config[name], name) for name in ("unit_images", "thumb_px"))
+            look = look_of(config)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise LofftaError(
                 "there is no cache here", where=root, remedy="make one with `loffta extract SOURCE --cache DIR ...`"
@@ -142,15 +145,18 @@ class Cache:
                 where=paths.config,
                 remedy="use the loffta version that made it, or extract into a new cache",
             ) from error
-        return cls(paths, unit_images, thumb_px, ImageTable.read(paths.images))
+        return cls(paths, unit_images, thumb_px, ImageTable.read(paths.images), look)
 
     @classmethod
-    def create(cls, root: Path, listing: ImageTable, *, unit_images: int | None, thumb_px: int) -> Cache:
+    def create(
+        cls, root: Path, listing: ImageTable, *, unit_images: int | None, thumb_px: int, look: Look = OLD
+    ) -> Cache:
         """Makes a cache, or opens the one that is there and grows it to `listing`.
 
         Args:
             unit_images: rows per unit, a power of two; None takes the cache's own, or 256 for a new one.
             thumb_px: side of the thumbnails of a new cache.
+            look: of a new cache.
         Raises:
             LofftaError: the folder holds something else, the unit differs, or old images changed.
         """
@@ -162,7 +168,7 @@ class Cache:
                 )
             create_file(paths.images, listing.to_parquet())
             config = {"format": FORMAT, "unit_images": unit_images or DEFAULT_UNIT_IMAGES, "thumb_px": thumb_px}
-            create_file(paths.config, json.dumps(config).encode())
+            create_file(paths.config, json.dumps(config | look_fields(look)).encode())
         cache = cls.open(root)
         if unit_images not in (None, cache.unit_images):
             raise UsageError(
@@ -321,7 +327,7 @@ class Cache:
         if table is self.table:
             return self
         replace_file(self.paths.images, table.to_parquet())
-        return Cache(self.paths, self.unit_images, self.thumb_px, table)
+        return replace(self, table=table)
 
 
 def _side(value: Any, name: str) -> int:

@@ -62,6 +62,7 @@ def _with_rows(table: ImageTable, listing: ImageTable, new: list[int]) -> ImageT
             name: [*(table.target(name, row) for row in range(len(table))), *(listing.target(name, i) for i in new)]
             for name in dict.fromkeys([*table.targets, *listing.targets])
         },
+        not_taken=listing.not_taken,
     )
 
 

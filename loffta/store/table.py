@@ -57,6 +57,7 @@ class ImageTable:
     values: NDArray[np.float64] | None = None  # regression; NaN: unknown
     targets: dict[str, list[str | None]] = field(default_factory=dict)  # by name; a source reads them as it does keys
     alike: tuple[tuple[str, str], ...] = ()  # of a listing alone: classes or splits that look the same
+    not_taken: dict[str, int] = field(default_factory=dict)  # files beside, by ending; not in the digest
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -140,7 +141,7 @@ class ImageTable:
             "label_kind": self.label_kind,
             "classes": list(self.classes),
             "digest": self.digest,
-        }
+        } | ({"not_taken": self.not_taken} if self.not_taken else {})
         needed: list[Any] = [np.arange(len(self)), self.keys, self.sizes, self.splits, self.labels]
         columns = dict(zip(_TYPES, needed, strict=True)) | self._optional()
         schema = pa.schema({name: _TYPES.get(name) or _optional_type(name) for name in columns})
@@ -229,6 +230,7 @@ class ImageTable:
             label_sets=_as_tuples(columns["labels"]) if "labels" in columns else None,
             values=np.array(columns["value"], dtype=np.float64) if "value" in columns else None,  # null becomes NaN
             targets={name.removeprefix(_TARGET): paths for name, paths in columns.items() if name.startswith(_TARGET)},
+            not_taken=_counts(meta.get("not_taken", {})),
         )
 
     def refuse_alike(self, known: Container[str] = ()) -> None:
@@ -276,3 +278,9 @@ def _optional_type(name: str) -> pa.DataType:
 
 def _as_tuples(column: list[list[int] | None]) -> list[tuple[int, ...] | None]:
     return [None if found is None else tuple(found) for found in column]
+
+
+def _counts(said: Any) -> dict[str, int]:
+    if not isinstance(said, dict) or not all(type(n) is int and n > 0 for n in said.values()):
+        raise ValueError("the files that were not taken are no numbers by ending")
+    return {str(ending): n for ending, n in said.items()}

@@ -109,6 +109,7 @@ def test_train_ends_after_the_step(tmp_path, whole, number):
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "checkpoint.safetensors",
         "config.yaml",
+        "images.json",
         "log.txt",
     ]
     loffta(tmp_path, *words)
