@@ -6,7 +6,7 @@ decimal: of 1,000 test images an interval is some 3 points wide, of 50,000 still
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
