@@ -8,7 +8,7 @@ interval. Two intervals that overlap say nothing about the difference: on the sa
   Annals of Applied Statistics 1, 2007; none is exact, McCullagh, Bernoulli 6, 2000), held the truth in 86 % of the
   comparisons simulated with seeds that differ much, in 97 % of others. So the difference of their means is drawn from
   Student's t (Welch, Biometrika 34, 1947), by what their spread has beyond chance of the images, which the images'
-  resamples hold already: 94-96 % throughout (docs/statistics.md).
+  resamples hold already: 94-97 % throughout (docs/statistics.md).
 * One seed says nothing about others: then the interval is over the images alone.
 """
 
