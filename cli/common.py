@@ -1,16 +1,16 @@
-"""What every command shares: the `--json` option, and the one line that it prints."""
+"""What every command shares: the `--json` option, the one line that it prints, and how all other lines are printed."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from loffta.words import printable
+from loffta.terminal import wrap
 
 _AUGMENT = "augment."  # what --set changes of the augmentation begins with
 
@@ -27,8 +27,14 @@ def emit(result: Mapping[str, Any], as_json: bool) -> None:
 
 
 def show(line: str) -> None:
-    """One line on stdout, harmless to a terminal whatever names are in it."""
-    click.echo(printable(line))
+    """One line on stdout, harmless to a terminal whatever names are in it, and wrapped to its width."""
+    show_lines(wrap(line))
+
+
+def show_lines(lines: Iterable[str]) -> None:
+    """Lines on stdout that are made for the terminal's width already: of a Table, or a command."""
+    for line in lines:
+        click.echo(line)
 
 
 def plural(n: int, one: str, many: str = "") -> str:

@@ -72,13 +72,13 @@ def command(ctx: click.Context, /, file: Path | None, as_json: bool, **options: 
     if report.units:
         images = f"{report.images} {plural(report.images, 'image')}"
         done = f"{report.units} {plural(report.units, 'unit')}, {images} in {report.seconds:.1f} s"
-    click.echo(f"{done}; {report.bad} bad {plural(report.bad, 'image')} in the cache")
+    show(f"{done}; {report.bad} bad {plural(report.bad, 'image')} in the cache")
     if seen := seen_line(asdict(report)):
         show(seen)
     if report.unwritten_of:
         images = f"{report.unwritten_images} {plural(report.unwritten_images, 'image has', 'images have')}"
         listed = ", ".join(report.unwritten_of[:_SHOWN]) + (", ..." if len(report.unwritten_of) > _SHOWN else "")
-        click.echo(f"{images} no features yet: they are those of --shard {listed}")
+        show(f"{images} no features yet: they are those of --shard {listed}")
     emit(asdict(report), as_json)
 
 

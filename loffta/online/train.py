@@ -45,8 +45,7 @@ from loffta.runs import (
     open_run,
     read_lines,
     read_results,
-    write_predictions,
-    write_results,
+    save_results,
 )
 from loffta.store.recipe import recipe_hash
 from loffta.targets import choose_task, fit_to_task, read_targets, refuse_one_class
@@ -172,8 +171,7 @@ def _fit_all(setting: Setting, train_rows: NDArray[np.int64], test_rows: NDArray
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
     results |= {"versions": machine.versions(), "train_seconds": seconds}
     setting.claim.check()
-    write_predictions(paths.predictions(config.test_on), prediction_columns(setting.task, logits, targets, rows, keys))
-    write_results(paths.results(config.test_on), results)
+    save_results(paths, config.test_on, results, prediction_columns(setting.task, logits, targets, rows, keys))
     return results
 
 

@@ -66,8 +66,8 @@ LONG = "a-run-with-a-name-of-" + "0123456789" * 9
 @pytest.mark.parametrize(
     ("chart", "widest"),
     [
-        (lambda: bar_chart([Bar(LONG, 0.5, "50", detail=LONG), Bar("b", 0.5, "50")], title="t", high=1.0), 58),
-        (lambda: grouped_chart([(LONG, [Bar(LONG, 0.5, "50"), Bar("b", 0.5, "50")])], title="t"), 50),
+        (lambda: bar_chart([Bar(LONG, 0.5, "50", detail=LONG), Bar("b", 0.5, "50")], title="t", high=1.0), 52),
+        (lambda: grouped_chart([(LONG, [Bar(LONG, 0.5, "50"), Bar("b", 0.5, "50")])], title="t"), 44),
         (lambda: heat_map([[3, 1], [1, 3]], [LONG, "b"], title="t"), 40),
         (
             lambda: weight_map(
