@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .common import emit, human_bytes, json_option, parse_settings, plural, show, split_settings
+from loffta.terminal import Table
+
+from .common import emit, human_bytes, json_option, parse_settings, plural, show, show_lines, split_settings
 
 _NAMES = {
     "disk": "disk, 16 threads",
-    "page cache": "page cache, 2 threads",
     "crc32c": "crc32c, first touch alone",
+    "hold": "pool, once, to hold it",
+    "page cache": "page cache, 2 threads",
+    "memory": "gather from memory",
     "copy": "copy to the device",
     "reduce": "pool, dequantise",
     "augment": "augment",
@@ -45,25 +50,40 @@ def command(cache: Path, settings: tuple[str, ...], as_json: bool, **options: An
         f"head {found['head']} on {found['device']}, batches of {found['batch_size']} of {found['images']} "
         f"{plural(found['images'], 'image')}, {human_bytes(found['bytes_per_image'])} each"
     )
-    click.echo(f"\n{'part':26} {'ms/batch':>9} {'images/s':>10} {'GB/s':>6} {'1st epoch':>10} {'later':>6}")
-    for part in found["parts"]:
-        show(_line(part))
+    show("")
+    show_lines(_table(found["parts"]))
     step = found["step"]
-    click.echo()
+    show("")
     show(
         f"whole steps with the feed: {step['images_per_s']:,.0f} images/s, waiting for data {step['waited']:.0%} of "
         "the time"
     )
     show(f"  {found['feed']}; {step['order']} order")
-    click.echo()
+    show("")
     show(found["advice"])
     emit(found, as_json)
 
 
-def _line(part: dict[str, Any]) -> str:
-    rate = f"{part['gb_per_s']:.2f}" if part["gb_per_s"] is not None else "-"
-    shares = [f"{s:.0%}" if s is not None else "-" for s in (part["share_first_epoch"], part["share_later"])]
-    return (
-        f"{_NAMES[part['part']]:26} {part['ms']:9.2f} {part['images_per_s']:10,.0f} {rate:>6} {shares[0]:>10} "
-        f"{shares[1]:>6}"
-    )
+def _table(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    first, later = (_percents([part[key] for part in parts]) for key in ("share_first_epoch", "share_later"))
+    rows = [
+        (
+            _NAMES[part["part"]],
+            f"{part['ms']:.2f}",
+            f"{part['images_per_s']:,.0f}",
+            f"{part['gb_per_s']:.2f}" if part["gb_per_s"] is not None else "-",
+            *shares,
+        )
+        for part, *shares in zip(parts, first, later, strict=True)
+    ]
+    table = Table(rows, ("part", "ms/batch", "images/s", "GB/s", "1st epoch", "later"), right=range(1, 6))
+    return [*table.head(), *(line for row in rows for line in table.lines(row))]
+
+
+def _percents(shares: Sequence[float | None]) -> list[str]:
+    """Whole percents that add up to 100, by the largest remainders; `-` for None."""
+    exact = [100 * share if share is not None else 0.0 for share in shares]
+    whole = [int(value) for value in exact]
+    for i in sorted(range(len(exact)), key=lambda i: whole[i] - exact[i])[: round(sum(exact)) - sum(whole)]:
+        whole[i] += 1
+    return [f"{n}%" if share is not None else "-" for n, share in zip(whole, shares, strict=True)]

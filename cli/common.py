@@ -1,16 +1,16 @@
-"""What every command shares: the `--json` option, and the one line that it prints."""
+"""What every command shares: the `--json` option, the one line that it prints, and how all other lines are printed."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from loffta.words import printable
+from loffta.terminal import wrap
 
 _AUGMENT = "augment."  # what --set changes of the augmentation begins with
 
@@ -27,13 +27,35 @@ def emit(result: Mapping[str, Any], as_json: bool) -> None:
 
 
 def show(line: str) -> None:
-    """One line on stdout, harmless to a terminal whatever names are in it."""
-    click.echo(printable(line))
+    """One line on stdout, harmless to a terminal whatever names are in it, and wrapped to its width."""
+    show_lines(wrap(line))
+
+
+def show_lines(lines: Iterable[str]) -> None:
+    """Lines on stdout that are made for the terminal's width already: of a Table, or a command."""
+    for line in lines:
+        click.echo(line)
 
 
 def plural(n: int, one: str, many: str = "") -> str:
     """The word alone: (1, 'tap') -> 'tap', (0, 'tap') -> 'taps', (2, 'class', 'classes') -> 'classes'."""
     return one if n == 1 else many or f"{one}s"
+
+
+def seen_line(facts: Mapping[str, Any]) -> str:
+    """What else there is to know of the images of a cache, empty where there is nothing."""
+    from loffta.images.endings import describe_endings
+
+    flat, pages, several = facts["flat"], facts["pages_ignored"], facts["several_pages"]
+    parts = [f"{flat} {plural(flat, 'image is', 'images are')} a single flat colour"] if flat else []
+    if pages:
+        parts.append(f"{pages} {plural(pages, 'page', 'pages')} of {several} {plural(several, 'image')} ignored")
+    if facts["not_taken"]:
+        total = sum(facts["not_taken"].values())
+        parts.append(f"{total} {plural(total, 'file')} not taken ({describe_endings(facts['not_taken'])})")
+    if facts.get("untold"):
+        parts.append(f"flat images and pages are not known of {facts['untold']}, which an older version extracted")
+    return "; ".join(parts)
 
 
 def _plain(value: Any) -> Any:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import click
 
-from .common import emit, json_option
+from .common import emit, json_option, show
 
 
 @click.command("demo")
@@ -24,11 +23,12 @@ def command(out: Path, full: bool, as_json: bool) -> None:
     from loffta.pipeline import make_pipeline, overrule_recipes, read_pipeline
     from loffta.report import Comparisons, StageCost, format_comparison, format_table, read_runs, write_report
     from loffta.stages import run_local
+    from loffta.terminal import columns
 
     with as_file(files("loffta_pipelines") / "demo.yaml") as path:
         config = read_pipeline(path)
         pipeline = make_pipeline(overrule_recipes(config, {"epochs": 100} if full else {}), out, where=path)
-    outcome = run_local(pipeline.stages, out, click.echo)
+    outcome = run_local(pipeline.stages, out, show)
     outcome.check(out)
     done = outcome.results
     ((report, runs),) = pipeline.reports.items()
@@ -36,8 +36,9 @@ def command(out: Path, full: bool, as_json: bool) -> None:
     comparisons = Comparisons(found)
     costs = [StageCost(s.name, s.command, s.seconds, s.bytes) for s in done]
     write_report(found, report, comparisons, stages=costs)
-    width = shutil.get_terminal_size().columns
-    click.echo("\n" + format_table([run.row for run in found], width))
-    click.echo("\n" + format_comparison(found, comparisons, width))
-    click.echo(f"\nreport: {report}")
+    for text in (format_table([run.row for run in found], columns()), format_comparison(found, comparisons, columns())):
+        for line in ["", *text.splitlines()]:
+            show(line)
+    show("")
+    show(f"report: {report}")
     emit({"report": str(report), "stages": [vars(stage) for stage in done]}, as_json)

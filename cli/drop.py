@@ -23,6 +23,7 @@ def command(cache: Path, target: str, yes: bool, as_json: bool) -> None:
     from loffta.errors import LofftaError, UsageError
     from loffta.store.cache import Cache
     from loffta.store.drop import drop, find_target
+    from loffta.terminal import columns, wrap
 
     opened = Cache.open(cache)
     found = find_target(opened, target)
@@ -36,7 +37,8 @@ def command(cache: Path, target: str, yes: bool, as_json: bool) -> None:
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError("there is no terminal to ask on", where="loffta drop", remedy="add --yes")
-        click.confirm(f"Remove {target}, {human_bytes(n_bytes)} of {label}?", abort=True, err=True)
+        question = f"Remove {target}, {human_bytes(n_bytes)} of {label}?"
+        click.confirm("\n".join(wrap(question, columns() - len(" [y/N]: "))), abort=True, err=True)
     drop(found)
-    click.echo(f"{human_bytes(n_bytes)} freed")
+    show(f"{human_bytes(n_bytes)} freed")
     emit({"dropped": target, "bytes": n_bytes}, as_json)

@@ -39,9 +39,11 @@ def command(
 ) -> None:
     """Measure the trained heads of RUNs on a split; results and predictions are written into each RUN.
 
-    With --online the split is one of SOURCE, whose classes are matched with the run's by name; several runs share one
-    pass over the images, and no cache is needed.
+    Where a RUN cannot be written to, its results are shown, and the exit code is 1. With --online the split is one of
+    SOURCE, whose classes are matched with the run's by name; several runs share one pass over the images, and no cache
+    is needed.
     """
+    from loffta.errors import NotSaved
     from loffta.machine import StopFlag
 
     given = {name: value for name, value in online_options.items() if value is not None}
@@ -49,15 +51,24 @@ def command(
         option = next(iter(given)).replace("_", "-")
         raise click.UsageError(f"--{option} is for --online SOURCE", ctx)
     stop = StopFlag().listen()
-    if online is not None:
-        found = _evaluate_online(runs, online, split or "test", device, stop, cache_root=cache, **given)
-    else:
-        found = [_evaluate(run, split, cache, device, stop) for run in runs]
+    found: list[Any] = []
+    unsaved: NotSaved | None = None
+    for group in [runs] if online is not None else [(run,) for run in runs]:
+        try:
+            if online is not None:
+                found += _evaluate_online(group, online, split or "test", device, stop, cache_root=cache, **given)
+            else:
+                found.append(_evaluate(group[0], split, cache, device, stop))
+        except NotSaved as error:
+            found += error.runs
+            unsaved = unsaved or error
     for run, results in zip(runs, found, strict=True):
         if len(runs) > 1:
             show(f"{run}:")
         print_results(results)
     emit(found[0] if len(runs) == 1 else {"runs": found}, as_json)
+    if unsaved is not None:
+        raise unsaved
 
 
 def _evaluate(run: Path, split: str | None, cache: Path | None, device: str, stop: StopFlag) -> dict[str, Any]:

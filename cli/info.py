@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from .common import emit, human_bytes, json_option, plural, show
+from loffta.terminal import Table
+
+from .common import emit, human_bytes, json_option, plural, seen_line, show, show_lines
 
 _SHOWN = 5  # names of bad images a reason; --json gives all
 
@@ -30,15 +32,17 @@ def command(cache: Path, as_json: bool) -> None:
     show(f"{held['source']}: {images}, {classes}, {held['label_kind']}, {len(held['bad'])} bad")
     for reason, keys in by_reason(held["bad"]).items():
         show(f"  {len(keys)} bad: {reason}: {_first(keys)}")
+    if seen := seen_line(held):
+        show(f"  {seen}")
     arrays = [array for store in held["stores"] for array in store["arrays"]]
-    widths = [max(map(len, column)) for column in zip(*map(_cells, [*arrays, held["thumbnails"]]), strict=True)]
+    table = Table([_cells(array) for array in [*arrays, held["thumbnails"]]], right={4}, indent=2)
     for store in held["stores"]:
         show("")
         show(_head(store))
         for array in store["arrays"]:
-            show("  " + _line(array, widths))
+            show_lines(table.lines(_cells(array), *_array_notes(array)))
     show("")
-    show(_line(held["thumbnails"], widths))
+    show_lines(table.lines(_cells(held["thumbnails"]), *_array_notes(held["thumbnails"])))
     for line in _notes(held):
         show(line)
     emit(held, as_json)
@@ -94,12 +98,9 @@ def _cells(array: dict[str, Any]) -> tuple[str, ...]:
     return array["array"].rpartition("/")[2], span, shape, done, human_bytes(array["bytes"])
 
 
-def _line(array: dict[str, Any], widths: list[int]) -> str:
-    *texts, size = _cells(array)
-    columns = [text.ljust(width) for text, width in zip(texts, widths[:-1], strict=True)]
-    grown = "  old rows only: the image set has grown" if array["old_rows_only"] else ""
-    int8 = f"  int8: {_int8_note(array)}" if "int8_error" in array else ""
-    return "  ".join([*columns, size.rjust(widths[-1])]) + int8 + grown
+def _array_notes(array: dict[str, Any]) -> list[str]:
+    grown = ["old rows only: the image set has grown"] if array["old_rows_only"] else []
+    return ([f"int8: {_int8_note(array)}"] if "int8_error" in array else []) + grown
 
 
 def _int8_note(array: dict[str, Any]) -> str:

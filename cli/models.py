@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import emit, human_bytes, json_option
+from loffta.terminal import Table
+
+from .common import emit, human_bytes, json_option, show, show_lines
 
 if TYPE_CHECKING:
     from loffta.catalogue import Listing
@@ -30,14 +32,13 @@ def command(query: str | None, as_json: bool) -> None:
 
     listings = find_models(query)
     rows = [_row(listing) for listing in listings]
-    widths = [max(map(len, column)) for column in zip(HEAD, *rows, strict=True)]
-    click.echo(_line(HEAD, widths))
+    table = Table(rows, HEAD)
+    show_lines(table.head())
     for family, group in groupby(zip(listings, rows, strict=True), key=lambda pair: pair[0].family):
-        click.echo(f"\n{family}: {FAMILIES[family].advice}" if family else "\nNot in the zoo")
+        show("")
+        show(f"{family}: {FAMILIES[family].advice}" if family else "Not in the zoo")
         for listing, row in group:
-            click.echo(_line(row, widths))
-            if listing.problem:
-                click.echo(f"  not measured: {listing.problem}")
+            show_lines(table.lines(row, *([f"not measured: {listing.problem}"] if listing.problem else [])))
     emit({"models": [_plain(listing) for listing in listings]}, as_json)
 
 
@@ -66,10 +67,6 @@ def _row(listing: Listing) -> tuple[str, ...]:
 def _span(values: list[str]) -> str:
     """The first and the last of values that differ: 56x56..7x7."""
     return values[0] if values[0] == values[-1] else f"{values[0]}..{values[-1]}"
-
-
-def _line(cells: tuple[str, ...], widths: list[int]) -> str:
-    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
 def _plain(listing: Listing) -> dict[str, Any]:

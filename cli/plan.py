@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import emit, human_bytes, plural, show
+from loffta.terminal import Table, wrap
+
+from .common import emit, human_bytes, plural, show_lines
 from .extract import command as extract
 from .extract import read_options
+
+_LABEL = 9  # columns of the word that begins a paragraph
 
 if TYPE_CHECKING:
     from loffta.plan import ArrayPlan, BreakEven, Plan, Timing
@@ -30,24 +34,28 @@ def command(ctx: click.Context, /, file: Path | None, as_json: bool, sample: int
     from loffta.plan import run
 
     plan = run(read_options(ctx, file, options), sample=sample)
-    for line in describe(plan):
-        show(line)
+    show_lines(describe(plan))
     emit(asdict(plan) | {"bytes": plan.bytes, "files": plan.files}, as_json)
 
 
 def describe(plan: Plan) -> list[str]:
-    """The lines of the table."""
+    """The lines of the table and below it, as wide as the terminal."""
     state = f"{plan.images_missing:,} not yet in the cache" if plan.exists else "a new cache"
     images = f"{plan.images:,} {plural(plan.images, 'image')}"
     units = f"{plan.units} {plural(plan.units, 'unit')} of {plan.unit_images}"
-    lines = [f"{plan.source}: {images} in {units}, {state}", ""]
-    lines += [_row(("store", "array", "taps", "an image", "units missing", "bytes", "files"))]
-    lines += [_row(_cells(array, plan.units)) for array in plan.arrays]
-    rest = human_bytes(plan.metadata_bytes)
-    lines += [_row(("", "metadata", "", "", "", rest, str(plan.metadata_files)))]
-    lines += [_row(("", "total", "", "", "", human_bytes(plan.bytes), f"{plan.files:,}")), ""]
+    rows = [_cells(array, plan.units) for array in plan.arrays]
+    rows += [("metadata", "", human_bytes(plan.metadata_bytes), str(plan.metadata_files), "", "", "")]
+    rows += [("total", "", human_bytes(plan.bytes), f"{plan.files:,}", "", "", "")]
+    table = Table(rows, ("store", "array", "bytes", "files", "units missing", "an image", "taps"), right={2, 3, 4})
+    lines = [*wrap(f"{plan.source}: {images} in {units}, {state}"), "", *table.head()]
+    lines += [line for row in rows for line in table.lines(row)]
+    return [*lines, "", *(line for text in _notes(plan) for line in wrap(text, hang=_LABEL))]
+
+
+def _notes(plan: Plan) -> list[str]:
+    """What there is room for, what it takes and what would take less, a paragraph each."""
     free = f"{plan.room.files:,} files" if plan.room.files is not None else "files not counted"
-    lines.append(f"free     {human_bytes(plan.room.bytes)}, {free}")
+    lines = [f"free     {human_bytes(plan.room.bytes)}, {free}"]
     if plan.quota is not None:
         left = human_bytes(plan.quota.bytes) if plan.quota.bytes is not None else "no limit on bytes"
         files = f"{plan.quota.files:,} files" if plan.quota.files is not None else "no limit on files"
@@ -64,12 +72,7 @@ def _cells(array: ArrayPlan, units: int) -> tuple[str, ...]:
     span = f"{array.taps[0]} .. {array.taps[-1]}" if len(array.taps) > 1 else "".join(array.taps)
     shape = f"{'x'.join(map(str, array.shape))} {array.dtype}"
     size = human_bytes(array.shard_bytes + array.done_bytes)
-    return (array.store, array.kind, span, shape, f"{array.units_missing}/{units}", size, f"{array.files:,}")
-
-
-def _row(cells: tuple[str, ...]) -> str:
-    store, kind, taps, shape, units, size, files = cells
-    return f"{store:28} {kind:8} {taps:22} {shape:24} {units:>13} {size:>10} {files:>7}".rstrip()
+    return (array.store, array.kind, size, f"{array.files:,}", f"{array.units_missing}/{units}", shape, span)
 
 
 def _time_lines(plan: Plan, timing: Timing, extract_s: float) -> list[str]:

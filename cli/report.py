@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import click
@@ -38,17 +37,21 @@ def command(runs: tuple[Path, ...], out: Path, caches: tuple[Path, ...], as_json
         worth_as_json,
         write_report,
     )
+    from loffta.terminal import columns
 
     found, left_out = read_good_runs(runs, elsewhere=caches)
     for bad in left_out:
         click.echo(printable(f"left out: {bad.why}"), err=True)
     comparisons = Comparisons(found)
     write_report(found, out, comparisons)
-    width = shutil.get_terminal_size().columns
-    click.echo(format_table([run.row for run in found], width))
-    for text in (format_comparison(found, comparisons, width), format_worth(found, comparisons, width)):
-        if text:
-            click.echo(f"\n{text}")
+    width = columns()
+    texts = (
+        format_table([run.row for run in found], width),
+        format_comparison(found, comparisons, width),
+        format_worth(found, comparisons, width),
+    )
+    for line in "\n\n".join(filter(None, texts)).splitlines():
+        show(line)
     for loaded in found:
         if loaded.grown:
             show(f"{loaded.row.name}: {loaded.grown}")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import emit, json_option, merge_config, parse_settings, plural, show, split_settings
+from .common import emit, json_option, merge_config, parse_settings, plural, show, show_lines, split_settings
 from .train_online import online_options, run_online, take_online
+
+if TYPE_CHECKING:
+    from loffta.config import TrainConfig
 
 _REQUIRED = {"cache": "CACHE", "head": "--head NAME"}  # or in the --config file
 
@@ -58,6 +62,7 @@ def command(
     off goes on from its last checkpoint.
     """
     from loffta.config import TrainConfig, parse
+    from loffta.errors import NotSaved
     from loffta.machine import StopFlag
     from loffta.train import train
 
@@ -67,12 +72,31 @@ def command(
     recipe, augment = split_settings(parse_settings(settings), config.augment)
     config = config.model_copy(update={"recipe": config.recipe | recipe, "augment": augment})
     stop = StopFlag().listen()
-    results = train(config, out, stop) if config.online is None else run_online(config, out, stop)
+    try:
+        results = train(config, out, stop) if config.online is None else run_online(config, out, stop)
+    except NotSaved as error:
+        print_results(error.results)
+        emit(error.results, as_json)
+        raise
     print_results(results)
+    _print_next(out, config)
     emit(results, as_json)
 
 
-def print_results(results: dict[str, Any]) -> None:
+def _print_next(out: Path, config: TrainConfig) -> None:
+    """Where everything is, and what can be done with it."""
+    from loffta.runs import RunPaths
+    from loffta.terminal import command as to_type
+
+    paths = RunPaths(out)
+    files = [paths.results(config.test_on), paths.predictions(config.test_on), *map(paths.head, range(config.seeds))]
+    show(f"written to {out}: {', '.join(path.name for path in files if path.exists())}")
+    show("next:")
+    show_lines(to_type(["loffta", "report", str(out)]))
+    show_lines(to_type(["loffta", "predict", str(out), "IMAGES", "--out", "predictions.parquet"]))
+
+
+def print_results(results: Mapping[str, Any]) -> None:
     """One line per metric; relevance where there is one."""
     from loffta.tasks.figures import in_words, metric_name, show_interval
 
@@ -80,12 +104,13 @@ def print_results(results: dict[str, Any]) -> None:
     for name, metric in results["metrics"].items():
         n_seeds = len(metric["per_seed"])
         seeds = f" over {n_seeds} seeds" if n_seeds > 1 else ""
-        interval = show_interval(name, metric["ci95"])
-        click.echo(f"{in_words(name, metric)}{seeds}, 95 % interval {interval} ({images})")
+        low, high = metric["ci95"]
+        interval = show_interval(name, (low, high))
+        show(f"{in_words(name, metric)}{seeds}, 95 % interval {interval} ({images})")
     if "now" in results.get("images", {}):
         from loffta.known_images import growth
 
-        click.echo(growth(results["images"]["known"], results["images"]["now"]))
+        show(growth(results["images"]["known"], results["images"]["now"]))
     if "other_set" in results.get("images", {}):
         show(f"measured on another image set than that of the training: {results['images']['other_set']}")
     if n_unlabelled := results.get("images", {}).get("unlabelled"):

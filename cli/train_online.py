@@ -19,13 +19,15 @@ _OPTIONS = (
     click.option("--taps", metavar="SET", help="With --online, as extract has it.  [the head's own]"),
     click.option("--pooling", type=click.Choice(["auto", "class", "mean"]), help="Of online-linear.  [auto]"),
     click.option("--resize", type=click.Choice(["squash", "crop"]), help="With --online, as extract has it.  [squash]"),
+    click.option("--background", metavar="COLOUR", help="With --online, as extract has it.  [white]"),
+    click.option("--range", metavar="LOW..HIGH", help="With --online, as extract has it.  [auto]"),
     click.option("--augment-images", type=click.Choice(["none", "crop-flip"]), help="With --online.  [crop-flip]"),
     click.option("--unfrozen", is_flag=True, help="With --online: train the backbone, too."),
     click.option("--lr-backbone", type=float, metavar="RATE", help="With --unfrozen.  [1e-5]"),
     click.option("--max-bad-frac", type=float, help="With --online: more bad images: exit code 3.  [0.01]"),
 )
 _NAMES = (
-    *("backbone", "weights", "image_px", "taps", "pooling", "resize"),
+    *("backbone", "weights", "image_px", "taps", "pooling", "resize", "background", "range"),
     *("augment_images", "unfrozen", "lr_backbone", "max_bad_frac"),
 )
 

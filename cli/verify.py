@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import emit, json_option, plural, show
+from .common import emit, json_option, plural, show, show_lines
 
 if TYPE_CHECKING:
     from loffta.machine import StopFlag
+    from loffta.online.recompute import Comparison
     from loffta.store.cache import Cache
     from loffta.store.verify import Damage
 
@@ -59,9 +61,9 @@ def command(
         opened = Cache.open(cache)
         lost = lost_metadata(opened)
         found = list(stop.each(verify(opened, deep=deep), looking))
-        click.echo(f"{repaired} {plural(repaired, 'unit')} written anew")
+        show(f"{repaired} {plural(repaired, 'unit')} written anew")
     if not found and not lost:
-        click.echo("no damage found" if deep else "no damage found in the checksums; --deep reads every byte")
+        show("no damage found" if deep else "no damage found in the checksums; --deep reads every byte")
     sound = not found and not lost
     altered = _check_images(opened, stop) if images and sound else []
     compared = _compare(opened, recompute, device, stop) if recompute and sound else []
@@ -115,7 +117,7 @@ def _check_images(cache: Cache, stop: StopFlag) -> list[dict[str, Any]]:
     for image in altered:
         show(f"row {image.row}, {image.key}: {image.what}")
     if not altered:
-        click.echo("every image is the one that was extracted")
+        show("every image is the one that was extracted")
     return [vars(image) for image in altered]
 
 
@@ -129,13 +131,26 @@ def _compare(cache: Cache, n_images: int, device: str, stop: StopFlag) -> list[d
     load = backbone_loader(machine.resolve_device(device))
     looking = "comparing features; nothing was changed by that"
     compared = list(stop.each(recompute(cache, open_source(cache.table.source), load, n_images), looking))
-    for entry in compared:
-        error = f"relative RMS error {entry.relative_rms:.1e} of {entry.tolerance:.0e}, largest {entry.max_abs:.1e}"
-        state = f"{'agrees' if entry.agrees else 'DISAGREES'}: {entry.what or error}"
-        show(
-            f"{entry.array}, {entry.tap}: {state} ({entry.images} {plural(entry.images, 'image')}, worst {entry.worst})"
-        )
+    _show_compared(compared)
     return [vars(entry) for entry in compared]
+
+
+def _show_compared(compared: Sequence[Comparison]) -> None:
+    """A line for each tap, under its array."""
+    from loffta.terminal import Table
+
+    def cells(entry: Comparison) -> tuple[str, ...]:
+        figures = (f"{entry.relative_rms:.1e}", f"{entry.tolerance:.0e}", f"{entry.max_abs:.1e}")
+        state = "agrees" if entry.agrees else "DISAGREES"
+        return entry.tap, state, *(("", "", "") if entry.what else figures), str(entry.images), entry.worst
+
+    heads = ("tap", "features", "relative RMS", "allowed", "largest", "images", "worst image")
+    table = Table([cells(entry) for entry in compared], heads, right={2, 3, 4, 5}, indent=2)
+    for array, entries in groupby(compared, key=lambda entry: entry.array):
+        show(f"{array}:")
+        show_lines(table.head())
+        for entry in entries:
+            show_lines(table.lines(cells(entry), *([entry.what] if entry.what else [])))
 
 
 def _refuse(cache: Cache, altered: list[dict[str, Any]], apart: list[dict[str, Any]]) -> None:

@@ -19,8 +19,10 @@ from loffta.backbones.load import load_backbone
 from loffta.config import BackboneConfig, ExtractConfig
 from loffta.forward import Job
 from loffta.images.geometry import PixelGeometry, View
-from loffta.jobs import Load, choose_specs, describe, make_request, prepare
-from loffta.store.cache import MAX_THUMB_PX, Cache, CachedArray, rows_due
+from loffta.jobs import Load, choose_specs, describe, look_asked, make_request, prepare, with_look
+from loffta.look import OLD, Look
+from loffta.store.asked import asked_rows, rows_due
+from loffta.store.cache import MAX_THUMB_PX, Cache, CachedArray
 from loffta.store.files import sweep_tree
 from loffta.store.paths import THUMB, CachePaths
 from loffta.store.purge import describe_lost, describe_missing, forget_missing, lost_metadata
@@ -37,6 +39,7 @@ class Begun:
     thumbs: CachedArray
     jobs: list[Job]
     asked: dict[int, Sequence[int]]  # rows by unit, of the images asked for and of this process's share
+    look: Look = OLD  # of all that it writes
 
     @property
     def n_images(self) -> int:
@@ -54,7 +57,7 @@ class Begun:
     @property
     def thumb_geometry(self) -> PixelGeometry:
         """How images become thumbnails."""
-        return PixelGeometry(self.cache.thumb_px, interpolation="bilinear")
+        return PixelGeometry(self.cache.thumb_px, interpolation="bilinear", **self.look._asdict())
 
     @property
     def sizes(self) -> list[PixelGeometry]:
@@ -94,22 +97,25 @@ def begin(
     load = functools.cache(load)
     views = _views(config) if views is None else views
     wanted = [(backbone, view) for backbone in config.backbones for view in views]
+    new = with_look(config, Look())
     if not CachePaths(config.cache).config.exists():  # what cannot be had or is misspelt leaves no empty cache behind
         listing.refuse_alike()
         for backbone, view in wanted:
-            info = describe(load(backbone), make_request(backbone, view, config))
+            info = describe(load(backbone), make_request(backbone, view, new))
             choose_specs(backbone, info.taps, config.kinds)
     thumb_px = min(MAX_THUMB_PX, max(b.image_px or MAX_THUMB_PX for b in config.backbones))
-    cache = Cache.create(config.cache, listing, unit_images=config.unit_images, thumb_px=thumb_px)
+    look, unit_images = look_asked(new), config.unit_images
+    cache = Cache.create(config.cache, listing, unit_images=unit_images, thumb_px=thumb_px, look=look)
+    config = with_look(config, cache.look)  # which another process may have made, or an older loffta long ago
     sweep_tree(cache.paths.root)  # what killed processes left half-written
     _say_missing(lost_metadata(cache), forget_missing(cache))
     fresh = not cache.paths.target(THUMB).metadata.exists()  # a finished cache is not even touched
     thumbs = cache.extend(cache.thumbs(create=fresh))
     share = Share(*config.share)
-    asked = cache.asked_rows(config.splits, config.limit)
+    asked = asked_rows(cache, config.splits, config.limit)
     asked = {unit: asked[unit] for unit in asked if share.owns(unit) and (only is None or unit in only)}
     jobs = [prepare(cache, backbone, view, config, load, asked) for backbone, view in wanted]
-    return Begun(cache, thumbs, jobs, asked)
+    return Begun(cache, thumbs, jobs, asked, look_asked(config))
 
 
 def _views(config: ExtractConfig) -> list[View | None]:

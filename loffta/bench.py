@@ -7,14 +7,15 @@ is dropped from the page cache first, so that the disk shows.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from loffta import augment, machine
-from loffta.bench_parts import Job, augmented, evict, time_parts, train_step, wait_for
+from loffta.bench_parts import Job, augmented, bytes_moved, evict, time_parts, train_step, wait_for
 from loffta.config import parse
 from loffta.errors import UsageError
 from loffta.features import choose_features, usable_rows
@@ -36,11 +37,9 @@ from loffta.optim import fit_to_images, make_optimizer
 from loffta.store.cache import Cache
 from loffta.store.reader import ArrayReader
 
-READING = (
-    "disk",
-    "page cache",
-    "crc32c",
-)  # what threads do while the head computes; the other parts take turns with it
+# what threads do while the head computes, or once; the other parts take turns with it
+READING = ("disk", "crc32c", "hold", "page cache", "memory")
+ONCE = ("crc32c", "hold")  # in the first epoch alone; "disk", too, unless the page cache cannot keep what is streamed
 WAITING = 0.1  # share of a step from which on the feed is what to look at
 
 
@@ -74,11 +73,12 @@ def bench(
     wanted = augment.resolve(augmentation)
     job = _prepare(Cache.open(cache_root), head, features, settings or {}, wanted, batch_size, device)
     placements = choose_placements(job.features, len(job.rows), job.device, feed)
+    job = replace(job, placements=placements)
     streamed = [f for f, placement in zip(job.features, placements, strict=True) if placement.mode == "stream"]
     cold = is_cold(read_bytes(streamed) * len(job.rows))
     mode: Mode = "stream" if streamed else placements[0].mode
     with step_threads(job.head, job.batch_size), machine.explain_memory(job.device, "loffta bench"):
-        parts = time_parts(job, seconds / 2)
+        parts = time_parts(job, seconds / 2, cold=cold)
         step = _time_step(job, mode, choose_order(streamed, cold), cold, parts, seconds / 2)
     needed = bytes_per_image(job.features) * len(job.rows)
     return {
@@ -89,7 +89,7 @@ def bench(
         "bytes_per_image": read_bytes(job.features),
         "features": [f"{f.store.name}:{','.join(f.spec.taps)}" for f in job.features],
         "feed": describe_placements(job.features, placements, len(job.rows)),
-        "parts": _rows_of_table(parts, job),
+        "parts": _rows_of_table(parts, job, cold),
         "step": step,
         "advice": advise(
             parts,
@@ -98,12 +98,20 @@ def bench(
             cold=cold,
             fits_host=needed <= ASKED_SHARE * machine.free_memory_bytes(),
             dtypes={f.array.layout.dtype.name for f in job.features},
+            pools=any(f.is_pooled for f in streamed),
         ),
     }
 
 
 def advise(
-    parts: Mapping[str, float], waited: float, *, streams: bool, cold: bool, fits_host: bool, dtypes: Iterable[str]
+    parts: Mapping[str, float],
+    waited: float,
+    *,
+    streams: bool,
+    cold: bool,
+    fits_host: bool,
+    dtypes: Collection[str],
+    pools: bool = False,
 ) -> str:
     """One sentence: what to change, or that there is nothing to gain.
 
@@ -112,24 +120,30 @@ def advise(
         waited: share of a step that the head waits for data.
         streams: some array is read for each batch; `cold`: from the disk, for the page cache cannot keep them.
         fits_host: all features fit the memory.
+        dtypes: of the arrays; nothing is advised that they are already.
+        pools: means are taken of each batch.
     """
+    small = {"float32": ["extract with --dtype float16, which halves the bytes"], "int8": []}
+    as_float16 = ["extract with --dtype int8, which halves the bytes"]
+    fewer = [*small.get(max(dtypes, key=lambda name: np.dtype(name).itemsize), as_float16)]
+    fewer.append("choose fewer taps with --features")
     if waited >= WAITING:
-        smaller = [] if "int8" in dtypes else ["extract with --dtype int8, which halves the bytes"]
-        smaller.append("choose fewer taps with --features")
         what = f"the head waits for data {waited:.0%} of the time"
         if streams and fits_host:
             return f"{what}: train with --feed host, the features fit the memory"
         if cold:
-            return f"{what}, and the disk is read in every epoch: {', or '.join(smaller)}, or ask for more memory"
+            return f"{what}, and the disk is read in every epoch: {', or '.join(fewer)}, or ask for more memory"
         source = "the page cache" if streams else "memory"
-        return f"{what}, though it comes from {source}: {', or '.join(smaller)}, or ask for more CPUs"
+        return f"{what}, though it comes from {source}: {', or '.join(fewer)}, or ask for more CPUs"
     most = max((name for name in parts if name not in READING), key=lambda name: parts[name])
     if most == "copy":
-        return (
-            "copies to the device take most of a step: train with --feed device if the features fit there, or as int8"
-        )
+        near = ["train with --feed device if the features fit there", *fewer]
+        return f"copies to the device take most of a step: {', or '.join(near)}"
     if most == "reduce":
-        return "pooling and dequantising take most of a step: extract with --kinds mean, or with --dtype float16"
+        ways = ["train with --feed host, which pools once"] if pools and fits_host else []
+        ways += ["extract with --kinds mean"] if pools else []
+        ways += ["extract with --dtype float16"] if "int8" in dtypes else []
+        return f"pooling and dequantising take most of a step: {', or '.join(ways or fewer[-1:])}"
     if most == "augment":
         return "augmentation takes most of a step: leave a part of it out, or train fewer heads side by side"
     if most == "prepare":
@@ -195,23 +209,21 @@ def _time_step(
                 }
 
 
-def _rows_of_table(parts: Mapping[str, float], job: Job) -> list[dict[str, Any]]:
+def _rows_of_table(parts: Mapping[str, float], job: Job, cold: bool) -> list[dict[str, Any]]:
     """Per part: milliseconds and rates of a batch, and its share of all that a batch of the first epoch and of a later
     one takes, were nothing done at the same time.
     """
-    sums = {
-        epoch: sum(s for name, s in parts.items() if name not in absent)
-        for epoch, absent in (("first", ("page cache",)), ("later", ("disk", "crc32c")))
-    }
-    n_bytes = read_bytes(job.features) * job.batch_size
+    absent = {"first": {"page cache"}, "later": {*ONCE, *(() if cold else ("disk",))}}
+    sums = {epoch: sum(s for name, s in parts.items() if name not in absent[epoch]) for epoch in absent}
+    moved = bytes_moved(job)
     return [
         {
             "part": name,
             "ms": 1000 * taken_s,
             "images_per_s": job.batch_size / taken_s,
-            "gb_per_s": n_bytes / taken_s / 1e9 if name in (*READING, "copy") else None,
-            "share_first_epoch": None if name == "page cache" else taken_s / sums["first"],
-            "share_later": None if name in ("disk", "crc32c") else taken_s / sums["later"],
+            "gb_per_s": moved[name] / taken_s / 1e9 if name in moved else None,
+            "share_first_epoch": None if name in absent["first"] else taken_s / sums["first"],
+            "share_later": None if name in absent["later"] else taken_s / sums["later"],
         }
         for name, taken_s in parts.items()
     ]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,15 @@ from torch import Tensor
 from loffta import augment
 from loffta.features import Feature
 from loffta.feed.batches import COLD_THREADS, WARM_THREADS
-from loffta.feed.sources import StreamedArray, group_by_array
+from loffta.feed.modes import Placement, bytes_per_image
+from loffta.feed.sources import Source, StreamedArray, group_by_array, make_sources, pick_taps, read_bytes
 from loffta.heads import Head
 from loffta.heads.recipe import Recipe
 from loffta.precision import autocast
 from loffta.store.reader import ArrayReader
 
 _MIN_ROUNDS = 2  # the first one warms up
+_SAMPLE_BATCHES = 4  # that are held in memory or on the device while their parts are timed
 
 
 @dataclass(frozen=True)
@@ -43,40 +46,82 @@ class Job:
     device: torch.device
     batch_size: int
     augmentation: augment.AugmentConfig | None = None
+    placements: Sequence[Placement] = ()  # of the features
 
 
-def time_parts(job: Job, seconds: float) -> dict[str, float]:
-    """Seconds a batch of each part, the median over random batches."""
+def time_parts(job: Job, seconds: float, *, cold: bool) -> dict[str, float]:
+    """Seconds a batch of each part, the median over random batches; what the feed does not do in a training is absent.
+
+    Features that are held in memory are read, pooled and put there once, in the first epoch; then they are gathered.
+
+    Args:
+        cold: what is streamed comes from the disk in every epoch.
+    """
     rng = np.random.default_rng(0)
+    sample = np.sort(rng.permutation(job.rows)[: _SAMPLE_BATCHES * job.batch_size])
     readers = [ArrayReader(job.features[m[0]].array.paths, check="never") for m in group_by_array(job.features)]
-    sources = [
-        StreamedArray(reader, [job.features[i] for i in members], members, job.rows)
+    arrays = [
+        StreamedArray(reader, [job.features[i] for i in members], members, sample)
         for reader, members in zip(readers, group_by_array(job.features), strict=True)
     ]
-    buffers = [source.empty(job.batch_size) for source in sources]
+    stored = [array.empty(job.batch_size) for array in arrays]
     found: dict[str, list[float]] = {}
-    end = time.monotonic() + seconds
     with ThreadPoolExecutor(COLD_THREADS) as pool:
+        sources = make_sources(job.features, job.placements, sample, job.device, pool, WARM_THREADS)
+        buffers = [source.empty(job.batch_size) for source in sources]
+        pairs = list(zip(sources, buffers, strict=True))
+        streamed = [(source, buffer) for source, buffer in pairs if isinstance(source, StreamedArray)]
+        held = [(source, buffer) for source, buffer in pairs if not isinstance(source, StreamedArray)]
+        end = time.monotonic() + seconds
         while time.monotonic() < end or len(found.get("head", ())) < _MIN_ROUNDS:
-            places = np.sort(rng.permutation(len(job.rows))[: job.batch_size])
-            for reader, source in zip(readers, sources, strict=True):
-                evict(reader, job.rows[places], source.taps)
-
-            def read(n_threads: int, places: NDArray[np.int64] = places) -> None:
-                for source, buffer in zip(sources, buffers, strict=True):
-                    source.fill(places, buffer, pool, n_threads)
-
-            taken = {
-                "disk": _timed(lambda: read(COLD_THREADS)),
-                "page cache": _timed(lambda: read(WARM_THREADS)),
-                "crc32c": _timed(lambda: _checksum(buffers, readers)),
+            places = np.sort(rng.permutation(len(sample))[: job.batch_size])
+            for reader, array in zip(readers, arrays, strict=True):
+                evict(reader, sample[places], array.taps)
+            actions: dict[str, Callable[[], None]] = {
+                "disk": partial(_fill, list(zip(arrays, stored, strict=True)), places, pool, COLD_THREADS),
+                "crc32c": partial(_checksum, stored, readers),
             }
+            if any(job.features[i].is_pooled for source, _ in held for i in source.members):
+                actions["hold"] = partial(_hold, job, arrays, stored)
+            if streamed:  # the disk has been read: these are in the page cache
+                actions["page cache"] = partial(_fill, streamed, places, pool, WARM_THREADS)
+            if held:
+                actions["memory"] = partial(_fill, held, places, pool, WARM_THREADS)
+            taken = {name: _timed(action, job.device) for name, action in actions.items()}
             for name, taken_s in (taken | _time_step_parts(job, sources, buffers)).items():
                 found.setdefault(name, []).append(taken_s)
+    if cold:
+        found.pop("page cache", None)
     return {name: statistics.median(values[1:]) for name, values in found.items()}
 
 
-def _time_step_parts(job: Job, sources: Sequence[StreamedArray], buffers: Sequence[NDArray[Any]]) -> dict[str, float]:
+def bytes_moved(job: Job) -> dict[str, int]:
+    """Bytes of a batch that each part carries, by its name; parts that compute are absent."""
+    kept = [(f, p.mode) for f, p in zip(job.features, job.placements, strict=True)]
+    streamed = read_bytes([feature for feature, mode in kept if mode == "stream"])
+    in_host = bytes_per_image([feature for feature, mode in kept if mode == "host"])
+    whole = read_bytes(job.features)
+    per_image = {"disk": whole, "crc32c": whole, "page cache": streamed, "memory": in_host, "copy": streamed + in_host}
+    return {name: n * job.batch_size for name, n in per_image.items() if n}
+
+
+def _fill(
+    pairs: Sequence[tuple[Source, NDArray[Any]]], places: NDArray[np.int64], pool: ThreadPoolExecutor, n_threads: int
+) -> None:
+    for source, buffer in pairs:
+        source.fill(places, buffer, pool, n_threads)
+
+
+def _hold(job: Job, arrays: Sequence[StreamedArray], stored: Sequence[NDArray[Any]]) -> None:
+    """Pools what is held pooled, as the feed does when it is filled."""
+    for array, buffer in zip(arrays, stored, strict=True):
+        for i in array.members:
+            feature = job.features[i]
+            if feature.is_pooled and job.placements[i].mode != "stream":
+                feature.reduce(pick_taps(torch.from_numpy(buffer), array.taps, feature).to(job.device))
+
+
+def _time_step_parts(job: Job, sources: Sequence[Source], buffers: Sequence[NDArray[Any]]) -> dict[str, float]:
     """What a batch goes through after its read; each part waits for the device."""
     state: dict[str, Any] = {}
 

@@ -54,7 +54,7 @@ def calibrate(cache: Cache, job: Job, source: ImageSource, pool: Executor, stop:
 
     def passes() -> Iterator[tuple[list[str], Sequence[Tensor]]]:
         size = job.batch_size
-        for images in ImageStream(source, cache.table.keys, [job.geometry], pool, [(0, rows)], n_ahead=2 * size):
+        for images in ImageStream(source, cache.table, [job.geometry], pool, [(0, rows)], n_ahead=2 * size):
             for batch in images.batches(size):
                 stop.check("measuring the ranges for int8; nothing is kept of it")
                 names = [cache.table.keys[row] for row in batch.rows]

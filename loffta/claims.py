@@ -113,13 +113,13 @@ def take(paths: RunPaths) -> Claim:
         LofftaError: as `claimed`.
     """
     make_folder(paths.root)
-    while True:
-        standing = paths.claims()
-        for path in standing.values():
-            _refuse_living(path)
-        claim = Claim(paths, max(standing, default=0) + 1)
-        if create_file(claim.path, json.dumps(asdict(_this_process())).encode()):
-            break  # else another was faster, and the next look meets it
+    standing = paths.claims()
+    for path in standing.values():
+        _refuse_living(path)
+    claim = Claim(paths, max(standing, default=0) + 1)
+    while not create_file(claim.path, json.dumps(asdict(_this_process())).encode()):
+        _refuse_living(claim.path)  # another was faster; by its name, for NFS may list the folder as it was before
+        claim = Claim(paths, claim.number + 1)
     try:
         for number, path in paths.claims().items():
             if number != claim.number:

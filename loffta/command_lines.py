@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from loffta.config import ExtractConfig, OnlineConfig, TrainConfig
+from loffta.look import Look, look_of
 from loffta.store.cache import Cache, Store
 from loffta.tokens import KINDS, Kind
 
@@ -26,8 +27,8 @@ def extract_arguments(config: ExtractConfig) -> list[str]:
         arguments += ["--backbone", backbone.name, "--weights", backbone.weights, "--taps", backbone.taps]
         if any(other.image_px is not None for other in config.backbones):
             arguments += ["--image-px", str(backbone.image_px or "native")]
-    plain = ("resize", "interpolation", "views", "view_seed", "precision", "dtype", "batch_size", "device")
-    changed = _changed(config, (*plain, "unit_images", "splits", "limit", "max_bad_frac"))
+    plain = ("resize", "interpolation", "background", "range", "views", "view_seed", "precision", "dtype")
+    changed = _changed(config, (*plain, "batch_size", "device", "unit_images", "splits", "limit", "max_bad_frac"))
     if config.pool:
         changed["pool"] = "{}x{}".format(*config.pool)
     if config.share != (0, 1):
@@ -63,7 +64,7 @@ def _online_arguments(online: OnlineConfig) -> list[str]:
     changed = _changed(backbone, ("weights", "image_px"))
     if backbone.taps:  # without the option: the head's own
         changed["taps"] = backbone.taps
-    changed |= _changed(online, ("pooling", "resize", "lr_backbone", "max_bad_frac"))
+    changed |= _changed(online, ("pooling", "resize", "background", "range", "lr_backbone", "max_bad_frac"))
     if "augment" in _changed(online, ("augment",)):
         changed["augment_images"] = online.augment
     arguments = ["--online", online.source, "--backbone", backbone.name, *_options(changed)]
@@ -78,15 +79,17 @@ def extract_command(cache: Cache, store: Store, taps: Sequence[str], kind: Kind 
     kinds = ",".join([*given, *missing])
     words = ["loffta", "extract", cache.table.source, "--cache", str(cache.paths.root)]
     words += ["--backbone", request["backbone"], "--weights", request["weights"], "--taps", ",".join(taps)]
-    return shlex.join([*words, *_recipe_options(request), "--kinds", kinds, "--dtype", request["dtype"]])
+    return shlex.join([*words, *_recipe_options(request, cache.look), "--kinds", kinds, "--dtype", request["dtype"]])
 
 
-def _recipe_options(request: dict[str, Any]) -> list[str]:
-    """What else of a request is not the default of `extract`."""
+def _recipe_options(request: dict[str, Any], look: Look) -> list[str]:
+    """What else of a request is not the default of `extract` in a cache of this look."""
     words = ["--image-px", str(request["image_px"])] if request["image_px"] else []
     for name, default in (("resize", "squash"), ("interpolation", "model"), ("precision", "fp32")):
         if request.get(name, default) != default:
             words += [f"--{name}", request[name]]
+    asked = look_of(request)._asdict()
+    words += [word for n, value in asked.items() if value != getattr(look, n) for word in (f"--{n}", value)]
     if request.get("pool"):
         words += ["--pool", "x".join(map(str, request["pool"]))]
     if view := request.get("view"):

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Positive
 from loffta.documents import MAX_YAML_BYTES, from_yaml, read_bytes
 from loffta.errors import LofftaError, UsageError, unknown_name
 from loffta.limits import MANY, MAX_UNIT_IMAGES, BatchSize, Count, Pixels, Seed, Views
+from loffta.look import parse_background, parse_range
 from loffta.os_words import guard
 from loffta.tokens import Kind
 from loffta.words import brief
@@ -58,6 +59,10 @@ def _word_for_none(word: str) -> BeforeValidator:
     return BeforeValidator(lambda value: None if value == word else value)
 
 
+Background: TypeAlias = Annotated[str, AfterValidator(parse_background)]
+Range: TypeAlias = Annotated[str, AfterValidator(parse_range)]
+
+
 class BackboneConfig(StrictModel, frozen=True):
     """One backbone of an extraction."""
 
@@ -79,6 +84,8 @@ class ExtractConfig(StrictModel, frozen=True):
         "squash"  # the whole image to the square; or `crop`: timm's evaluation transform
     )
     interpolation: Literal["model", "bilinear", "bicubic"] = "model"
+    background: Background | None = None  # behind transparency; None: the cache's own, white for a new one
+    range: Range | None = None  # black and white of more than 8 bits; None: the cache's own, `auto` for a new one
     pool: Window | None = None  # tokens that are averaged into one before they are stored
     views: Views = 0  # random crops and flips of every image, a store each, beside the plain one
     view_seed: Seed = 0
@@ -108,6 +115,8 @@ class OnlineConfig(StrictModel, frozen=True):
     unfrozen: bool = False  # the backbone is trained, too
     pooling: Literal["auto", "class", "mean"] = "auto"  # of `online-linear`; auto: the class token where there is one
     resize: Literal["squash", "crop"] = "squash"  # of images that are not augmented
+    background: Background | None = None  # as in ExtractConfig; None: the run's own, white for a new one
+    range: Range | None = None
     augment: Literal["none", "crop-flip"] = "crop-flip"  # of training images
     lr_backbone: PositiveFloat = 1e-5  # where it is trained; ours: a hundredth of the linear head's rate
     max_bad_frac: float = Field(0.01, ge=0, le=1)

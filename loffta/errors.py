@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 class LofftaError(Exception):
@@ -41,6 +42,24 @@ class DamageFound(LofftaError):
     """Bytes on disk are not the bytes that were written."""
 
     exit_code = 4
+
+
+_COPY = "; a run that is not yours to change is measured as a copy: cp -r RUN COPY, loffta evaluate COPY"
+
+
+class NotSaved(LofftaError):
+    """What was measured could not be written; `results` has it, so that it can be shown."""
+
+    def __init__(self, error: LofftaError, results: Mapping[str, Any]) -> None:
+        super().__init__(f"the results are not saved: {error.what}", where=error.where, remedy=f"{error.remedy}{_COPY}")
+        self.exit_code = error.exit_code
+        self.results = results
+        self.runs: Sequence[Mapping[str, Any]] = (results,)
+
+    def together(self, runs: Sequence[Mapping[str, Any]]) -> NotSaved:
+        """The same error with the results of several runs, in order."""
+        self.runs = tuple(runs)
+        return self
 
 
 class Stopped(LofftaError):

@@ -33,7 +33,7 @@ from loffta.origins import read_origins
 from loffta.precision import autocast, matmul_precision
 from loffta.records import SearchTable, Training
 from loffta.relevance import raw_scores, scores
-from loffta.runs import RunPaths, load_head, open_run, read_json, read_results, write_predictions, write_results
+from loffta.runs import RunPaths, load_head, open_run, read_json, read_results, save_results
 from loffta.splits import split_rows
 from loffta.store.cache import Cache
 from loffta.store.table import ImageTable
@@ -63,6 +63,7 @@ def evaluate(
         stop: listened to while the heads predict.
     Raises:
         LofftaError: no run, no trained head, or a cache that lacks its features.
+        NotSaved: measured, and nothing could be written; the error has the results.
         Stopped: a signal came.
     """
     start = time.monotonic()
@@ -94,8 +95,7 @@ def evaluate(
         train_seconds = read_results(paths.results(split)).get("train_seconds")
     if train_seconds is not None:
         results["train_seconds"] = train_seconds
-    write_predictions(paths.predictions(split), prediction_columns(task, logits, targets, rows, keys))
-    write_results(paths.results(split), results)
+    save_results(paths, split, results, prediction_columns(task, logits, targets, rows, keys))
     return results
 
 

@@ -10,7 +10,7 @@ import functools
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,20 @@ from loffta.images.batches import ImageStream, UnitImages, decoding_threads
 from loffta.images.geometry import View
 from loffta.images.sources import ImageSource, open_source
 from loffta.jobs import Load
+from loffta.look import OLD
 from loffta.progress import Progress
 from loffta.space import check_room
-from loffta.store.cache import Cache
-from loffta.store.ledger import BAD, done_units
+from loffta.store.asked import asked_rows
+from loffta.store.cache import Cache, CachedArray
+from loffta.store.ledger import BAD, done_units, read_seen
 from loffta.store.sink import UnitSink
+from loffta.store.table import ImageTable
 from loffta.store.writer import Stored
+
+_AS_OF_OLD = (
+    "transparent images are shown on black and values are clipped, as when this cache was made; "
+    "--background white --range auto makes a store of its own"
+)
 
 
 @dataclass
@@ -42,6 +50,11 @@ class Report:
 
     images: int = 0  # read and decoded by this call
     bad: int = 0  # quarantined ones in the cache
+    flat: int = 0  # images in the cache that are of a single colour, as far as their units say
+    pages_ignored: int = 0  # frames or pages behind the first
+    several_pages: int = 0  # images that have such
+    untold: int = 0  # images of units that an older version wrote, of which none of this is known
+    not_taken: dict[str, int] = field(default_factory=dict)  # files of the image set by ending
     units: int = 0  # written by this call
     seconds: float = 0.0
     waited_s: float = 0.0  # of these, for images that were not decoded in time
@@ -98,6 +111,8 @@ def extract(
     todo = [unit for unit in begun.asked if begun.lacks(unit)]
     if todo:
         print(machine.describe(begun.jobs[0].device), file=sys.stderr)
+        if begun.look == OLD and config.background is None and config.range is None:
+            print(_AS_OF_OLD, file=sys.stderr)
     n_images = sum(len(begun.due(unit)) for unit in todo)
     with stop.at_once("looking for the fastest batch size"):
         batch_size = set_batch_sizes(begun.jobs, config.batch_size, n_images)
@@ -111,7 +126,7 @@ def extract(
             if job.backbone is not None:
                 calibrate(begun.cache, job, source, pool, stop)
         due = ((unit, begun.due(unit)) for unit in todo if begun.lacks(unit))  # another process may have written it
-        stream = ImageStream(source, begun.cache.table.keys, begun.sizes, pool, due, n_ahead=2 * batch_size)
+        stream = ImageStream(source, begun.cache.table, begun.sizes, pool, due, n_ahead=2 * batch_size)
         for images in stream:
             for n_done in _extract_unit(begun, images, batch_size, sink, stop):
                 waiting = f"{stream.waited_s / progress.seconds:.0%} waiting for images"
@@ -119,11 +134,13 @@ def extract(
             report.units += 1
             report.images += len(images.rows)
         report.waited_s = stream.waited_s
-    bad = begun.cache.thumbs().ledger.bad
+    filled = _reread(begun)
+    bad = filled.ledger.bad
+    _add_seen(report, filled, listing)
     report.bad, report.seconds = len(bad), time.monotonic() - start
     report.stores = [_describe(job) for job in begun.jobs]
     report.unwritten_images, report.unwritten_of = _look_at_others(begun, config)
-    asked = begun.cache.asked_rows(config.splits, config.limit)  # by all processes
+    asked = asked_rows(begun.cache, config.splits, config.limit)  # by all processes
     found = {row: reason for row, reason in bad.items() if row in asked.get(row // begun.cache.unit_images, ())}
     _judge_bad(begun.cache, found, sum(map(len, asked.values())), config.max_bad_frac)
     return report
@@ -169,7 +186,7 @@ def _look_at_others(begun: Begun, config: ExtractConfig) -> tuple[int, list[str]
         return 0, []
     done = [{*done_units(array.paths)} for array in begun.arrays]
     units = [unit for unit in range(begun.cache.n_units) if not all(unit in finished for finished in done)]
-    asked = begun.cache.asked_rows(config.splits, config.limit)  # of all shares
+    asked = asked_rows(begun.cache, config.splits, config.limit)  # of all shares
     owners = sorted({unit % count for unit in units if unit in asked})
     return sum(len(asked.get(unit, ())) for unit in units), [f"{owner}/{count}" for owner in owners]
 
@@ -188,6 +205,19 @@ def _thumb_values(pixels: NDArray[np.uint8]) -> Stored:
     """[B, T, T, 3] as a target is stored: there are no taps to audit."""
     n = len(pixels)
     return Stored(pixels, np.ones((n, 0), bool), np.zeros((n, 0), np.float32))
+
+
+def _reread(begun: Begun) -> CachedArray:
+    """An array that this extraction fills, as it is now; not the thumbnails: another look may have made those."""
+    job = begun.jobs[0]
+    arrays = begun.cache.store(job.store.name).arrays
+    return next(array for array in arrays if array.paths.name == job.arrays[0].paths.name)
+
+
+def _add_seen(report: Report, filled: CachedArray, listing: ImageTable) -> None:
+    for name, value in asdict(read_seen(filled.paths)).items():
+        setattr(report, name, value)
+    report.not_taken = dict(listing.not_taken)
 
 
 def _describe(job: Job) -> dict[str, Any]:

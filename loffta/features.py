@@ -154,9 +154,18 @@ def usable_rows(cache: Cache, features: Sequence[Feature], split: str, *, partia
                 remedy=f"see why with `loffta info {cache.paths.root}`, mend the images, or choose another split",
             )
         raise LofftaError(
-            f"no image of split '{split}' has features", where=cache.paths.root, remedy="run `loffta extract` first"
+            f"no image of split '{split}' has features, {_there(cache, ready)}",
+            where=cache.paths.root,
+            remedy="run the `loffta extract` that made the cache again: --limit and --splits choose its images",
         )
     return rows[ready[rows]]
+
+
+def _there(cache: Cache, ready: NDArray[np.bool_]) -> str:
+    """What has features instead: older versions took the first images for --limit, which may be of one split."""
+    counts = {split: int(ready[cache.table.rows_of(split)].sum()) for split in cache.table.split_sizes()}
+    found = [f"{n} of {split} have" for split, n in counts.items() if n]
+    return f"but {', '.join(found)}" if found else "nor has any other"
 
 
 def _refuse_lost(cache: Cache, lost: Sequence[str]) -> None:

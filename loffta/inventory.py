@@ -14,7 +14,7 @@ from loffta.errors import DamageFound
 from loffta.space import shard_bytes
 from loffta.store.cache import Cache, CachedArray, Store
 from loffta.store.files import find_parts
-from loffta.store.ledger import count_done, done_units
+from loffta.store.ledger import count_done, done_units, read_seen
 from loffta.store.purge import all_missing_shards, lost_metadata
 from loffta.store.scales import has_scales, read_facts
 
@@ -29,6 +29,9 @@ def take_inventory(cache: Cache) -> dict[str, Any]:
         "source": cache.table.source,
         "images": len(cache.table),
         "bad": {cache.table.keys[row]: reason for row, reason in bad.items()},
+        **asdict(read_seen(thumbs.paths)),
+        "not_taken": cache.table.not_taken,
+        "look": cache.look._asdict(),
         "splits": cache.table.split_sizes(),
         "classes": len(cache.table.classes),
         "label_kind": cache.table.label_kind,

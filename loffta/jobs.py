@@ -17,6 +17,7 @@ from loffta.config import BackboneConfig, ExtractConfig
 from loffta.errors import LofftaError, UsageError
 from loffta.forward import Job
 from loffta.images.geometry import VIEW_AREA, VIEW_ASPECT, VIEW_KIND, View
+from loffta.look import Look, look_fields, look_of
 from loffta.store.cache import Cache, Store
 from loffta.store.files import replace_file
 from loffta.store.recipe import StoreInfo, differing_fields
@@ -104,11 +105,22 @@ def make_request(wanted: BackboneConfig, view: View | None, config: ExtractConfi
         "image_px": wanted.image_px,
         "resize": config.resize,
         "interpolation": config.interpolation,
+        **look_fields(look_asked(config)),
         "pool": list(config.pool) if config.pool else None,
         "view": {"kind": VIEW_KIND, **asdict(view), **area_and_aspect} if view else None,
         "precision": config.precision,
         "dtype": config.dtype,
     }
+
+
+def with_look(config: ExtractConfig, look: Look) -> ExtractConfig:
+    """The configuration with the look that it does not name itself."""
+    return config.model_copy(update={n: v for n, v in look._asdict().items() if getattr(config, n) is None})
+
+
+def look_asked(config: ExtractConfig) -> Look:
+    """What a configuration names; as of old where it names nothing."""
+    return look_of({name: value for name in Look._fields if (value := getattr(config, name)) is not None})
 
 
 def describe(backbone: Backbone, request: dict[str, Any]) -> StoreInfo:
@@ -140,6 +152,7 @@ def _input(backbone: Backbone, request: dict[str, Any]) -> dict[str, Any]:
         "image_px": geometry.image_px,
         "resize": "squash",
         "interpolation": geometry.interpolation if asked == "model" else asked,
+        **look_fields(look_of(request)),
     }
     if request["resize"] == "squash" or request["view"]:  # a view makes its own crop
         return found

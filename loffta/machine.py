@@ -103,6 +103,12 @@ def explain_memory(device: torch.device, where: str | Path, remedy: str = _LESS_
         ) from error
 
 
+def trim_memory() -> None:
+    """Gives what was freed back to the kernel, where the C library is glibc."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def free_memory_bytes(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
     """Memory that this process may still take: what the machine has free, and no more than its job's limit leaves.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from loffta import augment
 from loffta.command_lines import extract_arguments, train_arguments
@@ -21,11 +21,25 @@ from loffta.heads import HEADS
 from loffta.online.fit import ONLINE_LINEAR, head_of
 from loffta.runs import RunPaths
 from loffta.stages import Stage
-from loffta.words import file_name
+from loffta.words import brief, file_name
 
 FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
 DATA = "{data}"  # in a source: where the user keeps the image sets
 BACKBONE = "{backbone}"  # in a run's features: the run is made for each backbone of its cache
+
+
+# what a pipeline asks of a run before it is a TrainConfig; the rest is checked then
+_ASKED = {"cache": str, "train_on": str, "validate_on": str, "features": list, "online": dict}
+
+
+def _can_be_asked(values: dict[str, Any]) -> dict[str, Any]:
+    for key, kind in _ASKED.items():
+        if values.get(key) is not None and not isinstance(values[key], kind):
+            raise ValueError(f"{key} must be a {'text' if kind is str else kind.__name__}, not {brief(values[key])}")
+    return {key: value for key, value in values.items() if not (key in _ASKED and value is None)}
+
+
+RunValues = Annotated[dict[str, Any], AfterValidator(_can_be_asked)]
 
 
 class TaskConfig(StrictModel, frozen=True):
@@ -49,7 +63,7 @@ class PipelineConfig(StrictModel, frozen=True):
 
     tasks: tuple[TaskConfig, ...] | None = None  # None: the extractions name their source
     extract: dict[FolderName, dict[str, Any]] = Field(min_length=1)  # by the cache's folder: ExtractConfigs without it
-    train: dict[FolderName, dict[str, Any]]  # by the run's folder: TrainConfigs, whose `cache` is one of the above
+    train: dict[FolderName, RunValues]  # by the run's folder: TrainConfigs, whose `cache` is one of the above
     optional: tuple[FolderName, ...] = ()  # runs that are made only where they are asked for by name
     test: Literal["cached", "online"] = "cached"  # online: test images are seen once for each run, and not cached
     report: str = "report.html"

@@ -230,7 +230,7 @@ def _time_sample(
     turns: list[tuple[int, float, float]] = []  # images, seconds of the whole turn, of the networks in it
     with decoding_threads(machine.available_cpus()) as pool:
         keys = begun.cache.table.keys
-        stream = ImageStream(source, keys, begun.sizes, pool, [(0, rows)], n_ahead=_AHEAD * batch_size)
+        stream = ImageStream(source, begun.cache.table, begun.sizes, pool, [(0, rows)], n_ahead=_AHEAD * batch_size)
         start = time.perf_counter()
         for batch in islice(next(iter(stream)).batches(batch_size), 1 + wanted):
             begin_s = time.perf_counter()

@@ -22,12 +22,11 @@ class Progress:
         """Adds `n` finished items; `note` is shown behind the count."""
         self._done += n
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], advance=n, note=f"{self._rate():.0f} {self._unit}/s {note}")
+            self._bar.update(self._bar.task_ids[0], advance=n, note=f"{self._pace()} {note}")
         elif time.monotonic() - self._logged >= LOG_EVERY_S:
             self._logged = time.monotonic()
-            left_s = (self._total - self._done) / max(self._rate(), 1e-9)
-            line = f"{self._title}: {self._done}/{self._total} {self._unit}, {self._rate():.1f}/s, {left_s:.0f} s left"
-            print(f"{line} {note}".rstrip(), file=sys.stderr, flush=True)
+            line = f"{self._title}: {self._done}/{self._total} {self._unit}, {self._pace()} {note}"
+            print(line.rstrip(), file=sys.stderr, flush=True)
 
     @property
     def seconds(self) -> float:
@@ -45,15 +44,35 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def _rate(self) -> float:
-        return self._done / self.seconds
+    def _pace(self) -> str:
+        """How fast, in the unit of time that leaves a number to read, and how long it will take at that."""
+        rate = max(self._done, 1e-9) / self.seconds
+        left = human_time((self._total - self._done) / rate)
+        return f"{human_rate(rate, self._unit)}, {left} left"
+
+
+def human_rate(per_s: float | int, unit: str) -> str:
+    """(0.05, "steps") -> '3.0 steps/min': slow heads make less than one a second."""
+    for factor, time_unit in ((1, "s"), (60, "min")):
+        if per_s * factor >= 1:
+            return f"{per_s * factor:,.{0 if per_s * factor >= 100 else 1}f} {unit}/{time_unit}"
+    return f"{per_s * 3600:.1f} {unit}/h"
+
+
+def human_time(seconds: float | int) -> str:
+    """59 -> '59 s', 3725 -> '1 h 2 min': the two largest units."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes_left} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _terminal_bar(title: str, total: int):  # type: ignore[no-untyped-def]  # noqa: ANN202  rich loads only on a terminal
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
     bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
     bar.add_task(title, total=total, note="")
     return bar

@@ -11,6 +11,7 @@ from loffta.config import BackboneConfig, ExtractConfig
 from loffta.errors import LofftaError
 from loffta.extract import run
 from loffta.images.geometry import View
+from loffta.look import look_of
 from loffta.machine import StopFlag
 from loffta.store.cache import Cache, Store
 from loffta.store.files import remove_folder, replace_file
@@ -109,6 +110,7 @@ def request_config(cache: Cache, store: Store, damages: Sequence[Damage] = ()) -
             "backbones": (backbone,),
             "kinds": kinds,
             **{name: request[name] for name in _OPTIONS},
+            **look_of(request)._asdict(),
             "max_bad_frac": 1.0,  # what was accepted when the unit was written is no error now
         }
     )

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from loffta.config import TrainConfig, parse, read_yaml
 from loffta.documents import from_json, read_bytes
-from loffta.errors import LofftaError
+from loffta.errors import LofftaError, NotSaved
 from loffta.os_words import explain
 from loffta.records import Record, Results, problem_of
 from loffta.store.files import replace_file
@@ -246,6 +246,21 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
     """Writes results.json; a list of numbers takes one line, so that confusions can be read."""
     text = json.dumps(results, indent=2)
     replace_file(path, _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text).encode())
+
+
+def save_results(
+    paths: RunPaths, split: str, results: Mapping[str, Any], columns: Mapping[str, NDArray[Any] | list[Any]]
+) -> None:
+    """Writes what was measured on a split, the predictions first.
+
+    Raises:
+        NotSaved: it cannot be written; the error has the results.
+    """
+    try:
+        write_predictions(paths.predictions(split), columns)
+        write_results(paths.results(split), results)
+    except LofftaError as error:
+        raise NotSaved(error, results) from error
 
 
 def read_results(path: Path) -> dict[str, Any]:

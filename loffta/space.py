@@ -16,7 +16,8 @@ import numpy as np
 
 from loffta.errors import LofftaError
 from loffta.quota import Quota, Room, free_room, user_quota
-from loffta.store.cache import Cache, CachedArray, rows_due
+from loffta.store.asked import rows_due
+from loffta.store.cache import Cache, CachedArray
 from loffta.store.ledger import OK, Audit, ImageStatus, encode_done
 from loffta.store.metadata import CRC_BYTES, ArrayLayout
 
@@ -83,7 +84,9 @@ def done_bytes(n_chunks: int, n_taps: int, n_images: int) -> int:
         Audit([True] * n_taps, rng.random(n_taps).tolist(), rng.integers(2**32, size=n_chunks).tolist())
         for _ in range(n_images)
     ]
-    return len(encode_done(images, audits, {"batch_size": 32, "device": "cpu", "versions": {}}))
+    array = {"kind": "grid", "taps": [f"blocks.{i:02d}" for i in range(n_taps)], "dtype": "float16", "unit_images": 256}
+    made = {"batch_size": 32, "device": "cpu", "versions": {}, "images": rng.bytes(16).hex(), "array": array}
+    return len(encode_done(images, audits, made))
 
 
 def check_room(cache: Cache, arrays: Iterable[CachedArray], asked: Mapping[int, Sequence[int]]) -> None:

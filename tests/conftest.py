@@ -20,3 +20,9 @@ def signal_handlers_come_back():
     for number, handler in handlers.items():
         if signal.getsignal(number) is not handler:
             signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def lines_are_whole(monkeypatch):
+    """What commands print is wrapped to the terminal; only tests/cli/test_width.py looks at that."""
+    monkeypatch.setenv("COLUMNS", "2000")

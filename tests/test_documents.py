@@ -43,6 +43,13 @@ def test_json_is_bounded():
             from_json(text)
 
 
+def test_documents_of_others_may_be_larger_but_not_deeper():
+    text = '{"a": {"b": 1}}'
+    assert from_json(text, max_bytes=len(text), object_hook=lambda found: sorted(found)) == ["a"]
+    with pytest.raises(ValueError, match="larger than"):
+        from_json(text, max_bytes=len(text) - 1)
+
+
 def test_only_regular_files_of_a_sensible_size_are_read(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -54,3 +61,4 @@ def test_only_regular_files_of_a_sensible_size_are_read(tmp_path):
     assert len(read_bytes(large)) == 2_000_000
     with pytest.raises(ValueError, match="larger than 1 MiB"):
         read_bytes(large, 1 << 20)
+    assert read_bytes(large, 1 << 40) == large.read_bytes()  # a bound is no buffer

@@ -1,5 +1,6 @@
 """The driver of stage one against the backbone called directly; zarr-python reads the caches, not our reader."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -24,11 +25,11 @@ from loffta.config import BackboneConfig, ExtractConfig
 from loffta.errors import LofftaError, Stopped, TooManyBadImages, UsageError
 from loffta.extract import extract, run
 from loffta.machine import StopFlag
+from loffta.store.asked import limited_rows
 from loffta.store.cache import Cache
 from loffta.store.files import part_name
 from loffta.store.ledger import BAD, OK
 from loffta.store.process import began
-from loffta.store.units import limited_rows
 from loffta.store.verify import verify
 from tests import fakes
 from tests.fakes import UNIT, FakeBackbone, PngSource, cache_files, done_columns, fake_config, picture, png
@@ -266,6 +267,36 @@ def test_a_cache_of_first_rows_keeps_them(tmp_path):
     assert Cache.open(tmp_path).stores()[1].arrays[0].ledger.listed == 4  # whole units of others do not make it more
     with pytest.raises(UsageError, match=r"unknown split 'tset'(.|\n)*--splits(.|\n)*did you mean test"):
         fill(tmp_path, splits="tset")
+
+
+def test_a_share_says_what_others_have_not_written(tmp_path):
+    """Three units of 8 for 20 images; the last share owns none of them at first, and then what is left is one's."""
+    idle = fill(tmp_path, share=(3, 4))
+    assert (idle.units, idle.unwritten_images, idle.unwritten_of) == (0, 20, ["0/4", "1/4", "2/4"])
+    first = fill(tmp_path, share=(0, 4))
+    assert (first.units, first.unwritten_images, first.unwritten_of) == (1, 12, ["1/4", "2/4"])
+    fill(tmp_path, share=(1, 2))
+    assert fill(tmp_path, share=(3, 4)).unwritten_of == ["2/4"]
+    assert (fill(tmp_path).unwritten_images, fill(tmp_path, share=(3, 4)).unwritten_of) == (0, [])
+
+
+def test_done_files_say_of_what_they_are(tmp_path):
+    """The array as its zarr.json has it, and the images: by hand, from the listing."""
+    fill(tmp_path)
+    listing = PngSource(20).listing()
+    (path,) = tmp_path.glob("done/fake-*/grid-0/u000001.parquet")
+    (zarr_json,) = tmp_path.glob("stores/*/grid-0/zarr.json")
+    document = json.loads(zarr_json.read_bytes())
+    made = json.loads(pq.read_schema(path).metadata[b"loffta"])
+    text = json.dumps([listing.keys[8:16], listing.sizes[8:16].tolist()])
+    assert made["images"] == hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    assert made["array"] == {
+        **document["attributes"],
+        "dtype": document["data_type"],
+        "shape": document["shape"][1:],
+        "chunk": document["codecs"][0]["configuration"]["chunk_shape"],
+        "unit_images": 8,
+    }
 
 
 def test_shares_together_equal_one_run(tmp_path):

@@ -211,7 +211,7 @@ def test_unfinished_cache_names_counts_and_command(tmp_path):
     assert "--partial" in caught.value.remedy
     assert usable_rows(cache, features, "train", partial=True).tolist() == list(range(8))
     assert usable_rows(cache, features, "test").tolist() == [16, 17, 18, 19]
-    with pytest.raises(LofftaError, match="no image of split 'val' has features"):
+    with pytest.raises(LofftaError, match="of split 'val' has features, but 8 of train have, 4 of test have"):
         usable_rows(cache, features, "val", partial=True)
 
 

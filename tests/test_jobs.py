@@ -11,7 +11,7 @@ from loffta.backbones import WeightsSource
 from loffta.config import BackboneConfig
 from loffta.errors import UsageError
 from loffta.extract import extract
-from loffta.jobs import prepare
+from loffta.jobs import prepare, with_look
 from loffta.machine import StopFlag
 from loffta.store.cache import Cache
 from loffta.tokens import TokenSpec
@@ -103,7 +103,10 @@ def test_taps_that_another_process_added_stay(setting):
         path.write_text(json.dumps(document))
         return load(wanted)
 
-    job = prepare(Cache.open(config.cache), config.backbones[0], None, config, load_late, [0])
+    cache = Cache.open(config.cache)
+    job = prepare(
+        cache, config.backbones[0], None, with_look(config, cache.look), load_late, {0: cache.rows_of_unit(0)}
+    )
     expected = ["blocks.0", "module:a", "blocks.1", "stages.2"]
     assert [spec.tap for spec in job.store.info.taps] == expected
     assert [tap["tap"] for tap in attributes(config)[1]["attributes"]["loffta"]["taps"]] == expected

@@ -106,6 +106,13 @@ def test_second_run_keeps_the_seconds_of_the_first(tmp_path, processes, monkeypa
     assert changed.seconds == 1
 
 
+@pytest.mark.parametrize("text", ["", "[3]", "{", '[{"command": "x"}]', "[" * 9999])
+def test_costs_that_cannot_be_read(tmp_path, processes, text):
+    (tmp_path / "stages.json").write_text(text)
+    with pytest.raises(LofftaError, match=r"cannot read what the stages cost before(.|\n)*delete the file"):
+        run_local(STAGES, tmp_path, print)
+
+
 @pytest.mark.smoke
 def test_a_real_process(tmp_path, capfd):
     """Its message goes to our stderr, its exit code to us; our signal handlers are ours again."""

@@ -1,14 +1,14 @@
-"""Reads a checkpoint of whatever layout without running code, and loads it into a timm model, strictly.
+"""Loads what a training left, of whatever layout, into a timm model, strictly.
 
-In: a file, a timm model at its native size, the checkpoint filter of the model's family.   Out: the loaded model.
-Called by `timm_backbone`. Nothing is resampled here: a model is first set to the size that the file was trained at.
+In: a file, a timm model at its native size, the checkpoint filter of the model's family.   Out: the loaded model, and
+what to say of it. Called by `timm_model`. `weights_file` reads the bytes, `parts` finds the backbone among them.
+Nothing is resampled here: a model is first set to the size that the file was trained at.
 """
 
 from __future__ import annotations
 
-import argparse
-import pickle
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from math import isqrt, prod
 from pathlib import Path
@@ -16,94 +16,99 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from loffta.backbones.parts import choose_part, describe_groups
 from loffta.backbones.weights import StateDict
+from loffta.backbones.weights_file import is_npz, read_tensors
 from loffta.errors import LofftaError
 
 Convert: TypeAlias = Callable[..., StateDict]  # (state dict, model) -> state dict in timm's names
 
-# what holds the tensors, best first: averaged weights (as timm prefers), plain ones, a teacher (DINO, iBOT, I-JEPA)
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher", "target_encoder", "encoder", "module")
-PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 HEADS = ("head", "head_dist", "fc", "classifier")  # where classifiers and projections of pretraining live
+# what pretraining puts beside a backbone: MAE (models_mae.py: decoder_*, mask_token), SimMIM, BEiT (lm_head)
+COMPANIONS = ("decoder", "mask_token", "lm_head")
 POSITIONS = ("pos_embed", "positional_embedding", "pos_embedding")  # timm and DINO; CLIP; big_vision and AugReg
 RESAMPLED = ("relative_position_bias_table", "patch_embed.proj.weight")
 NAMES_SHOWN = 3
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Reads a state dict to the CPU, without ever running pickled code, out of wrappers and without prefixes.
+@dataclass(frozen=True)
+class Loaded:
+    """What there is to say of a file that was loaded."""
 
-    Of a file with `backbone.*` (DINO's teachers, mmsegmentation) that part alone is kept.
-
-    Raises:
-        LofftaError: not readable that way, or not a mapping of names to tensors.
-    """
-    try:
-        # timm, MAE and DINO keep their options in an argparse.Namespace, which holds values and does nothing
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            state = (
-                load_file(path)
-                if path.suffix == ".safetensors"
-                else torch.load(path, map_location="cpu", weights_only=True)
-            )
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        what = f"cannot read the weights: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        raise LofftaError(
-            what, where=path, remedy="pass an intact .safetensors file, or a .pth of tensors only"
-        ) from error
-    while isinstance(state, Mapping) and (key := next((k for k in WRAPPERS if _is_mapping(state.get(k))), None)):
-        state = state[key]
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        remedy = "save model.state_dict() as .safetensors and pass that"
-        raise LofftaError("the file does not hold a state dict", where=path, remedy=remedy)
-    named = {_without_prefixes(name): tensor for name, tensor in state.items()}
-    parts = {name.removeprefix("backbone."): t for name, t in named.items() if name.startswith("backbone.")}
-    return parts or named
+    px: int | None = None  # input side of its position embedding, where that is not the model's own
+    notes: tuple[str, ...] = ()  # which part was taken, what was left out
 
 
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, Mapping)
-
-
-def _without_prefixes(name: str) -> str:
-    while name.startswith(PREFIXES):
-        name = name.partition(".")[2]
-    return name
-
-
-def load_checkpoint(model: nn.Module, path: Path, convert: Convert | None, *, strict: bool = True) -> int | None:
+def load_checkpoint(
+    model: nn.Module, path: Path, convert: Convert | None, *, strict: bool = True, part: str | None = None
+) -> Loaded:
     """Loads a file into a timm model, strictly: every tensor of either side has its place in the other.
 
-    What lies in the head is the exception, as features do not need it: where the file has no classifier, or one of
-    another width, the model's is taken off. A network tuned with average pooling (`fc_norm` in place of `norm`) is set
-    up in that way.
+    Of a file that holds more than a backbone the prefix is taken below which most tensors fit. What lies in the head is
+    an exception, as features do not need it: where the file has no classifier, or one of another width, the model's is
+    taken off. A network tuned with average pooling (`fc_norm` in place of `norm`) is set up in that way.
 
     Args:
         model: at its native size; its tensors, its size and perhaps its classifier are changed.
         convert: the filter by which timm's family reads its authors' layouts.
         strict: False where timm knows that the family's files hold more than the model (SigLIP's pooling).
-    Returns:
-        The input side that the position embedding was trained at, where it is not the model's own.
+        part: the prefix to take, where the file holds several networks; a piece of it is enough.
     Raises:
         LofftaError: unreadable, or tensors missing, left over, of other shapes or made for another size.
+        UsageError: several networks would do, or `part` names none.
     """
-    if path.suffix == ".npz":
-        return _load_npz(model, path)
-    found = read_state_dict(path)
+    if is_npz(path):
+        return Loaded(_load_npz(model, path))
+    tensors = read_tensors(path)
+    needed = [name for name in model.state_dict() if not _in_head(model, name)]
+
+    def by_name(found: StateDict) -> dict[str, Tensor]:
+        return dict(found) if _resampled(found, model) else _converted(found, model, convert)
+
+    def by_order(found: StateDict) -> dict[str, Tensor]:
+        try:
+            return match_by_order(found, model.state_dict(), where=path)
+        except LofftaError:
+            return {}
+
+    def n_fitting(found: StateDict) -> int:
+        return _n_fitting(found, model)
+
+    choice = choose_part(tensors, len(needed) // 2, (by_name, by_order), n_fitting, wanted=part, where=path)
+    found = choice.part.tensors
     px = _set_size(model, found, path)
-    _refuse_resampled(found, model, path)
-    converted = _converted(found, model, convert)
+    if (what := _resampled(found, model)) is not None:
+        remedy = "name the model of that size with --backbone, and set the input with --image-px"
+        raise LofftaError(what, where=path, remedy=remedy)
+    converted = choice.converted if px is None else by_name(found)  # a filter has resampled to the size before
     if not converted.keys() & model.state_dict().keys():
         converted = match_by_order(found, model.state_dict(), where=path)
-    _adapt(model, converted)
+    unfit = _adapt(model, converted)
     own = {name: tensor for name, tensor in converted.items() if name in model.state_dict()}
     _refuse_misfit(own if not strict else converted, model, where=path)
     model.load_state_dict(own, strict=False)
-    return px
+    left = [name for name in converted if name not in own and (strict or name in unfit)]
+    return Loaded(px, tuple(_notes(choice.part.prefix, choice.others, left, tensors)))
+
+
+def _notes(prefix: str, others: Sequence[str], left: Sequence[str], tensors: StateDict) -> list[str]:
+    """Nothing where all of a file was taken."""
+    outside = [name for name in tensors if not name.startswith(prefix)]
+    lost = ", ".join(text for text in (describe_groups(left, ""), describe_groups(outside, prefix)) if text)
+    taken = f"took {repr(prefix[:-1]) if prefix else 'what has no prefix'} of the weights"
+    notes = [f"{taken}, left out {lost}"] if lost else []
+    return [*notes, *(f"would fit, too: --weights 'FILE#{other}'" for other in others)]
+
+
+def _n_fitting(found: StateDict, model: nn.Module) -> int:
+    """Tensors outside the head that have their place; what depends on the input's size counts by its name."""
+    return sum(
+        name in found and (found[name].shape == tensor.shape or name.endswith((*POSITIONS, *RESAMPLED)))
+        for name, tensor in model.state_dict().items()
+        if not _in_head(model, name)
+    )
 
 
 def _converted(found: StateDict, model: nn.Module, convert: Convert | None) -> dict[str, Tensor]:
@@ -150,29 +155,32 @@ def _set_size(model: Any, found: Mapping[str, Any], path: Path) -> int | None:
     return px
 
 
-def _refuse_resampled(found: StateDict, model: nn.Module, path: Path) -> None:
+def _resampled(found: StateDict, model: nn.Module) -> str | None:
     """Filters also resample patch embeddings and tables of relative positions: then the file is for another net."""
     own = model.state_dict()
     for name, tensor in found.items():
         for part in RESAMPLED:
             shapes = [list(t.shape) for n, t in own.items() if n.endswith(part) and name.endswith(part)]
             if shapes and tensor.numel() not in map(prod, shapes):
-                raise LofftaError(
-                    f"the weights do not fit: {_describe((name, tensor))} was made for another input or patch size, "
-                    f"the model has {shapes[0]}",
-                    where=path,
-                    remedy="name the model of that size with --backbone, and set the input with --image-px",
-                )
+                made = f"{_describe((name, tensor))} was made for another input or patch size"
+                return f"the weights do not fit: {made}, the model has {shapes[0]}"
+    return None
 
 
-def _adapt(model: Any, converted: StateDict) -> None:
-    """Takes off a classifier that the file does not hold; moves the norm to where average pooling has it."""
+def _adapt(model: Any, converted: StateDict) -> set[str]:
+    """Takes off a classifier that the file does not hold; moves the norm to where average pooling has it.
+
+    Returns:
+        Names of the tensors that were taken off.
+    """
     heads = {name: tensor for name, tensor in model.state_dict().items() if _in_classifier(model, name)}
-    if any(name not in converted or converted[name].shape != tensor.shape for name, tensor in heads.items()):
+    misfit = any(name not in converted or converted[name].shape != tensor.shape for name, tensor in heads.items())
+    if misfit:
         model.reset_classifier(0)
     pooled = "fc_norm.weight" in converted and "norm.weight" not in converted
     if pooled and isinstance(getattr(model, "fc_norm", None), nn.Identity) and hasattr(model, "norm"):
         model.norm, model.fc_norm, model.global_pool = model.fc_norm, model.norm, "avg"
+    return {*heads} if misfit else set()
 
 
 def classifiers(model: Any) -> tuple[str, ...]:
@@ -192,7 +200,7 @@ def _in_head(model: Any, name: str) -> bool:
 
 
 def _refuse_misfit(found: StateDict, model: nn.Module, *, where: Path) -> None:
-    """Compares names and shapes; what lies in the head may be missing or left over.
+    """Compares names and shapes; what lies in the head may be missing or left over, a decoder of pretraining left over.
 
     A missing `num_batches_tracked` is none: no evaluation reads it.
 
@@ -203,7 +211,11 @@ def _refuse_misfit(found: StateDict, model: nn.Module, *, where: Path) -> None:
     needed = [name for name in wanted if _last(name) != "num_batches_tracked"]
     faults = {
         "missing": [name for name in needed if name not in found and not _in_head(model, name)],
-        "left over": [name for name in found if name not in wanted and not _in_head(model, name)],
+        "left over": [
+            name
+            for name in found
+            if name not in wanted and not _in_head(model, name) and not name.startswith(COMPANIONS)
+        ],
         "of another shape": [
             f"{_describe((name, found[name]))} for {list(tensor.shape)}"
             for name, tensor in wanted.items()

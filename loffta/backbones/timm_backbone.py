@@ -41,8 +41,8 @@ def load_timm(
 
     Args:
         name: a timm model, with or without a pretrained tag: `vit_base_patch14_reg4_dinov2.lvd142m`.
-        weights: hub, random:SEED, package:MODULE, or a path to .safetensors, .pth, .pt or .npz; BASE+DIR, or DIR for
-            hub+DIR, merges the adapter in the folder DIR.
+        weights: hub, random:SEED, package:MODULE, or the path of a file, with #PREFIX where it holds several networks;
+            BASE+DIR, or DIR for hub+DIR, merges the adapter in the folder DIR.
         image_px: side of the square input, rounded down to a multiple of the patch; None for the weights' own.
         taps: as `--taps` has it; modules that it names as `module:PATH` become taps beside the others.
     Raises:
@@ -51,11 +51,14 @@ def load_timm(
         LofftaError: weights that cannot be had or do not fit.
     """
     check_name(name)
-    model, source, trained_px = build_model(name, weights)
+    model, source, loaded = build_model(name, weights)
     if not hasattr(model, "forward_intermediates"):
         remedy = "choose a ViT, EfficientNet, ConvNeXt or Swin; `loffta models` lists names"
         raise UsageError("timm gives no intermediate outputs of this model", where=f"backbone {name}", remedy=remedy)
+    for note in loaded.notes:
+        print(f"{name}: {note}", file=sys.stderr)
     config: Any = model.pretrained_cfg
+    trained_px = loaded.px
     height, width = (trained_px, trained_px) if trained_px else config["input_size"][-2:]
     native: int = height
     if trained_px and image_px is None:

@@ -14,19 +14,20 @@ from timm.models import _builder
 from torch import nn
 
 from loffta.backbones import WeightsSource
-from loffta.backbones.checkpoint import Convert, load_checkpoint
+from loffta.backbones.checkpoint import Convert, Loaded, load_checkpoint
 from loffta.backbones.weights import (
     digest_state_dict,
     find_file,
     random_seed,
     split_adapter,
+    split_part,
     stamp,
     stamp_adapter,
 )
 
 
-def build_model(name: str, spec: str) -> tuple[nn.Module, WeightsSource, int | None]:
-    """A model with its weights, where they came from, and the side that these were trained at if it is not the model's.
+def build_model(name: str, spec: str) -> tuple[nn.Module, WeightsSource, Loaded]:
+    """A model with its weights, where they came from, and what there is to say of them.
 
     The global RNG stays as it was.
     """
@@ -37,12 +38,14 @@ def build_model(name: str, spec: str) -> tuple[nn.Module, WeightsSource, int | N
     with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
         torch.default_generator.manual_seed(seed or 0)  # torch.manual_seed would touch the accelerators' too
         model, convert, strict = _create(name, pretrained=path is not None)
-        px = None if path is None else load_checkpoint(model, path, convert, strict=strict)
+        loaded = Loaded()
+        if path is not None:
+            loaded = load_checkpoint(model, path, convert, strict=strict, part=split_part(base)[1])
         if adapter is not None:
             from loffta.backbones.adapters import merge_adapter  # peft takes seconds to import
 
             model = merge_adapter(model, adapter)
-    return model, WeightsSource(spec, digest_state_dict(model.state_dict()), *file, adapter_file), px
+    return model, WeightsSource(spec, digest_state_dict(model.state_dict()), *file, adapter_file), loaded
 
 
 def _create(name: str, *, pretrained: bool) -> tuple[nn.Module, Convert | None, bool]:

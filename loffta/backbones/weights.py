@@ -23,7 +23,7 @@ from loffta.errors import LofftaError, UsageError, unknown_name
 StateDict: TypeAlias = Mapping[str, Tensor]
 FileStamp: TypeAlias = tuple[str | None, int | None, int | None]  # path, bytes, mtime in ns; all None without a file
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".npz")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar", ".npz")  # .pth.tar; what is inside decides
 HUB_FILE = "model.safetensors"  # the hub's other file, pytorch_model.bin, is a pickle
 HUB_PROBE_S = 2.0  # one look before the download: huggingface_hub itself retries for 23 s when there is no network
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
@@ -69,6 +69,12 @@ def split_adapter(spec: str) -> tuple[str, Path | None]:
     return base, folder
 
 
+def split_part(spec: str) -> tuple[str, str | None]:
+    """`FILE#PART` -> (FILE, PART); without a #, or where a file has it in its name, (itself, None)."""
+    base, mark, part = spec.rpartition("#")
+    return (base, part) if mark and base and not Path(spec).expanduser().is_file() else (spec, None)
+
+
 def stamp_adapter(folder: Path | None) -> AdapterStamp | None:
     """What tells whether an adapter may have changed; None for None."""
     if folder is None:
@@ -112,19 +118,19 @@ def find_file(spec: str, backbone: str) -> Path:
         UsageError: the spec is none of the four forms; for `hub`, timm does not know the model.
         LofftaError: no such file or package, or the hub cannot be reached.
     """
+    spec, _ = split_part(spec)
     if spec == "hub":
         repo = _hub_repo(backbone)
         return _cached_hub_file(repo) or _download(repo, backbone)
     if spec.startswith("package:"):
         return _package_file(spec.removeprefix("package:"))
     path = Path(spec).expanduser().absolute()
+    if path.is_file():
+        return path
     if path.suffix not in SUFFIXES:
-        path_form = f"a path that ends in {', '.join(SUFFIXES)}"
-        forms = f"hub, random:SEED, package:MODULE, {path_form}, or one of these and +ADAPTER"
+        forms = "hub, random:SEED, package:MODULE, the path of a file, or one of these and +ADAPTER"
         raise UsageError(f"'{spec}' is no source of weights", where=WHERE, remedy=f"write {forms}")
-    if not path.is_file():
-        raise LofftaError("no such weights file", where=path, remedy="check the path given to --weights")
-    return path
+    raise LofftaError("no such weights file", where=path, remedy="check the path given to --weights")
 
 
 def _package_file(module: str) -> Path:

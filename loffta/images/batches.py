@@ -20,13 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from loffta.images.decode import BadImage, decode, one_line
+from loffta import machine
+from loffta.images.decode import BadImage, Opened, one_line, open_image
 from loffta.images.geometry import PixelGeometry, to_square
+from loffta.images.rgb import is_flat, to_rgb
+from loffta.images.room import Held, Room
 from loffta.images.sources import ImageSource
 from loffta.os_words import PASSING, explain
 from loffta.store.ledger import BAD, OK, ImageStatus
+from loffta.store.table import ImageTable
 
 _BLOCKS = 4  # of 16 MB that Pillow keeps for each thread: one photograph of 12 megapixels, at 4 bytes a pixel
+_MOST_BLOCKS = 64  # for all threads: 1 GiB
+_LARGE = 256 << 20  # bytes of one image, after which memory is given back: a thread's heap would keep them
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ def decoding_threads(n_threads: int) -> Iterator[Executor]:
     """
     pool = ThreadPoolExecutor(n_threads, thread_name_prefix="decode")
     memory: Any = vars(Image)["core"]
-    memory.set_blocks_max(_BLOCKS * n_threads)
+    memory.set_blocks_max(min(_BLOCKS * n_threads, _MOST_BLOCKS))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\b")
         try:
@@ -62,6 +68,13 @@ def decoding_threads(n_threads: int) -> Iterator[Executor]:
             pool.shutdown(cancel_futures=True)  # a stop waits for the images in hand, not for two batches
             memory.set_blocks_max(0)
             memory.clear_cache()
+
+
+def give_memory_back() -> None:
+    """What a large image has left in Pillow's pool and in the C library's heaps, of which each thread has its own."""
+    memory: Any = vars(Image)["core"]
+    memory.clear_cache()
+    machine.trim_memory()
 
 
 class UnitImages:
@@ -95,23 +108,26 @@ class ImageStream:
     def __init__(
         self,
         source: ImageSource,
-        keys: Sequence[str],
+        table: ImageTable,
         sizes: Sequence[PixelGeometry],
         pool: Executor,
         units: Iterable[tuple[int, Sequence[int]]],
         *,
         n_ahead: int,
+        room: Room | None = None,
     ) -> None:
         """Opens nothing yet.
 
         Args:
-            keys: of every row of the image set.
+            table: the image set.
             sizes: what every image is resized to; the same twice is done once.
             units: unit numbers and their rows. Taken one by one, when their images are due to be read.
             n_ahead: images that are read and decoded before they are asked for, across units.
+            room: for the bytes that the threads hold; None: one of its own.
         """
-        self._source, self._keys, self._pool, self._n_ahead = source, keys, pool, n_ahead
+        self._source, self._table, self._pool, self._n_ahead = source, table, pool, n_ahead
         self._sizes = list(dict.fromkeys(sizes))
+        self._room = room or Room()
         self._units: deque[UnitImages] = deque()
         self._schedule = self._submit_all(iter(units))
         self._n_pending = 0
@@ -152,15 +168,39 @@ class ImageStream:
                 yield row
 
     def _decode(self, row: int) -> _Decoded:
-        key = self._keys[row]
+        """Reads and decodes as far as there is room; who has to wait for more holds nothing, and reads once more."""
+        n_bytes = int(self._table.sizes[row])
+        while True:
+            with self._room.hold(n_bytes) as held:
+                found = self._attempt(row, held)
+                if held.n_bytes >= _LARGE:
+                    give_memory_back()
+            if not isinstance(found, int):
+                return found
+            n_bytes = found
+
+    def _attempt(self, row: int, held: Held) -> _Decoded | int:
+        """The image, or the bytes that it takes where there is no room for them now."""
         try:
-            data = self._source.read(key)
-            image = decode(data)
+            data = self._source.read(self._table.keys[row])
+            opened = open_image(data)
+            return self._finish(row, data, opened) if held.grow_to(opened.n_bytes) else opened.n_bytes
         except (BadImage, OSError) as error:
             if isinstance(error, OSError) and error.errno in PASSING:
                 raise explain(error) from error
             reason = str(error) if isinstance(error, BadImage) else one_line(f"cannot be read: {error}")
             return _Decoded(ImageStatus(row, BAD, reason), {})
+
+    def _finish(self, row: int, data: bytes, opened: Opened) -> _Decoded:
+        """The squares of one image: it is decoded once, and is RGB once for every look."""
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-        status = ImageStatus(row, OK, "", image.width, image.height, digest)
-        return _Decoded(status, {size: to_square(image, size, key) for size in self._sizes})
+        picture = opened.decode()
+        squares: dict[PixelGeometry, NDArray[np.uint8]] = {}
+        flat = False
+        for look in dict.fromkeys(size.look for size in self._sizes):
+            image = to_rgb(picture, look)
+            found = {s: to_square(image, s, self._table.keys[row]) for s in self._sizes if s.look == look}
+            flat = flat or is_flat(image, next(iter(found.values())))
+            squares |= found
+        width, height = picture.image.size
+        return _Decoded(ImageStatus(row, OK, "", width, height, digest, flat, picture.pages), squares)

@@ -11,7 +11,8 @@ import posixpath
 import re
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from loffta.errors import UsageError
@@ -35,10 +36,11 @@ class OutsideRoot(OSError):
 
 
 class FileRoot:
-    """A folder that bytes are read from, and never from elsewhere."""
+    """A folder that bytes are read from, and never from elsewhere, unless the user said that its links may lead out."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, follow_links: bool = False) -> None:
         self.path = path.resolve()
+        self.follows = follow_links
 
     def locate(self, key: str) -> Path:
         """The file behind a key, all symbolic links followed.
@@ -50,7 +52,7 @@ class FileRoot:
         if fault:
             raise OutsideRoot(fault)
         real = Path(os.path.realpath(self.path / key, strict=True))
-        if not real.is_relative_to(self.path):
+        if not self.follows and not real.is_relative_to(self.path):
             raise OutsideRoot("it leaves the image set's folder")
         return real
 
@@ -60,6 +62,11 @@ class FileRoot:
         if not stat.S_ISREG(status.st_mode):
             raise OSError("it is no regular file")
         return status.st_size
+
+    def outside(self, key: str) -> str | None:
+        """The folder of a file that a link leads out to; None where it lies in the root."""
+        real = self.locate(key)
+        return None if real.is_relative_to(self.path) else str(real.parent)
 
     def read(self, key: str) -> bytes:
         """The bytes of a file; raises as `locate`, for it may have been exchanged since the listing."""
@@ -167,6 +174,31 @@ def split_part(text: str) -> tuple[str, str]:
     return (path, part) if mark and not os.path.lexists(user_path(text)) else (text, "")
 
 
+FOLLOW = "#follow-links"
+_ROOT = "#root="
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an image set lies, and what its user opened: `PATH#root=DIR#follow-links`."""
+
+    path: str
+    root: str | None = None  # of the images of a table
+    follow_links: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        """Reads it; a path that has such words in its name and is there is a path."""
+        if os.path.lexists(user_path(text)):
+            return cls(text)
+        rest = text.removesuffix(FOLLOW)
+        path, mark, root = rest.partition(_ROOT)
+        return cls(path, root if mark else None, rest != text)
+
+    def __str__(self) -> str:
+        return self.path + (f"{_ROOT}{self.root}" if self.root is not None else "") + FOLLOW * self.follow_links
+
+
 def is_there(path: Path, *, folder: bool) -> bool:
     """Whether there is such a folder or file; OSError where this process may not look."""
     try:
@@ -195,6 +227,17 @@ def existing(text: str, *, source: str, folder: bool) -> Path:
             remedy=f"give the path of a {kind}; relative ones start at {Path.cwd()}",
         )
     return path
+
+
+def say_followed(source: str, root: FileRoot, keys: Iterable[str]) -> None:
+    """One line about the files behind links that lead out of a folder, where the user opened them."""
+    if root.follows:
+        outside = [folder for key in keys if (folder := root.outside(key))]
+        folders = [repr(folder) for folder in dict.fromkeys(outside)]
+        say(
+            f"{source}: files behind links that lead out: {len(outside)}"
+            + (f", in {first_of(folders, ', ')}" * bool(outside))
+        )
 
 
 def say(line: str) -> None:

@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from loffta.errors import LofftaError, UsageError
-from loffta.images.files import FileRoot, existing, first_of, key_fault, say, split_name
+from loffta.images.endings import count_endings, decodable, ending_of, say_not_taken
+from loffta.images.files import FileRoot, Place, existing, first_of, key_fault, say, say_followed, split_name
 from loffta.images.labels import one_class
 from loffta.store.names import one_folder_down
 from loffta.store.table import ImageTable
-
-_JPEG = (".jfif", ".jpe", ".jpeg", ".jpg", ".jp2")
-_PLAIN = (".pbm", ".pgm", ".pnm", ".ppm")
-SUFFIXES = frozenset((*_JPEG, *_PLAIN, ".bmp", ".dib", ".gif", ".png", ".tga", ".tif", ".tiff", ".webp"))
 
 
 class ImageFolder:
     """The images below one folder; keys are paths relative to it."""
 
-    def __init__(self, path: Path) -> None:
-        self._root = FileRoot(path)
-        self._source = f"folder:{self._root.path}"
+    def __init__(self, path: Path, *, follow_links: bool = False) -> None:
+        self._root = FileRoot(path, follow_links=follow_links)
+        self._source = f"folder:{Place(str(self._root.path), follow_links=follow_links)}"
 
     def listing(self) -> ImageTable:
         """Every image by name and size, none opened, sorted by key; hidden files and folders are passed over.
@@ -36,8 +34,9 @@ class ImageFolder:
             LofftaError: a folder cannot be listed.
         """
         skipped: dict[str, list[str]] = {}
+        other: list[str] = []
         try:
-            sizes = dict(sorted(self._scan(skipped)))
+            sizes = dict(sorted(self._scan(skipped, other)))
         except OSError as error:
             raise LofftaError(
                 f"cannot list the images ({error.strerror or error})",
@@ -48,14 +47,19 @@ class ImageFolder:
         for reason, keys in skipped.items():
             shown = first_of([repr(key) for key in sorted(keys)], ", ")
             say(f"{self._source}: skipped {len(keys)} ({reason}): {shown}")
+        not_taken = count_endings(other)
+        say_not_taken(self._source, not_taken)
+        say_followed(self._source, self._root, sizes)
         if not splits:
             raise UsageError(
                 "no images in this folder",
                 where=f"SOURCE {self._source}",
-                remedy=f"known endings are {' '.join(sorted(SUFFIXES))}; for other names write a table: table:FILE.csv",
+                remedy=f"known endings are {' '.join(sorted(decodable()))}; for other names write a table: "
+                "table:FILE.csv; links that lead out are taken with --follow-links",
             )
         labels = one_class([classes[key] for key in splits])
         table = labels.table(self._source, list(splits), [sizes[key] for key in splits], list(splits.values()))
+        table = replace(table, not_taken=not_taken)
         counts = ", ".join(f"{split} {n}" for split, n in table.split_sizes().items())
         say(f"{self._source}: read as {layout}; images: {counts}; classes: {len(table.classes) or 'none'}")
         if len(table.classes) == 1 and (cause := one_folder_down(self._source, table.keys, table.classes[0])):
@@ -66,24 +70,31 @@ class ImageFolder:
         """The bytes of one image; OSError where it is gone or no longer lies in the folder."""
         return self._root.read(key)
 
-    def _scan(self, skipped: dict[str, list[str]]) -> Iterator[tuple[str, int]]:
-        """(key, bytes) of every image in no order; `skipped` is filled by reason."""
-        folders = [""]
-        while folders:
-            prefix = folders.pop()
-            with os.scandir(self._root.path / prefix) as entries:
-                for entry in entries:
+    def _scan(self, skipped: dict[str, list[str]], other: list[str]) -> Iterator[tuple[str, int]]:
+        """(key, bytes) of every image in no order; `skipped` is filled by reason, `other` with what is no image."""
+        folders, linked, seen = [""], list[str](), set[str]()
+        while folders or linked:
+            prefix = folders.pop() if folders else linked.pop(0)  # what lies in the root goes before links to it
+            real = os.path.realpath(self._root.path / prefix)
+            if self._root.follows and real in seen:
+                skipped.setdefault("links to folders that are listed already", []).append(prefix.rstrip("/"))
+                continue
+            seen.add(real)
+            with os.scandir(real) as entries:
+                for entry in sorted(entries, key=lambda e: e.name) if self._root.follows else entries:
                     key = prefix + entry.name
                     if entry.name.startswith("."):
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(f"{key}/")
-                        continue
-                    reason = self._fault(key, entry)
-                    if reason:
+                    elif self._root.follows and entry.is_symlink() and Path(entry.path).is_dir():
+                        linked.append(f"{key}/")
+                    elif reason := self._fault(key, entry):
                         skipped.setdefault(reason, []).append(key)
                     elif _is_image(entry.name):
                         yield key, entry.stat().st_size
+                    elif entry.is_file():
+                        other.append(entry.name)
 
     def _fault(self, key: str, entry: os.DirEntry[str]) -> str | None:
         """Why something that looks like an image, or a linked folder, is not taken."""
@@ -103,11 +114,12 @@ class ImageFolder:
 
 def open_folder(text: str) -> ImageFolder:
     """The image set of a folder that is there."""
-    return ImageFolder(existing(text, source=f"folder:{text}", folder=True))
+    place = Place.parse(text)
+    return ImageFolder(existing(place.path, source=f"folder:{text}", folder=True), follow_links=place.follow_links)
 
 
 def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122  a Path for each of a million names is slow
+    return ending_of(name) in decodable()
 
 
 def _understand(keys: list[str], skipped: dict[str, list[str]]) -> tuple[str, dict[str, str], dict[str, str | None]]:

@@ -19,8 +19,8 @@ from typing import Any
 
 from loffta.documents import from_json
 from loffta.errors import UsageError
+from loffta.images.endings import photos
 from loffta.images.files import FileRoot, file_fault, first_of, key_fault, refuse, say, split_name, to_key, user_path
-from loffta.images.folder import SUFFIXES
 from loffta.images.labels import Labels, from_cells
 from loffta.store.table import ImageTable
 
@@ -101,7 +101,7 @@ class Shards:
             raise UsageError(
                 "no images in these shards",
                 where=f"SOURCE {self._source}",
-                remedy=f"members are named <key>.<ending>; endings of images are {' '.join(sorted(SUFFIXES))}",
+                remedy=f"members are named <key>.<ending>; endings of images are {' '.join(sorted(photos()))}",
             )
         return index
 
@@ -156,7 +156,7 @@ def _take(
         return
     ending = "".join(file.lower().partition(".")[1:])
     key = name[: len(name) - len(ending)]
-    if ending not in SUFFIXES and ending not in _LABELS:
+    if ending not in photos() and ending not in _LABELS:
         return
     place = f"{shard}: {name!r}"
     sample = samples.setdefault(key, Sample())
@@ -166,9 +166,9 @@ def _take(
         faults.append(f"{place}: it is no regular file")
     elif member.offset_data + member.size > n_bytes:
         faults.append(f"{place}: the shard ends before it")
-    elif (ending in SUFFIXES and sample.image) or ending in sample.labels:
-        faults.append(f"{place}: a second {'image' if ending in SUFFIXES else ending} of sample {key!r}")
-    elif ending in SUFFIXES:
+    elif (ending in photos() and sample.image) or ending in sample.labels:
+        faults.append(f"{place}: a second {'image' if ending in photos() else ending} of sample {key!r}")
+    elif ending in photos():
         sample.image, sample.offset, sample.size = name, member.offset_data, member.size
     elif member.size > MAX_LABEL_BYTES:
         faults.append(f"{place}: {member.size} bytes are no label")

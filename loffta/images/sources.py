@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from loffta.errors import UsageError, unknown_name
 from loffta.images import coco, demo, folder, hugging_face, nyu, shards, table_file, torchvision_sets, voc, vtab
-from loffta.images.files import is_there, user_path
+from loffta.images.files import FOLLOW, Place, is_there, user_path
 from loffta.store.table import ImageTable
 
 
@@ -38,6 +38,25 @@ SOURCES: dict[str, Callable[[str], ImageSource]] = {
 }
 
 
+def with_options(spec: str, *, image_root: str | None = None, follow_links: bool = False) -> str:
+    """A source in the words that hold what its user opened: `table:FILE#root=DIR`, `folder:PATH#follow-links`.
+
+    Raises:
+        UsageError: a kind of source that has no such thing.
+    """
+    kind, colon, _ = spec.partition(":")
+    is_folder = is_there(user_path(spec), folder=True)
+    kind = kind if colon and kind in SOURCES else ("folder" if is_folder else "table")
+    if image_root is not None and kind != "table":
+        raise UsageError(f"--image-root is for tables, not for {kind}", where=f"SOURCE {spec}", remedy="leave it out")
+    if follow_links and kind not in ("folder", "table"):
+        raise UsageError(
+            f"--follow-links is for folders and tables, not for {kind}", where=f"SOURCE {spec}", remedy="leave it out"
+        )
+    root = "" if image_root is None else f"#root={image_root}"
+    return spec + root + FOLLOW * follow_links
+
+
 def open_source(spec: str) -> ImageSource:
     """Opens an image set by its name, `<kind>:<what>`, or by the bare path of a folder or table.
 
@@ -47,7 +66,7 @@ def open_source(spec: str) -> ImageSource:
     kind, colon, rest = spec.partition(":")
     if colon and kind in SOURCES:
         return SOURCES[kind](rest)
-    path = user_path(spec)
+    path = user_path(Place.parse(spec).path)
     if spec and is_there(path, folder=True):
         return folder.open_folder(spec)
     if path.suffix.lower() in table_file.SUFFIXES and (is_there(path, folder=False) or not colon):

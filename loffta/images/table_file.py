@@ -1,6 +1,7 @@
 """`table:FILE`: images listed in a CSV, TSV or parquet file with the columns image, label and, if wanted, split.
 
-`image` is a path relative to the file's folder, and so are `mask`, `depth` and `instances` where they are given.
+`image` is a path relative to the file's folder, or to another that the user named (`table:FILE#root=DIR`), and so are
+`mask`, `depth` and `instances` where they are given.
 `label` is a class name or a number, empty for none; `labels` several classes; `value` a number to learn: a table has
 one of the three. Without `split` all rows are train. All that is wrong with a table is told at once.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,14 @@ from loffta.errors import UsageError
 from loffta.images.files import (
     FileList,
     FileRoot,
+    Place,
     existing,
     file_fault,
     first_of,
     key_fault,
     refuse,
     say,
+    say_followed,
     split_name,
     text_fault,
     to_key,
@@ -54,10 +58,13 @@ Columns = dict[str, list[Any]]
 class TableFile:
     """The images of one table; keys are the paths in its column `image`."""
 
-    def __init__(self, path: Path) -> None:
-        self._root = FileRoot(path.parent)
-        self._path = self._root.path / path.name
-        self._source = f"table:{self._path}"
+    def __init__(self, path: Path, root: Path | None = None, *, follow_links: bool = False) -> None:
+        folder = path.parent.resolve()
+        self._root = FileRoot(folder if root is None else root, follow_links=follow_links)
+        self._moved = None if root is None else folder  # where paths with `..` begin
+        self._path = folder / path.name
+        named = None if root is None else str(self._root.path)
+        self._source = f"table:{Place(str(self._path), named, follow_links)}"
 
     def listing(self) -> ImageTable:
         """The rows in the table's order; sizes are asked of the file system, no image is opened.
@@ -73,7 +80,7 @@ class TableFile:
         faults = images.faults
         places = [f"row {row}" for row in range(1, len(columns["image"]) + 1)]
         for path, place in zip(columns["image"], places, strict=True):
-            images.add("" if path is None else str(path), place)
+            images.add("" if path is None else self._inside(str(path)), place)
         splits = self._splits(columns, faults)
         column = next(name for name in LABELS if name in columns)
         labels = LABELS[column](columns[column], places, faults)
@@ -81,8 +88,14 @@ class TableFile:
         refuse(
             faults,
             where=f"SOURCE {self._source}",
-            remedy="mend the table (row 1 is the first below the header) and run the same command again",
+            remedy="mend the table (row 1 is the first below the header) and run the same command again"
+            + (
+                ""
+                if self._moved
+                else "; images that lie elsewhere: --image-root DIR; links that lead there: --follow-links"
+            ),
         )
+        say_followed(self._source, self._root, images.sizes)
         if not images.sizes:
             raise UsageError("the table has no rows", where=f"SOURCE {self._source}", remedy="list an image a row")
         return labels.table(self._source, list(images.sizes), list(images.sizes.values()), splits, targets)
@@ -96,6 +109,7 @@ class TableFile:
         found: list[str | None] = []
         for row, value in enumerate(values, start=1):
             path = str(value or "").strip()
+            path = self._inside(path) if path else path
             fault = key_fault(path) if path else None
             if path and not fault:
                 path = to_key(path)
@@ -104,6 +118,14 @@ class TableFile:
                 faults.append(f"row {row}: the {name} {path!r}: {fault}")
             found.append(path or None)
         return found
+
+    def _inside(self, path: str) -> str:
+        """A path as it is, but relative to the folder that the user named for images where it leads into that."""
+        if self._moved is None or not (path.startswith("/") or ".." in path.split("/")):
+            return path
+        whole = os.path.normpath(self._moved / path)
+        root = f"{self._root.path}/"
+        return whole.removeprefix(root) if whole.startswith(root) else path
 
     def _splits(self, columns: Columns, faults: list[str]) -> list[str]:
         if "split" not in columns:
@@ -125,14 +147,16 @@ def open_table(text: str) -> TableFile:
     Raises:
         UsageError: there is no such file, or it is neither CSV nor parquet.
     """
-    path = existing(text, source=f"table:{text}", folder=False)
+    place = Place.parse(text)
+    path = existing(place.path, source=f"table:{text}", folder=False)
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(
             f"'{path.name}' is neither .csv, .tsv nor .parquet",
             where=f"SOURCE table:{text}",
             remedy="save the table as CSV or as parquet, with the columns image, label and split",
         )
-    return TableFile(path)
+    root = None if place.root is None else existing(place.root, source=f"table:{text}", folder=True)
+    return TableFile(path, root, follow_links=place.follow_links)
 
 
 def _read_text(path: Path) -> Columns:

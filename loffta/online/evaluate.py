@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from loffta import machine
-from loffta.errors import LofftaError, unknown_name
+from loffta.errors import LofftaError, NotSaved, unknown_name
 from loffta.evaluate import count_left_out, describe, describe_training
 from loffta.findings import Findings
 from loffta.images.sources import ImageSource
@@ -26,7 +26,7 @@ from loffta.measure import measure, prediction_columns
 from loffta.online.opened import OpenedRun, open_for_images
 from loffta.online.stream import BATCH_SIZE, FreshStream, judge_bad
 from loffta.progress import Progress
-from loffta.runs import read_results, write_predictions, write_results
+from loffta.runs import read_results, save_results
 from loffta.store.table import ImageTable
 from loffta.targets import labelled_rows, read_targets
 
@@ -54,6 +54,7 @@ def evaluate_online(
     Raises:
         UsageError: no such split.
         LofftaError: the images' classes are not the runs'; a backbone is not the one of the features.
+        NotSaved: measured, and nothing could be written for at least one run.
         TooManyBadImages: over `max_bad_frac`; the results are written.
         Stopped: a signal came; nothing is written.
     """
@@ -67,9 +68,7 @@ def evaluate_online(
             rows = rows_to_use(listing, split, run.config.task)
         numbered = [as_numbered(listing, rows, run) for run in runs]
         features = [feature for run in runs for feature in run.origins.features]
-        stream = FreshStream(
-            features, source, listing.keys, rows.tolist(), load=load, device=device, batch_size=batch_size
-        )
+        stream = FreshStream(features, source, listing, rows.tolist(), load=load, device=device, batch_size=batch_size)
     ends = np.cumsum([0, *(len(run.origins.features) for run in runs)])
     found: list[list[torch.Tensor]] = [[] for _ in runs]
     told = [Findings(run.heads) for run in runs]
@@ -83,11 +82,18 @@ def evaluate_online(
                     found[i].append(run.predict(batch.features[ends[i] : ends[i + 1]], told[i]))
     if not good:
         judge_bad(stream.bad, listing.keys, len(rows), 0.0, done="no results were written")
-    results = []
+    results: list[Mapping[str, Any]] = []
+    unsaved: NotSaved | None = None
     for run, parts, findings, table in zip(runs, found, told, numbered, strict=True):
         logits = torch.cat(parts, dim=1).numpy()
         left_out = count_left_out(len(stream.bad), len(listing.rows_of(split)) - len(rows))
-        results.append(_write(run, table, split, np.array(good), logits, findings, left_out, start))
+        try:
+            results.append(_write(run, table, split, np.array(good), logits, findings, left_out, start))
+        except NotSaved as error:  # of one of several: the others' are written
+            results.append(error.results)
+            unsaved = unsaved or error
+    if unsaved is not None:
+        raise unsaved.together(results)
     judge_bad(stream.bad, listing.keys, len(rows), max_bad_frac, done="the results of the good images are written")
     return results
 
@@ -154,6 +160,5 @@ def _write(
     results["versions"] = machine.versions()
     if path.exists() and "train_seconds" in (before := read_results(path)):
         results["train_seconds"] = before["train_seconds"]
-    write_predictions(run.paths.predictions(split), prediction_columns(run.task, logits, targets, rows, keys))
-    write_results(path, results)
+    save_results(run.paths, split, results, prediction_columns(run.task, logits, targets, rows, keys))
     return results

@@ -86,7 +86,7 @@ class Setting:
         self, rows: Sequence[int], geometry: PixelGeometry, batch_size: int
     ) -> Generator[PixelBatch | None, None, None]:
         """The good images of each stretch of `rows`; None where there is none. Signals give it up at once."""
-        stretches = read_pixels(self.source, self.listing.keys, [geometry], rows, batch_size)
+        stretches = read_pixels(self.source, self.listing, [geometry], rows, batch_size)
         for statuses, batch in self.stop.each(stretches, "training online; finished epochs are kept"):
             self.bad.update({status.row: status.reason for status in statuses if status.status == BAD})
             yield batch

@@ -138,6 +138,8 @@ def _describe(backbone: Backbone, config: OnlineConfig) -> StoreInfo:
             "cache": ".",
             "backbones": (config.backbone,),
             "resize": config.resize,
+            "background": config.background,
+            "range": config.range,
             "dtype": "float32",
         }
     )

@@ -123,7 +123,7 @@ def predict(
         listing = source.listing()
         rows = range(len(listing))
         stream = FreshStream(
-            run.origins.features, source, listing.keys, rows, load=load, device=device, batch_size=batch_size
+            run.origins.features, source, listing, rows, load=load, device=device, batch_size=batch_size
         )
     classes = list(run.origins.classes)
     counts = np.zeros(len(classes), np.int64)

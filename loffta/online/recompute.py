@@ -94,7 +94,7 @@ def _compare_store(cache: Cache, source: ImageSource, job: Job, rows: NDArray[np
     title = f"verify --recompute {job.store.name}"
     with Progress(title, len(rows), "images") as progress, decoding_threads(machine.available_cpus()) as pool:
         units = [(row, [row]) for row in rows.tolist()]  # one by one: what is bad is told apart
-        for images in ImageStream(source, keys, [job.geometry], pool, units, n_ahead=_AHEAD):
+        for images in ImageStream(source, cache.table, [job.geometry], pool, units, n_ahead=_AHEAD):
             key = keys[images.unit]
             batch = next(images.batches(1), None)
             if batch is None:

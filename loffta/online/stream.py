@@ -27,6 +27,7 @@ from loffta.jobs import Load, describe
 from loffta.store.cache import Store
 from loffta.store.ledger import BAD, ImageStatus
 from loffta.store.recipe import differing_fields
+from loffta.store.table import ImageTable
 from loffta.store.writer import Cast, refuse_non_finite
 
 BATCH_SIZE = 32  # images, where the user says nothing: what `extract` takes for small sets
@@ -59,7 +60,7 @@ class FreshStream:
         self,
         features: Sequence[Feature],
         source: ImageSource,
-        keys: Sequence[str],
+        listing: ImageTable,
         rows: Sequence[int],
         *,
         load: Load,
@@ -70,14 +71,14 @@ class FreshStream:
 
         Args:
             features: of `origins`; of several runs, if need be: what they share is computed once.
-            keys: of the listing; `rows` count in it.
+            listing: of the source; `rows` count in it.
             load: makes a backbone on `device`.
             batch_size: images per forward pass and batch.
         Raises:
             LofftaError: a backbone cannot be had, or is not the one that made the features.
         """
         self.bad: dict[int, str] = {}  # reasons of the quarantined images, so far
-        self._features, self._source, self._keys, self._rows = tuple(features), source, keys, rows
+        self._features, self._source, self._listing, self._rows = tuple(features), source, listing, rows
         self._batch_size = batch_size
         self._parts = _make_parts(features, functools.cache(load), device, batch_size)
 
@@ -88,13 +89,13 @@ class FreshStream:
             LofftaError: a feature is not finite in its storage type; the image is named.
         """
         sizes = [part.job.geometry for part in self._parts]
-        for statuses, batch in read_pixels(self._source, self._keys, sizes, self._rows, self._batch_size):
+        for statuses, batch in read_pixels(self._source, self._listing, sizes, self._rows, self._batch_size):
             self.bad |= {status.row: status.reason for status in statuses if status.status == BAD}
             rows = [] if batch is None else batch.rows
             yield FreshBatch(statuses, rows, () if batch is None else self._compute(batch))
 
     def _compute(self, batch: PixelBatch) -> tuple[Tensor, ...]:
-        names = [self._keys[row] for row in batch.rows]
+        names = [self._listing.keys[row] for row in batch.rows]
         found: dict[int, Tensor] = {}
         for job, places in self._parts:
             parts = list(job.run(batch.pixels[job.geometry], job.arrays, names))
@@ -108,7 +109,7 @@ class FreshStream:
 
 def read_pixels(
     source: ImageSource,
-    keys: Sequence[str],
+    listing: ImageTable,
     sizes: Sequence[PixelGeometry],
     rows: Sequence[int],
     batch_size: int,
@@ -120,7 +121,7 @@ def read_pixels(
     """
     stretches = ((i, rows[i : i + batch_size]) for i in range(0, len(rows), batch_size))
     with decoding_threads(machine.available_cpus()) as pool:
-        for images in ImageStream(source, keys, sizes, pool, stretches, n_ahead=2 * batch_size):
+        for images in ImageStream(source, listing, sizes, pool, stretches, n_ahead=2 * batch_size):
             batch = next(images.batches(len(images.rows)), None)
             yield images.statuses, batch
 

@@ -21,13 +21,14 @@ from torch import Tensor
 
 from loffta import machine
 from loffta.claims import claimed
-from loffta.config import TrainConfig, parse
+from loffta.config import OnlineConfig, TrainConfig, parse
 from loffta.errors import LofftaError, UsageError
 from loffta.evaluate import count_left_out, score
 from loffta.heads import find_head
 from loffta.heads.recipe import Recipe
 from loffta.images.sources import ImageSource
 from loffta.jobs import Load
+from loffta.look import Look
 from loffta.loss import check_weights
 from loffta.measure import measure, prediction_columns
 from loffta.online.evaluate import rows_to_use
@@ -41,10 +42,10 @@ from loffta.runs import (
     RunLog,
     RunPaths,
     load_head,
+    open_run,
     read_lines,
     read_results,
-    write_predictions,
-    write_results,
+    save_results,
 )
 from loffta.store.recipe import recipe_hash
 from loffta.targets import choose_task, fit_to_task, read_targets, refuse_one_class
@@ -79,7 +80,7 @@ def train_online(
         listing = source.listing()
     config = config.model_copy(update={"task": choose_task(listing, config.task)})
     named = online.backbone.model_copy(update={"name": ZOO.get(online.backbone.name, online.backbone.name)})
-    online = online.model_copy(update={"backbone": named})
+    online = _with_look(online.model_copy(update={"backbone": named}), out)
     entry = find_head(head_of(config.head))
     recipe = parse(entry.recipe, config.recipe, where=f"recipe of head '{config.head}'")
     recipe = fit_to_task(recipe, config.task, config.recipe)
@@ -117,6 +118,13 @@ def train_online(
         results = _fit_all(setting, rows[config.train_on], rows[config.test_on])
     setting.refuse_bad(rows[config.test_on], done=f"the results of {out} are written")
     return results
+
+
+def _with_look(online: OnlineConfig, out: Path) -> OnlineConfig:
+    """What is not named is as the run that is there has it, which says nothing if it is of old; else as new caches."""
+    there = open_run(out)[1].online if RunPaths(out).config.exists() else None
+    known = there or online.model_copy(update=Look()._asdict())
+    return online.model_copy(update={n: getattr(known, n) for n in Look._fields if getattr(online, n) is None})
 
 
 def _seconds(metrics: Path) -> float:
@@ -163,8 +171,7 @@ def _fit_all(setting: Setting, train_rows: NDArray[np.int64], test_rows: NDArray
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
     results |= {"versions": machine.versions(), "train_seconds": seconds}
     setting.claim.check()
-    write_predictions(paths.predictions(config.test_on), prediction_columns(setting.task, logits, targets, rows, keys))
-    write_results(paths.results(config.test_on), results)
+    save_results(paths, config.test_on, results, prediction_columns(setting.task, logits, targets, rows, keys))
     return results
 
 

@@ -44,9 +44,10 @@ _TYPES: dict[str, pa.DataType] = {
     "abs_max": pa.list_(pa.float32()),
     "crc32c": pa.list_(pa.uint32()),
 }
-_SCHEMA = pa.schema(_TYPES)
 _SATURATED = pa.field("saturated", pa.list_(pa.uint32()))  # int8 arrays have it
-_ALL_TYPES = {**_TYPES, _SATURATED.name: _SATURATED.type}
+_SEEN: dict[str, pa.DataType] = {"flat": pa.bool_(), "pages": pa.int32()}  # files of older versions do not have them
+_OPTIONAL = {**_SEEN, _SATURATED.name: _SATURATED.type}
+_ALL_TYPES = {**_TYPES, **_OPTIONAL}
 _META = b"loffta"
 _DONE = re.compile(r"u(\d+)\.parquet")
 _LISTED = ("row", "status", "reason")
@@ -67,6 +68,8 @@ class ImageStatus:
     width: int = 0  # pixels, as displayed
     height: int = 0
     blake2b: str = ""  # BLAKE2b-128 of the encoded bytes, 32 hex digits
+    flat: bool = False  # all of a single colour, as RGB
+    pages: int = 0  # frames or pages of the file, of which the first was taken; 0 of a quarantined image
 
 
 @dataclass(frozen=True)
@@ -132,9 +135,10 @@ def encode_done(images: Sequence[ImageStatus], audits: Sequence[Audit], run: dic
         [getattr(image, name) for image in images] for name in ("row", "status", "reason", "width", "height", "blake2b")
     ]
     columns += [[list(getattr(audit, name)) for audit in audits] for name in ("finite", "abs_max", "crc32c")]
-    schema = _SCHEMA
+    columns += [[getattr(image, name) for image in images] for name in _SEEN]
+    schema = pa.schema({**_TYPES, **_SEEN})
     if any(audit.saturated is not None for audit in audits):
-        schema = _SCHEMA.append(_SATURATED)
+        schema = schema.append(_SATURATED)
         columns.append([list(audit.saturated or ()) for audit in audits])
     arrays = [pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
     table = pa.Table.from_arrays(arrays, schema=schema.with_metadata({_META: json.dumps(run).encode()}))
@@ -143,8 +147,8 @@ def encode_done(images: Sequence[ImageStatus], audits: Sequence[Audit], run: dic
     return buffer.getvalue()
 
 
-def read_done(path: Path, columns: Sequence[str] = (*_SCHEMA.names, _SATURATED.name)) -> pa.Table:
-    """One done file, or some columns of it, as a table; `saturated` only where it has one.
+def read_done(path: Path, columns: Sequence[str] = tuple(_ALL_TYPES)) -> pa.Table:
+    """One done file, or some columns of it, as a table; `saturated`, `flat` and `pages` only where it has them.
 
     Damage in other columns is not seen: `verify` reads all.
 
@@ -155,7 +159,7 @@ def read_done(path: Path, columns: Sequence[str] = (*_SCHEMA.names, _SATURATED.n
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
             table = file.read(columns=list(columns), use_threads=False)
-        names = [name for name in columns if name in table.column_names or name != _SATURATED.name]
+        names = [name for name in columns if name in table.column_names or name not in _OPTIONAL]
         table = table.select(names)
         if not table.schema.equals(pa.schema([(name, _ALL_TYPES[name]) for name in names])):
             raise ValueError("its columns have other types")
@@ -228,6 +232,36 @@ def check_made(paths: ArrayPaths, layout: ArrayLayout) -> None:
     fault = layout_fault(read_made(paths) or {}, layout)
     if fault is not None:
         raise DamageFound(fault, where=paths.metadata, remedy=REPAIR)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What decoding told of the images of one array, added up."""
+
+    flat: int = 0  # images of a single colour
+    pages_ignored: int = 0  # frames or pages behind the first of a file
+    several_pages: int = 0  # images of which that is so
+    untold: int = 0  # images of units that an older version wrote, of which none of this is known
+
+
+def read_seen(paths: ArrayPaths) -> Seen:
+    """Adds up what the done files of one array say.
+
+    Raises:
+        DamageFound: a done file cannot be read.
+    """
+    files = [paths.done(unit) for unit in done_units(paths)]
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        tables = list(pool.map(partial(read_done, columns=("row", *_SEEN)), files))
+    counts = [0, 0, 0, 0]
+    for table in tables:
+        if set(_SEEN) <= set(table.column_names):
+            pages = [n for n in to_numbers(table["pages"]).tolist() if n > 1]
+            here = (table["flat"].to_pylist().count(True), sum(pages) - len(pages), len(pages), 0)
+        else:
+            here = (0, 0, 0, table.num_rows)
+        counts = [a + b for a, b in zip(counts, here, strict=True)]
+    return Seen(*counts)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ class StoreInfo:
         recipe, request, weights = (attributes[name] for name in ("recipe", "request", "weights"))
         _check_types(recipe, {"backbone": _TEXT, "input": (dict,)}, "recipe")
         _check_types(request, _REQUEST, "request")
-        _check_types(weights, _WEIGHTS, "weights")
+        _check_types({"spec": None} | weights, _WEIGHTS, "weights")
         _check_types(attributes, {"versions": (dict,), "macs": _NUMBER + _NONE}, "attributes")
         return cls(
             recipe,

@@ -53,7 +53,7 @@ def show_spread(name: str, mean: float | int, std: float | int | None) -> str:
     return show(name, mean) if std is None else f"{show(name, mean)} ± {show(name, std)}"
 
 
-def show_interval(name: str, bounds: tuple[float | int, float | int]) -> str:
+def show_interval(name: str, bounds: Sequence[float | int]) -> str:
     """(0.91, 0.947) -> '91.0-94.7' with an en dash."""
     return f"{show(name, bounds[0])}\N{EN DASH}{show(name, bounds[1])}"
 

@@ -33,6 +33,7 @@ from sklearn.datasets import load_sample_images
 from loffta.images.batches import decoding_threads
 from loffta.images.decode import decode
 from loffta.images.geometry import PixelGeometry, to_square
+from loffta.images.rgb import to_rgb
 
 SIZES = (PixelGeometry(224), PixelGeometry(112, interpolation="bilinear"))
 CHUNK = 8
@@ -77,7 +78,9 @@ def make_photographs(folder: Path, n_images: int, suffix: str, size: tuple[int, 
 
 def work(paths: list[Path]) -> list[list[np.ndarray]]:
     """What one worker does with some of the images."""
-    return [[to_square(decode(path.read_bytes()), size, path.name) for size in SIZES] for path in paths]
+    return [
+        [to_square(to_rgb(decode(path.read_bytes()), size.look), size, path.name) for size in SIZES] for path in paths
+    ]
 
 
 def measure(paths: list[Path], n_workers: int, n_pairs: int) -> None:

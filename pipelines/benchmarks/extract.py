@@ -151,17 +151,17 @@ def write_blocks(path: Path, n_bytes: int, n_blocks: int, due: threading.Semapho
 def count_decodes(folder: Path) -> None:
     """How often the images are decoded for two backbones."""
     decoded: Counter[int] = Counter()
-    decode = batches.decode
+    open_image = batches.open_image
 
     def counted(data: bytes):  # type: ignore[no-untyped-def]
         decoded[hash(data)] += 1
-        return decode(data)
+        return open_image(data)
 
-    batches.decode = counted
+    batches.open_image = counted
     names = ("test_vit", "test_convnext")
     models = {name: load_timm(name, weights="random:0") for name in names}
     run_extraction(folder, folder / "two", models)
-    batches.decode = decode
+    batches.open_image = open_image
     print(f"\ntwo backbones: {len(decoded)} images, each decoded {max(decoded.values())} time", flush=True)
     shutil.rmtree(folder / "two")
 

@@ -162,12 +162,12 @@ def measure_online(bench: Bench, head: str = "combo") -> dict[str, float]:
     features = bench.features(head)
     learner = bench.learner(head, features)
     origins = Origins.of(features, bench.cache.table.classes)
-    source, keys = open_source(bench.source), bench.cache.table.keys
+    source = open_source(bench.source)
     feed = Feed(features, bench.rows, batch_size=bench.batch, device=bench.device)
     fresh = FreshStream(
         origins.features,
         source,
-        keys,
+        bench.cache.table,
         bench.rows.tolist(),
         load=lambda _: bench.backbone,
         device=bench.device,

@@ -86,16 +86,23 @@ def test_locate_sees_that_a_file_changed(tmp_path, monkeypatch):
     assert weights.locate(str(path), VIT) == (str(path), 12, 2)
 
 
-@pytest.mark.parametrize("spec", ["hubb", "weights.bin", "Package:x", ""])
+@pytest.mark.parametrize("spec", ["hubb", "weights.h5", "Package:x", ""])
 def test_unknown_form_of_source(spec):
     with pytest.raises(UsageError) as caught:
         weights.locate(spec, VIT)
-    remedy = (
-        "write hub, random:SEED, package:MODULE, a path that ends in .safetensors, .pth, .pt, .npz, "
-        "or one of these and +ADAPTER"
-    )
+    remedy = "write hub, random:SEED, package:MODULE, the path of a file, or one of these and +ADAPTER"
     assert str(caught.value) == error_text(f"'{spec}' is no source of weights", "--weights", remedy)
     assert caught.value.exit_code == 2
+
+
+def test_a_file_may_have_any_name(tmp_path):
+    for name in ("model_best.pth.tar", "last.ckpt", "pytorch_model.bin", "weights", "a#b.pth"):
+        path = tmp_path / name
+        path.write_bytes(b"never opened")
+        assert weights.find_file(str(path), VIT) == path
+        assert weights.locate(f"{path}#teacher.backbone", VIT)[0] == str(path)
+        assert weights.split_part(str(path)) == (str(path), None)
+        assert weights.split_part(f"{path}#teacher") == (str(path), "teacher")
 
 
 def test_missing_file(tmp_path):
@@ -135,7 +142,7 @@ def test_package_must_hold_one_file(tmp_path, monkeypatch, n_files):
     with pytest.raises(LofftaError) as caught:
         weights.find_file("package:some_weights", VIT)
     what = f"package 'some_weights' holds {n_files} weights files, not one"
-    remedy = "pass the path of a file (.safetensors, .pth, .pt, .npz) to --weights"
+    remedy = "pass the path of a file (.safetensors, .pth, .pt, .ckpt, .bin, .tar, .npz) to --weights"
     assert str(caught.value) == error_text(what, folder, remedy)
 
 

@@ -4,6 +4,7 @@ import json
 import stat
 
 import pytest
+from loffta_cli.bench import _percents
 from loffta_cli.main import main
 
 from tests.caches import toy_cache
@@ -18,22 +19,37 @@ def test_table_and_json(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     found = json.loads(lines[-1])
     assert lines[0] == "head combo on cpu, batches of 8 of 60 images, 48 B each"
-    assert [line.split("  ")[0] for line in lines[3:9]] == [
+    assert [line.split("  ")[0] for line in lines[4:10]] == [
         "disk, 16 threads",
-        "page cache, 2 threads",
         "crc32c, first touch alone",
+        "page cache, 2 threads",
         "pool, dequantise",
         "head: prepare",
         "head: forward, backward",
     ]
-    disk, cached = (line.split() for line in lines[3:5])
+    disk, _, cached = (line.split() for line in lines[4:7])
     assert disk[-1] == "-"
     assert cached[-2] == "-"
-    assert lines[10].startswith("whole steps with the feed: ")
-    assert lines[11].startswith("  stream: good-")
-    assert lines[11].endswith("as asked); uniform order")
-    assert lines[13] == found["advice"]
+    for column in (-2, -1):  # as they are shown
+        assert sum(int(line.split()[column][:-1]) for line in lines[4:10] if line.split()[column] != "-") == 100
+    assert lines[11].startswith("whole steps with the feed: ")
+    assert lines[12].startswith("  stream: good-")
+    assert lines[12].endswith("as asked); uniform order")
+    assert lines[14] == found["advice"]
     assert (found["head"], found["batch_size"]) == ("combo", 8)
+
+
+@pytest.mark.parametrize(
+    ("shares", "shown"),
+    [
+        ([1 / 3, 1 / 3, None, 1 / 3], ["34%", "33%", "-", "33%"]),
+        ([0.004, 0.004, 0.992], ["1%", "0%", "99%"]),
+        ([0.125] * 8, ["13%"] * 4 + ["12%"] * 4),
+        ([1.0], ["100%"]),
+    ],
+)
+def test_percents_add_up(shares, shown):
+    assert _percents(shares) == shown
 
 
 def test_a_read_only_cache_is_measured(tmp_path):

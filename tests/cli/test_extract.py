@@ -16,6 +16,7 @@ from loffta_cli.main import main
 from PIL import Image
 
 from loffta.errors import UsageError
+from loffta.extract import Report
 from loffta.machine import describe
 from loffta.runs import RunPaths
 from loffta.store.cache import Cache
@@ -136,15 +137,19 @@ def test_a_file_says_what_options_say_and_options_overrule_it(command, tmp_path)
         "backbones": [{"name": "test_vit", "weights": "random:0", "taps": "last", "image_px": 32}],
         "kinds": ["mean"],
         "dtype": "float32",
+        "range": "0..255",
+        "background": "grey",
         "limit": 3,
         "unit_images": 4,
     }
     file.write_text(yaml.safe_dump(values))
-    code, out, _ = command("extract", "--config", file, "--cache", cache, "--limit", "5", "--json")
+    code, out, _ = command("extract", "--config", file, "--cache", cache, "--limit", "5", "--range", "0..1", "--json")
     assert code == 0
     assert json.loads(out.splitlines()[-1])["images"] == 5
     assert not (tmp_path / "elsewhere").exists()
     (store,) = Cache.open(cache).stores()
+    assert store.info.recipe["input"]["range"] == "0..1"
+    assert store.info.recipe["input"]["background"] == "#808080"
     (array,) = store.arrays
     assert (array.kind, array.layout.dtype.name, array.ledger.listed) == ("mean", "float32", 5)
     code, _, _ = command("extract", "--config", file, "--cache", cache, "--kinds", "prefix,mean", "--dtype", "float16")
@@ -492,3 +497,14 @@ def test_no_such_image_set(command, tmp_path, monkeypatch, source, parts):
     monkeypatch.chdir(tmp_path)
     assert_error(command("extract", source, "--cache", "c", *VIT), 2, *parts)
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("n_images", "of", "said"), [(193, ["0/3", "1/3"], "193 images have no"), (1, ["0/3"], "1 image has no")]
+)
+def test_an_idle_share_says_whose_images_are_missing(monkeypatch, capsys, n_images, of, said):
+    monkeypatch.setattr("loffta.extract.run", lambda *_: Report(unwritten_images=n_images, unwritten_of=of))
+    words = ["extract", "demo:digits", "--cache", "c", "--backbone", "test_vit", "--shard", "2/3"]
+    assert main(words) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == f"{said} features yet: they are those of --shard {', '.join(of)}"

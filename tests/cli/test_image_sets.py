@@ -1,5 +1,6 @@
 """Image sets as a user meets them at the command line: kinds of labels, growth, and exit codes of what is refused."""
 
+import io
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import signal
 import datasets
 import pytest
 from loffta_cli.main import main
+from PIL import Image
 
 from loffta.store.cache import Cache
 from tests.imagesets import BUILDERS, coco, encoded, hugging_face, mnist, put, tar, voc
@@ -140,3 +142,81 @@ def test_a_broken_set_is_one_message_and_makes_no_cache(command, tmp_path, build
     assert "\n  where:  " in error
     assert "\n  remedy: " in error
     assert not (tmp_path / "c").exists()
+
+
+def pictures(root):
+    """A folder as people have it: transparent, flat, animated, and two files that nothing here decodes."""
+    for i in range(3):
+        put(root / "a" / f"{i}.png", encoded(i))
+    put(root / "b" / "flat.png", _encoded(Image.new("RGB", (9, 9), (1, 2, 3))))
+    frames = [Image.new("L", (9, 9)).point(lambda _, i=i: i * 40) for i in range(4)]
+    frames[0].paste(255, (0, 0, 4, 4))
+    put(root / "b" / "moving.gif", _encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    put(root / "b" / "phone.HEIC", b"\0\0\0\x18ftypheic")
+    put(root / "b" / "notes.txt", b"x")
+    return root
+
+
+def _encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_one_line_tells_what_else_there_is_in_a_set(command, tmp_path):
+    root, cache = pictures(tmp_path / "set"), tmp_path / "c"
+    code, out, err = command("extract", root, "--cache", cache, *VIT, "--background", "#102030", "--json")
+    line = "1 image is a single flat colour; 3 pages of 1 image ignored; 2 files not taken (1 .heic, 1 .txt)"
+    assert code == 0, err
+    assert out.splitlines()[-2] == line
+    assert "not taken (no image that can be decoded here): 1 .heic, 1 .txt" in err
+    found = json.loads(out.splitlines()[-1])
+    expected = {"flat": 1, "pages_ignored": 3, "several_pages": 1, "not_taken": {".heic": 1, ".txt": 1}}
+    assert {name: found[name] for name in expected} == expected
+    code, out, _ = command("info", cache, "--json")
+    assert out.splitlines()[1] == f"  {line}"
+    held = json.loads(out.splitlines()[-1])
+    assert {name: held[name] for name in expected} == expected
+    assert held["look"] == {"background": "#102030", "range": "auto"}
+    assert command("plan", root, "--cache", cache, *VIT, "--sample", "0")[0] == 0  # the cache's own look
+    assert "unknown" not in command("extract", root, "--cache", cache, *VIT)[2]
+
+
+def test_roots_and_links_that_the_user_opens(command, tmp_path):
+    shared, mine = pictures(tmp_path / "shared"), tmp_path / "mine"
+    put(mine / "t.csv", f"image,label\n{shared}/a/0.png,x\na/1.png,y\n")
+    (mine / "links").mkdir()
+    (mine / "links" / "a").symlink_to(shared / "a")
+    (mine / "links" / "b").symlink_to(shared / "b")
+    code, _, err = command("extract", mine / "t.csv", "--cache", tmp_path / "no", *VIT)
+    assert code == 2
+    assert "--image-root DIR" in err
+    code, _, err = command(
+        "extract", mine / "t.csv", "--image-root", shared, "--cache", tmp_path / "c", *VIT, "--kinds", "mean"
+    )
+    assert code == 0, err
+    code, _, err = command("extract", mine / "links", "--follow-links", "--cache", tmp_path / "d", *VIT)
+    assert code == 0, err
+    assert "files behind links that lead out: 5" in err
+    for cache in ("c", "d"):  # both are remembered
+        code, out, err = command("verify", tmp_path / cache, "--images")
+        assert code == 0, err
+        assert "every image is the one that was extracted" in out
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "text"),
+    [
+        ("--background", "transparent", "background: it must be white, black, grey or #rrggbb"),
+        (
+            "--range",
+            "4095",
+            "range: it must be auto, clip, or two numbers, the first below the second, for example 0..4095",
+        ),
+        ("--image-root", ".", "--image-root is for tables, not for demo"),
+    ],
+)
+def test_mistakes_in_how_images_are_read(command, tmp_path, option, value, text):
+    code, _, err = command("extract", "demo:digits", "--cache", tmp_path / "c", *VIT, option, value)
+    assert code == 2
+    assert text in err

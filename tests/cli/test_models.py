@@ -30,7 +30,7 @@ def test_all_short_names_under_their_families(models):
     code, out, err = models()
     assert (code, err) == (0, "")
     expected = [line for name, family in FAMILIES.items() for line in (f"{name}: {family.advice}", *family.members)]
-    lines = out.splitlines()[1:]
+    lines = out.splitlines()[2:]
     found = [line if line.partition(":")[0] in FAMILIES else line.split("  ")[0] for line in lines if line]
     assert found == expected
     assert all(line.split()[-1] in ZOO.values() for line in lines if line.split("  ")[0] in ZOO)
@@ -38,7 +38,7 @@ def test_all_short_names_under_their_families(models):
 
 def test_a_row(models):
     _, out, _ = models("dinov2-reg-b")
-    head, _, family, row = out.splitlines()
+    head, _, _, family, row = out.splitlines()
     assert family.startswith("DINOv2 with registers: ")
     cells = "dinov2-reg-b|518|blocks.0-11|37x37|768|1+4|2.1 MB|87 M|apache-2.0|vit_base_patch14_reg4_dinov2.lvd142m"
     assert [cell.strip() for cell in row.split("  ") if cell] == cells.split("|")

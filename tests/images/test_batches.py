@@ -21,7 +21,7 @@ BROKEN = {4: b"", 11: OSError(5, "Input/output error")}
 
 
 def stream(source, units, pool, n_ahead=10):
-    return ImageStream(source, source.listing().keys, SIZES, pool, units, n_ahead=n_ahead)
+    return ImageStream(source, source.listing(), SIZES, pool, units, n_ahead=n_ahead)
 
 
 def unit(source, rows, pool, n_ahead=10):
@@ -58,7 +58,7 @@ def test_statuses():
             assert (status.status, status.width, status.height, status.blake2b) == (BAD, 0, 0, "")
         else:
             data = source.encoded(status.row)
-            width, height = decode(data).size
+            width, height = decode(data).image.size
             digest = hashlib.blake2b(data, digest_size=16).hexdigest()
             assert (status.status, status.reason) == (OK, "")
             assert (status.width, status.height, status.blake2b) == (width, height, digest)

@@ -10,18 +10,20 @@ from PIL import Image
 from loffta.extract import extract
 from loffta.images.decode import decode
 from loffta.images.files import key_fault
+from loffta.images.rgb import to_rgb
 from loffta.images.sources import SOURCES, ImageSource, open_source
+from loffta.look import OLD
 from loffta.machine import StopFlag
+from loffta.store.asked import limited_rows
 from loffta.store.cache import Cache
 from loffta.store.table import ImageTable
-from loffta.store.units import limited_rows
 from tests.fakes import FakeBackbone, fake_config
 from tests.imagesets import BUILDERS
 
 
 def pixels_of(data):
     """[H, W, 3] as decoded."""
-    return np.asarray(decode(data))
+    return np.asarray(to_rgb(decode(data), OLD))
 
 
 def test_every_kind_has_a_builder():

@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from loffta.images.decode import MAX_PIXELS, BadImage, decode, one_line
+from loffta.images.rgb import to_rgb
+from loffta.look import OLD
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, size=(5, 7, 3), dtype=np.uint8)
@@ -16,7 +18,7 @@ RGB = RNG.integers(0, 256, size=(5, 7, 3), dtype=np.uint8)
 
 def pixels_of(data):
     """[H, W, 3] as decoded."""
-    return np.asarray(decode(data))
+    return np.asarray(to_rgb(decode(data), OLD))
 
 
 def encode(image, kind="PNG", **options):
@@ -158,7 +160,7 @@ NOISE = Image.fromarray(RNG.integers(0, 256, size=(64, 64, 3), dtype=np.uint8))
     ("data", "reason"),
     [
         pytest.param(b"", "^empty file$", id="empty"),
-        pytest.param(b"<html>404</html>", UNKNOWN, id="html"),
+        pytest.param(b"<html>404</html>", r"^not an image of a known format \(a web page\)$", id="html"),
         pytest.param(bytes(1000), UNKNOWN, id="zeros"),
         pytest.param(encode(Image.fromarray(RGB))[:-40], "^(OSError|SyntaxError): .*(truncated|broken)", id="cut-png"),
         pytest.param(encode(NOISE, "JPEG")[:900], "^OSError: .*truncated", id="cut-jpeg"),

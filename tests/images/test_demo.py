@@ -5,11 +5,13 @@ from sklearn.datasets import load_digits
 
 from loffta.images.decode import decode
 from loffta.images.demo import Digits, open_demo
+from loffta.images.rgb import to_rgb
+from loffta.look import OLD
 
 
 def pixels_of(data):
     """[H, W, 3] as decoded."""
-    return np.asarray(decode(data))
+    return np.asarray(to_rgb(decode(data), OLD))
 
 
 def test_digits_are_scikit_learns():

@@ -10,9 +10,14 @@ import pytest
 from PIL import Image
 
 from loffta.errors import LofftaError, UsageError
+from loffta.images.decode import decode
+from loffta.images.endings import decodable
 from loffta.images.files import FileRoot, OutsideRoot, key_fault, to_key
-from loffta.images.folder import SUFFIXES, open_folder
-from loffta.images.sources import open_source
+from loffta.images.folder import open_folder
+from loffta.images.rgb import to_rgb
+from loffta.images.sources import open_source, with_options
+from loffta.look import Look
+from loffta.store.table import ImageTable
 
 
 def write(root, *names):
@@ -41,7 +46,11 @@ def test_a_folder_per_class(tmp_path, capsys):
     assert table.sizes.tolist() == [14, 9, 10, 9]
     assert table.source == f"folder:{tmp_path}"
     assert [source.read(key).decode() for key in table.keys] == table.keys
-    assert capsys.readouterr().err == f"folder:{tmp_path}: read as <class>/...; images: train 4; classes: 2\n"
+    assert capsys.readouterr().err == (
+        f"folder:{tmp_path}: not taken (no image that can be decoded here): 1 .txt\n"
+        f"folder:{tmp_path}: read as <class>/...; images: train 4; classes: 2\n"
+    )
+    assert table.not_taken == {".txt": 1}
 
 
 def test_split_folders_by_any_of_their_names(tmp_path, capsys):
@@ -250,9 +259,109 @@ def test_a_listing_opens_nothing(tmp_path, monkeypatch):
     assert table.labels.tolist() == [int(key.split("/")[1]) for key in table.keys]
 
 
-def test_every_suffix_is_one_that_pillow_reads():
-    Image.init()
-    assert set(Image.registered_extensions()) >= SUFFIXES
+@pytest.fixture
+def shared(tmp_path):
+    """A shared set of three classes, and a user's own folder of links to two of them."""
+    write(tmp_path / "shared", "a/0.png", "a/1.png", "b/0.png", "c/0.png")
+    mine = tmp_path / "mine"
+    (mine / "b").mkdir(parents=True)
+    (mine / "a").symlink_to(tmp_path / "shared" / "a")
+    (mine / "b" / "x.png").symlink_to(tmp_path / "shared" / "b" / "0.png")
+    write(mine, "b/own.png")
+    return mine
+
+
+def test_links_are_followed_where_the_user_says_so(shared, capsys):
+    closed = open_source(str(shared)).listing()
+    assert closed.keys == ["b/own.png"]
+    source = open_source(with_options(str(shared), follow_links=True))
+    table = source.listing()
+    assert table.keys == ["a/0.png", "a/1.png", "b/own.png", "b/x.png"]
+    assert table.classes == ("a", "b")
+    assert [source.read(key) for key in table.keys] == [b"a/0.png", b"a/1.png", b"b/own.png", b"b/0.png"]
+    assert table.source == f"folder:{shared}#follow-links"
+    assert open_source(table.source).listing().digest == table.digest  # verify and repair open it again
+    outside = shared.parent / "shared"
+    said = f"folder:{shared}#follow-links: files behind links that lead out: 3, in '{outside}/a', '{outside}/b'\n"
+    assert said in capsys.readouterr().err
+
+
+def test_followed_links_never_lead_in_circles_or_twice(shared, capsys):
+    (shared / "a2").symlink_to(shared.parent / "shared" / "a")  # a second name for what is listed
+    (shared / "b" / "up").symlink_to(shared)
+    (shared.parent / "shared" / "a" / "loop").symlink_to(shared.parent / "shared")
+    table = open_source(f"{shared}#follow-links").listing()
+    # the links of the root come first, by name; `loop` leads to the folder above `a`
+    assert [key for key in table.keys if not key.startswith("a/loop/")] == [
+        "a/0.png",
+        "a/1.png",
+        "b/own.png",
+        "b/x.png",
+    ]
+    assert {key for key in table.keys if key.startswith("a/loop/")} == {"a/loop/b/0.png", "a/loop/c/0.png"}
+    assert "(links to folders that are listed already): 'a/loop/a', 'a2', 'b/up'" in capsys.readouterr().err
+
+
+def test_other_doors_stay_closed_though_links_are_followed(shared):
+    os.mkfifo(shared.parent / "shared" / "pipe.png")
+    (shared / "b" / "pipe.png").symlink_to(shared.parent / "shared" / "pipe.png")
+    (shared / "b" / "gone.png").symlink_to("nowhere")
+    source = open_source(f"folder:{shared}#follow-links")
+    assert "b/pipe.png" not in source.listing().keys
+    for key in ("../shared/c/0.png", str(shared / "b/own.png"), "b/pipe.png", "b/gone.png"):
+        with pytest.raises(OSError, match=r"the path holds|is absolute|no regular file|No such file"):
+            source.read(key)
+
+
+def test_a_folder_that_is_called_so_is_a_folder(tmp_path):
+    write(tmp_path, "set#follow-links/a.png")
+    assert open_source(f"{tmp_path}/set#follow-links").listing().keys == ["a.png"]
+
+
+def test_every_ending_that_pillow_decodes_is_taken_and_others_are_counted(tmp_path, capsys):
+    write(
+        tmp_path,
+        "a.avif",
+        "b.JXL",
+        "c.heic",
+        "d.jp2",
+        "e.j2k",
+        "f.qoi",
+        "g.psd",
+        "h.dcm",
+        "i.npy",
+        "j.heic",
+        "noending",
+    )
+    write(tmp_path, "k.eps", "l.pdf", "m.h5", ".hidden.heic")
+    table = open_folder(str(tmp_path)).listing()
+    assert table.keys == ["a.avif", "d.jp2", "e.j2k", "f.qoi", "g.psd"]
+    counts = {".heic": 2, ".dcm": 1, ".eps": 1, ".h5": 1, ".jxl": 1, ".npy": 1, ".pdf": 1, "none": 1}
+    assert table.not_taken == counts
+    assert next(iter(table.not_taken)) == ".heic"
+    assert (
+        "not taken (no image that can be decoded here): 2 .heic, 1 .dcm, 1 .eps, 1 .h5, 1 .jxl, 1 .npy, 1 .pdf, "
+        "1 without an ending\n" in capsys.readouterr().err
+    )
+    again = tmp_path / "images.parquet"
+    again.write_bytes(table.to_parquet())
+    assert ImageTable.read(again).not_taken == counts
+
+
+@pytest.mark.filterwarnings("ignore:IM image format:DeprecationWarning")
+@pytest.mark.parametrize("ending", sorted(decodable()))
+def test_every_ending_that_is_taken_is_of_a_decoder_that_is_there(ending):
+    """Each format that Pillow can write here is written and decoded; of the others, the decoder's name is known."""
+    kind = Image.registered_extensions()[ending]
+    if kind not in Image.SAVE or kind == "BLP":
+        assert kind in Image.OPEN
+        return
+    image = Image.new("L", (16, 16), 90) if kind in ("XBM", "MSP", "IM") else Image.new("RGB", (16, 16), (90, 90, 90))
+    if kind in ("XBM", "MSP"):
+        image = image.convert("1")
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    assert to_rgb(decode(buffer.getvalue()), Look()).size[0] >= 16
 
 
 def test_grades_are_in_their_order(tmp_path):

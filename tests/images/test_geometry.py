@@ -105,3 +105,37 @@ def test_areas_are_a_quarter_to_the_whole():
 def test_a_strip_that_no_crop_fits_is_shown_whole():
     box = view_box(View(0, 0), "a", 1000, 1)
     assert box[:4] == (0, 0, 1000, 1)
+
+
+def cubic(x):
+    """Keys' kernel with a = -0.5, which Pillow calls bicubic."""
+    x = abs(x)
+    return (1.5 * x - 2.5) * x * x + 1 if x < 1 else ((-0.5 * x + 2.5) * x - 4) * x + 2 if x < 2 else 0.0
+
+
+@pytest.mark.parametrize("lying", [False, True])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
+def test_the_middle_of_a_long_strip(lying, crop_pct, monkeypatch):
+    """One row of 150,000 pixels would be 64 x 9,600,000 when resized whole."""
+    side, length = 64, 150_000
+    line = (127 + 120 * np.sin(np.arange(length) * 0.7)).round().astype(np.uint8)
+    strip = np.repeat(line[:, None, None], 3, axis=2)  # [n, 1, 3]
+    scale = math.floor(side / crop_pct)
+    top = round((scale * length - side) / 2)
+    expected = []
+    for row in range(side):  # upwards nothing is averaged: four pixels around the place where the row's middle lies
+        middle = (top + row + 0.5) / scale
+        near = range(math.floor(middle - 2 + 0.5), math.floor(middle + 2 + 0.5))
+        weights = [cubic(j + 0.5 - middle) for j in near]
+        expected.append(sum(w * float(line[j]) for w, j in zip(weights, near, strict=True)) / sum(weights))
+    expected = np.repeat(np.array(expected)[:, None], side, axis=1)
+    image = Image.fromarray(strip.transpose(1, 0, 2) if lying else strip)
+    asked = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *a, **k: asked.append(size) or resize(self, size, *a, **k)
+    )
+    found = to_square(image, PixelGeometry(side, "crop", "bicubic", crop_pct), "a")
+    assert asked == [(side, side)]
+    assert np.abs(found[..., 0] - (expected.T if lying else expected)).max() <= 1
+    assert (found == found[..., :1]).all()

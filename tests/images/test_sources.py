@@ -6,7 +6,7 @@ import pytest
 
 from loffta.errors import UsageError
 from loffta.images.demo import Digits
-from loffta.images.sources import SOURCES, ImageSource, open_source
+from loffta.images.sources import SOURCES, ImageSource, open_source, with_options
 from loffta.images.torchvision_sets import KNOWN
 
 
@@ -79,3 +79,23 @@ def test_every_kind_has_its_line_in_the_documentation():
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     assert sorted(SOURCES) == sorted(row.removeprefix("| `").partition(":")[0] for row in rows)
     assert ", ".join(KNOWN) in text  # the data sets of torchvision
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "text"),
+    [
+        ("demo:digits", {"image_root": "/x"}, "--image-root is for tables, not for demo"),
+        ("folder:.", {"image_root": "/x"}, "--image-root is for tables, not for folder"),
+        (".", {"image_root": "/x"}, "--image-root is for tables, not for folder"),
+        ("wds:a.tar", {"follow_links": True}, "--follow-links is for folders and tables, not for wds"),
+    ],
+)
+def test_options_that_a_source_does_not_have(spec, options, text):
+    with pytest.raises(UsageError, match=text):
+        with_options(spec, **options)
+
+
+def test_options_are_words_of_the_source():
+    assert with_options("t.csv", image_root="/x y", follow_links=True) == "t.csv#root=/x y#follow-links"
+    assert with_options("folder:a", follow_links=True) == "folder:a#follow-links"
+    assert with_options("coco:a") == "coco:a"

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from loffta.errors import UsageError
-from loffta.images.sources import open_source
+from loffta.images.sources import open_source, with_options
 
 KEYS = ["a.png", "sub/b.png", "c d.png", "é,1.png"]
 
@@ -272,6 +272,65 @@ def test_no_table(tmp_path):
     (tmp_path / "t.xlsx").write_bytes(b"")
     with pytest.raises(UsageError, match=r"'t\.xlsx' is neither \.csv, \.tsv nor \.parquet\n.*\n  remedy: save"):
         open_source(f"table:{tmp_path}/t.xlsx")
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """Images in one folder, a table in another; each row names its image in one of the usual ways."""
+    root, mine = tmp_path / "shared", tmp_path / "me" / "csv"
+    for name in ("a/0.png", "a/1.png", "b/2.png", "b/3.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+    mine.mkdir(parents=True)
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (mine / "t.csv").write_text(
+        f"image,label,mask\na/0.png,a,{root}/a/1.png\n{root}/a/1.png,a,\n../../shared/b/2.png,b,\n./b/../b/3.png,b,\n"
+    )
+    return root, mine
+
+
+def test_images_below_a_root_that_the_user_named(elsewhere):
+    root, mine = elsewhere
+    source = open_source(with_options(f"{mine}/t.csv", image_root=str(root)))
+    with pytest.raises(UsageError, match=r"1 problem in the image set: row 4: './b/../b/3.png': the path holds '\.\.'"):
+        source.listing()  # from the table's folder it leads nowhere near the root
+    text = (mine / "t.csv").read_text()
+    (mine / "t.csv").write_text(text.replace("./b/../b/3.png", f"{root}/a/../b/3.png"))
+    table = source.listing()
+    assert table.keys == ["a/0.png", "a/1.png", "b/2.png", "b/3.png"]
+    assert [source.read(key).decode() for key in table.keys] == table.keys
+    assert table.targets == {"mask": ["a/1.png", None, None, None]}
+    assert table.source == f"table:{mine}/t.csv#root={root}"
+    assert open_source(table.source).listing().digest == table.digest
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../../secret.png", "{root}/../secret.png", "{root}", "out/secret.png"]
+)
+def test_what_leaves_the_named_root_stays_refused(elsewhere, path):
+    root, mine = elsewhere
+    (root / "out").symlink_to(root.parent)
+    (mine / "t.csv").write_text(f"image,label\n{path.format(root=root)},a\n")
+    with pytest.raises(UsageError, match=r"is absolute|holds '\.\.'|leaves the image set|no regular file|no such file"):
+        open_source(f"table:{mine}/t.csv#root={root}").listing()
+
+
+def test_links_of_a_table_are_followed_where_the_user_says_so(elsewhere, capsys):
+    root, mine = elsewhere
+    (mine / "images").symlink_to(root)
+    (mine / "t.csv").write_text("image,label\nimages/a/0.png,a\nimages/b/2.png,b\n")
+    with pytest.raises(UsageError, match="it leaves the image set's folder") as caught:
+        open_source(f"{mine}/t.csv").listing()
+    assert "--image-root DIR" in caught.value.remedy
+    assert "--follow-links" in caught.value.remedy
+    source = open_source(f"{mine}/t.csv#follow-links")
+    assert source.read(source.listing().keys[1]) == b"b/2.png"
+    assert f"files behind links that lead out: 2, in '{root}/a', '{root}/b'\n" in capsys.readouterr().err
+
+
+def test_no_such_root(elsewhere):
+    with pytest.raises(UsageError, match="there is no folder 'nowhere'"):
+        open_source(f"table:{elsewhere[1]}/t.csv#root=nowhere")
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,9 @@ def origins_of(cache, choices=(), kinds=("grid", "prefix", "mean")):
 
 
 def stream(features, source, rows=range(N), *, load=None, batch_size=BATCH):
-    keys = [f"{i:04d}.png" for i in range(N)]
-    return FreshStream(features, source, keys, rows, load=load or loader(), device=CPU, batch_size=batch_size)
+    return FreshStream(
+        features, source, source.listing(), rows, load=load or loader(), device=CPU, batch_size=batch_size
+    )
 
 
 def fed(features, rows):
@@ -133,8 +134,7 @@ def test_a_batch_that_does_not_fit_the_memory_is_halved(tmp_path, capsys):
 
 def test_an_early_end_leaves_no_threads_at_work(tmp_path):
     source = PngSource(N)
-    keys = source.listing().keys
-    stretches = read_pixels(source, keys, [FakeBackbone().geometry], range(N), 4)
+    stretches = read_pixels(source, source.listing(), [FakeBackbone().geometry], range(N), 4)
     next(stretches)
     stretches.close()
     before = sum(source.reads.values())

@@ -6,7 +6,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from loffta.errors import DamageFound
-from loffta.store.ledger import BAD, OK, Audit, ImageStatus, count_done, read_done, read_ledger, scales_of, write_done
+from loffta.store.ledger import (
+    BAD,
+    OK,
+    Audit,
+    ImageStatus,
+    Seen,
+    count_done,
+    read_done,
+    read_ledger,
+    read_seen,
+    scales_of,
+    write_done,
+)
 from loffta.store.metadata import image_layout
 from loffta.store.paths import ArrayPaths, CachePaths
 
@@ -22,7 +34,7 @@ def layout_of(n_rows):
 
 def write_unit(paths: ArrayPaths, unit: int, n: int = 3) -> None:
     first = unit * 8
-    images = [ImageStatus(first + i, OK, "", 64 + i, 48, "ab" * 16) for i in range(n)]
+    images = [ImageStatus(first + i, OK, "", 64 + i, 48, "ab" * 16, i == 2, 1 + 2 * i) for i in range(n)]
     images[1] = ImageStatus(first + 1, BAD, "truncated file")
     audits = [Audit([True, True], [1.5, 2.0 + i], [7, 2**32 - 1]) for i in range(n)]
     audits[1] = Audit()
@@ -43,6 +55,8 @@ def test_a_done_file_column_by_column(paths: ArrayPaths) -> None:
         "finite": [[True, True], [], [True, True]],
         "abs_max": [[1.5, 2.0], [], [1.5, 4.0]],
         "crc32c": [[7, 2**32 - 1], [], [7, 2**32 - 1]],
+        "flat": [False, False, True],
+        "pages": [1, 0, 5],
     }
     assert table.schema.metadata == {b"loffta": b'{"batch_size": 4, "device": "cpu"}'}
     read = read_done(paths.done(2))
@@ -57,6 +71,17 @@ def test_the_merged_ledger(paths: ArrayPaths) -> None:
     assert np.flatnonzero(ledger.ready).tolist() == [0, 2, 16, 18]
     assert ledger.bad == {1: "truncated file", 17: "truncated file"}
     assert (ledger.units, ledger.listed, len(ledger.ready)) == (2, 6, 20)
+
+
+def test_what_was_seen_of_the_images_is_added_up(paths: ArrayPaths) -> None:
+    assert read_seen(paths) == Seen()
+    for unit in (0, 1, 2):
+        write_unit(paths, unit)
+    assert read_seen(paths) == Seen(flat=3, pages_ignored=12, several_pages=3)
+    old = pq.read_table(paths.done(1)).drop_columns(["flat", "pages"])
+    pq.write_table(old, paths.done(1))  # as older versions wrote it
+    assert read_done(paths.done(1)).equals(old)
+    assert read_seen(paths) == Seen(flat=2, pages_ignored=8, several_pages=2, untold=3)
 
 
 def test_rows_that_the_array_does_not_have_yet(paths: ArrayPaths) -> None:
@@ -159,7 +184,7 @@ def test_columns_of_later_writers_are_left_alone(paths: ArrayPaths) -> None:
     before = read_done(paths.done(0))
     pq.write_table(before.append_column("moon_phase", [["new"] * 3]), paths.done(0))
     assert read_done(paths.done(0)).equals(before)
-    pq.write_table(before.set_column(9, "saturated", [[1.5] * 3]), paths.done(0))
+    pq.write_table(before.set_column(before.column_names.index("saturated"), "saturated", [[1.5] * 3]), paths.done(0))
     with pytest.raises(DamageFound, match="its columns have other types"):
         read_done(paths.done(0))
 

@@ -1,13 +1,12 @@
 """`loffta verify` names every damage, `--repair` writes these units anew and no others, and so does `extract`."""
 
 import json
-import os
 import re
 import shutil
 
 import pytest
 
-from loffta.store.files import part_name
+from loffta.store import process
 from tests.fakes import cache_files
 from tests.survival.commands import Command, assert_one_error, loffta
 
@@ -107,9 +106,9 @@ def test_parts_of_the_dead_are_swept_and_of_the_living_kept(cache, whole, tmp_pa
     dead = Command(tmp_path, "--version")
     dead.finish()
     folder = only(cache, "stores/*/grid-0")
-    mine = part_name(folder / "c.0.0.0.0.0").name
     parts = [
-        folder / mine.replace(f".{os.getpid()}.", f".{process.pid}.") for process in (living.process, dead.process)
+        folder / f".c.0.0.0.0.0.{process.host()}.{writer.process.pid}.{process.UNKNOWN}abcd.part"
+        for writer in (living, dead)
     ]
     for part in parts:
         part.write_bytes(b"half")
