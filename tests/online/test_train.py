@@ -24,8 +24,8 @@ from loffta.images.geometry import View, view_box
 from loffta.machine import StopFlag
 from loffta.online import fit as module
 from loffta.online.train import train_online
-from loffta.report.tables import read_runs
 from loffta.records import Epoch
+from loffta.report.tables import read_runs
 from loffta.runs import RunPaths, load_head, read_lines
 from loffta.train import train
 from tests.fakes import FakeBackbone, PngSource, picture
