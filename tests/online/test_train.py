@@ -96,6 +96,8 @@ def test_frozen_and_plain_it_is_the_cached_training(tmp_path, head, cached, reci
         logs = [log_of(tmp_path / name, seed) for name in ("cached", "online")]
         np.testing.assert_allclose(*([row["loss"] for row in log] for log in logs), rtol=1e-4)
         assert [row["lr"] for row in logs[0]] == [row["lr"] for row in logs[1]]
+    losses = [results["metrics"].pop("log_loss") for results in (found, expected)]
+    assert losses[0]["per_seed"] == pytest.approx(losses[1]["per_seed"], rel=1e-4), "it has every digit of the logits"
     assert found["metrics"] == expected["metrics"]
     assert found["features"] == expected["features"]  # the very recipe hash
     assert (found["head"], found["n"], found["images"]) == (head, 5, {"used": 5, "bad": 0})
