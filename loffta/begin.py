@@ -21,7 +21,8 @@ from loffta.forward import Job
 from loffta.images.geometry import PixelGeometry, View
 from loffta.jobs import Load, choose_specs, describe, look_asked, make_request, prepare, with_look
 from loffta.look import OLD, Look
-from loffta.store.cache import MAX_THUMB_PX, Cache, CachedArray, rows_due
+from loffta.store.asked import asked_rows, rows_due
+from loffta.store.cache import MAX_THUMB_PX, Cache, CachedArray
 from loffta.store.files import sweep_tree
 from loffta.store.paths import THUMB, CachePaths
 from loffta.store.purge import describe_lost, describe_missing, forget_missing, lost_metadata
@@ -111,7 +112,7 @@ def begin(
     fresh = not cache.paths.target(THUMB).metadata.exists()  # a finished cache is not even touched
     thumbs = cache.extend(cache.thumbs(create=fresh))
     share = Share(*config.share)
-    asked = cache.asked_rows(config.splits, config.limit)
+    asked = asked_rows(cache, config.splits, config.limit)
     asked = {unit: asked[unit] for unit in asked if share.owns(unit) and (only is None or unit in only)}
     jobs = [prepare(cache, backbone, view, config, load, asked) for backbone, view in wanted]
     return Begun(cache, thumbs, jobs, asked, look_asked(config))

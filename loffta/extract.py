@@ -31,6 +31,7 @@ from loffta.jobs import Load
 from loffta.look import OLD
 from loffta.progress import Progress
 from loffta.space import check_room
+from loffta.store.asked import asked_rows
 from loffta.store.cache import Cache, CachedArray
 from loffta.store.ledger import BAD, done_units, read_seen
 from loffta.store.sink import UnitSink
@@ -139,7 +140,7 @@ def extract(
     report.bad, report.seconds = len(bad), time.monotonic() - start
     report.stores = [_describe(job) for job in begun.jobs]
     report.unwritten_images, report.unwritten_of = _look_at_others(begun, config)
-    asked = begun.cache.asked_rows(config.splits, config.limit)  # by all processes
+    asked = asked_rows(begun.cache, config.splits, config.limit)  # by all processes
     found = {row: reason for row, reason in bad.items() if row in asked.get(row // begun.cache.unit_images, ())}
     _judge_bad(begun.cache, found, sum(map(len, asked.values())), config.max_bad_frac)
     return report
@@ -185,7 +186,7 @@ def _look_at_others(begun: Begun, config: ExtractConfig) -> tuple[int, list[str]
         return 0, []
     done = [{*done_units(array.paths)} for array in begun.arrays]
     units = [unit for unit in range(begun.cache.n_units) if not all(unit in finished for finished in done)]
-    asked = begun.cache.asked_rows(config.splits, config.limit)  # of all shares
+    asked = asked_rows(begun.cache, config.splits, config.limit)  # of all shares
     owners = sorted({unit % count for unit in units if unit in asked})
     return sum(len(asked.get(unit, ())) for unit in units), [f"{owner}/{count}" for owner in owners]
 

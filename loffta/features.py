@@ -156,7 +156,7 @@ def usable_rows(cache: Cache, features: Sequence[Feature], split: str, *, partia
         raise LofftaError(
             f"no image of split '{split}' has features, {_there(cache, ready)}",
             where=cache.paths.root,
-            remedy="run the `loffta extract` that made the cache again: --limit and --splits choose which images it takes",
+            remedy="run the `loffta extract` that made the cache again: --limit and --splits choose its images",
         )
     return rows[ready[rows]]
 

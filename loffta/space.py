@@ -16,7 +16,8 @@ import numpy as np
 
 from loffta.errors import LofftaError
 from loffta.quota import Quota, Room, free_room, user_quota
-from loffta.store.cache import Cache, CachedArray, rows_due
+from loffta.store.asked import rows_due
+from loffta.store.cache import Cache, CachedArray
 from loffta.store.ledger import OK, Audit, ImageStatus, encode_done
 from loffta.store.metadata import CRC_BYTES, ArrayLayout
 

@@ -25,11 +25,11 @@ from loffta.config import BackboneConfig, ExtractConfig
 from loffta.errors import LofftaError, Stopped, TooManyBadImages, UsageError
 from loffta.extract import extract, run
 from loffta.machine import StopFlag
+from loffta.store.asked import limited_rows
 from loffta.store.cache import Cache
 from loffta.store.files import part_name
 from loffta.store.ledger import BAD, OK
 from loffta.store.process import began
-from loffta.store.units import limited_rows
 from loffta.store.verify import verify
 from tests import fakes
 from tests.fakes import UNIT, FakeBackbone, PngSource, cache_files, done_columns, fake_config, picture, png

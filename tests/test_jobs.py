@@ -104,7 +104,9 @@ def test_taps_that_another_process_added_stay(setting):
         return load(wanted)
 
     cache = Cache.open(config.cache)
-    job = prepare(cache, config.backbones[0], None, with_look(config, cache.look), load_late, [0])
+    job = prepare(
+        cache, config.backbones[0], None, with_look(config, cache.look), load_late, {0: cache.rows_of_unit(0)}
+    )
     expected = ["blocks.0", "module:a", "blocks.1", "stages.2"]
     assert [spec.tap for spec in job.store.info.taps] == expected
     assert [tap["tap"] for tap in attributes(config)[1]["attributes"]["loffta"]["taps"]] == expected

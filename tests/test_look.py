@@ -6,9 +6,11 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from loffta.command_lines import extract_command
+from loffta.config import BackboneConfig, OnlineConfig, TrainConfig
 from loffta.errors import TooManyBadImages
 from loffta.extract import extract
 from loffta.features import choose_features
@@ -16,6 +18,7 @@ from loffta.inventory import take_inventory
 from loffta.machine import StopFlag
 from loffta.online.recompute import recompute
 from loffta.online.stream import FreshStream
+from loffta.online.train import _with_look
 from loffta.origins import Origins
 from loffta.repair import request_config
 from loffta.store.cache import Cache
@@ -180,3 +183,17 @@ def test_what_was_seen_of_the_images_is_in_the_result_and_in_info(tmp_path):
     assert held["look"] == {"background": "#ffffff", "range": "auto"}
     again = fill(tmp_path, source, max_bad_frac=1.0)
     assert (again.units, again.flat, again.pages_ignored) == (0, 3, 3)
+
+
+def test_an_online_run_keeps_its_look_and_a_new_one_begins_white(tmp_path):
+    online = OnlineConfig(source="fake:png", backbone=BackboneConfig(name="fake"))
+    new = _with_look(online, tmp_path / "new")
+    assert (new.background, new.range) == ("#ffffff", "auto")
+    config = TrainConfig(cache=tmp_path, head="online-linear", online=online).model_dump(mode="json")
+    for name in ("background", "range"):  # a run of old knows no such words
+        del config["online"][name]
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.yaml").write_text(yaml.safe_dump(config))
+    assert _with_look(online, tmp_path / "old") == online  # as before: it goes on, and on black
+    named = online.model_copy(update={"background": "#102030"})
+    assert _with_look(named, tmp_path / "old") == named

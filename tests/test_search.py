@@ -84,9 +84,7 @@ def test_a_part_of_train_validates_where_no_split_does(cache, tmp_path, monkeypa
     for where in (module, trainer):
         monkeypatch.setattr(where, "fit", lambda s, feed, *a, **k: parts.append(feed) or fit(s, feed, *a, **k))
     measured, predict = [], module.predict
-    monkeypatch.setattr(
-        module, "predict", lambda h, f, rows, t, **k: measured.append(rows) or predict(h, f, rows, t, **k)
-    )
+    monkeypatch.setattr(module, "predict", lambda h, f, rows, **k: measured.append(rows) or predict(h, f, rows, **k))
     results = go(cache, tmp_path / "run", search=True, recipe=RECIPE | {"batch_size": 2048, "min_batches": 5})
     labels = cache.table.labels
     assert set(parts[0].rows) | set(measured[0]) == set(range(60))

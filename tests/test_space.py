@@ -46,7 +46,7 @@ def test_what_is_missing_is_what_comes(tmp_path):
     """The sum of what a second run adds, foretold from the first one's layouts."""
     fill(tmp_path, only=[0])
     cache = Cache.open(tmp_path)
-    arrays, everything = cache.arrays(), cache.asked_rows(None, None)
+    arrays, everything = cache.arrays(), asked_rows(cache, None, None)
     work = missing_work([*arrays, *arrays], everything)  # named twice, counted once
     assert [w.units for w in work] == [(1, 2)] * len(arrays)
     assert [w.images for w in work] == [12] * len(arrays)

@@ -21,7 +21,7 @@ _FONT = "font-family:inherit"
 _INK, _QUIET, _LINE = "var(--ink,#1b1f24)", "var(--quiet,#59636e)", "var(--line,#d5dae0)"
 _BAR, _CONTROL, _DOT = "var(--bar,#5b9bd0)", "var(--control,#8d8d8d)", "var(--mark,#0b3d66)"
 _WRONG = "var(--wrong,#a3341b)"
-_ABOVE, _LEFT, _BESIDE = 50, 17, 40  # columns of a name's line above a bar, left of it, and beside a map
+_ABOVE, _LEFT, _BESIDE = 44, 13, 40  # columns of a line above a bar, left of it, beside a map; of a font like DejaVu
 _LINE_HEIGHT = 16.0
 _CELL = 14.0  # smallest side of a heat map's cell: names of 12 units still fit; 50 classes make 816 units
 _PATTERN = (
@@ -277,7 +277,7 @@ def _upright(lines: Sequence[str], x: float, y: float, size: float) -> str:
 
 def _width(names: Sequence[Sequence[str]], size: float) -> float:
     """Of the longest line, about."""
-    return 0.6 * size * max(cell_len(line) for lines in names for line in lines)
+    return 0.64 * size * max(cell_len(line) for lines in names for line in lines)
 
 
 def _svg(title: str, height: float, parts: Sequence[str], width: float = WIDTH) -> str:

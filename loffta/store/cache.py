@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from loffta.errors import DamageFound, LofftaError, UsageError, unknown_name
+from loffta.errors import DamageFound, LofftaError, UsageError
 from loffta.look import OLD, Look, look_fields, look_of
 from loffta.store import FORMAT
 from loffta.store.checks import array_fault, store_fault, target_fault
 from loffta.store.files import create_file, replace_file
-from loffta.store.ledger import Ledger, check_made, listed_rows, read_ledger, settles
+from loffta.store.growth import grow
+from loffta.store.ledger import Ledger, check_made, read_ledger, settles
 from loffta.store.metadata import ArrayLayout, array_dtype, grid_layout, image_layout, read_layout
 from loffta.store.paths import THUMB, ArrayPaths, CachePaths
 from loffta.store.quantise import Scales
@@ -27,7 +28,7 @@ from loffta.store.reads import REPAIR, read_document, read_file, reason
 from loffta.store.recipe import StoreInfo
 from loffta.store.scales import read_scales
 from loffta.store.table import ImageTable
-from loffta.store.units import count_units, limited_rows, rows_of
+from loffta.store.units import count_units, rows_of
 from loffta.tokens import Kind, TokenSpec
 from loffta.words import brief
 
@@ -84,12 +85,6 @@ class CachedArray:
     def has_unit(self, unit: int, rows: Sequence[int]) -> bool:
         """Whether a done file settles all of `rows`; a part-filled unit of a grown set is not there."""
         return settles(self.paths, unit, rows, self.layout.unit_images)
-
-
-def rows_due(arrays: Iterable[CachedArray], unit: int, rows: Sequence[int]) -> Sequence[int]:
-    """Rows to write of a unit: `rows`, and what those arrays hold that lack some of them: it is written anew."""
-    held = {row for array in arrays if not array.has_unit(unit, rows) for row in listed_rows(array.paths, unit)}
-    return rows if held.issubset(rows) else sorted(held.union(rows))
 
 
 @dataclass(frozen=True)
@@ -196,25 +191,6 @@ class Cache:
     def rows_of_unit(self, unit: int) -> range:
         """Rows of one unit."""
         return rows_of(unit, len(self.table), self.unit_images)
-
-    def asked_rows(self, splits: str | None, limit: int | None) -> dict[int, Sequence[int]]:
-        """Rows by unit of all images, or of some: those of `splits` (joined by +), and `limit` of these.
-
-        Raises:
-            UsageError: no such split.
-        """
-        if splits is None and (limit is None or limit >= len(self.table)):
-            return {unit: self.rows_of_unit(unit) for unit in range(self.n_units)}
-        known = self.table.split_sizes()
-        for split in splits.split("+") if splits is not None else ():
-            if split not in known:
-                raise unknown_name("split", split, known, where="--splits")
-        rows = np.arange(len(self.table)) if splits is None else self.table.rows_of(splits)
-        if limit is not None and limit < len(rows):
-            rows = rows[limited_rows([self.table.splits[row] for row in rows], limit)]
-        units, starts = np.unique(rows // self.unit_images, return_index=True)
-        parts = np.split(rows, starts[1:])
-        return {unit: part.tolist() for unit, part in zip(units.tolist(), parts, strict=True)}
 
     def stores(self) -> list[Store]:
         """All stores, by name; read anew at each call."""
@@ -347,7 +323,7 @@ class Cache:
                 return there
 
     def _grown_to(self, listing: ImageTable) -> Cache:
-        table = self.table.grown_to(listing, where=self.paths.images)
+        table = grow(self.table, listing, where=self.paths.images)
         if table is self.table:
             return self
         replace_file(self.paths.images, table.to_parquet())

@@ -25,7 +25,6 @@ from loffta.documents import from_json
 from loffta.errors import DamageFound, LofftaError, UsageError
 from loffta.store import FORMAT
 from loffta.store.arrow import to_numbers
-from loffta.store.names import spelled
 from loffta.store.reads import read_file, reason
 
 _TYPES: dict[str, pa.DataType] = {
@@ -250,88 +249,13 @@ class ImageTable:
                 "or form ('upper-A', 'lower-a')",
             )
 
-    def grown_to(self, listing: ImageTable, *, where: Path) -> ImageTable:
-        """This table with the new images of `listing` behind the old rows; itself where there are none.
-
-        Raises:
-            LofftaError: an old image is gone or altered: that is another image set, not growth.
-        """
-        listing.refuse_alike({*self.classes, *self.splits})
-        listing = listing._spelled_as(self)
-        place = {key: i for i, key in enumerate(listing.keys)}
-        faults = [f"{key}: {fault}" for row, key in enumerate(self.keys) if (fault := self._fault(row, listing, place))]
-        if listing.label_kind != self.label_kind:
-            faults = [f"the labels were {self.label_kind}, now {listing.label_kind}"]
-        if faults:
-            more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-            raise LofftaError(
-                f"the image set changed: {'; '.join(faults[:_SHOWN])}{more}",
-                where=where,
-                remedy="bring the old images back (new ones may be added), or extract into a new cache",
-            )
-        known = set(self.keys)
-        new = [i for i, key in enumerate(listing.keys) if key not in known]
-        return self._with_rows(listing, new) if new else self
-
-    def _with_rows(self, listing: ImageTable, new: list[int]) -> ImageTable:
-        """This table with some rows of another of the same kind behind it, all numbered by the classes of both."""
-        classes = _joined(self.classes, listing.classes)
-        old, other = self.numbered_by(classes), listing.numbered_by(classes)
-        return ImageTable(
-            self.source,
-            [*self.keys, *(listing.keys[i] for i in new)],
-            np.concatenate([self.sizes, listing.sizes[new]]),
-            [*self.splits, *(listing.splits[i] for i in new)],
-            np.concatenate([old.labels, other.labels[new]]),
-            classes,
-            label_sets=[*old.label_sets, *(other.label_sets[i] for i in new)]
-            if old.label_sets is not None and other.label_sets is not None
-            else None,
-            values=np.concatenate([self.values, listing.values[new]])
-            if self.values is not None and listing.values is not None
-            else None,
-            targets={
-                name: [*(self._target(name, row) for row in range(len(self))), *(listing._target(name, i) for i in new)]
-                for name in dict.fromkeys([*self.targets, *listing.targets])
-            },
-            not_taken=listing.not_taken,
-        )
-
-    def _spelled_as(self, old: ImageTable) -> ImageTable:
-        """This listing in the old table's spelling: caches made before names had one spelling keep theirs."""
-        there = {*old.classes, *old.splits}
-        known = {spelled(name): name for name in there if spelled(name) not in there}
-        if not known:
-            return self
-        classes = tuple(known.get(name, name) for name in self.classes)
-        return replace(self, classes=classes, splits=[known.get(split, split) for split in self.splits])
-
-    def _fault(self, row: int, listing: ImageTable, place: dict[str, int]) -> str | None:
-        """How an old row differs from the listing's row of its key, None where it does not."""
-        i = place.get(self.keys[row])
-        if i is None:
-            return "gone"
-        if listing.sizes[i] != self.sizes[row]:
-            return f"{self.sizes[row]} bytes before, {listing.sizes[i]} now"
-        if listing.splits[i] != self.splits[row]:
-            return f"split {self.splits[row]} before, {listing.splits[i]} now"
-        if listing.class_name(i) != self.class_name(row):
-            return f"class {self.class_name(row)} before, {listing.class_name(i)} now"
-        before, now = self.class_names(row), listing.class_names(i)
-        if (before is None) != (now is None) or set(before or ()) != set(now or ()):  # by name: positions may differ
-            return f"classes {_listed(before)} before, {_listed(now)} now"
-        if self._value(row) != listing._value(i):
-            return f"value {self._value(row)} before, {listing._value(i)} now"
-        for name in dict.fromkeys([*self.targets, *listing.targets]):
-            if self._target(name, row) != listing._target(name, i):
-                return f"{name} {self._target(name, row)} before, {listing._target(name, i)} now"
-        return None
-
-    def _value(self, row: int) -> float | None:
+    def value(self, row: int) -> float | None:
+        """The number of one row, None where it is unknown."""
         value = math.nan if self.values is None else float(self.values[row])
         return None if math.isnan(value) else value
 
-    def _target(self, name: str, row: int) -> str | None:
+    def target(self, name: str, row: int) -> str | None:
+        """Where one row's mask, depth map or the like is; None where it has none."""
         return self.targets[name][row] if name in self.targets else None
 
     def _optional(self) -> dict[str, list[Any]]:
@@ -340,7 +264,7 @@ class ImageTable:
         if self.label_sets is not None:
             columns["labels"] = [None if found is None else list(found) for found in self.label_sets]
         if self.values is not None:
-            columns["value"] = [self._value(row) for row in range(len(self))]
+            columns["value"] = [self.value(row) for row in range(len(self))]
         return columns | {_TARGET + name: paths for name, paths in self.targets.items()}
 
 
@@ -354,21 +278,6 @@ def _optional_type(name: str) -> pa.DataType:
 
 def _as_tuples(column: list[list[int] | None]) -> list[tuple[int, ...] | None]:
     return [None if found is None else tuple(found) for found in column]
-
-
-def _joined(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]:
-    """The classes of a grown set: in the listing's order, as a fresh cache has them, where it is the old one's, too.
-
-    Else, in a cache made by another order, the old ones stay as they are and the new ones come behind them.
-    """
-    known = set(old)
-    if [name for name in new if name in known] == list(old):
-        return new
-    return (*old, *(name for name in new if name not in known))
-
-
-def _listed(names: tuple[str, ...] | None) -> str:
-    return "unknown" if names is None else ", ".join(names) or "none"
 
 
 def _counts(said: Any) -> dict[str, int]:

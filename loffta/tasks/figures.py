@@ -6,7 +6,7 @@ decimal: of 1,000 test images an interval is some 3 points wide, of 50,000 still
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ def show_spread(name: str, mean: float | int, std: float | int | None) -> str:
     return show(name, mean) if std is None else f"{show(name, mean)} ± {show(name, std)}"
 
 
-def show_interval(name: str, bounds: tuple[float | int, float | int]) -> str:
+def show_interval(name: str, bounds: Sequence[float | int]) -> str:
     """(0.91, 0.947) -> '91.0-94.7' with an en dash."""
     return f"{show(name, bounds[0])}\N{EN DASH}{show(name, bounds[1])}"
 

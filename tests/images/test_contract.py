@@ -14,9 +14,9 @@ from loffta.images.rgb import to_rgb
 from loffta.images.sources import SOURCES, ImageSource, open_source
 from loffta.look import OLD
 from loffta.machine import StopFlag
+from loffta.store.asked import limited_rows
 from loffta.store.cache import Cache
 from loffta.store.table import ImageTable
-from loffta.store.units import limited_rows
 from tests.fakes import FakeBackbone, fake_config
 from tests.imagesets import BUILDERS
 

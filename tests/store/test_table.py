@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from loffta.errors import LofftaError, UsageError
+from loffta.store.growth import grow
 from loffta.store.table import ImageTable
 
 WHERE = Path("images.parquet")
@@ -67,7 +68,7 @@ def test_splits_and_classes() -> None:
 
 def test_no_news_is_the_same_table() -> None:
     table, listing = make_table(), make_table()
-    assert table.grown_to(listing, where=WHERE) is table
+    assert grow(table, listing, where=WHERE) is table
 
 
 def test_growth_appends_and_maps_the_classes() -> None:
@@ -80,13 +81,13 @@ def test_growth_appends_and_maps_the_classes() -> None:
         np.array([1, 0, 2, 2, -1, 1, -1]),
         ("bird", "cat", "dog"),
     )
-    grown = make_table().grown_to(listing, where=WHERE)
+    grown = grow(make_table(), listing, where=WHERE)
     assert grown.keys == ["a.png", "b.png", "c.png", "d.png", "aa.png", "e.png", "f.png"]
     assert grown.sizes.tolist() == [10, 20, 30, 40, 11, 50, 60]
     assert grown.splits == ["train", "train", "val", "test", "val", "train", "test"]
     assert grown.classes == ("bird", "cat", "dog")
     assert grown.labels.tolist() == [1, 2, 2, -1, 0, 1, -1]
-    assert grown.grown_to(listing, where=WHERE) is grown
+    assert grow(grown, listing, where=WHERE) is grown
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_growth_appends_and_maps_the_classes() -> None:
 )
 def test_old_rows_must_not_change(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(LofftaError) as caught:
-        make_table().grown_to(make_table(**changes), where=WHERE)
+        grow(make_table(), make_table(**changes), where=WHERE)
     assert str(caught.value) == (
         f"the image set changed: {message}\n  where:  images.parquet\n"
         "  remedy: bring the old images back (new ones may be added), or extract into a new cache"
@@ -113,7 +114,7 @@ def test_only_some_faults_are_shown() -> None:
     table = ImageTable("x", [str(i) for i in range(n)], np.ones(n, np.int64), [""] * n, np.full(n, -1), ())
     empty = ImageTable("x", [], np.empty(0, np.int64), [], np.empty(0, np.int64), ())
     with pytest.raises(LofftaError, match="0: gone; 1: gone; 2: gone; 3: gone; 4: gone and 7 more"):
-        table.grown_to(empty, where=WHERE)
+        grow(table, empty, where=WHERE)
 
 
 MULTI = {"labels": np.full(4, -1), "label_sets": [(0, 1), (), None, (1,)]}
@@ -143,7 +144,7 @@ def test_optional_columns(tmp_path: Path, changes: dict[str, Any], kind: str, op
     assert read.label_sets == table.label_sets
     if table.values is not None:
         np.testing.assert_array_equal(read.values, table.values)
-    assert read.grown_to(table, where=WHERE) is read
+    assert grow(read, table, where=WHERE) is read
     plain = pq.read_table(tmp_path / "images.parquet")
     assert json.loads(plain.schema.metadata[b"loffta"])["label_kind"] == kind
     columns = {name: plain[name].to_pylist() for name in plain.column_names[5:]}
@@ -170,7 +171,7 @@ def test_growth_of_several_classes_maps_them() -> None:
         ("bird", "cat", "dog"),
         label_sets=[(1, 2), (), None, (2,), (0, 2), (), None],
     )
-    grown = table.grown_to(listing, where=WHERE)
+    grown = grow(table, listing, where=WHERE)
     assert grown.classes == ("bird", "cat", "dog")
     assert grown.label_sets == [(1, 2), (), None, (2,), (0, 2), (), None]
     assert [grown.class_names(row) for row in range(7)] == [listing.class_names(row) for row in (0, 1, 2, 3)] + [
@@ -179,7 +180,7 @@ def test_growth_of_several_classes_maps_them() -> None:
         None,
     ]
     assert grown.labels.tolist() == [-1] * 7
-    assert grown.grown_to(listing, where=WHERE) is grown
+    assert grow(grown, listing, where=WHERE) is grown
 
 
 def test_growth_of_numbers_and_of_targets() -> None:
@@ -194,7 +195,7 @@ def test_growth_of_numbers_and_of_targets() -> None:
         values=np.array([7.5, 0.5, -2.0, np.nan, 1e-9]),
         targets={"depth": ["d.npy", None, None, None, None], "mask": [None, "m/a.png", None, None, None]},
     )
-    grown = table.grown_to(listing, where=WHERE)
+    grown = grow(table, listing, where=WHERE)
     assert grown.values is not None
     assert grown.values.tolist()[:2] + grown.values.tolist()[3:] == [0.5, -2.0, 1e-9, 7.5]
     assert np.isnan(grown.values[2])
@@ -202,7 +203,7 @@ def test_growth_of_numbers_and_of_targets() -> None:
         "mask": ["m/a.png", None, None, None, None],
         "depth": [None, None, None, None, "d.npy"],
     }
-    assert grown.grown_to(listing, where=WHERE) is grown
+    assert grow(grown, listing, where=WHERE) is grown
 
 
 @pytest.mark.parametrize(
@@ -224,7 +225,7 @@ def test_growth_of_numbers_and_of_targets() -> None:
 )
 def test_old_labels_and_targets_must_not_change(before: dict[str, Any], now: dict[str, Any], message: str) -> None:
     with pytest.raises(LofftaError) as caught:
-        make_table(**before).grown_to(make_table(**(before | now)), where=WHERE)
+        grow(make_table(**before), make_table(**(before | now)), where=WHERE)
     assert caught.value.what.startswith(f"the image set changed: {message}")
 
 
@@ -287,7 +288,7 @@ def old_table(classes: tuple[str, ...]) -> ImageTable:
     ],
 )
 def test_the_order_of_a_grown_set(old: tuple[str, ...], new: tuple[str, ...], grown: tuple[str, ...]) -> None:
-    table = old_table(old).grown_to(old_table(new), where=WHERE)
+    table = grow(old_table(old), old_table(new), where=WHERE)
     assert table.classes == grown
     assert [table.class_name(row) for row in range(len(new))] == [key.split("/")[0] for key in table.keys]
     assert table.keys[: len(old)] == old_table(old).keys
@@ -303,11 +304,11 @@ def test_an_older_cache_keeps_its_spelling_and_its_lookalikes() -> None:
         splits=[composed] * 4,
         alike=(("Cat", "cat"),),
     )
-    grown = old.grown_to(listing, where=WHERE)
+    grown = grow(old, listing, where=WHERE)
     assert (grown.classes, grown.splits) == (("Cat", decomposed, "cat", "dog"), [decomposed] * 4)
     assert grown.labels.tolist() == [0, 1, 2, 3]
     fresh = dataclasses.replace(listing, alike=(("Cat", "cat"), ("Dog", "dog")))
     with pytest.raises(UsageError, match=r"look the same: 'Dog' and 'dog'\n(.|\n)*write one of them in both places"):
-        old.grown_to(fresh, where=WHERE)
+        grow(old, fresh, where=WHERE)
     with pytest.raises(UsageError, match="look the same: 'Cat' and 'cat', 'Dog' and 'dog'"):
         fresh.refuse_alike()

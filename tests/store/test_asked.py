@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loffta.store.units import limited_rows
+from loffta.store.asked import limited_rows
 
 sets = st.lists(st.sampled_from(["train", "val", "test"]), min_size=1, max_size=80)
 

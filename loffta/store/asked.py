@@ -1,0 +1,72 @@
+"""Which images an extraction is asked for, and which rows of a unit it therefore writes.
+
+In: an open cache and `--splits`, `--limit`.   Out: rows by unit. Called by `begin`, `extract` and `space`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loffta.errors import unknown_name
+from loffta.store.cache import Cache, CachedArray
+from loffta.store.ledger import listed_rows
+
+_RUNS = 16  # stretches of rows that a limited split is taken from: its classes are sorted, and a stretch is a batch
+
+
+def asked_rows(cache: Cache, splits: str | None, limit: int | None) -> dict[int, Sequence[int]]:
+    """Rows by unit of all images, or of some: those of `splits` (joined by +), and `limit` of these.
+
+    Raises:
+        UsageError: no such split.
+    """
+    if splits is None and (limit is None or limit >= len(cache.table)):
+        return {unit: cache.rows_of_unit(unit) for unit in range(cache.n_units)}
+    known = cache.table.split_sizes()
+    for split in splits.split("+") if splits is not None else ():
+        if split not in known:
+            raise unknown_name("split", split, known, where="--splits")
+    rows = np.arange(len(cache.table)) if splits is None else cache.table.rows_of(splits)
+    if limit is not None and limit < len(rows):
+        rows = rows[limited_rows([cache.table.splits[row] for row in rows], limit)]
+    units, starts = np.unique(rows // cache.unit_images, return_index=True)
+    parts = np.split(rows, starts[1:])
+    return {unit: part.tolist() for unit, part in zip(units.tolist(), parts, strict=True)}
+
+
+def rows_due(arrays: Iterable[CachedArray], unit: int, rows: Sequence[int]) -> Sequence[int]:
+    """Rows to write of a unit: `rows`, and what those arrays hold that lack some of them: it is written anew."""
+    held = {row for array in arrays if not array.has_unit(unit, rows) for row in listed_rows(array.paths, unit)}
+    return rows if held.issubset(rows) else sorted(held.union(rows))
+
+
+def limited_rows(splits: Sequence[str], limit: int) -> NDArray[np.int64]:
+    """Rows of the `limit` images that stand for a set, rising: a share of every split, spread over it.
+
+    Shares are proportional, by largest remainders, and one image at least while the limit lasts. Each is taken from up
+    to _RUNS stretches of neighbours: the first rows would be one split, and in it one class.
+
+    Args:
+        splits: of every image.
+    """
+    names = dict.fromkeys(splits)
+    rows_of_split = [np.flatnonzero([split == name for split in splits]) for name in names]
+    sizes = np.array([len(rows) for rows in rows_of_split])
+    exact = limit * sizes / sizes.sum()
+    shares = np.minimum(np.maximum(np.floor(exact).astype(np.int64), 1), sizes)
+    while shares.sum() > limit:
+        shares[np.argmax(shares - exact)] -= 1
+    while shares.sum() < min(limit, sizes.sum()):
+        shares[np.argmax(np.where(shares < sizes, exact - shares, -np.inf))] += 1
+    found = [_spread(rows, int(share)) for rows, share in zip(rows_of_split, shares, strict=True)]
+    return np.sort(np.concatenate(found))
+
+
+def _spread(rows: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """The first rows of each of up to _RUNS equal parts, `n` in all."""
+    n_runs = max(1, min(n, _RUNS))
+    parts = np.array_split(rows, n_runs)
+    return np.concatenate([part[: n // n_runs + (i < n % n_runs)] for i, part in enumerate(parts)])
