@@ -24,8 +24,9 @@ from loffta.images.geometry import View, view_box
 from loffta.machine import StopFlag
 from loffta.online import fit as module
 from loffta.online.train import train_online
+from loffta.records import Epoch
 from loffta.report.tables import read_runs
-from loffta.runs import RunPaths, load_head
+from loffta.runs import RunPaths, load_head, read_lines
 from loffta.train import train
 from tests.fakes import FakeBackbone, PngSource, picture
 from tests.online.runs import loader, make_fake_cache
@@ -95,6 +96,8 @@ def test_frozen_and_plain_it_is_the_cached_training(tmp_path, head, cached, reci
         logs = [log_of(tmp_path / name, seed) for name in ("cached", "online")]
         np.testing.assert_allclose(*([row["loss"] for row in log] for log in logs), rtol=1e-4)
         assert [row["lr"] for row in logs[0]] == [row["lr"] for row in logs[1]]
+    losses = [results["metrics"].pop("log_loss") for results in (found, expected)]
+    assert losses[0]["per_seed"] == pytest.approx(losses[1]["per_seed"], rel=1e-4), "it has every digit of the logits"
     assert found["metrics"] == expected["metrics"]
     assert found["features"] == expected["features"]  # the very recipe hash
     assert (found["head"], found["n"], found["images"]) == (head, 5, {"used": 5, "bad": 0})
@@ -145,7 +148,7 @@ def test_unfrozen_it_is_a_plain_torch_loop(tmp_path):
             optimizer.step()
             losses[-1].append(loss.item())
     paths = RunPaths(tmp_path / "run")
-    logged = [row["loss"] for row in read_lines(paths.metrics(0))]
+    logged = [row.loss for row in read_lines(paths.metrics(0), Epoch)]
     np.testing.assert_allclose(logged, [np.mean(epoch) for epoch in losses], rtol=1e-4)
     trained, last = load_head(paths.backbone(0)), model.state_dict()
     moved = {name: _with_a_gradient(name, tensor - first[name]).norm().item() for name, tensor in last.items()}

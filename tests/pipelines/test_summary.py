@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from loffta_pipelines.summary import format_summary, summarise
 
+from loffta.measure import summary as over_seeds
 from loffta.pipeline import PlannedRun, TaskConfig
 from loffta.report.text import NONE
+from loffta.runs import write_results
 
 
 def planned(tmp_path: Path, values, *, metric="top1", groups=None):
@@ -19,7 +21,7 @@ def planned(tmp_path: Path, values, *, metric="top1", groups=None):
         if value is not None:
             path.mkdir(parents=True)
             per_seed = value if isinstance(value, list) else [value]
-            (path / "results.json").write_text(json.dumps({"metrics": {metric: {"per_seed": per_seed}}}))
+            write_results(path / "results.json", {"n": 9, "metrics": {metric: over_seeds(per_seed) | {"ci95": [0, 1]}}})
         config = TaskConfig(name=task, source="x", metric=metric, group=(groups or {}).get(task))
         runs.append(PlannedRun(config, run, backbone, path))
     return runs
@@ -107,7 +109,8 @@ def test_a_gap_is_named_and_no_average_hides_it(tmp_path):
 
 def test_a_metric_that_results_lack_is_a_gap(tmp_path):
     runs = planned(tmp_path, {("a", "r", None): 0.8}, metric="kappa")
-    (runs[0].path / "results.json").write_text(json.dumps({"metrics": {"top1": {"per_seed": [0.5]}}}))
+    results = {"n": 9, "metrics": {"top1": over_seeds([0.5]) | {"ci95": [0, 1]}}}
+    write_results(runs[0].path / "results.json", results)
     assert summarise(runs)["missing"] == [str(runs[0].path)]
 
 
@@ -126,4 +129,4 @@ def test_gains_are_paired_by_backbone(tmp_path):
     # x gains .1 and .2, y 0 and .1: means of .15 and .05
     assert summary["gains"]["new"] == pytest.approx({"mean": 0.1, "std": 0.1 / 2**0.5, "backbones": 2})
     assert summary["averages"]["base"]["mean_of_tasks"]["mean"] == pytest.approx(0.45)
-    assert "new  +10.00 ± 7.07  2 backbones" in format_summary(summary)
+    assert "new  +10.0 ± 7.1  2 backbones" in format_summary(summary)
