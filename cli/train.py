@@ -90,7 +90,7 @@ def _print_next(out: Path, config: TrainConfig) -> None:
 
     paths = RunPaths(out)
     files = [paths.results(config.test_on), paths.predictions(config.test_on), *map(paths.head, range(config.seeds))]
-    show(f"written to {out}: {', '.join(path.name for path in files if path.exists())}")
+    show(f"written to {out}: {', '.join(str(path.relative_to(out)) for path in files if path.exists())}")
     show("next:")
     show_lines(to_type(["loffta", "report", str(out)]))
     show_lines(to_type(["loffta", "predict", str(out), "IMAGES", "--out", "predictions.parquet"]))

@@ -52,14 +52,18 @@ class _Shown(io.FileIO):
         self.is_terminal = self.isatty()  # asked now: one that has gone says no
 
     def write(self, data: Any, /) -> int:
-        """Writes, or drops."""
+        """Writes all of it, or drops what cannot be written."""
+        view = memoryview(data).cast("B")
+        left = view
         try:
-            while (written := super().write(data)) is None:
-                select.select([], [self], [])  # another process made it non-blocking: waits as it would by itself
+            while left:
+                written = super().write(left)
+                if written is None:  # another process made it non-blocking: waits as it would by itself
+                    select.select([], [self], [])
+                left = left[written or 0 :]
         except OSError as error:
             self.lost = self.lost or error
-            return memoryview(data).nbytes
-        return written
+        return view.nbytes
 
 
 def _secured(stream: Any, fd: int) -> io.TextIOWrapper:
@@ -69,14 +73,19 @@ def _secured(stream: Any, fd: int) -> io.TextIOWrapper:
         encoding, by_line, at_once = stream.encoding, stream.line_buffering, stream.write_through
     else:
         encoding, by_line, at_once = "utf-8", fd == 2, False
-    buffer = io.BufferedWriter(_Shown(fd, stream))
+    shown = _Shown(fd, stream)
     return io.TextIOWrapper(
-        buffer, encoding=encoding, errors="backslashreplace", line_buffering=by_line, write_through=at_once
+        shown if at_once else io.BufferedWriter(shown),  # as CPython has it for `python -u`
+        encoding=encoding,
+        errors="backslashreplace",
+        line_buffering=by_line,
+        write_through=at_once,
     )
 
 
 def _shown(stream: Any) -> _Shown | None:
-    raw = getattr(getattr(stream, "buffer", None), "raw", None)
+    buffer = getattr(stream, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)
     return raw if isinstance(raw, _Shown) else None
 
 

@@ -22,6 +22,7 @@ from loffta.report import StageCost, read_good_runs, write_report
 from loffta.stages import Outcome, run_local
 from loffta.store.files import replace_file
 from loffta.streams import secure_streams
+from loffta.words import printable
 
 from .standin import shrink
 from .summary import format_summary, summarise
@@ -46,10 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(parser.parse_args(arguments))
     except LofftaError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}", error=True)
         return error.exit_code
     except OSError as error:
-        print(f"error: {explain(error)}", file=sys.stderr)
+        _say(f"error: {explain(error)}", error=True)
         return 1
     return 0
 
@@ -71,9 +72,9 @@ def run(options: argparse.Namespace) -> None:
     if options.only:
         stages = [stage for stage in stages if (stage.arguments[0] in TRAINING) == (options.only == "train")]
     if options.dry_run:
-        print("\n".join(stage.command for stage in stages))
+        _say("\n".join(stage.command for stage in stages))
         return
-    outcome = run_local(stages, options.out, lambda line: print(line, flush=True))
+    outcome = run_local(stages, options.out, _say)
     if options.only != "extract":
         _write_results(pipeline, outcome, options.out)
     outcome.check(options.out)
@@ -91,9 +92,9 @@ def _write_results(pipeline: Pipeline, outcome: Outcome, out: Path) -> None:
             (split, *others) = {run.split for run in done}
             found, left_out = read_good_runs([run.path for run in done], None if others else split)
             for bad in left_out:
-                print(f"left out: {bad.why}", file=sys.stderr)
+                _say(f"left out: {bad.why}", error=True)
             write_report(found, report, stages=costs)
-            print(f"report: {report}")
+            _say(f"report: {report}")
     if any(run.task is None for run in pipeline.runs):
         return
     summary = summarise(pipeline.runs)
@@ -101,7 +102,12 @@ def _write_results(pipeline: Pipeline, outcome: Outcome, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     replace_file(out / "summary.json", json.dumps(summary, indent=2).encode())
     replace_file(out / "summary.txt", f"{text}\n".encode())
-    print(f"\n{text}\n\nsummary: {out / 'summary.json'}")
+    _say(f"\n{text}\n\nsummary: {out / 'summary.json'}")
+
+
+def _say(text: str, *, error: bool = False) -> None:
+    """Lines for a person, harmless to a terminal whatever names of a file are in them."""
+    print(printable(text, keep="\n"), file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def _names(text: str) -> list[str]:

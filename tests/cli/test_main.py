@@ -175,6 +175,7 @@ sys.modules["loffta_cli.fake"] = fake
 COMMANDS["fake"] = (".fake:command", "")
 sys.exit(main(["fake"]))
 """
+PIPES = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
 SPEAK = "print('on stderr', file=sys.stderr); click.echo('on stdout'); warnings.warn('a warning')"
 
 
@@ -259,11 +260,19 @@ def test_a_terminal_that_goes_takes_no_work_with_it(bar, tmp_path):
     assert (tmp_path / "file").exists()
 
 
-def test_an_output_that_does_not_wait_is_written_whole(tmp_path):
+@pytest.mark.parametrize("environment", [{}, {"PYTHONUNBUFFERED": "1"}])
+def test_a_line_for_stderr_comes_at_once(environment, tmp_path):
+    process = start("print('a line', file=sys.stderr); sys.stdin.read()", tmp_path, env=environment, **PIPES)
+    assert process.stderr.readline() == "a line\n"  # while the command waits
+    assert finish(process) == (0, "", "")
+
+
+@pytest.mark.parametrize("environment", [{}, {"PYTHONUNBUFFERED": "1"}])
+def test_an_output_that_does_not_wait_is_written_whole(environment, tmp_path):
     """Another process, such as a terminal's multiplexer, has made the pipe non-blocking."""
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
-    process = start("print('x' * 300_000)", tmp_path, stdout=write_end, stderr=subprocess.PIPE)
+    process = start("print('x' * 300_000)", tmp_path, env=environment, stdout=write_end, stderr=subprocess.PIPE)
     os.close(write_end)
     held = array.array("i", [0])
     while held[0] < 1 << 16:  # until it is full

@@ -165,7 +165,7 @@ def test_files_with_mistakes(cache, tmp_path, capsys):
         (["--head", "comboo"], 2, ["unknown head 'comboo'", "did you mean combo"]),
         (["--head", "linear", "--set", "epoch=1"], 2, ["unknown key 'epoch'", "did you mean epochs"]),
         (["--head", "linear", "--set", "epochs"], 2, ["'epochs' is not key=value", "--set epochs=12"]),
-        (["--head", "linear", "--set", "lr=[1"], 2, ["the value of lr cannot be read"]),
+        (["--head", "linear", "--set", "lr=[1"], 2, ["the value of 'lr' cannot be read"]),
         (["--head", "linear", "--set", "lr=fast"], 2, ["lr: ", "got 'fast'"]),
         (["--head", "linear", "--features", "goood"], 2, ["unknown store 'goood'", "did you mean good"]),
         (["--head", "linear", "--features", "good:a.2"], 2, ["unknown tap 'a.2'", "did you mean a."]),

@@ -119,7 +119,8 @@ def test_fetch(printed, monkeypatch):
 def test_train_ends_with_where_it_wrote_and_what_to_type(printed, width):
     out = printed(COMMANDS["train"], width)
     told, _, typed = out.partition("next:\n")
-    assert "".join(f"written to {RUN}: results.json, predictions.parquet, ".split()) in "".join(told.split())
+    files = "results.json, predictions.parquet, seed-0/head.safetensors, seed-1/head.safetensors"
+    assert "".join(f"written to {RUN}: {files}".split()) in "".join(told.split())
     joined = typed.replace("\\\n", "").splitlines()
     assert [shlex.split(line) for line in joined] == [
         ["loffta", "report", RUN],

@@ -118,23 +118,6 @@ def test_palette_with_a_transparent_colour_is_shown_on_black():
     assert_pixels(encode(image, transparency=0), np.array([[[0, 0, 0], [40, 50, 60]]], dtype=np.uint8))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_alpha_is_shown_on_black(kind):
-    alpha = np.array([0, 255, 128, 51, 255, 0, 255], dtype=np.uint8)
-    rgba = np.dstack([RGB, np.broadcast_to(alpha, (5, 7))])
-    data = encode(Image.fromarray(rgba), kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
-    exact = RGB * (alpha[:, None] / 255)
-    assert np.abs(pixels_of(data) - exact).max() <= 1  # PIL's blending rounds
-    opaque = alpha == 255
-    assert np.array_equal(pixels_of(data)[:, opaque], RGB[:, opaque])
-    assert not pixels_of(data)[:, alpha == 0].any()
-
-
-def test_grey_with_alpha():
-    la = np.dstack([RGB[..., 0], np.full((5, 7), 255, np.uint8)])
-    assert_pixels(encode(Image.fromarray(la)), np.repeat(RGB[..., :1], 3, axis=2))
-
-
 def test_cmyk():
     inks = np.zeros((2, 2, 4), dtype=np.uint8)
     inks[0, 1] = 255, 0, 0, 0

@@ -173,7 +173,7 @@ def test_all_that_is_wrong_with_members(tmp_path):
     [
         (("a.json", b"{"), "a.tar: 'a.json': no label (Expecting property name"),
         (("a.json", b'{"label": {}}'), "a.tar: 'a.json': no label (the label is an object)"),
-        (("a.json", b"[" * 100_000), "a.tar: 'a.json': no label (maximum recursion depth"),
+        (("a.json", b"[" * 100_000), "a.tar: 'a.json': no label (the JSON is nested more than 32 deep"),
         (("a.cls", b"\xff"), "a.tar: 'a.cls': no label ('utf-8' codec"),
         (("a.cls", b"-1"), "a/a.png: the label -1 is negative"),
         (("a.cls", b"a\x1bb"), "a/a.png: the label 'a\\x1bb': it holds a control character"),

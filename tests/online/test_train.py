@@ -24,8 +24,9 @@ from loffta.images.geometry import View, view_box
 from loffta.machine import StopFlag
 from loffta.online import fit as module
 from loffta.online.train import train_online
+from loffta.records import Epoch
 from loffta.report.tables import read_runs
-from loffta.runs import RunPaths, load_head
+from loffta.runs import RunPaths, load_head, read_lines
 from loffta.train import train
 from tests.fakes import FakeBackbone, PngSource, picture
 from tests.online.runs import loader, make_fake_cache
@@ -147,7 +148,7 @@ def test_unfrozen_it_is_a_plain_torch_loop(tmp_path):
             optimizer.step()
             losses[-1].append(loss.item())
     paths = RunPaths(tmp_path / "run")
-    logged = [row["loss"] for row in read_lines(paths.metrics(0))]
+    logged = [row.loss for row in read_lines(paths.metrics(0), Epoch)]
     np.testing.assert_allclose(logged, [np.mean(epoch) for epoch in losses], rtol=1e-4)
     trained, last = load_head(paths.backbone(0)), model.state_dict()
     moved = {name: _with_a_gradient(name, tensor - first[name]).norm().item() for name, tensor in last.items()}

@@ -167,7 +167,7 @@ def test_a_part_filled_unit_is_replaced_after_growth(paths: ArrayPaths) -> None:
     short = make_layout("grid", n_rows=3)
     assert write_unit(paths, short, 0, VALUES[:3])
     assert write_unit(paths, LAYOUT, 0, VALUES)
-    assert read_ledger(paths, 19).ready[:8].all()
+    assert read_ledger(paths, LAYOUT).ready[:8].all()
     assert None not in parse_shard(paths.shard(0, 5).read_bytes(), U * 3)
 
 
@@ -185,10 +185,10 @@ def test_no_done_file_before_the_shard_is_in_place(paths: ArrayPaths, monkeypatc
         writer.commit(STATUSES, {})
     writer.abort()
     assert seen == [["c.0.0.0.0.0"]]
-    assert not read_ledger(paths, 19).ready.any()  # a file on disk proves nothing
+    assert not read_ledger(paths, LAYOUT).ready.any()  # a file on disk proves nothing
     monkeypatch.undo()
     assert write_unit(paths, LAYOUT, 0, VALUES)
-    assert read_ledger(paths, 19).ready[:8].all()
+    assert read_ledger(paths, LAYOUT).ready[:8].all()
 
 
 def test_no_done_file_when_the_shard_cannot_be_put_in_place(paths: ArrayPaths) -> None:
@@ -294,7 +294,17 @@ def test_int8_is_audited_as_floats_and_counts_what_does_not_fit(paths: ArrayPath
     assert done["saturated"].to_pylist() == expected.tolist()
     assert done["abs_max"].to_pylist()[2] == [0, 7, 0]
     assert done["abs_max"].to_pylist()[4] == [1e9, 0, 0]
-    assert json.loads(done.schema.metadata[b"loffta"]) == {"device": "cpu", "scales": scales.digest}
+    assert json.loads(done.schema.metadata[b"loffta"]) == {
+        "device": "cpu",
+        "scales": scales.digest,
+        "array": {
+            **layout.attributes,
+            "dtype": "int8",
+            "shape": [3, 2, 4, 5],
+            "chunk": [1, 1, 2, 4, 5],
+            "unit_images": U,
+        },
+    }
     chunks = parse_shard(paths.shard(0, 5).read_bytes(), U * 3)
     assert chunks == [stored.values[i // 3, i % 3].tobytes() for i in range(U * 3)]
 
