@@ -7,7 +7,7 @@ cached path. All runs are measured on one pass; what they share of the networks 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
