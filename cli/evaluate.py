@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,7 @@ def _evaluate(run: Path, split: str | None, cache: Path | None, device: str, sto
 
 def _evaluate_online(
     runs: tuple[Path, ...], online: str, split: str, device: str, stop: StopFlag, **options: Any
-) -> list[dict[str, Any]]:
+) -> list[Mapping[str, Any]]:
     from loffta import machine
     from loffta.begin import backbone_loader
     from loffta.images.sources import open_source

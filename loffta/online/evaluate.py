@@ -42,7 +42,7 @@ def evaluate_online(
     batch_size: int = BATCH_SIZE,
     max_bad_frac: float = 0.01,
     stop: machine.StopFlag | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Mapping[str, Any]]:
     """Evaluates every seed of finished trainings on images that are not cached.
 
     Args:
