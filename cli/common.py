@@ -14,7 +14,7 @@ from loffta.terminal import wrap
 
 _AUGMENT = "augment."  # what --set changes of the augmentation begins with
 
-_OPENING = {
+_OPENING: dict[str, dict[str, Any]] = {
     "--image-root": {"type": click.Path(), "metavar": "DIR", "help": "Of a table: where its images lie."},
     "--follow-links": {"is_flag": True, "help": "Take images behind links that lead out of SOURCE, too."},
 }
