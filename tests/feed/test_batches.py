@@ -169,7 +169,7 @@ def test_the_next_epoch_is_begun_while_this_one_ends(made, monkeypatch, mode, or
     with Feed(features, ROWS, **options) as feed:
         calls.clear()  # those of host mode
         found = [copies(feed.epoch(0, more=True))]
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while mode == "stream" and sum(len(rows) for _, rows in calls) <= 3 * len(ROWS) and time.monotonic() < end:
             time.sleep(0.001)  # the three arrays of these features: what comes behind is of the next epoch
         ahead = sum(len(rows) for _, rows in calls) > 3 * len(ROWS)
