@@ -5,8 +5,8 @@ interval. Two intervals that overlap say nothing about the difference: on the sa
 
 * Images are drawn anew, the same for both runs (paired bootstrap, `bootstrap.image_weights`).
 * Seeds are three or five, too few to be drawn anew: that, over images and seeds alike (Owen's pigeonhole bootstrap,
-  Annals of Applied Statistics 1, 2007; none is exact, McCullagh, Bernoulli 6, 2000), holds the truth in 86 % of the
-  comparisons simulated with seeds that differ much, in 97 % of others. So their variance is estimated, less what is
+  Annals of Applied Statistics 1, 2007; none is exact, McCullagh, Bernoulli 6, 2000), holds the truth in 89 % of the
+  comparisons simulated with seeds that differ much, in 98 % of others. So their variance is estimated, less what is
   chance of the images, which the images' resamples hold already, and both sides of the interval grow by it: in
   quadrature, and by Student's t with the degrees of freedom of a sum of variances (Satterthwaite, Biometrics Bulletin
   2, 1946). The truth is held in 94-96 % of the simulated comparisons (docs/statistics.md).
