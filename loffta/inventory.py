@@ -14,9 +14,10 @@ from loffta.errors import DamageFound
 from loffta.space import shard_bytes
 from loffta.store.cache import Cache, CachedArray, Store
 from loffta.store.files import find_parts
-from loffta.store.ledger import count_done, done_units, read_seen
+from loffta.store.ledger import count_done, done_units
 from loffta.store.purge import all_missing_shards, lost_metadata
 from loffta.store.scales import has_scales, read_facts
+from loffta.store.seen import read_seen
 
 
 def take_inventory(cache: Cache) -> dict[str, Any]:

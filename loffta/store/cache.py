@@ -179,11 +179,6 @@ class Cache:
         return cache._grown_to(listing)
 
     @property
-    def digest(self) -> str:
-        """Knows a cache again wherever it lies: the image set's, as images.parquet holds it (`ImageTable.digest`)."""
-        return self.table.digest
-
-    @property
     def n_units(self) -> int:
         """Units that cover the image set."""
         return count_units(len(self.table), self.unit_images)
@@ -194,8 +189,7 @@ class Cache:
 
     def stores(self) -> list[Store]:
         """All stores, by name; read anew at each call."""
-        found = sorted(p.parent.name for p in self.paths.stores.glob("*/zarr.json"))
-        return [self.store(name) for name in found]
+        return [self.store(name) for name in sorted(p.parent.name for p in self.paths.stores.glob("*/zarr.json"))]
 
     def arrays(self) -> list[CachedArray]:
         """Every array that there is: the thumbnails, then those of all stores; read anew at each call."""
