@@ -33,7 +33,8 @@ from loffta.progress import Progress
 from loffta.space import check_room
 from loffta.store.asked import asked_rows
 from loffta.store.cache import Cache, CachedArray
-from loffta.store.ledger import BAD, done_units, read_seen
+from loffta.store.ledger import BAD, done_units
+from loffta.store.seen import read_seen
 from loffta.store.sink import UnitSink
 from loffta.store.table import ImageTable
 from loffta.store.writer import Stored
@@ -134,16 +135,22 @@ def extract(
             report.units += 1
             report.images += len(images.rows)
         report.waited_s = stream.waited_s
+    report.seconds = time.monotonic() - start
+    _sum_up(report, begun, config, listing)
+    return report
+
+
+def _sum_up(report: Report, begun: Begun, config: ExtractConfig, listing: ImageTable) -> None:
+    """What the cache holds now, written by whichever process; TooManyBadImages where these are too many."""
     filled = _reread(begun)
     bad = filled.ledger.bad
     _add_seen(report, filled, listing)
-    report.bad, report.seconds = len(bad), time.monotonic() - start
+    report.bad = len(bad)
     report.stores = [_describe(job) for job in begun.jobs]
     report.unwritten_images, report.unwritten_of = _look_at_others(begun, config)
     asked = asked_rows(begun.cache, config.splits, config.limit)  # by all processes
     found = {row: reason for row, reason in bad.items() if row in asked.get(row // begun.cache.unit_images, ())}
     _judge_bad(begun.cache, found, sum(map(len, asked.values())), config.max_bad_frac)
-    return report
 
 
 def _extract_unit(

@@ -17,10 +17,11 @@ from loffta.errors import DamageFound
 from loffta.space import shard_bytes
 from loffta.store.cache import Cache, CachedArray, Store
 from loffta.store.files import find_parts
-from loffta.store.ledger import Seen, count_done, done_units, read_seen
+from loffta.store.ledger import count_done, done_units
 from loffta.store.paths import TARGETS
 from loffta.store.purge import all_missing_shards, lost_metadata
 from loffta.store.scales import has_scales, read_facts
+from loffta.store.seen import Seen, read_seen
 from loffta.store.verify import Damage, open_arrays
 
 

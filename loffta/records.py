@@ -1,16 +1,17 @@
 """What a run's small files say, as types: one that was edited or damaged is refused before anyone computes with it.
 
-In: JSON that `runs` read.   Out: Training, SearchTable, Holdout, Epoch, OriginsText; Results, of which only what others
-compute with is named. Numbers are numbers here, and nothing is turned into them.
+In: JSON that `runs` read.   Out: Training, SearchTable, Holdout, Epoch, OriginsText; Results, of which is named what
+anyone computes with or draws. Numbers are numbers here, and nothing is turned into them.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from loffta.limits import MANY, MAX_PX, RECIPE_LIMITS
+from loffta.tasks import TASKS
 from loffta.tokens import Kind
 from loffta.words import brief
 
@@ -25,6 +26,8 @@ class Record(BaseModel, strict=True):
 def problem_of(error: ValidationError) -> str:
     """The first thing that a file says and cannot mean."""
     problem = error.errors()[0]
+    if problem["type"] == "value_error":  # of a check of ours, which names the place
+        return str(problem["ctx"]["error"])
     place = ".".join(str(part) for part in problem["loc"])
     return f"{brief(place)} is {brief(problem['input'])}: {problem['msg'].lower()}"
 
@@ -38,7 +41,7 @@ class Training(Record):
     precision: Literal["fp32", "bf16"] | None = None  # None: of an older version, see `evaluate.trained_recipe`
 
 
-class Chosen(Record):
+class Chosen(Record, extra="allow"):
     """The setting that a search found best."""
 
     lr: float = Field(gt=0, allow_inf_nan=False)
@@ -128,8 +131,12 @@ class OriginsText(Record):
     features: list[FeatureText] = Field(min_length=1, max_length=MANY)
 
 
-class Metric(Record):
-    """One metric of results.json, over seeds and images."""
+class Part(Record, extra="allow", allow_inf_nan=False):
+    """Base of what results.json holds: all of it is handed on, and nothing is drawn of what is no number."""
+
+
+class Metric(Part):
+    """One metric, over seeds and images."""
 
     mean: float
     std: float | None
@@ -137,26 +144,93 @@ class Metric(Record):
     ci95: list[float] = Field(min_length=2, max_length=2)
 
 
-class Used(Record):
+class Used(Part):
     """A store that a head was fed from."""
 
     store: str
-    label: str | None = None
-    recipe_hash: str = ""
-    taps: list[str] = []
+    label: str = ""
+    recipe_hash: str
+    taps: list[str] = Field(min_length=1)
 
 
-class Relevance(Record):
+class Counted(Part):
+    """How many images of a split were measured, and how many were left out."""
+
+    used: Natural
+    bad: Natural
+    unlabelled: Natural = 0
+
+
+class Relevance(Part):
     """How much a head relies on a backbone or a tap."""
 
     backbone: str
-    tap: str | None = None
+    tap: str | None
     score: float
-    raw_score: float = 0.0
-    inputs: int = 1
+    per_seed: list[float] = Field(min_length=1)
+    raw_score: float
+    inputs: int = Field(ge=1)
 
 
-class SearchTold(Record):
+class Relevances(Part):
+    """The same of all of them."""
+
+    backbones: list[Relevance] = Field(min_length=1)
+    taps: list[Relevance] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Relevances:
+        if {entry.backbone for entry in self.taps} - {entry.backbone for entry in self.backbones}:
+            raise ValueError("relevance: taps of a backbone that has no score")
+        return self
+
+
+class Layer(Part):
+    """What a head made of one tap: attention that it pays, features that it keeps."""
+
+    backbone: str
+    tap: str
+    kind: str = ""
+    mean: float
+
+
+class Confusion(Part):
+    """Counts [C, C]: rows are the true classes, columns the predicted."""
+
+    classes: list[str] = Field(min_length=1)
+    counts: list[list[Natural]]
+
+    @model_validator(mode="after")
+    def _is_square(self) -> Confusion:
+        if {len(self.classes)} != {len(self.counts), *map(len, self.counts)}:
+            raise ValueError("confusion: counts are not classes by classes")
+        return self
+
+
+class ConfusedPair(Part):
+    """Two classes of which one is often taken for the other."""
+
+    label: str
+    predicted: str
+    count: Natural
+    of: int = Field(ge=1)
+
+
+class ClassPrecision(Part):
+    """One class of several per image."""
+
+    images: Natural
+    ap: float | None
+
+
+class Schedule(Part):
+    """What reports tell of a recipe or a training."""
+
+    epochs: Natural | None = None
+    grid: Natural | None = None
+
+
+class SearchTold(Part):
     """What results.json repeats of a search."""
 
     metric: str
@@ -165,20 +239,43 @@ class SearchTold(Record):
     chosen: Chosen
 
 
-class Results(Record):
-    """results.json and its likes."""
+class Online(Part):
+    """What there is of a training without a cache."""
 
-    metrics: dict[str, Metric]
-    n: Natural
+    source: str
+
+
+class Results(Part):
+    """results.json and its likes: all that others compute with, print or draw."""
+
     task: str = "classification"
-    head: str = ""
-    split: str = ""
-    features: list[Used] = []
-    images: dict[str, Any] = {}
-    recipe: dict[str, Any] = {}
-    training: dict[str, Any] | None = None
+    head: str
+    split: str
+    n: int = Field(ge=1)
+    metrics: dict[str, Metric]
+    features: list[Used] = Field(min_length=1)
+    images: Counted
+    recipe: Schedule = Schedule()
+    training: Schedule = Schedule()
     train_seconds: float | None = None
+    versions: dict[str, str] = {}
     notes: dict[str, str] = {}
     search: SearchTold | None = None
-    relevance: dict[str, list[Relevance]] = {}
-    versions: dict[str, str] = {}
+    relevance: Relevances | None = None
+    attention: list[Layer] = []
+    kept: list[Layer] = []
+    confusion: Confusion | None = None
+    confused_pairs: list[ConfusedPair] = []
+    per_class: list[ClassPrecision] = []
+    online: Online | None = None
+
+    @model_validator(mode="after")
+    def _has_its_headline(self) -> Results:
+        if self.task not in TASKS:
+            raise ValueError(f"task: {brief(self.task)} is none that this version knows")
+        headline = TASKS[self.task].headline
+        if headline not in self.metrics:
+            raise ValueError(f"metrics.{headline}: it is missing")
+        if len({len(metric.per_seed) for metric in self.metrics.values()}) > 1:
+            raise ValueError("metrics: not of one number of seeds")
+        return self

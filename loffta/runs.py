@@ -37,7 +37,7 @@ _NUMBERS = re.compile(r"\[\s+(-?\d[^\[\]{}\"]*)\]")  # a list of numbers alone, 
 
 _MAX_PREDICTIONS = 1 << 36  # ImageNet's 50,000 images with 1,000 probabilities of 100 seeds are a third of it
 _LOST = "train again with another --out, or bring the file back"
-_AGAIN = "delete the file and run the command that made it again"
+_AGAIN = "delete the file: `loffta evaluate RUN` writes it anew"
 _CLAIM = re.compile(r"claim-(\d{1,9})\.json")
 
 
@@ -267,7 +267,7 @@ def read_results(path: Path) -> dict[str, Any]:
     """Reads results.json.
 
     Raises:
-        LofftaError: the file is missing or damaged.
+        LofftaError: the file is missing, damaged, or says something else than `Results`; the first such key is named.
     """
     if not path.exists():
         trained = RunPaths(path.parent).training.exists()
@@ -277,8 +277,7 @@ def read_results(path: Path) -> dict[str, Any]:
             remedy="run `loffta evaluate RUN`" if trained else "run its `loffta train` again until it is done",
         )
     values = _read_mapping(path, remedy=_AGAIN)
-    _fitting(path, values, Results, remedy=_AGAIN)
-    return values
+    return _fitting(path, values, Results, remedy=_AGAIN).model_dump(exclude_unset=True)
 
 
 def write_predictions(path: Path, columns: Mapping[str, NDArray[Any] | list[Any]]) -> None:

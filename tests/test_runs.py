@@ -29,6 +29,7 @@ from loffta.runs import (
     write_results,
 )
 from loffta.store.files import part_name
+from tests.written import whole_results
 
 CONFIG = TrainConfig(cache="cache", head="linear", features=("a:b",), recipe={"lr": 1e-5, "epochs": 3})
 
@@ -123,6 +124,16 @@ def test_heads(tmp_path):
     assert all(torch.equal(back[name], state[name]) and back[name].dtype == state[name].dtype for name in state)
 
 
+ENTRY = {"backbone": "a", "tap": "b", "score": 1, "per_seed": [1], "raw_score": 1, "inputs": 1}
+UNFIT = [  # each value is what it should be, but they do not go together
+    ({"task": "none"}, "task: 'none' is none that this version knows"),
+    ({"metrics": {}}, "metrics.top1: it is missing"),
+    (whole_results({"top1": [1], "f1": [1, 1]}), "metrics: not of one number of seeds"),
+    ({"confusion": {"classes": ["a", "b"], "counts": [[1, 2], [3]]}}, "confusion: counts are not classes by classes"),
+    ({"relevance": {"backbones": [ENTRY], "taps": [ENTRY | {"backbone": "c"}]}}, "relevance: taps of a backbone that"),
+]
+
+
 def test_results_and_lines(tmp_path):
     paths = RunPaths(tmp_path)
     with pytest.raises(LofftaError, match=r"no results here yet(.|\n)*run its `loffta train` again until it is done"):
@@ -130,16 +141,20 @@ def test_results_and_lines(tmp_path):
     paths.training.touch()  # what comes after the last head
     with pytest.raises(LofftaError, match=r"no results here yet(.|\n)*run `loffta evaluate RUN`"):
         read_results(paths.results("test"))
-    results = {"n": 3, "metrics": {"top1": {"mean": 1, "std": None, "per_seed": [1], "ci95": [0.5, 1]}}, "new": [{}]}
+    results = whole_results({"top1": [1]}, new=[{}])
     write_results(paths.results("test"), results)
     assert read_results(paths.results("test")) == results
     for damaged in ("{", "[1]"):
         paths.results("test").write_text(damaged)
         with pytest.raises(LofftaError, match=r"this file of the run cannot be read(.|\n)*delete the file"):
             read_results(paths.results("test"))
-    for place, value in (("metrics", []), ("n", "3"), ("features", [{"taps": []}]), ("relevance", {"a": [{}]})):
+    for place, value in (("metrics", []), ("n", "3"), ("features", [{"taps": []}]), ("relevance", {"taps": [{}]})):
         paths.results("test").write_text(json.dumps(results | {place: value}))
         with pytest.raises(LofftaError, match=rf"says what it cannot mean: '{place}(.|\n)*delete the file"):
+            read_results(paths.results("test"))
+    for part, fault in UNFIT:
+        paths.results("test").write_text(json.dumps(results | part))
+        with pytest.raises(LofftaError, match=rf"says what it cannot mean: {fault}(.|\n)*delete the file"):
             read_results(paths.results("test"))
     write_lines(paths.metrics(0), [{"epoch": 0}, {"epoch": 1}])
     assert paths.metrics(0).read_text() == '{"epoch": 0}\n{"epoch": 1}\n'
@@ -147,15 +162,8 @@ def test_results_and_lines(tmp_path):
 
 def test_lists_of_numbers_take_a_line(tmp_path):
     path = RunPaths(tmp_path).results("test")
-    results = {
-        "n": 1,
-        "metrics": {},
-        "none": [],
-        "confusion": [[3, -1], [0.5, 2]],
-        "std": [1.0, None],
-        "names": ["1", "2"],
-        "nested": [{"a": [1]}],
-    }
+    more = {"counts": [[3, -1], [0.5, 2]], "std": [1.0, None], "names": ["1", "2"], "nested": [{"a": [1]}], "none": []}
+    results = whole_results({"top1": [1]}, **more)
     write_results(path, results)
     assert read_results(path) == results
     lines = [line.strip() for line in path.read_text().splitlines()]

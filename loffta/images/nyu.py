@@ -119,11 +119,9 @@ class NyuDepth:
 
 def _read_indexes(path: Path) -> dict[str, list[int]]:
     """The numbers of train and test images, from MATLAB's old format (as published) or from HDF5."""
-    try:
-        import h5py
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise LofftaError(f"{path.name} needs scipy", where=path, remedy="pip install 'loffta[nyu]'") from error
+    import h5py
+    from scipy.io import loadmat
+
     try:
         if h5py.is_hdf5(path):
             with h5py.File(path, "r", locking=False) as file:

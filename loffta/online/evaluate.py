@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from loffta import machine
 from loffta.errors import LofftaError, NotSaved, unknown_name
 from loffta.evaluate import count_left_out, describe, describe_training
 from loffta.findings import Findings
+from loffta.images.files import first_of
 from loffta.images.sources import ImageSource
 from loffta.jobs import Load
 from loffta.measure import measure, prediction_columns
@@ -27,6 +28,8 @@ from loffta.online.opened import OpenedRun, open_for_images
 from loffta.online.stream import BATCH_SIZE, FreshStream, judge_bad
 from loffta.progress import Progress
 from loffta.runs import read_results, save_results
+from loffta.splits import name_some
+from loffta.store.names import in_order
 from loffta.store.table import ImageTable
 from loffta.targets import labelled_rows, read_targets
 
@@ -82,20 +85,14 @@ def evaluate_online(
                     found[i].append(run.predict(batch.features[ends[i] : ends[i + 1]], told[i]))
     if not good:
         judge_bad(stream.bad, listing.keys, len(rows), 0.0, done="no results were written")
-    results: list[Mapping[str, Any]] = []
-    unsaved: NotSaved | None = None
-    for run, parts, findings, table in zip(runs, found, told, numbered, strict=True):
-        logits = torch.cat(parts, dim=1).numpy()
-        left_out = count_left_out(len(stream.bad), len(listing.rows_of(split)) - len(rows))
-        try:
-            results.append(_write(run, table, split, np.array(good), logits, findings, left_out, start))
-        except NotSaved as error:  # of one of several: the others' are written
-            results.append(error.results)
-            unsaved = unsaved or error
-    if unsaved is not None:
-        raise unsaved.together(results)
+    left_out = count_left_out(len(stream.bad), len(listing.rows_of(split)) - len(rows))
+    results = [
+        _measure(run, table, split, np.array(good), torch.cat(parts, dim=1).numpy(), findings, left_out)
+        for run, parts, findings, table in zip(runs, found, told, numbered, strict=True)
+    ]
+    _save(runs, split, results, time.monotonic() - start)
     judge_bad(stream.bad, listing.keys, len(rows), max_bad_frac, done="the results of the good images are written")
-    return results
+    return [measured.results for measured in results]
 
 
 def rows_to_use(listing: ImageTable, split: str, task: str) -> NDArray[np.int64]:
@@ -118,28 +115,28 @@ def as_numbered(listing: ImageTable, rows: NDArray[np.int64], run: OpenedRun) ->
     Raises:
         LofftaError: some of `rows` are of classes that the run does not know.
     """
-    place = {name: i for i, name in enumerate(run.origins.classes)}
-    mapped = np.array([*(place.get(name, -1) for name in listing.classes), -1], dtype=np.int64)  # -1 stays -1
-    sets = listing.label_sets
-    mine = [[int(listing.labels[row])] if sets is None else list(sets[row] or ()) for row in rows]
-    strange = [row for row, found in zip(rows, mine, strict=True) if any(mapped[label] < 0 for label in found)]
+    numbered = listing.numbered_by(run.origins.classes)
+    strange = rows[~numbered.is_labelled()[rows]].tolist()
     if strange:
-        unknown = sorted({listing.classes[label] for found in mine for label in found if mapped[label] < 0})
-        shown = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-        known = ", ".join(run.origins.classes[:5]) + (", ..." if len(run.origins.classes) > 5 else "")
+        names = {name for row in strange for name in listing.class_names(row) or [listing.class_name(row)] if name}
+        unknown = in_order(names.difference(run.origins.classes))
         raise LofftaError(
-            f"{len(strange)} images are of classes that the run was not trained on: {shown}",
-            where=f"{listing.source}; {run.paths.root} knows {len(run.origins.classes)} classes: {known}",
+            f"{len(strange)} images are of classes that the run was not trained on: {first_of(unknown, ', ')}",
+            where=f"{listing.source}; {run.paths.root} knows {name_some(run.origins.classes)}",
             remedy="name the classes as in training, or leave these images out",
         )
-    renamed = None
-    if sets is not None:
-        known_to_run = [None if found is None else [c for c in found if mapped[c] >= 0] for found in sets]
-        renamed = [None if found is None else tuple(sorted(int(mapped[c]) for c in found)) for found in known_to_run]
-    return replace(listing, classes=run.origins.classes, labels=mapped[listing.labels], label_sets=renamed)
+    return numbered
 
 
-def _write(
+@dataclass(frozen=True)
+class _Measured:
+    """Of one run: what its results say, and the columns of its predictions."""
+
+    results: dict[str, Any]
+    columns: dict[str, NDArray[Any] | list[Any]]
+
+
+def _measure(
     run: OpenedRun,
     table: ImageTable,
     split: str,
@@ -147,18 +144,28 @@ def _write(
     logits: NDArray[np.float32],
     told: Findings,
     left_out: dict[str, int],
-    start: float,
-) -> dict[str, Any]:
+) -> _Measured:
     keys = [table.keys[row] for row in rows]
     targets = read_targets(table, run.config.task)[rows].numpy()
     results = describe(run.config, run.origins.features, split, len(rows), left_out)
     results |= measure(run.task, logits, targets, table.classes, keys=keys, seed=run.config.data_seed)
     results["online"] = {"source": table.source, "digest": table.digest}
     results |= describe_training(run.paths, run.config, run.recipe, run.heads) | told.entries()
-    path = run.paths.results(split)
-    results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
-    results["versions"] = machine.versions()
-    if path.exists() and "train_seconds" in (before := read_results(path)):
-        results["train_seconds"] = before["train_seconds"]
-    save_results(run.paths, split, results, prediction_columns(run.task, logits, targets, rows, keys))
-    return results
+    return _Measured(results, prediction_columns(run.task, logits, targets, rows, keys))
+
+
+def _save(runs: Sequence[OpenedRun], split: str, measured: Sequence[_Measured], seconds: float) -> None:
+    """Writes into every run that can be written to; NotSaved, with all results, where one cannot."""
+    unsaved: NotSaved | None = None
+    cost = {"seconds": seconds, "peak_rss_mib": machine.peak_rss_mib(), "versions": machine.versions()}
+    for run, one in zip(runs, measured, strict=True):
+        path = run.paths.results(split)
+        one.results.update(cost)
+        if path.exists() and "train_seconds" in (before := read_results(path)):
+            one.results["train_seconds"] = before["train_seconds"]
+        try:
+            save_results(run.paths, split, one.results, one.columns)
+        except NotSaved as error:  # the others' are written
+            unsaved = unsaved or error
+    if unsaved is not None:
+        raise unsaved.together([one.results for one in measured])

@@ -65,8 +65,13 @@ def comparisons_as_json(runs: Sequence[LoadedRun], comparisons: Comparisons) -> 
 
 def in_points(metric: str, found: Difference) -> str:
     """'+12.0 [+5.0, +19.5], more than chance'."""
-    low, high = (show_difference(metric, bound) for bound in found.ci95)
-    return f"{show_difference(metric, found.mean)} [{low}, {high}], {_TOLD[found.verdict]}"
+    return f"{show_difference(metric, found.mean)} {bounds(metric, found.ci95)}, {_TOLD[found.verdict]}"
+
+
+def bounds(metric: str, ci95: tuple[float, float]) -> str:
+    """'[+5.0, +19.5]'."""
+    low, high = (show_difference(metric, bound) for bound in ci95)
+    return f"[{low}, {high}]"
 
 
 def chosen_score(entries: Sequence[dict[str, object]]) -> str:

@@ -18,7 +18,6 @@ from loffta.errors import LofftaError, UsageError
 from loffta.features import choose_features
 from loffta.heads import find_head, head_label
 from loffta.known_images import CacheFinder, growth, read_known
-from loffta.report.results import check_results
 from loffta.runs import RunPaths, open_run, read_results
 from loffta.store.cache import Cache
 from loffta.tasks import find_task
@@ -214,8 +213,7 @@ def _open_run(folder: Path) -> tuple[RunPaths, TrainConfig]:
 
 def _load(folder: Path, name: str, caches: CacheFinder, split: str | None) -> LoadedRun:
     paths, config = _open_run(folder)
-    where = paths.results(split or config.test_on)
-    results = check_results(read_results(where), where)
+    results = read_results(paths.results(split or config.test_on))
     cache = caches.find(paths, config)  # none: deleted since, or moved; the results stand without it
     counted = _count_bytes(cache, config) if cache else None
     row = _row(name, results, counted)
@@ -247,7 +245,7 @@ def _row(name: str, results: Mapping[str, Any], counted: _Counted | None) -> Run
 
 
 def _measure(name: str, found: Mapping[str, Any]) -> Measure:
-    return Measure(name, found["mean"], found["std"], tuple(found["per_seed"]), found["ci95"])
+    return Measure(name, found["mean"], found["std"], tuple(found["per_seed"]), tuple(found["ci95"]))
 
 
 @dataclass(frozen=True)

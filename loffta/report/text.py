@@ -7,10 +7,8 @@ Keys, classes and paths come from users' data: every one of them passes `escape`
 from __future__ import annotations
 
 import html
-import textwrap
 
-from rich.cells import chop_cells
-
+from loffta import terminal
 from loffta.words import printable
 
 _NBSP = "\N{NO-BREAK SPACE}"
@@ -24,8 +22,7 @@ def escape(text: object) -> str:
 
 def wrap(text: object, width: int) -> list[str]:
     """Lines of at most `width` columns, one at least; wide characters take two, and nothing is cut."""
-    clean = printable(text)
-    return [part for line in textwrap.wrap(clean, width) or [clean] for part in chop_cells(line, width) or [line]]
+    return terminal.wrap(str(text), width, hang=0)
 
 
 def percent(fraction: float | int, digits: int = 1) -> str:

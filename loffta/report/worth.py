@@ -19,11 +19,11 @@ from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError
 from loffta.heads import find_head
 from loffta.report.comparisons import Comparisons
-from loffta.report.facts import chosen_score, signed
+from loffta.report.facts import bounds, chosen_score, signed
 from loffta.report.tables import LoadedRun
 from loffta.report.text import NONE, human_bytes, human_macs, percent
 from loffta.runs import RunPaths
-from loffta.tasks.figures import show, show_difference
+from loffta.tasks.figures import show
 
 _ASIDE = ("grid", "relevance_weight")  # of the recipe: it follows from the features; only scoring has the penalty
 _SAME = ("head", "task", "train_on", "holdout", "search", "augment", "partial")  # of the configurations
@@ -148,7 +148,7 @@ def gain_in_words(gain: Gain | None, metric: str) -> str:
         return "not known"
     if gain.ci95 is None:
         return f"{signed(metric, gain.points)}, not tested"
-    return f"{signed(metric, gain.points)} {_interval(gain.ci95, metric)}"
+    return f"{signed(metric, gain.points)} {bounds(metric, gain.ci95)}"
 
 
 def in_figures(worth: Worth, metric: str) -> str:
@@ -162,13 +162,8 @@ def in_figures(worth: Worth, metric: str) -> str:
 def _how_sure(gain: Gain, metric: str) -> str:
     if gain.ci95 is None:
         return f"Whether that is more than chance is not known: {gain.verdict}."
-    told = f"The 95 % interval of the gain is {_interval(gain.ci95, metric)} points, paired over the same images"
+    told = f"The 95 % interval of the gain is {bounds(metric, gain.ci95)} points, paired over the same images"
     return f"{told}: chance may have done it." if gain.verdict == "open" else f"{told}."
-
-
-def _interval(ci95: tuple[float, float], metric: str) -> str:
-    low, high = (show_difference(metric, bound) for bound in ci95)
-    return f"[{low}, {high}]"
 
 
 def _ranked(run: LoadedRun, level: str) -> list[tuple[str, str | None, float]]:

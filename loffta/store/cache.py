@@ -179,11 +179,6 @@ class Cache:
         return cache._grown_to(listing)
 
     @property
-    def digest(self) -> str:
-        """Knows a cache again wherever it lies: the image set's, as images.parquet holds it (`ImageTable.digest`)."""
-        return self.table.digest
-
-    @property
     def n_units(self) -> int:
         """Units that cover the image set."""
         return count_units(len(self.table), self.unit_images)

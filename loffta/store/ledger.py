@@ -45,14 +45,14 @@ _TYPES: dict[str, pa.DataType] = {
     "crc32c": pa.list_(pa.uint32()),
 }
 _SATURATED = pa.field("saturated", pa.list_(pa.uint32()))  # int8 arrays have it
-_SEEN: dict[str, pa.DataType] = {"flat": pa.bool_(), "pages": pa.int32()}  # files of older versions do not have them
-_OPTIONAL = {**_SEEN, _SATURATED.name: _SATURATED.type}
+SEEN: dict[str, pa.DataType] = {"flat": pa.bool_(), "pages": pa.int32()}  # files of older versions do not have them
+_OPTIONAL = {**SEEN, _SATURATED.name: _SATURATED.type}
 _ALL_TYPES = {**_TYPES, **_OPTIONAL}
 _META = b"loffta"
 _DONE = re.compile(r"u(\d+)\.parquet")
 _LISTED = ("row", "status", "reason")
 _MERGED = (*_LISTED, _SATURATED.name)  # what a ledger is made of; the lists of checksums are most of a done file
-_READ_THREADS = 8  # done files are small: over a network, waiting for them is all the work
+READ_THREADS = 8  # done files are small: over a network, waiting for them is all the work
 _MAX_BYTES = 1 << 30  # of a done file: 256 images of 12 taps take 30 kB
 # what pyarrow raises over damaged bytes; trouble of the file system is met before it sees them
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, pa.ArrowException)
@@ -118,10 +118,9 @@ def stated_layouts(paths: ArrayPaths, n_rows: int) -> list[ArrayLayout]:
     """Each layout that units of an array say they were written with, for `n_rows` images; older done files say none."""
     said = {}
     for unit in done_units(paths):
-        with suppress(DamageFound, FileNotFoundError, *_UNREADABLE):  # `verify` names it
-            made = made_of(pq.read_schema(pa.BufferReader(read_file(paths.done(unit), _MAX_BYTES))).metadata)
-            if isinstance(made.get("array"), dict):
-                said[json.dumps(made["array"], sort_keys=True)] = made["array"]
+        made = _made_in(paths.done(unit))
+        if isinstance(made.get("array"), dict):
+            said[json.dumps(made["array"], sort_keys=True)] = made["array"]
     layouts = []
     for facts in said.values():
         with suppress(ValueError, KeyError, TypeError):
@@ -135,8 +134,8 @@ def encode_done(images: Sequence[ImageStatus], audits: Sequence[Audit], run: dic
         [getattr(image, name) for image in images] for name in ("row", "status", "reason", "width", "height", "blake2b")
     ]
     columns += [[list(getattr(audit, name)) for audit in audits] for name in ("finite", "abs_max", "crc32c")]
-    columns += [[getattr(image, name) for image in images] for name in _SEEN]
-    schema = pa.schema({**_TYPES, **_SEEN})
+    columns += [[getattr(image, name) for image in images] for name in SEEN]
+    schema = pa.schema({**_TYPES, **SEEN})
     if any(audit.saturated is not None for audit in audits):
         schema = schema.append(_SATURATED)
         columns.append([list(audit.saturated or ()) for audit in audits])
@@ -214,13 +213,18 @@ def settles(paths: ArrayPaths, unit: int, rows: Sequence[int], unit_images: int)
     return set(rows) <= set(listed_rows(paths, unit))
 
 
-def read_made(paths: ArrayPaths) -> dict[str, Any] | None:
-    """How the first unit that is there was made, as given to `write_done`; None where there is none to read."""
+def read_made(paths: ArrayPaths) -> dict[str, Any]:
+    """How the first unit that is there was made, as given to `write_done`; nothing where there is none to read."""
     path = min(paths.done_folder.glob("u*.parquet"), default=None)
+    return {} if path is None else _made_in(path)
+
+
+def _made_in(path: Path) -> dict[str, Any]:
+    """As `made_of`, by the footer of a done file alone; nothing where that is damaged: `verify` names it."""
     try:
-        return None if path is None else made_of(pq.read_schema(pa.BufferReader(read_file(path, _MAX_BYTES))).metadata)
-    except (DamageFound, *_UNREADABLE):  # damaged: `verify` names it
-        return None
+        return made_of(pq.read_schema(pa.BufferReader(read_file(path, _MAX_BYTES))).metadata)
+    except (DamageFound, *_UNREADABLE):
+        return {}
 
 
 def check_made(paths: ArrayPaths, layout: ArrayLayout) -> None:
@@ -229,39 +233,9 @@ def check_made(paths: ArrayPaths, layout: ArrayLayout) -> None:
     Raises:
         DamageFound: one of them is not what it was.
     """
-    fault = layout_fault(read_made(paths) or {}, layout)
+    fault = layout_fault(read_made(paths), layout)
     if fault is not None:
         raise DamageFound(fault, where=paths.metadata, remedy=REPAIR)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What decoding told of the images of one array, added up."""
-
-    flat: int = 0  # images of a single colour
-    pages_ignored: int = 0  # frames or pages behind the first of a file
-    several_pages: int = 0  # images of which that is so
-    untold: int = 0  # images of units that an older version wrote, of which none of this is known
-
-
-def read_seen(paths: ArrayPaths) -> Seen:
-    """Adds up what the done files of one array say.
-
-    Raises:
-        DamageFound: a done file cannot be read.
-    """
-    files = [paths.done(unit) for unit in done_units(paths)]
-    with ThreadPoolExecutor(_READ_THREADS) as pool:
-        tables = list(pool.map(partial(read_done, columns=("row", *_SEEN)), files))
-    counts = [0, 0, 0, 0]
-    for table in tables:
-        if set(_SEEN) <= set(table.column_names):
-            pages = [n for n in to_numbers(table["pages"]).tolist() if n > 1]
-            here = (table["flat"].to_pylist().count(True), sum(pages) - len(pages), len(pages), 0)
-        else:
-            here = (0, 0, 0, table.num_rows)
-        counts = [a + b for a, b in zip(counts, here, strict=True)]
-    return Seen(*counts)
 
 
 @dataclass(frozen=True)
@@ -301,7 +275,7 @@ def read_ledger(paths: ArrayPaths, layout: ArrayLayout, images: ImageTable | Non
     units = done_units(paths)
     if not units:
         return Ledger(ready, {}, 0)
-    with ThreadPoolExecutor(_READ_THREADS) as pool:
+    with ThreadPoolExecutor(READ_THREADS) as pool:
         tables = list(pool.map(partial(read_done, columns=_MERGED), map(paths.done, units)))
     made = [made_of(table.schema.metadata) for table in tables]
     for unit, table, said in zip(units, tables, made, strict=True):

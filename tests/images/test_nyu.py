@@ -2,7 +2,6 @@
 
 import builtins
 import io
-import sys
 
 import h5py
 import numpy as np
@@ -145,14 +144,3 @@ def test_without_h5py(tmp_path, monkeypatch):
     with pytest.raises(LofftaError) as caught:
         open_source(spec).listing()
     assert (caught.value.what, caught.value.remedy) == (f"{spec} needs h5py", "pip install 'loffta[nyu]'")
-
-
-def test_without_scipy(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
-    (tmp_path / "b").mkdir()
-    assert open_source(nyu(tmp_path / "b", splits=False)).listing().splits == ["train"] * 5
-    spec = nyu(tmp_path, splits=False)
-    put(tmp_path / "splits.mat", b"x")
-    with pytest.raises(LofftaError) as caught:
-        open_source(spec).listing()
-    assert (caught.value.what, caught.value.remedy) == ("splits.mat needs scipy", "pip install 'loffta[nyu]'")

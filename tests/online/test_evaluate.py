@@ -140,7 +140,7 @@ def test_classes_are_matched_by_name(run):
             lambda f: {"classes": ("a", "bird", "c")},
             "test",
             LofftaError,
-            r"images are of classes .*: bird\n.*3 classes",
+            r"images are of classes .*: bird\n.*knows classes a, b, c",
         ),
         (lambda f: {}, "tset", UsageError, r"unknown split 'tset'(.|\n)*did you mean test"),
         (

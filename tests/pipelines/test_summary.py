@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from loffta_pipelines.summary import format_summary, summarise
 
-from loffta.measure import summary as over_seeds
 from loffta.pipeline import PlannedRun, TaskConfig
 from loffta.report.text import NONE
 from loffta.runs import write_results
+from tests.written import whole_results
 
 
 def planned(tmp_path: Path, values, *, metric="top1", groups=None):
@@ -21,7 +21,7 @@ def planned(tmp_path: Path, values, *, metric="top1", groups=None):
         if value is not None:
             path.mkdir(parents=True)
             per_seed = value if isinstance(value, list) else [value]
-            write_results(path / "results.json", {"n": 9, "metrics": {metric: over_seeds(per_seed) | {"ci95": [0, 1]}}})
+            write_results(path / "results.json", whole_results({"top1": per_seed, metric: per_seed}))
         config = TaskConfig(name=task, source="x", metric=metric, group=(groups or {}).get(task))
         runs.append(PlannedRun(config, run, backbone, path))
     return runs
@@ -109,8 +109,7 @@ def test_a_gap_is_named_and_no_average_hides_it(tmp_path):
 
 def test_a_metric_that_results_lack_is_a_gap(tmp_path):
     runs = planned(tmp_path, {("a", "r", None): 0.8}, metric="kappa")
-    results = {"n": 9, "metrics": {"top1": over_seeds([0.5]) | {"ci95": [0, 1]}}}
-    write_results(runs[0].path / "results.json", results)
+    write_results(runs[0].path / "results.json", whole_results({"top1": [0.5]}))
     assert summarise(runs)["missing"] == [str(runs[0].path)]
 
 

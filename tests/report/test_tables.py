@@ -174,7 +174,7 @@ def test_results_of_another_make_are_one_error_not_a_traceback(make_run):
     root = make_run("lin", [0.5], ALL)
     path = RunPaths(root).results("test")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": {}}))
-    with pytest.raises(LofftaError, match=r"(?s)cannot be reported: metrics.top1: it is missing.*loffta evaluate RUN"):
+    with pytest.raises(LofftaError, match=r"(?s)cannot mean: metrics.top1: it is missing.*loffta evaluate RUN"):
         read_runs([root])
 
 

@@ -73,8 +73,8 @@ def test_the_digest_knows_a_cache_wherever_it_lies(cache, tmp_path):
     columns = pq.read_table(moved.paths.images)
     rows = [columns[name].to_pylist() for name in ("key", "size", "split", "label")]
     text = json.dumps([*rows, ["class 0", "class 1"]])
-    assert moved.digest == hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-    assert json.loads(columns.schema.metadata[b"loffta"])["digest"] == moved.digest
+    assert moved.table.digest == hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    assert json.loads(columns.schema.metadata[b"loffta"])["digest"] == moved.table.digest
 
 
 # -- the table of images

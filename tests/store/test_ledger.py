@@ -11,16 +11,15 @@ from loffta.store.ledger import (
     OK,
     Audit,
     ImageStatus,
-    Seen,
     count_done,
     read_done,
     read_ledger,
-    read_seen,
     scales_of,
     write_done,
 )
 from loffta.store.metadata import image_layout
 from loffta.store.paths import ArrayPaths, CachePaths
+from loffta.store.seen import Seen, read_seen
 
 
 @pytest.fixture(params=["cache", "split=a b"])  # the second must not be taken for a partitioned data set

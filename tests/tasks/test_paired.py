@@ -29,21 +29,24 @@ def expected_top1(skill, spread):
     ("n_seeds", "spread"),
     [((1, 1), 0.0), ((3, 3), 0.0), ((3, 3), 0.1), ((3, 3), 0.2), ((5, 5), 0.1), ((2, 5), 0.1)],
 )
-def test_the_interval_holds_the_known_difference_in_95_of_100(n_seeds, spread):
-    """True top-1s of some 88 and 82 %; 1,000 comparisons."""
-    rng, held, n_images = np.random.default_rng(7), [], 200
-    truth = expected_top1(1.3, spread) - expected_top1(1.0, spread)
-    (weights,) = image_weights(n_images)  # of no matter that all comparisons share them: the images are new each time
-    for trial in range(1000):
+def test_the_interval_holds_the_known_difference_in_94_to_96_of_100(n_seeds, spread):
+    """True top-1s of some 88 and 82 %; 1,000 comparisons, of whose share twice the standard error is 1.4 points.
+
+    Images alone hold it in 61 of 100 where seeds differ most, images and seeds drawn anew in 89.
+    """
+    rng, right, n_images, n_trials = np.random.default_rng(7), [], 200, 1000
+    for _ in range(n_trials):
         common = rng.normal(size=n_images)
-        runs = [
-            scored(simulate(rng, skill, n, n_images, common, spread), weights)
-            for skill, n in zip((1.3, 1.0), n_seeds, strict=True)
-        ]
-        low, high = difference(*runs, n_images, seed=trial).ci95
+        right += [simulate(rng, s, n, n_images, common, spread) for s, n in zip((1.3, 1.0), n_seeds, strict=True)]
+    (weights,) = image_weights(n_images)  # of no matter that all comparisons share them: the images are new each time
+    seeds = scored(np.concatenate(right), weights)
+    truth, held = expected_top1(1.3, spread) - expected_top1(1.0, spread), []
+    for first in range(0, len(seeds.values), sum(n_seeds)):
+        middle, end = first + n_seeds[0], first + sum(n_seeds)
+        runs = [Scored(seeds.values[i:j], seeds.resampled[:, i:j]) for i, j in ((first, middle), (middle, end))]
+        low, high = difference(*runs, n_images).ci95
         held.append(low <= truth <= high)
-    error = 0.007  # of such a share: sqrt(.95 x .05 / 1000)
-    assert 0.93 - error <= np.mean(held) <= 0.97 + error
+    assert 0.94 - 0.014 <= np.mean(held) <= 0.96 + 0.014
 
 
 def test_one_seed_each_equals_a_slow_loop_over_images():
@@ -83,7 +86,8 @@ def test_the_spread_of_seeds_widens_it():
     narrow = difference(scored(same, weights), scored(same, weights), 1000)
     wide = difference(scored(apart, weights), scored(same, weights), 1000)
     assert narrow.ci95 == (0, 0)
-    assert wide.ci95[1] > 0.7 * 4.303 * 0.05 / sqrt(3), "Student's t of two degrees of freedom"
+    assert wide.ci95[1] == pytest.approx(4.303 * 0.05 / sqrt(3), rel=0.03), "Student's t of two degrees of freedom"
+    assert wide.ci95[0] == pytest.approx(-wide.ci95[1], rel=0.03)
 
 
 def test_seeds_that_differ_by_chance_alone_have_no_variance_of_their_own():
