@@ -79,7 +79,7 @@ def drop(target: Target) -> None:
 
 
 def _refuse_strangers(link: Path, root: Path) -> None:
-    """What a link leads to is removed, too: it must hold what extractions write, outside the cache, and nothing else."""
+    """What a link leads to is removed, too: it must hold what extractions write, outside the cache, nothing else."""
     place = link.resolve()
     if place.is_relative_to(root) or root.is_relative_to(place):
         stranger: Path | None = place
