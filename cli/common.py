@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,37 @@ from loffta.terminal import wrap
 
 _AUGMENT = "augment."  # what --set changes of the augmentation begins with
 
+_OPENING: dict[str, dict[str, Any]] = {
+    "--image-root": {"type": click.Path(), "metavar": "DIR", "help": "Of a table: where its images lie."},
+    "--follow-links": {"is_flag": True, "help": "Take images behind links that lead out of SOURCE, too."},
+}
 json_option = click.option("--json", "as_json", is_flag=True, help="End with the result as one JSON object on stdout.")
+
+
+def opening_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that open what an image set keeps closed: --image-root and --follow-links."""
+    for name, facts in reversed(_OPENING.items()):
+        command = click.option(name, **facts)(command)
+    return command
+
+
+def take_opened(options: dict[str, Any]) -> dict[str, Any]:
+    """Takes them out of `options`; those that were given, empty where none was."""
+    taken = {name: options.pop(name) for name in ("image_root", "follow_links")}
+    return {name: value for name, value in taken.items() if value}
+
+
+def opened_source(spec: str, opened: Mapping[str, Any]) -> str:
+    """The source in the words that hold what its user opened.
+
+    Raises:
+        UsageError: a kind of source that has no such thing.
+    """
+    if not opened:
+        return spec
+    from loffta.images.sources import with_options
+
+    return with_options(spec, **opened)
 
 
 def emit(result: Mapping[str, Any], as_json: bool) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import emit, json_option, show
+from .common import emit, json_option, opened_source, opening_options, show, take_opened
 from .train import print_results
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--online", metavar="SOURCE", help="Images that are not cached: features are made and forgotten.")
 @click.option("--batch-size", type=click.IntRange(1, 1 << 20), help="With --online: images per pass.  [32]")
 @click.option("--max-bad-frac", type=click.FloatRange(0, 1), help="With --online: more are exit code 3.  [0.01]")
+@opening_options
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @json_option
 @click.pass_context
@@ -46,9 +48,12 @@ def command(
     from loffta.errors import NotSaved
     from loffta.machine import StopFlag
 
+    opened = take_opened(online_options)
     given = {name: value for name, value in online_options.items() if value is not None}
-    if given and online is None:
-        option = next(iter(given)).replace("_", "-")
+    if online is not None:
+        online = opened_source(online, opened)
+    elif given or opened:
+        option = next(iter(given | opened)).replace("_", "-")
         raise click.UsageError(f"--{option} is for --online SOURCE", ctx)
     stop = StopFlag().listen()
     found: list[Any] = []
@@ -91,7 +96,7 @@ def _evaluate(run: Path, split: str | None, cache: Path | None, device: str, sto
 
 def _evaluate_online(
     runs: tuple[Path, ...], online: str, split: str, device: str, stop: StopFlag, **options: Any
-) -> list[dict[str, Any]]:
+) -> list[Mapping[str, Any]]:
     from loffta import machine
     from loffta.begin import backbone_loader
     from loffta.images.sources import open_source

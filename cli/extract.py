@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import emit, human_bytes, json_option, merge_config, plural, seen_line, show
+from .common import (
+    emit,
+    human_bytes,
+    json_option,
+    merge_config,
+    opened_source,
+    opening_options,
+    plural,
+    seen_line,
+    show,
+    take_opened,
+)
 
 if TYPE_CHECKING:
     from loffta.config import ExtractConfig
@@ -35,8 +46,7 @@ _REQUIRED = {"source": "SOURCE", "cache": "--cache DIR", "backbones": "--backbon
 )
 @click.option("--background", metavar="COLOUR", help="Behind transparency: white, black, grey, #rrggbb.  [white]")
 @click.option("--range", metavar="LOW..HIGH", help="Black and white of more than 8 bits; auto, clip.  [auto]")
-@click.option("--image-root", type=click.Path(), metavar="DIR", help="Of a table: where its images lie.")
-@click.option("--follow-links", is_flag=True, help="Take images behind links that lead out of SOURCE, too.")
+@opening_options
 @click.option("--pool", metavar="RxC", help="Average windows of R x C tokens before storing, for example 2x2.")
 @click.option("--views", type=int, default=0, help="Random crops and flips of every image, a store each.  [0]")
 @click.option("--view-seed", type=int, default=0, help="What the views are drawn from.  [0]")
@@ -90,17 +100,15 @@ def read_options(ctx: click.Context, file: Path | None, options: dict[str, Any])
     """
     from loffta.config import ExtractConfig, parse
 
-    opened = {name: options.pop(name) for name in ("image_root", "follow_links")}
+    opened = take_opened(options)
     options["backbones"] = pair_backbones(
         options["backbones"], options.pop("weights"), options.pop("taps"), options.pop("image_px")
     )
     options["kinds"] = tuple(kind.strip() for kind in options["kinds"].split(","))
     options["share"] = parse_share(options["share"]) if options["share"] else None
     values = merge_config(ctx, file, options)
-    if any(opened.values()) and values.get("source"):
-        from loffta.images.sources import with_options
-
-        values["source"] = with_options(values["source"], **opened)
+    if values.get("source"):
+        values["source"] = opened_source(values["source"], opened)
     return parse(ExtractConfig, values, where=file or ctx.command_path, options=_REQUIRED)
 
 

@@ -20,17 +20,21 @@ _SHOWN = 5  # names of bad images a reason; --json gives all
 def command(cache: Path, as_json: bool) -> None:
     """Show what CACHE holds: images, stores, finished units, bytes; works while `extract` runs.
 
-    Also who is writing and how fast, what is missing, and what takes space and serves nobody.
+    Also who is writing and how fast, what is missing, and what takes space and serves nobody. What is damaged is named
+    at the end, with exit code 4.
     """
+    from loffta.errors import DamageFound
     from loffta.inventory import by_reason, take_inventory
     from loffta.store.cache import Cache
+    from loffta.store.reads import REPAIR
 
     held = take_inventory(Cache.open(cache))
     splits = ", ".join(f"{name} {count}" for name, count in held["splits"].items())
     images = f"{held['images']} {plural(held['images'], 'image')} ({splits})"
     classes = f"{held['classes']} {plural(held['classes'], 'class', 'classes')}"
-    show(f"{held['source']}: {images}, {classes}, {held['label_kind']}, {len(held['bad'])} bad")
-    for reason, keys in by_reason(held["bad"]).items():
+    bad = "the bad ones are not known" if held["bad"] is None else f"{len(held['bad'])} bad"
+    show(f"{held['source']}: {images}, {classes}, {held['label_kind']}, {bad}")
+    for reason, keys in by_reason(held["bad"] or {}).items():
         show(f"  {len(keys)} bad: {reason}: {_first(keys)}")
     if seen := seen_line(held):
         show(f"  {seen}")
@@ -46,6 +50,9 @@ def command(cache: Path, as_json: bool) -> None:
     for line in _notes(held):
         show(line)
     emit(held, as_json)
+    if held["damaged"]:
+        n = len(held["damaged"])
+        raise DamageFound(f"{n} {plural(n, 'part')} of the cache cannot be read", where=cache, remedy=REPAIR)
 
 
 def _head(store: dict[str, Any]) -> str:
@@ -59,12 +66,13 @@ def _head(store: dict[str, Any]) -> str:
 
 
 def _notes(held: dict[str, Any]) -> list[str]:
-    """Writers, missing shards and orphans; nothing where there are none."""
+    """Writers, damage, missing shards and orphans; nothing where there are none."""
     lines = [
         f"writing: process {w['pid']} on {w['host']}, {w['files']} {plural(w['files'], 'file')}, "
         f"{human_bytes(w['bytes'])} so far, last {w['age_s']:.0f} s ago"
         for w in held["writers"]
     ]
+    lines += [f"damaged: {d['array']}: {d['what']} ({d['path']})" for d in held["damaged"]]
     lines += _gone_lines(held)
     if held["orphans"]:
         total = sum(orphan["bytes"] for orphan in held["orphans"])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
-from .common import emit, json_option, plural, show
+from .common import emit, json_option, opened_source, opening_options, plural, show, take_opened
 
 
 @click.command("predict")
@@ -21,6 +22,7 @@ from .common import emit, json_option, plural, show
 @click.option(
     "--max-bad-frac", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="More bad images: exit code 3."
 )
+@opening_options
 @json_option
 def command(
     run: Path,
@@ -32,6 +34,7 @@ def command(
     device: str,
     max_bad_frac: float,
     as_json: bool,
+    **opened: Any,
 ) -> None:
     """Tell the classes of images by the trained heads of RUN.
 
@@ -49,7 +52,7 @@ def command(
     target = machine.resolve_device(device)
     done = predict(
         run,
-        open_images(source),
+        open_images(opened_source(source, take_opened(opened))),
         out,
         backbone_loader(target),
         device=target,

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .common import opened_source, opening_options, take_opened
+
 if TYPE_CHECKING:
     from loffta.machine import StopFlag
 
 _OPTIONS = (
     click.option("--online", metavar="SOURCE", help="No cache: images run through --backbone at every step."),
+    opening_options,
     click.option("--backbone", metavar="NAME", help="With --online: short name, timm model or custom:..."),
     click.option("--weights", metavar="SPEC", help="With --online, as extract has it.  [hub]"),
     click.option("--image-px", metavar="PX", help="With --online, as extract has it.  [native]"),
@@ -48,11 +51,12 @@ def take_online(options: dict[str, Any]) -> dict[str, Any]:
     from loffta.errors import UsageError
 
     source = options.pop("online")
+    opened = take_opened(options)
     taken = {name: options.pop(name) for name in _NAMES}
     given = {name: value for name, value in taken.items() if value is not None and value is not False}  # 0 is given
     if source is None:
-        if given:
-            option = "--" + next(iter(given)).replace("_", "-")
+        if given or opened:
+            option = "--" + next(iter(given | opened)).replace("_", "-")
             raise UsageError(f"{option} is for training without a cache", where=option, remedy="add --online SOURCE")
         return {}
     if options["cache"] is not None:
@@ -67,6 +71,7 @@ def take_online(options: dict[str, Any]) -> dict[str, Any]:
     backbone |= {key: given.pop(key) for key in ("weights", "image_px") if key in given}
     if "augment_images" in given:
         given["augment"] = given.pop("augment_images")
+    source = opened_source(source, opened)
     options["head"] = options["head"] or "online-linear"
     return {"cache": Path(source), "online": {"source": source, "backbone": backbone, **given}}
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from loffta.store.cache import Cache, CachedArray
 from loffta.store.files import Part
 from loffta.store.ledger import done_units
+from loffta.store.paths import TARGETS
 
 WINDOW_S = 600.0  # units that were finished in these last seconds make the rate
 
@@ -70,10 +71,13 @@ def images_per_s(cache: Cache, arrays: Sequence[CachedArray], now: float | None 
     return n_images / (recent[-1][0] - recent[0][0])
 
 
-def find_orphans(cache: Cache, parts: Iterable[Part]) -> list[Orphan]:
-    """Shards without a done file, arrays without zarr.json, done files without an array, what killed processes left."""
+def find_orphans(cache: Cache, arrays: Iterable[CachedArray], parts: Iterable[Part]) -> list[Orphan]:
+    """Shards without a done file, arrays without zarr.json, done files without an array, what killed processes left.
+
+    Args:
+        arrays: those that can be read; of others nothing is said, for it is not known whom they serve.
+    """
     orphans = []
-    arrays = cache.arrays()
     for array in arrays:
         shards = {path.name: path for path in array.paths.folder.glob("c.*")}  # before the done files that come later
         vouched = {array.paths.shard(unit, array.layout.ndim).name for unit in done_units(array.paths)}
@@ -86,10 +90,15 @@ def find_orphans(cache: Cache, parts: Iterable[Part]) -> list[Orphan]:
             f for f in folder.iterdir() if f.is_dir() and not cache.paths.array(folder.name, f.name).metadata.exists()
         ]
         orphans += [_orphan("an array without zarr.json", path) for path in sorted(bare)]
-    known = {array.paths.done_folder for array in arrays}
-    strangers = sorted(path for path in cache.paths.done.glob("*/*") if path not in known and any(path.iterdir()))
-    orphans += [_orphan("done files without array", path) for path in strangers]
+    done = sorted(path for path in cache.paths.done.glob("*/*") if any(path.iterdir()))
+    orphans += [_orphan("done files without array", path) for path in done if not _has_array(cache, path)]
     return orphans + [Orphan("left by a killed process", part.path, part.bytes) for part in parts if part.stale]
+
+
+def _has_array(cache: Cache, done: Path) -> bool:
+    """Whether there is an array that a folder of done files speaks of."""
+    owner, paths = done.parent.name, cache.paths.named(f"{done.parent.name}/{done.name}")
+    return paths.metadata.exists() and (owner == TARGETS or cache.paths.store_metadata(owner).exists())
 
 
 def _orphan(what: str, path: Path) -> Orphan:

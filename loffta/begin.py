@@ -28,6 +28,7 @@ from loffta.store.paths import THUMB, CachePaths
 from loffta.store.purge import describe_lost, describe_missing, forget_missing, lost_metadata
 from loffta.store.table import ImageTable
 from loffta.store.units import Share
+from loffta.words import printable
 from loffta.zoo import ZOO
 
 
@@ -139,9 +140,8 @@ def _say_missing(lost: list[str], missing: dict[str, list[int]]) -> None:
     if lost or missing:
         found = [describe_lost(lost)] if lost else []
         found += [describe_missing(missing)] if missing else []
-        print(
+        said = (
             "\n".join(found) + "\n  was the file system purged? These units are not finished any more; "
-            "this command writes anew those of its own stores",
-            file=sys.stderr,
-            flush=True,
+            "this command writes anew those of its own stores"
         )
+        print(printable(said, keep="\n"), file=sys.stderr, flush=True)

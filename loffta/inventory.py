@@ -1,4 +1,7 @@
-"""What a cache holds and what it weighs, for `loffta info`. Lists names and sizes; opens few done files."""
+"""What a cache holds and what it weighs, for `loffta info`. Lists names and sizes; opens few done files.
+
+What is damaged is named, and all else is told.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,32 @@ from loffta.errors import DamageFound
 from loffta.space import shard_bytes
 from loffta.store.cache import Cache, CachedArray, Store
 from loffta.store.files import find_parts
-from loffta.store.ledger import count_done, done_units, read_seen
+from loffta.store.ledger import Seen, count_done, done_units, read_seen
+from loffta.store.paths import TARGETS
 from loffta.store.purge import all_missing_shards, lost_metadata
 from loffta.store.scales import has_scales, read_facts
+from loffta.store.verify import Damage, open_arrays
 
 
 def take_inventory(cache: Cache) -> dict[str, Any]:
     """Image set, stores and arrays with their finished units, files and bytes; who is writing, and what is orphaned."""
-    thumbs = cache.thumbs()
-    bad = thumbs.ledger.bad
+    arrays, damages = open_arrays(cache)
+    by_store: dict[str, list[CachedArray]] = {}
+    for array in arrays:
+        by_store.setdefault(array.paths.name.partition("/")[0], []).append(array)
+    (thumbs,) = by_store.pop(TARGETS, None) or [cache.thumbs()]
     parts = find_parts(cache.paths.root)
+    told: dict[str, Any] = {"bad": None} | asdict(Seen())
+    try:
+        told = {"bad": {cache.table.keys[row]: reason for row, reason in thumbs.ledger.bad.items()}}
+        told |= asdict(read_seen(thumbs.paths))
+    except DamageFound as error:
+        damages.append(Damage(thumbs.paths.name, None, error.what, Path(error.where)))
     return {
         "cache": str(cache.paths.root),
         "source": cache.table.source,
         "images": len(cache.table),
-        "bad": {cache.table.keys[row]: reason for row, reason in bad.items()},
-        **asdict(read_seen(thumbs.paths)),
+        **told,
         "not_taken": cache.table.not_taken,
         "look": cache.look._asdict(),
         "splits": cache.table.split_sizes(),
@@ -37,11 +50,16 @@ def take_inventory(cache: Cache) -> dict[str, Any]:
         "label_kind": cache.table.label_kind,
         "unit_images": cache.unit_images,
         "thumbnails": _weigh(cache, thumbs)[0],
-        "stores": [_describe(cache, store) for store in cache.stores()],
+        "stores": [
+            _describe(cache, Store(name, cache.store_info(name), tuple(by_store.get(name, ()))))
+            for name in cache.paths.store_names()
+            if name not in {damage.array for damage in damages}
+        ],
+        "damaged": [{"what": damage.what, "array": damage.array, "path": str(damage.path)} for damage in damages],
         "lost_metadata": lost_metadata(cache),
-        "missing_shards": all_missing_shards(cache.arrays()),
+        "missing_shards": all_missing_shards(arrays),
         "writers": [asdict(writer) for writer in find_writers(parts)],
-        "orphans": [asdict(orphan) for orphan in find_orphans(cache, parts)],
+        "orphans": [asdict(orphan) for orphan in find_orphans(cache, arrays, parts)],
     }
 
 
@@ -118,11 +136,12 @@ def _weigh_int8(array: CachedArray) -> dict[str, Any]:
     try:
         facts = read_facts(array.paths)
         errors = dict(zip(array.taps, map(float, facts["relative_rms"]), strict=False))
+        ledger = array.ledger
     except (FileNotFoundError, DamageFound, ValueError, KeyError, TypeError):  # `verify` names it
         return {}
-    held = int(array.ledger.ready.sum()) * math.prod(array.layout.item_shape)
+    held = int(ledger.ready.sum()) * math.prod(array.layout.item_shape)
     return {
         "int8_error": errors,
-        "saturated": array.ledger.saturated / max(held, 1),
+        "saturated": ledger.saturated / max(held, 1),
         "scale_bytes": sum(path.stat().st_size for path in array.paths.scales.rglob("*") if path.is_file()),
     }

@@ -18,7 +18,7 @@ from typing import TypeVar
 import psutil
 import torch
 
-from loffta import signals
+from loffta import cgroups, signals
 from loffta.errors import LofftaError, Stopped, UsageError
 
 Item = TypeVar("Item")
@@ -52,11 +52,14 @@ def resolve_device(name: str) -> torch.device:
 
 
 def available_cpus() -> int:
-    """CPUs that this job may use: SLURM's word first, then the affinity mask; no more than OMP_NUM_THREADS says."""
+    """CPUs that this job may use: SLURM's word first, then the affinity mask.
+
+    No more than the quota of its control groups pays for, nor than OMP_NUM_THREADS says.
+    """
     n_cpus = _told("SLURM_CPUS_PER_TASK")
     if n_cpus is None:
         n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(n_cpus, _told("OMP_NUM_THREADS") or n_cpus)
+    return min(n_cpus, cgroups.whole_cpus() or n_cpus, _told("OMP_NUM_THREADS") or n_cpus)
 
 
 def _told(variable: str) -> int | None:
@@ -109,35 +112,11 @@ def trim_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def free_memory_bytes(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Memory that this process may still take: what the machine has free, and no more than its job's limit leaves.
-
-    A SLURM job is killed at its cgroup's limit, whatever the node has free; limits of parent groups count too. The page
-    cache is charged to a group but given back when needed, so it counts as free.
-    """
+def free_memory_bytes() -> int:
+    """Memory that this process may still take: what the machine has free, and no more than its job's limit leaves."""
     free = int(psutil.virtual_memory().available)
-    try:
-        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
-    except OSError:  # no Linux
-        return free
-    for _, controllers, group in lines:
-        if controllers == "":
-            root, limit, used = cgroups, "memory.max", "memory.current"
-        elif "memory" in controllers.split(","):  # cgroup v1
-            root, limit, used = cgroups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        folder = root / group.strip("/")
-        for level in [p for p in (folder, *folder.parents) if p.is_relative_to(root)]:
-            try:
-                most, taken = (level / limit).read_text().strip(), int((level / used).read_text())
-                stat = dict(line.split() for line in (level / "memory.stat").read_text().splitlines())
-            except OSError:  # the root group has no limit, and a container does not see its own path
-                continue
-            cached = int(stat.get("active_file", 0)) + int(stat.get("inactive_file", 0))
-            if most != "max":
-                free = min(free, max(0, int(most) - taken + cached))
-    return free
+    left = cgroups.free_bytes()
+    return free if left is None else min(free, left)
 
 
 def peak_rss_mib(status: Path = Path("/proc/self/status")) -> float:

@@ -21,6 +21,7 @@ from typing import Any
 
 from loffta.errors import LofftaError
 from loffta.pipeline import DATA, PipelineConfig, choose, read_pipeline
+from loffta.words import printable
 
 HERE = Path(__file__).parent
 CLASSES = 3
@@ -101,9 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = read_pipeline(options.file if options.file.exists() else HERE / options.file)
         for task in choose(config, tasks=[name for name in options.tasks.split(",") if name]).tasks or ():
             write(task.source, options.data)
-            print(f"{task.name}: {task.source.replace(DATA, str(options.data))}")
+            print(printable(f"{task.name}: {task.source.replace(DATA, str(options.data))}"))
     except LofftaError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}", keep="\n"), file=sys.stderr)
         return error.exit_code
     return 0
 

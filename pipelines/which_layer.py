@@ -18,6 +18,7 @@ from loffta.report.plots import Bar, bar_chart, percent_ticks
 from loffta.store.cache import Cache
 from loffta.tasks.figures import show, show_interval
 from loffta.train import train
+from loffta.words import printable
 
 STYLE = "font-family:system-ui,sans-serif;background:#fff"
 
@@ -45,7 +46,7 @@ def main() -> None:
             top1 = train(config, Path(scratch) / name, StopFlag())["metrics"]["top1"]
             label = f"all {len(taps)} taps" if name == "all" else name
             text = f"{show('top1', top1['mean'])} %"
-            print(f"{label:12} {text}, 95 % interval {show_interval('top1', top1['ci95'])}")
+            print(printable(f"{label:12}"), f"{text}, 95 % interval {show_interval('top1', top1['ci95'])}")
             bars.append(Bar(label, top1["mean"], text, whisker=tuple(top1["ci95"])))
     if options.out:
         chart = bar_chart(bars, title="Linear probe, top-1 on 797 test digits", high=1.0, ticks=percent_ticks(0, 1))

@@ -284,6 +284,6 @@ def test_no_tokens_of_the_sample_are_kept(tmp_path):
             made.append(weakref.ref(tokens.grid))
             return tokens
 
-    fill(tmp_path, backbone=Counting(), taps="blocks.0", batch_size=2, limit=8)
-    assert len(alive) == N + 4
+    fill(tmp_path, backbone=Counting(), taps="blocks.0", batch_size=2)
+    assert len(alive) == N + N // 2
     assert max(alive) <= 1

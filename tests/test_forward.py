@@ -13,7 +13,6 @@ from loffta.images.geometry import PixelGeometry, View
 from loffta.jobs import prepare
 from loffta.machine import StopFlag
 from loffta.store.cache import Cache
-from loffta.store.units import count_units
 from tests.fakes import UNIT, FakeBackbone, PngSource, fake_config
 
 N = 11
@@ -23,8 +22,8 @@ def make_job(root, backbone=None, *, view=None, **options):
     """A job of one fake backbone with all its taps, over an image set of N."""
     config = fake_config(root, **options)
     cache = Cache.create(root, PngSource(N).listing(), unit_images=UNIT, thumb_px=8)
-    units = range(count_units(N, UNIT))
-    return prepare(cache, config.backbones[0], view, config, lambda _: backbone or FakeBackbone(), units)
+    rows = {unit: cache.rows_of_unit(unit) for unit in range(cache.n_units)}
+    return prepare(cache, config.backbones[0], view, config, lambda _: backbone or FakeBackbone(), rows)
 
 
 def pixels(n, px=16):

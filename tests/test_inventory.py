@@ -217,7 +217,7 @@ def test_every_kind_of_orphan(root, capsys):
     cache = Cache.open(root)
     found = {
         (orphan.what, str(orphan.path.relative_to(root))): orphan.bytes
-        for orphan in find_orphans(cache, find_parts(root))
+        for orphan in find_orphans(cache, cache.arrays(), find_parts(root))
     }
     mean = root / "stores" / store / "mean-0"
     done = root / "done" / store / "mean-0"
@@ -243,3 +243,43 @@ def test_purged_shards_are_listed(root, capsys):
     assert "2 shards of finished units are gone:" in out
     assert "/grid-1: units 1\nwas the file system purged?" in out
     assert sorted(json.loads(out.splitlines()[-1])["missing_shards"].values()) == [[1], [1]]
+
+
+def two_stores(root):
+    """The fake backbone's, and a second one of another precision; their names."""
+    fill(root, precision="bf16")
+    return [store.name for store in Cache.open(root).stores()]
+
+
+@pytest.mark.parametrize("damaged", ["store", "array", "taps", "unit"])
+def test_damage_is_named_and_all_else_is_told(root, damaged, capsys):
+    first, second = two_stores(root)
+    sound = held(root)
+    folder = root / "stores" / first
+    array = sorted(path.parent.name for path in folder.glob("*/zarr.json"))[0]
+    if damaged == "store":
+        path, name = folder / "zarr.json", first
+        path.write_bytes(path.read_bytes()[:-9])
+    elif damaged == "unit":  # of the thumbnails: it alone knows the bad images of its unit
+        path, name = root / "done" / "targets" / "thumb" / "u000001.parquet", "targets/thumb"
+        path.write_bytes(b"PAR1")
+    else:
+        path, name = folder / array / "zarr.json", f"{first}/{array}"
+        text = path.read_text()
+        swapped = text.replace("blocks.0", "x").replace("blocks.1", "blocks.0").replace('"x"', '"blocks.1"')
+        path.write_text(text[:-9] if damaged == "array" else swapped)
+        assert path.read_text() != text
+    assert main(["info", str(root), "--json"]) == 4
+    said = capsys.readouterr()
+    found = json.loads(said.out.splitlines()[-1])
+    assert [(entry["array"], entry["path"]) for entry in found["damaged"]] == [(name, str(path))]
+    told = {store["store"]: store for store in found["stores"]}
+    assert told[second] == {store["store"]: store for store in sound["stores"]}[second]
+    assert (first in told) == (damaged != "store")
+    assert found["bad"] == (None if damaged == "unit" else sound["bad"])
+    assert (found["orphans"], found["images"]) == ([], sound["images"])
+    plain = " ".join(said.out.split())
+    assert f"damaged: {name}: " in plain
+    assert second in plain
+    assert "1 part of the cache cannot be read" in said.err
+    assert "loffta verify" in said.err

@@ -148,7 +148,8 @@ def test_a_signal_reaches_the_stage(tmp_path):
         while "device" not in process.stderr.readline():  # the stage has begun
             assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        output, log = process.communicate()
+        log = process.stderr.read()  # `communicate` would lose what readline has buffered
+        output = process.stdout.read()
     assert process.returncode == 75
     assert "stopped in stage 'extract'" in output
     assert "stopped by SIGTERM" in log  # by the stage itself

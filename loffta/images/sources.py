@@ -45,8 +45,10 @@ def with_options(spec: str, *, image_root: str | None = None, follow_links: bool
         UsageError: a kind of source that has no such thing.
     """
     kind, colon, _ = spec.partition(":")
-    is_folder = is_there(user_path(spec), folder=True)
-    kind = kind if colon and kind in SOURCES else ("folder" if is_folder else "table")
+    path = user_path(spec)
+    if not (colon and kind in SOURCES):
+        is_image = path.suffix.lower() not in table_file.SUFFIXES and is_there(path, folder=False)
+        kind = "folder" if is_there(path, folder=True) else "a single file" if is_image else "table"
     if image_root is not None and kind != "table":
         raise UsageError(f"--image-root is for tables, not for {kind}", where=f"SOURCE {spec}", remedy="leave it out")
     if follow_links and kind not in ("folder", "table"):

@@ -7,7 +7,7 @@ cached path. All runs are measured on one pass; what they share of the networks 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def evaluate_online(
     batch_size: int = BATCH_SIZE,
     max_bad_frac: float = 0.01,
     stop: machine.StopFlag | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Mapping[str, Any]]:
     """Evaluates every seed of finished trainings on images that are not cached.
 
     Args:

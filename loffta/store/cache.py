@@ -194,8 +194,7 @@ class Cache:
 
     def stores(self) -> list[Store]:
         """All stores, by name; read anew at each call."""
-        found = sorted(p.parent.name for p in self.paths.stores.glob("*/zarr.json"))
-        return [self.store(name) for name in found]
+        return [self.store(name) for name in self.paths.store_names()]
 
     def arrays(self) -> list[CachedArray]:
         """Every array that there is: the thumbnails, then those of all stores; read anew at each call."""

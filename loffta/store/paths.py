@@ -120,6 +120,10 @@ class CachePaths:
         """An array that belongs to the images, not to a backbone."""
         return ArrayPaths(f"{TARGETS}/{name}", self.root / TARGETS / name, self.done / TARGETS / name)
 
+    def store_names(self) -> list[str]:
+        """The stores that exist, in order."""
+        return sorted(path.parent.name for path in self.stores.glob("*/zarr.json"))
+
     def array_names(self, store: str) -> list[str]:
         """The arrays of a store that exist, as <kind>-<k>, by kind and then number."""
         return _in_order(path.parent.name for path in self.store(store).glob("*/zarr.json"))

@@ -108,7 +108,7 @@ def open_arrays(cache: Cache) -> tuple[list[CachedArray], list[Damage]]:
     thumbs = cache.paths.target(THUMB)
     if thumbs.metadata.exists():
         add(thumbs, cache.thumbs, cache.thumb_layout)
-    for name in sorted(path.parent.name for path in cache.paths.stores.glob("*/zarr.json")):
+    for name in cache.paths.store_names():
         try:
             info = cache.store_info(name)
         except DamageFound as error:

@@ -5,7 +5,7 @@ import threading
 import time
 import tracemalloc
 from concurrent.futures import Executor, Future
-from itertools import chain
+from itertools import chain, count
 
 import numpy as np
 import pytest
@@ -169,7 +169,7 @@ def test_the_next_epoch_is_begun_while_this_one_ends(made, monkeypatch, mode, or
     with Feed(features, ROWS, **options) as feed:
         calls.clear()  # those of host mode
         found = [copies(feed.epoch(0, more=True))]
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while mode == "stream" and sum(len(rows) for _, rows in calls) <= 3 * len(ROWS) and time.monotonic() < end:
             time.sleep(0.001)  # the three arrays of these features: what comes behind is of the next epoch
         ahead = sum(len(rows) for _, rows in calls) > 3 * len(ROWS)
@@ -301,16 +301,16 @@ def test_features_of_one_array_share_a_read(tmp_path, monkeypatch):
 
 
 def test_waiting_is_counted(made, monkeypatch):
-    """Time that the consumer spends on its own is not waiting; the reads run meanwhile."""
+    """By a clock that opens the reads when the waiting begins; what is read when the consumer comes costs no second."""
     _, (feature, *_), _ = made
-    gate = threading.Event()
+    gate, clock = threading.Event(), count(100)
     read = ArrayReader.read
-    monkeypatch.setattr(ArrayReader, "read", lambda *a, **k: (gate.wait(), read(*a, **k))[1])
+    monkeypatch.setattr(ArrayReader, "read", lambda *a, **k: (gate.wait(60), read(*a, **k))[1])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: (gate.set(), float(next(clock)))[1])
     with Feed([feature], ROWS, batch_size=7, mode="stream") as feed:
         batches = feed.in_order()
-        threading.Timer(0.05, gate.set).start()
         next(batches)
-        assert feed.waited_s > 0.02
+        assert feed.waited_s == (next(clock) - 100) / 2 >= 1  # a second for every two looks at the clock
         for part in list(feed._current.parts):
             part.read.result()
         before = feed.waited_s

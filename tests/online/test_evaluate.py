@@ -196,16 +196,20 @@ def test_a_run_of_an_older_version(run, tmp_path, monkeypatch):
     assert evaluate(run, "test", cache_root=cache.paths.root, device="cpu")["metrics"] == expected
 
 
-def test_options_that_need_online(run, capsys):
-    assert main(["evaluate", str(run), "--batch-size", "3"]) == 2
-    assert "--batch-size is for --online SOURCE" in capsys.readouterr().err
+@pytest.mark.parametrize("option", [["--batch-size", "3"], ["--image-root", "/x"], ["--follow-links"]])
+def test_options_that_need_online(run, capsys, option):
+    assert main(["evaluate", str(run), *option]) == 2
+    assert f"{option[0]} is for --online SOURCE" in capsys.readouterr().err
 
 
 def test_the_command(finished, tmp_path, monkeypatch, capsys):
     roots = [str(shutil.copytree(finished / name, tmp_path / name)) for name in ("linear-float16", "combo-float16")]
-    monkeypatch.setattr("loffta.images.sources.open_source", lambda _: PngSource(20))
+    opened = []
+    monkeypatch.setattr("loffta.images.sources.open_source", lambda spec: (opened.append(spec), PngSource(20))[1])
     monkeypatch.setattr("loffta.begin.backbone_loader", lambda _: loader())
-    assert main(["evaluate", *roots, "--online", "pictures", "--device", "cpu", "--json"]) == 0
+    words = ["--online", "t.csv", "--image-root", "/x", "--follow-links", "--device", "cpu", "--json"]
+    assert main(["evaluate", *roots, *words]) == 0
+    assert opened == ["t.csv#root=/x#follow-links"]
     lines = capsys.readouterr().out.splitlines()
     told = json.loads(lines[-1])["runs"]
     assert [entry["head"] for entry in told] == ["linear", "combo"]

@@ -202,6 +202,16 @@ def test_the_command_on_a_folder_a_table_and_one_file(run, tmp_path, capsys, com
     assert pq.read_table(out).to_pydict()["predicted"] == [*right[:3], None]
     assert main(["predict", str(run), str(tmp_path / "t.csv"), *words]) == 0
     assert pq.read_table(out).to_pydict()["predicted"] == [right[2], right[0]]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "t.csv").write_text("image,label\n2.png,\n1.png,\n")  # its images lie elsewhere
+    (tmp_path / "mine" / "links").symlink_to(pictures)
+    assert main(["predict", str(run), str(tmp_path / "mine" / "t.csv"), "--image-root", str(pictures), *words]) == 0
+    assert pq.read_table(out).to_pydict()["predicted"] == [right[2], right[1]]
+    words += ["--max-bad-frac", "1"]
+    assert main(["predict", str(run), str(tmp_path / "mine"), "--follow-links", *words]) == 0
+    assert pq.read_table(out).to_pydict()["predicted"] == [*right[:3], None]
+    assert main(["predict", str(run), str(pictures / "1.png"), "--follow-links", *words]) == 2
+    assert "--follow-links is for folders and tables, not for a single file" in capsys.readouterr().err
     assert main(["predict", str(run), str(pictures / "1.png"), *words]) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (summary["images"], summary["counts"]) == (1, {right[1]: 1})

@@ -440,6 +440,7 @@ def test_registers_are_no_class_token(tmp_path):
     [
         (["--online", "demo:digits"], "--online needs a backbone"),
         (["--backbone", "test_vit"], "--backbone is for training without a cache"),
+        (["cache", "--follow-links"], "--follow-links is for training without a cache"),
         (["cache", "--online", "demo:digits"], "exclude each other"),
         (["--online", "demo:digits", "--backbone", "test_vit", "--lr-backbone", "1e-3"], "add --unfrozen"),
     ],
@@ -463,17 +464,28 @@ def test_the_command_and_the_report(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("loffta.images.sources.open_source", lambda _: PngSource(N))
     monkeypatch.setattr("loffta.begin.backbone_loader", lambda _: loader())
     out = tmp_path / "run"
-    words = ["train", "--online", "fake:png", "--backbone", "fake", "--weights", "random:0", "--image-px", "16"]
-    words += ["--taps", "blocks.0", "--pooling", "mean", "--augment-images", "none", "--max-bad-frac", "0.2"]
+    words = ["train", "--online", "table:x", "--image-root", "/y", "--backbone", "fake", "--weights", "random:0"]
+    words += [
+        "--image-px",
+        "16",
+        "--taps",
+        "blocks.0",
+        "--pooling",
+        "mean",
+        "--augment-images",
+        "none",
+        "--max-bad-frac",
+        "0.2",
+    ]
     words += ["--out", str(out), "--set", "epochs=1", "--seeds", "2", "--device", "cpu", "--json"]
     assert main(words) == 0
     results = json.loads(capsys.readouterr().out.splitlines()[-1])
     config = yaml.safe_load(RunPaths(out).config.read_text())
     backbone = {"name": "fake", "weights": "random:0", "taps": "blocks.0", "image_px": 16}
     assert config["online"] == {
-        "source": "fake:png", "backbone": backbone, "unfrozen": False, "pooling": "mean", "resize": "squash",
+        "source": "table:x#root=/y", "backbone": backbone, "unfrozen": False, "pooling": "mean", "resize": "squash",
         "augment": "none", "lr_backbone": 1e-5, "max_bad_frac": 0.2, "images_digest": PngSource(N).listing().digest,
-        "backbone_hash": results["features"][0]["recipe_hash"],
+        "backbone_hash": results["features"][0]["recipe_hash"], "background": "#ffffff", "range": "auto",
     }  # fmt: skip
     (row,) = (run.row for run in read_runs([out]))
     assert (row.head, row.taps, row.n_seeds) == ("online-linear", {"fake [random:0 weights]": ("blocks.0",)}, 2)

@@ -87,3 +87,11 @@ def test_shrink():
 def test_an_unknown_task_is_a_message(tmp_path, capsys):
     assert standin.main(["vtab1k/single.yaml", str(tmp_path), "--tasks", "cifr"]) == 2
     assert "did you mean cifar" in capsys.readouterr().err
+
+
+def test_what_it_prints_is_harmless_to_a_terminal(tmp_path, capsys):
+    (tmp_path / "x\x1b[2J.yaml").write_text("[")
+    assert standin.main([str(tmp_path / "x\x1b[2J.yaml"), str(tmp_path)]) != 0
+    said = capsys.readouterr().err
+    assert "x\N{REPLACEMENT CHARACTER}[2J.yaml" in said
+    assert "\x1b" not in said

@@ -113,8 +113,13 @@ def test_metadata_that_is_lost_is_listed_and_made_anew(root, sound, capsys):
         (root / path / "zarr.json").unlink()
     lost = [f"{store}/grid-0", f"{store}/mean-1", "targets/thumb"]
     assert sorted(lost_metadata(Cache.open(root))) == sorted(lost)
+    strange = root / "done" / "strange\x1b[2J" / "grid-0" / "u000000.parquet"
+    strange.parent.mkdir(parents=True)
+    strange.write_bytes(b"")
     assert fill(root).units == 5
     err = capsys.readouterr().err
+    assert "\n    strange\N{REPLACEMENT CHARACTER}[2J" in err
+    assert "\x1b" not in err
     assert all(f"\n    {name}\n" in err for name in lost)
     assert cache_files(root) == cache_files(sound)
     assert lost_metadata(Cache.open(root)) == []
