@@ -16,7 +16,7 @@ from loffta.errors import LofftaError, unknown_name
 from loffta.os_words import guard
 from loffta.store.cache import Cache
 from loffta.store.files import remove_folder, sweep_parts, sync_folder
-from loffta.store.paths import ArrayPaths
+from loffta.store.paths import ArrayPaths, is_own
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ def find_target(cache: Cache, target: str) -> Target:
 
     Raises:
         UsageError: no such store or array; near names are given.
+        LofftaError: a link in it leads to what no extraction wrote there.
     """
     name, colon, wanted = target.partition(":")
     known = cache.paths.remains()
@@ -55,7 +56,10 @@ def find_target(cache: Cache, target: str) -> Target:
     folders = [folder for array in arrays for folder in (array.done_folder, array.scales, array.folder)]
     if len(chosen) == len(known[name]):
         folders = [cache.paths.done_store(name), *folders, cache.paths.store(name)]
-    return Target(name, arrays, folders)
+    found = Target(name, arrays, folders)
+    for link in found.links:
+        _refuse_strangers(link, cache.paths.root.resolve())
+    return found
 
 
 def drop(target: Target) -> None:
@@ -72,6 +76,21 @@ def drop(target: Target) -> None:
             remove_folder(folder)  # at once: `extract` must not find half of them
         else:
             _remove(folder)
+
+
+def _refuse_strangers(link: Path, root: Path) -> None:
+    """What a link leads to is removed, too: it must hold what extractions write, outside the cache, nothing else."""
+    place = link.resolve()
+    if place.is_relative_to(root) or root.is_relative_to(place):
+        stranger: Path | None = place
+    else:
+        stranger = next((path for path in _walk(place) if path != place and not is_own(path)), None)
+    if stranger is not None:
+        raise LofftaError(
+            f"this link leads to what is not its alone: {stranger}",
+            where=link,
+            remedy="delete the link, which leaves what it leads to as it is; then the same command drops the rest",
+        )
 
 
 def _refuse_writers(folder: Path) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 THUMB = "thumb"
 TARGETS = "targets"
 _ARRAY_NAME = re.compile(r"(grid|prefix|mean)-(\d+)")
+_OWN_FOLDER = re.compile(rf"{_ARRAY_NAME.pattern}(-int8)?|scale|zero|damaged|\..+\.part")
+_OWN_FILE = re.compile(r"zarr\.json|c(\.\d+)+|u\d+\.parquet|\..+\.part")
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,12 @@ def _in_order(names: Iterable[str]) -> list[str]:
     """Those that are <kind>-<k>, each once, by kind and then number."""
     found = [match for name in {*names} if (match := _ARRAY_NAME.fullmatch(name))]
     return [match.group(0) for match in sorted(found, key=lambda m: (m.group(1), int(m.group(2))))]
+
+
+def is_own(path: Path) -> bool:
+    """Whether something inside a store or its done files has a name that loffta gives there."""
+    pattern = _OWN_FOLDER if path.is_dir() else _OWN_FILE
+    return pattern.fullmatch(path.name) is not None
 
 
 def safe_name(name: str) -> str:

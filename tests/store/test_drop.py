@@ -129,6 +129,25 @@ def test_what_lies_on_another_disk_goes_too(cache, tmp_path, capsys):
     assert Cache.open(cache.paths.root).paths.remains() == {}
 
 
+@pytest.mark.parametrize("leads_to", ["home", "the other store", "a folder above the cache"])
+def test_a_link_to_what_is_not_its_alone_is_refused_before_anything_goes(cache, tmp_path, leads_to):
+    one, two = (store.name for store in cache.stores())
+    home = tmp_path / "home" / "letters"
+    home.mkdir(parents=True)
+    (home / "to-ada.txt").write_text("dear Ada")
+    places = {"home": home.parent, "the other store": cache.paths.store(two), "a folder above the cache": tmp_path}
+    link = cache.paths.store(one) / "grid-0" / "x"
+    link.symlink_to(places[leads_to])
+    before = files(tmp_path)
+    for target in (one, f"{one}:grid-0"):
+        with pytest.raises(LofftaError, match=r"leads to what is not its alone(.|\n)*delete the link"):
+            drop(find_target(cache, target))
+    assert files(tmp_path) == before
+    link.unlink()
+    drop(find_target(cache, one))
+    assert {*files(tmp_path)} == {path for path in before if one not in path}
+
+
 @pytest.mark.parametrize("text", ["{", "gone"])
 def test_a_store_whose_metadata_are_damaged_can_be_dropped(cache, text):
     name = cache.stores()[0].name
