@@ -12,6 +12,7 @@ from loffta.extract import extract
 from loffta.machine import StopFlag
 from loffta.quota import Quota, Room
 from loffta.space import check_space, missing_work, shard_bytes, shortages
+from loffta.store.asked import asked_rows
 from loffta.store.cache import Cache
 from tests.fakes import FakeBackbone, PngSource, fake_config
 

@@ -79,8 +79,8 @@ def test_a_set_of_several_classes_grows(command, tmp_path):
     code, out, _ = command(*call)
     assert (code, json.loads(out.splitlines()[-1])["units"]) == (0, 1)
     table = Cache.open(tmp_path / "c").table
-    assert (table.keys, table.classes) == (["0.png", "1.png", "2.png"], ("cat", "dog", "bird"))
-    assert table.label_sets == [(0, 1), None, (0, 2)]
+    assert (table.keys, table.classes) == (["0.png", "1.png", "2.png"], ("bird", "cat", "dog"))
+    assert table.label_sets == [(1, 2), None, (0, 1)]
     assert table.targets == {"mask": ["2.png", None, "0.png"]}
     put(tmp_path / "t.csv", "image,labels,mask\n2.png,bird;cat,0.png\n0.png,dog;cat,1.png\n1.png,dog,\n")
     code, _, err = command(*call)

@@ -158,8 +158,8 @@ def test_repair_writes_the_very_bytes_again(pictures, tmp_path, options):
     ("options", "parts"),
     [
         (["--pool", "2"], ["pool", "it must be rowsxcolumns, for example 2x2"]),
-        (["--pool", "0x2"], ["pool.0", "greater than 0"]),
-        (["--views", "-1"], ["views", "greater than or equal to 0"]),
+        (["--pool", "0x2"], ["pool.0", "from 1 to 1,000"]),
+        (["--views", "-1"], ["views", "from 0 to 100"]),
         (["--image-px", "big"], ["image_px", "(got 'big')"]),
         (["--resize", "stretch"], ["'stretch' is not one of 'squash', 'crop'"]),
         (["--precision", "fp8"], ["'fp8' is not one of 'fp32', 'bf16', 'fp16'"]),

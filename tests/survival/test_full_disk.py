@@ -92,7 +92,7 @@ def test_every_file_of_a_training_may_be_the_one_too_long(tmp_path, whole):
         assert loffta(tmp_path, *words, tmp_path / name, *options).out == expected
 
 
-@pytest.mark.parametrize("options", ["size=320k", "size=8m,nr_inodes=66"])
+@pytest.mark.parametrize("options", ["size=440k", "size=8m,nr_inodes=66"])
 def test_a_small_disk_is_full_in_the_middle(tmp_path, extract_words, whole, options):
     with small_disk(tmp_path / "disk", options) as disk:
         cache = disk / "cache"
@@ -102,7 +102,7 @@ def test_a_small_disk_is_full_in_the_middle(tmp_path, extract_words, whole, opti
             for i in range(25):
                 (ballast / str(i)).touch()
         else:
-            (ballast / "file").write_bytes(bytes(120 << 10))
+            (ballast / "file").write_bytes(bytes(240 << 10))
         refused = loffta(tmp_path, *extract_words, cache, code=1)
         assert_one_error(refused, "are needed, ", "free on this file system", "--ignore-space")
         assert list(cache.rglob("c.*")) == []

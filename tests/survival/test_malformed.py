@@ -173,7 +173,8 @@ def test_malformed_images_are_quarantined_and_the_run_goes_on(tmp_path, folders)
     assert len(expected) == 30
     for key, value in expected.items():
         np.testing.assert_array_equal(found[key], value)
-    assert set(bad) == {name for name in malformed if not what_pil_makes(mixed / name)}
+    # pixels decide: Pillow alone gives up over the text beside them
+    assert set(bad) == {name for name in malformed if not what_pil_makes(mixed / name)} - {"text-bomb.png"}
     assert len(bad) > 100
     for key, reason in bad.items():
         assert reason.isprintable(), (key, reason)
