@@ -24,7 +24,7 @@ demo: .venv/.installed-demo
 	$(BIN)/loffta demo
 
 test: .venv/.installed-test
-	$(BIN)/python -m pytest -q -m "not long"
+	$(BIN)/python -m pytest -q -m "not long" -n 2 --dist loadfile
 
 test-long: .venv/.installed-test
 	$(BIN)/python -m pytest -q -m long

@@ -281,14 +281,16 @@ def test_alf_is_stored_and_read_back(tmp_path):
     assert sorted(group.array_keys()) == ["mean-0", "prefix-0"]
     taps = [*(f"blocks.{i}.norm2" for i in range(1, 6)), "norm"]
     assert group["mean-0"].attrs["taps"] == group["prefix-0"].attrs["taps"] == taps
+    rows = np.flatnonzero(np.isfinite(group["mean-0"][:]).all((1, 2)))
+    assert len(rows) == 6
     backbone = load_timm("test_vit", weights="random:0", image_px=64)
     assert [spec["tap"] for spec in group.attrs["loffta"]["taps"]] == [spec.tap for spec in backbone.specs]
-    grey = np.rint(load_digits().images[:6] * 255 / 16).astype(np.uint8)
+    grey = np.rint(load_digits().images[rows] * 255 / 16).astype(np.uint8)
     assert backbone.geometry.interpolation == "bicubic"
     squares = [np.asarray(Image.fromarray(g).convert("RGB").resize((64, 64), Image.Resampling.BICUBIC)) for g in grey]
     pixels = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)
     expected = by_formula(backbone.model, normalised(backbone, pixels))
     for i, tap in enumerate(taps):
         mean, prefix = expected[tap][:, 1:].mean(1), expected[tap][:, :1]
-        np.testing.assert_allclose(group["mean-0"][:6, i], mean.numpy(), rtol=2e-3, atol=2e-3)
-        np.testing.assert_allclose(group["prefix-0"][:6, i], prefix.numpy(), rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(group["mean-0"][:][rows, i], mean.numpy(), rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(group["prefix-0"][:][rows, i], prefix.numpy(), rtol=2e-3, atol=2e-3)
