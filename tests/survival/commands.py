@@ -33,6 +33,12 @@ class Done(NamedTuple):
     err: str
     peak_mib: float
 
+    @property
+    def figures(self) -> str:
+        """What a training printed before it told where everything is."""
+        assert "\nwritten to" in self.out, self.out
+        return self.out.partition("\nwritten to")[0]
+
 
 class Command:
     """One `loffta` command in a process; it runs from the moment it is made.
