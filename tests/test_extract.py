@@ -155,10 +155,14 @@ def test_timm_features_equal_the_model_called_directly(tmp_path, monkeypatch):
 
 
 def assert_float16_of(stored, expected):
-    """Within float16's rounding (2**-11 relative) plus what the order of a float32 sum may change."""
+    """Within float16's rounding (2**-11 relative) plus what the order of a float32 sum may change.
+
+    The latter goes with the size of what is summed, not of the sum: 64 roundings (2**-24) of the largest value are allowed.
+    """
     assert stored.dtype == np.float16
-    assert expected.abs().max() > 0.1
-    np.testing.assert_allclose(stored.astype(np.float32), expected.numpy(), rtol=2**-10, atol=2e-5)
+    largest = float(expected.abs().max())
+    assert largest > 0.1
+    np.testing.assert_allclose(stored.astype(np.float32), expected.numpy(), rtol=2**-10, atol=largest * 2**-18)
 
 
 def test_thumbs_are_the_images_made_small(tmp_path):
