@@ -1,4 +1,4 @@
-"""`loffta bench`: options in, one call of loffta.bench.bench, a table out."""
+"""`loffta bench`: options in, one call of loffta.training.bench.bench, a table out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from loffta.terminal import Table
+from loffta.machine.terminal import Table
 
 from .common import emit, human_bytes, json_option, parse_settings, plural, show, show_lines, split_settings
 
@@ -42,7 +42,7 @@ def command(cache: Path, settings: tuple[str, ...], as_json: bool, **options: An
 
     Writes nothing. What it reads is dropped from the page cache first.
     """
-    from loffta.bench import bench
+    from loffta.training.bench import bench
 
     recipe, augmentation = split_settings(parse_settings(settings), options.pop("augment"))
     found = bench(cache, settings=recipe, augmentation=augmentation, **options)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from loffta.terminal import wrap
+from loffta.machine.terminal import wrap
 
 _AUGMENT = "augment."  # what --set changes of the augmentation begins with
 
@@ -129,8 +129,8 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
     Raises:
         UsageError: no key, or a value that is neither.
     """
-    from loffta.documents import from_json, from_yaml
     from loffta.errors import UsageError
+    from loffta.files.documents import from_json, from_yaml
     from loffta.words import brief
 
     settings = {}

@@ -20,10 +20,10 @@ def command(out: Path, full: bool, as_json: bool) -> None:
     """
     from importlib.resources import as_file, files
 
-    from loffta.pipeline import make_pipeline, overrule_recipes, read_pipeline
-    from loffta.report import Comparisons, StageCost, format_comparison, format_table, read_runs, write_report
-    from loffta.stages import run_local
-    from loffta.terminal import columns
+    from loffta.machine.terminal import columns
+    from loffta.pipeline.file import make_pipeline, overrule_recipes, read_pipeline
+    from loffta.pipeline.stages import run_local
+    from loffta.reporting import Comparisons, StageCost, format_comparison, format_table, read_runs, write_report
 
     with as_file(files("loffta_pipelines") / "demo.yaml") as path:
         config = read_pipeline(path)

@@ -21,9 +21,9 @@ def command(cache: Path, target: str, yes: bool, as_json: bool) -> None:
     Names are those of `loffta info`. What is dropped has to be extracted anew.
     """
     from loffta.errors import LofftaError, UsageError
+    from loffta.machine.terminal import columns, wrap
     from loffta.store.cache import Cache
     from loffta.store.drop import drop, find_target
-    from loffta.terminal import columns, wrap
 
     opened = Cache.open(cache)
     found = find_target(opened, target)

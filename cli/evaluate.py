@@ -1,4 +1,4 @@
-"""`loffta evaluate`: options in, one call of loffta.evaluate or of its online twin, a summary out."""
+"""`loffta evaluate`: options in, one call of loffta.evaluation.evaluate or of its online twin, a summary out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .common import emit, json_option, opened_source, opening_options, show, tak
 from .train import print_results
 
 if TYPE_CHECKING:
-    from loffta.machine import StopFlag
+    from loffta.machine.process import StopFlag
 
 
 @click.command("evaluate")
@@ -46,7 +46,7 @@ def command(
     is needed.
     """
     from loffta.errors import NotSaved
-    from loffta.machine import StopFlag
+    from loffta.machine.process import StopFlag
 
     opened = take_opened(online_options)
     given = {name: value for name, value in online_options.items() if value is not None}
@@ -78,8 +78,8 @@ def command(
 
 def _evaluate(run: Path, split: str | None, cache: Path | None, device: str, stop: StopFlag) -> dict[str, Any]:
     from loffta.errors import UsageError
-    from loffta.evaluate import evaluate
-    from loffta.runs import open_run, read_results
+    from loffta.evaluation.evaluate import evaluate
+    from loffta.runs.run import open_run, read_results
 
     paths, config = open_run(run)
     split = split or config.test_on
@@ -97,12 +97,12 @@ def _evaluate(run: Path, split: str | None, cache: Path | None, device: str, sto
 def _evaluate_online(
     runs: tuple[Path, ...], online: str, split: str, device: str, stop: StopFlag, **options: Any
 ) -> list[Mapping[str, Any]]:
-    from loffta import machine
-    from loffta.begin import backbone_loader
+    from loffta.extraction.begin import backbone_loader
     from loffta.images.sources import open_source
+    from loffta.machine import process
     from loffta.online.evaluate import evaluate_online
 
-    machine.cap_threads()
-    target = machine.resolve_device(device)
+    process.cap_threads()
+    target = process.resolve_device(device)
     source = open_source(online)
     return evaluate_online(runs, source, split, backbone_loader(target), device=target, stop=stop, **options)

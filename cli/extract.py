@@ -1,4 +1,4 @@
-"""`loffta extract`: options in, one call of loffta.extract.run, a summary out."""
+"""`loffta extract`: options in, one call of loffta.extraction.extract.run, a summary out."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def command(ctx: click.Context, /, file: Path | None, as_json: bool, **options: 
     A second run continues, and does nothing when all is there. --weights, --taps and --image-px are given once for all
     backbones or once for each, in order.
     """
-    from loffta.extract import run
-    from loffta.machine import StopFlag
+    from loffta.extraction.extract import run
+    from loffta.machine.process import StopFlag
 
     config = read_options(ctx, file, options)
     report = run(config, StopFlag().listen())

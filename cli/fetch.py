@@ -21,7 +21,7 @@ def command(backbones: tuple[str, ...], as_json: bool) -> None:
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     from loffta.backbones.fetch import environment, fetch
-    from loffta.zoo import resolve_name
+    from loffta.zoo.names import resolve_name
 
     if not sys.stderr.isatty():
         disable_progress_bars()

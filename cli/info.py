@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from loffta.terminal import Table
+from loffta.machine.terminal import Table
 
 from .common import emit, human_bytes, json_option, plural, seen_line, show, show_lines
 
@@ -24,8 +24,8 @@ def command(cache: Path, as_json: bool) -> None:
     at the end, with exit code 4.
     """
     from loffta.errors import DamageFound
-    from loffta.inventory import by_reason, take_inventory
     from loffta.store.cache import Cache
+    from loffta.store.inventory import by_reason, take_inventory
     from loffta.store.reads import REPAIR
 
     held = take_inventory(Cache.open(cache))

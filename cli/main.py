@@ -15,8 +15,8 @@ import click
 
 from loffta import __version__
 from loffta.errors import LofftaError, unknown_name
-from loffta.os_words import explain
-from loffta.streams import lost_output, secure_streams
+from loffta.files.os_words import explain
+from loffta.machine.streams import lost_output, secure_streams
 from loffta.words import printable
 
 # name -> (where the click command is, its line in `loffta --help`); in the order of work

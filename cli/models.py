@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loffta.terminal import Table
+from loffta.machine.terminal import Table
 
 from .common import emit, human_bytes, json_option, show, show_lines
 
 if TYPE_CHECKING:
-    from loffta.catalogue import Listing
-    from loffta.zoo import Facts
+    from loffta.zoo.catalogue import Listing
+    from loffta.zoo.names import Facts
 
 
 @click.command("models")
@@ -27,10 +27,10 @@ def command(query: str | None, as_json: bool) -> None:
 
     prefix: class tokens + registers. bytes/tap: of one image, grid and prefix in float16.
     """
-    from loffta.catalogue import find_models
-    from loffta.zoo import FAMILIES
+    from loffta.zoo.catalogue import find_models
+    from loffta.zoo.names import FAMILIES
 
-    listings = find_models(query)
+    listings = find_models(query, _measure)
     rows = [_row(listing) for listing in listings]
     table = Table(rows, HEAD)
     show_lines(table.head())
@@ -40,6 +40,12 @@ def command(query: str | None, as_json: bool) -> None:
         for listing, row in group:
             show_lines(table.lines(row, *([f"not measured: {listing.problem}"] if listing.problem else [])))
     emit({"models": [_plain(listing) for listing in listings]}, as_json)
+
+
+def _measure(timm_id: str) -> Facts:
+    from loffta.backbones.measure import measure  # seconds of imports, which the zoo itself does without
+
+    return measure(timm_id)
 
 
 HEAD = ("name", "px", "taps", "grid", "width", "prefix", "bytes/tap", "params", "licence", "timm id")
@@ -70,7 +76,7 @@ def _span(values: list[str]) -> str:
 
 
 def _plain(listing: Listing) -> dict[str, Any]:
-    from loffta.zoo import FAMILIES
+    from loffta.zoo.names import FAMILIES
 
     advice = FAMILIES[listing.family].advice if listing.family else None
     named = {"name": listing.name, "timm_id": listing.timm_id, "family": listing.family, "advice": advice}

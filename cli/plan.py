@@ -1,4 +1,4 @@
-"""`loffta plan`: the options of extract in, one call of loffta.plan.run, a table out."""
+"""`loffta plan`: the options of extract in, one call of loffta.extraction.plan.run, a table out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loffta.terminal import Table, wrap
+from loffta.machine.terminal import Table, wrap
 
 from .common import emit, human_bytes, plural, show_lines
 from .extract import command as extract
@@ -17,7 +17,7 @@ from .extract import read_options
 _LABEL = 9  # columns of the word that begins a paragraph
 
 if TYPE_CHECKING:
-    from loffta.plan import ArrayPlan, BreakEven, Plan, Timing
+    from loffta.extraction.plan import ArrayPlan, BreakEven, Plan, Timing
 
 _sample = click.Option(
     ["--sample"], type=click.IntRange(min=0), metavar="N", help="Time about N images; 0: none.  [3 batches]"
@@ -31,7 +31,7 @@ def command(ctx: click.Context, /, file: Path | None, as_json: bool, sample: int
 
     Nothing is written to the cache. Where the cache exists, only what is missing is counted.
     """
-    from loffta.plan import run
+    from loffta.extraction.plan import run
 
     plan = run(read_options(ctx, file, options), sample=sample)
     show_lines(describe(plan))

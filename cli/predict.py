@@ -43,13 +43,13 @@ def command(
     probabilities in the order of the classes in its metadata. Of heads trained on several classes per image, predicted
     is the list of those with a probability of 0.5 and more. Nothing is cached, and no cache is needed.
     """
-    from loffta import machine
-    from loffta.begin import backbone_loader
+    from loffta.extraction.begin import backbone_loader
+    from loffta.machine import process
     from loffta.online.predict import open_images, predict
 
-    stop = machine.StopFlag().listen()
-    machine.cap_threads()
-    target = machine.resolve_device(device)
+    stop = process.StopFlag().listen()
+    process.cap_threads()
+    target = process.resolve_device(device)
     done = predict(
         run,
         open_images(opened_source(source, take_opened(opened))),

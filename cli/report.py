@@ -27,7 +27,8 @@ def command(runs: tuple[Path, ...], out: Path, caches: tuple[Path, ...], as_json
 
     A run that has no results yet, or cannot be read, is named and left out.
     """
-    from loffta.report import (
+    from loffta.machine.terminal import columns
+    from loffta.reporting import (
         Comparisons,
         comparisons_as_json,
         format_comparison,
@@ -37,7 +38,6 @@ def command(runs: tuple[Path, ...], out: Path, caches: tuple[Path, ...], as_json
         worth_as_json,
         write_report,
     )
-    from loffta.terminal import columns
 
     found, left_out = read_good_runs(runs, elsewhere=caches)
     for bad in left_out:

@@ -1,4 +1,4 @@
-"""`loffta train`: options in, one call of loffta.train.train, a summary out."""
+"""`loffta train`: options in, one call of loffta.training.train.train, a summary out."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def command(
     """
     from loffta.config import TrainConfig, parse
     from loffta.errors import NotSaved
-    from loffta.machine import StopFlag
-    from loffta.train import train
+    from loffta.machine.process import StopFlag
+    from loffta.training.train import train
 
     online = take_online(options)
     values = merge_config(ctx, file, options) | online
@@ -85,8 +85,8 @@ def command(
 
 def _print_next(out: Path, config: TrainConfig) -> None:
     """Where everything is, and what can be done with it."""
-    from loffta.runs import RunPaths
-    from loffta.terminal import command as to_type
+    from loffta.machine.terminal import command as to_type
+    from loffta.runs.run import RunPaths
 
     paths = RunPaths(out)
     files = [paths.results(config.test_on), paths.predictions(config.test_on), *map(paths.head, range(config.seeds))]
@@ -108,7 +108,7 @@ def print_results(results: Mapping[str, Any]) -> None:
         interval = show_interval(name, (low, high))
         show(f"{in_words(name, metric)}{seeds}, 95 % interval {interval} ({images})")
     if "now" in results.get("images", {}):
-        from loffta.known_images import growth
+        from loffta.runs.known_images import growth
 
         show(growth(results["images"]["known"], results["images"]["now"]))
     if "other_set" in results.get("images", {}):

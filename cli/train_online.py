@@ -11,7 +11,7 @@ import click
 from .common import opened_source, opening_options, take_opened
 
 if TYPE_CHECKING:
-    from loffta.machine import StopFlag
+    from loffta.machine.process import StopFlag
 
 _OPTIONS = (
     click.option("--online", metavar="SOURCE", help="No cache: images run through --backbone at every step."),
@@ -78,11 +78,11 @@ def take_online(options: dict[str, Any]) -> dict[str, Any]:
 
 def run_online(config: Any, out: Path, stop: StopFlag) -> dict[str, Any]:
     """Trains; a finished run is read back."""
-    from loffta import machine
-    from loffta.begin import backbone_loader
+    from loffta.extraction.begin import backbone_loader
     from loffta.images.sources import open_source
+    from loffta.machine import process
     from loffta.online.train import train_online
 
-    machine.cap_threads()
-    device = machine.resolve_device(config.device)
+    process.cap_threads()
+    device = process.resolve_device(config.device)
     return train_online(config, out, open_source(config.online.source), backbone_loader(device), stop)

@@ -13,7 +13,7 @@ import click
 from .common import emit, json_option, plural, show, show_lines
 
 if TYPE_CHECKING:
-    from loffta.machine import StopFlag
+    from loffta.machine.process import StopFlag
     from loffta.online.recompute import Comparison
     from loffta.store.cache import Cache
     from loffta.store.verify import Damage
@@ -36,7 +36,7 @@ def command(
     latter also the weights.
     """
     from loffta.errors import DamageFound
-    from loffta.machine import StopFlag
+    from loffta.machine.process import StopFlag
     from loffta.store.cache import Cache
     from loffta.store.purge import lost_metadata
     from loffta.store.verify import tidy, verify
@@ -55,7 +55,7 @@ def command(
     if repair and not (found or lost):
         tidy(opened)
     elif repair:
-        from loffta.repair import repair as repair_units
+        from loffta.extraction.repair import repair as repair_units
 
         repaired = repair_units(opened, found, lost, stop)
         opened = Cache.open(cache)
@@ -109,8 +109,8 @@ def _remedy(cache: Path, found: Sequence[Damage]) -> str:
 
 
 def _check_images(cache: Cache, stop: StopFlag) -> list[dict[str, Any]]:
+    from loffta.extraction.recheck import verify_images
     from loffta.images.sources import open_source
-    from loffta.recheck import verify_images
 
     looking = "comparing images; nothing was changed by that"
     altered = list(stop.each(verify_images(cache, open_source(cache.table.source)), looking))
@@ -122,13 +122,13 @@ def _check_images(cache: Cache, stop: StopFlag) -> list[dict[str, Any]]:
 
 
 def _compare(cache: Cache, n_images: int, device: str, stop: StopFlag) -> list[dict[str, Any]]:
-    from loffta import machine
-    from loffta.begin import backbone_loader
+    from loffta.extraction.begin import backbone_loader
     from loffta.images.sources import open_source
+    from loffta.machine import process
     from loffta.online.recompute import recompute
 
-    machine.cap_threads()
-    load = backbone_loader(machine.resolve_device(device))
+    process.cap_threads()
+    load = backbone_loader(process.resolve_device(device))
     looking = "comparing features; nothing was changed by that"
     compared = list(stop.each(recompute(cache, open_source(cache.table.source), load, n_images), looking))
     _show_compared(compared)
@@ -137,7 +137,7 @@ def _compare(cache: Cache, n_images: int, device: str, stop: StopFlag) -> list[d
 
 def _show_compared(compared: Sequence[Comparison]) -> None:
     """A line for each tap, under its array."""
-    from loffta.terminal import Table
+    from loffta.machine.terminal import Table
 
     def cells(entry: Comparison) -> tuple[str, ...]:
         figures = (f"{entry.relative_rms:.1e}", f"{entry.tolerance:.0e}", f"{entry.max_abs:.1e}")

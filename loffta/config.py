@@ -13,11 +13,11 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PositiveFloat, ValidationError
 
-from loffta.documents import MAX_YAML_BYTES, from_yaml, read_bytes
 from loffta.errors import LofftaError, UsageError, unknown_name
+from loffta.files.documents import MAX_YAML_BYTES, from_yaml, read_bytes
+from loffta.files.os_words import guard
 from loffta.limits import MANY, MAX_UNIT_IMAGES, BatchSize, Count, Pixels, Seed, Views
 from loffta.look import parse_background, parse_range
-from loffta.os_words import guard
 from loffta.tokens import Kind
 from loffta.words import brief
 

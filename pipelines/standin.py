@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from loffta.errors import LofftaError
-from loffta.pipeline import DATA, PipelineConfig, choose, read_pipeline
+from loffta.pipeline.file import DATA, PipelineConfig, choose, read_pipeline
 from loffta.words import printable
 
 HERE = Path(__file__).parent

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from loffta.pipeline import PlannedRun
-from loffta.report.text import NONE, count
-from loffta.runs import read_results
+from loffta.pipeline.file import PlannedRun
+from loffta.reporting.text import NONE, count
+from loffta.runs.run import read_results
 from loffta.tasks.figures import show, show_difference, show_spread
 
 Summary = dict[str, Any]

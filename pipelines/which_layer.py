@@ -13,11 +13,11 @@ import tempfile
 from pathlib import Path
 
 from loffta.config import TrainConfig, parse
-from loffta.machine import StopFlag
-from loffta.report.plots import Bar, bar_chart, percent_ticks
+from loffta.machine.process import StopFlag
+from loffta.reporting.plots import Bar, bar_chart, percent_ticks
 from loffta.store.cache import Cache
 from loffta.tasks.figures import show, show_interval
-from loffta.train import train
+from loffta.training.train import train
 from loffta.words import printable
 
 STYLE = "font-family:system-ui,sans-serif;background:#fff"

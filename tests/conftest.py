@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from loffta.signals import STOPS
+from loffta.machine.signals import STOPS
 
 # Tiny tensors gain nothing from 64 threads and lose much; and the same count everywhere gives the same last bits.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):

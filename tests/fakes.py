@@ -21,9 +21,9 @@ from PIL import Image
 from loffta.backbones import TapTokens, WeightsSource
 from loffta.config import BackboneConfig, ExtractConfig
 from loffta.errors import LofftaError
-from loffta.extract import extract
+from loffta.extraction.extract import extract
 from loffta.images.geometry import PixelGeometry
-from loffta.machine import StopFlag
+from loffta.machine.process import StopFlag
 from loffta.store.table import ImageTable
 from loffta.tokens import TokenSpec
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from loffta.config import ExtractConfig, TrainConfig, parse, read_yaml, to_yaml
 from loffta.errors import LofftaError, UsageError
 from loffta.heads.combo import ComboRecipe
-from loffta.pipeline import PipelineConfig
+from loffta.pipeline.file import PipelineConfig
 
 EXTRACT = {"source": "demo:digits", "cache": "c", "backbones": [{"name": "a"}, {"name": "b", "taps": "all"}]}
 TRAIN = {"cache": "c", "head": "combo"}

@@ -9,19 +9,19 @@ import torch
 import yaml
 from PIL import Image
 
-from loffta.command_lines import extract_command
 from loffta.config import BackboneConfig, OnlineConfig, TrainConfig
+from loffta.dataset.command_lines import extract_command
+from loffta.dataset.features import choose_features
 from loffta.errors import TooManyBadImages
-from loffta.extract import extract
-from loffta.features import choose_features
-from loffta.inventory import take_inventory
-from loffta.machine import StopFlag
+from loffta.extraction.extract import extract
+from loffta.extraction.repair import request_config
+from loffta.machine.process import StopFlag
 from loffta.online.recompute import recompute
 from loffta.online.stream import FreshStream
 from loffta.online.train import _with_look
-from loffta.origins import Origins
-from loffta.repair import request_config
+from loffta.runs.origins import Origins
 from loffta.store.cache import Cache
+from loffta.store.inventory import take_inventory
 from loffta.store.recipe import recipe_hash
 from tests.fakes import FakeBackbone, PngSource, fake_config, picture, png
 

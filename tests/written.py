@@ -1,6 +1,6 @@
 """What results.json says of the smallest run that there is, for tests that write one by hand."""
 
-from loffta.measure import summary
+from loffta.evaluation.measure import summary
 
 
 def whole_results(per_seed_of_metric, **more):

@@ -16,8 +16,8 @@ from torch import nn
 
 from loffta.backbones.checkpoint import classifiers
 from loffta.backbones.weights import ADAPTER_CONFIG, ADAPTER_FILE
-from loffta.documents import from_json, read_bytes
 from loffta.errors import LofftaError
+from loffta.files.documents import from_json, read_bytes
 
 REASON_LETTERS = 240  # peft lists every missing tensor
 INSIDE = "base_model.model."  # where PEFT puts the model that it adapts

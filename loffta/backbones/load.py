@@ -13,7 +13,7 @@ import torch
 from loffta.backbones import Backbone
 from loffta.backbones.custom import CUSTOM, file_of, load_custom
 from loffta.backbones.weights import locate, split_adapter, stamp, stamp_adapter
-from loffta.zoo import resolve_name
+from loffta.zoo.names import resolve_name
 
 
 def load_backbone(

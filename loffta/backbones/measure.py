@@ -1,6 +1,6 @@
 """Finds what timm models take and give, without weights and without computing: on torch's `meta` device.
 
-In: timm ids.   Out: `Facts`; as a program (`python -m loffta.backbones.measure`) it rewrites `loffta/zoo_facts.py`.
+In: timm ids.   Out: `Facts`; as a program (`python -m loffta.backbones.measure`) it rewrites `loffta/zoo/facts.py`.
 Called by `loffta models` for models outside the zoo. Values prove the order of tokens when a model is loaded
 (`describe_taps`); here are shapes alone, and a net counts as isotropic by its shapes.
 """
@@ -15,9 +15,9 @@ import timm
 import torch
 from torch import Tensor
 
-from loffta import zoo
 from loffta.backbones.inner_taps import watch
 from loffta.backbones.timm_backbone import count_registers, run_intermediates
+from loffta.zoo import names
 
 HEADER = '''"""Shapes and terms of the zoo at native size, as `python -m loffta.backbones.measure` writes it.
 
@@ -27,11 +27,11 @@ with timm.
 
 from __future__ import annotations
 
-from loffta.zoo import Facts
+from loffta.zoo.names import Facts
 '''
 
 
-def measure(timm_id: str) -> zoo.Facts:
+def measure(timm_id: str) -> names.Facts:
     """Builds a model on the `meta` device and sends one image of its native size through it.
 
     Raises:
@@ -53,7 +53,7 @@ def measure(timm_id: str) -> zoo.Facts:
     given = [call.gave.numel() for call in calls.values() if isinstance(call.gave, Tensor)]
     isotropic = given == [tokens.grid.numel() + tokens.prefix.numel() for tokens in outputs]
     n_prefix, n_registers = outputs[-1].prefix.shape[1], count_registers(model)
-    return zoo.Facts(
+    return names.Facts(
         px=height,
         n_params=round(sum(parameter.numel() for parameter in model.parameters()) / 1e6),
         licence=config.get("license") or "",
@@ -67,8 +67,8 @@ def measure(timm_id: str) -> zoo.Facts:
     )
 
 
-def render(facts: dict[str, zoo.Facts]) -> str:
-    """The text of `zoo_facts.py` for facts by short name, laid out as ruff formats it."""
+def render(facts: dict[str, names.Facts]) -> str:
+    """The text of `facts.py` for facts by short name, laid out as ruff formats it."""
     statistics = sorted({(item.mean, item.std) for item in facts.values()})
     names = {pair: f"_{letter}" for pair, letter in zip(statistics, string.ascii_uppercase, strict=False)}
     lines = [HEADER, *(f"{names[pair]} = {pair}  # mean, std" for pair in statistics)]
@@ -85,6 +85,6 @@ def render(facts: dict[str, zoo.Facts]) -> str:
 
 
 if __name__ == "__main__":
-    Path(zoo.__file__).with_name("zoo_facts.py").write_text(
-        render({short: measure(timm_id) for short, timm_id in zoo.ZOO.items()})
+    Path(names.__file__).with_name("facts.py").write_text(
+        render({short: measure(timm_id) for short, timm_id in names.ZOO.items()})
     )

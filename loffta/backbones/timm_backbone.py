@@ -22,11 +22,11 @@ from loffta.backbones import TapTokens, WeightsSource
 from loffta.backbones.inner_taps import PARTS, BlockProof, final_widths, hooked_module, read_tap, watch
 from loffta.backbones.module_taps import ModuleTap, find_module_tap
 from loffta.backbones.timm_model import build_model
-from loffta.backbones.weights import check_name
 from loffta.errors import UsageError
 from loffta.images.geometry import Interpolation, PixelGeometry
 from loffta.taps import MODULE, is_inner, module_paths, unknown_tap
 from loffta.tokens import Grid, Prefix, TokenSpec
+from loffta.zoo.names import check_name
 
 
 def load_timm(

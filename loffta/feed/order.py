@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from loffta.features import Feature
+from loffta.dataset.features import Feature
 
 Order = Literal["uniform", "windowed"]
 OrderChoice = Literal["auto", "uniform", "windowed"]

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loffta.features import Feature
+from loffta.dataset.features import Feature
 from loffta.feed.modes import Mode, Placement
 from loffta.store.reader import ArrayReader
 from loffta.store.zarr_reader import ZarrReader, open_array

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from loffta.heads.base import HeadBase
 from loffta.heads.block import Block, check_width, make_linear, make_torch_linear
 from loffta.heads.recipe import Recipe, check_features, check_specs
+from loffta.heads.relevance import backbone_groups, penalty, tap_groups
 from loffta.pooling import Resize, normalise_layers, normalise_tokens, resize_grid
-from loffta.relevance import backbone_groups, penalty, tap_groups
 from loffta.tokens import FeatureSpec, Kind, Logits
 
 Normalise: TypeAlias = Literal["embed_and_tokens", "embed_only"]  # the official code's names

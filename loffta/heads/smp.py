@@ -20,7 +20,7 @@ from loffta.heads.base import HeadBase
 from loffta.heads.block import make_linear
 from loffta.heads.pooled_taps import PooledTaps
 from loffta.heads.recipe import Recipe
-from loffta.relevance import backbone_groups, penalty, tap_groups
+from loffta.heads.relevance import backbone_groups, penalty, tap_groups
 from loffta.tokens import FeatureSpec, Kind, Logits
 
 

@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from loffta import machine
+from loffta.files.os_words import PASSING, explain
 from loffta.images.decode import BadImage, Opened, one_line, open_image
 from loffta.images.geometry import PixelGeometry, to_square
 from loffta.images.rgb import is_flat, to_rgb
 from loffta.images.room import Held, Room
 from loffta.images.sources import ImageSource
-from loffta.os_words import PASSING, explain
+from loffta.machine import process
 from loffta.store.ledger import BAD, OK, ImageStatus
 from loffta.store.table import ImageTable
 
@@ -74,7 +74,7 @@ def give_memory_back() -> None:
     """What a large image has left in Pillow's pool and in the C library's heaps, of which each thread has its own."""
     memory: Any = vars(Image)["core"]
     memory.clear_cache()
-    machine.trim_memory()
+    process.trim_memory()
 
 
 class UnitImages:

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from loffta.documents import from_json
 from loffta.errors import UsageError, unknown_name
+from loffta.files.documents import from_json
 from loffta.images.files import FileList, FileRoot, existing, refuse, say, split_part
 from loffta.images.labels import many_classes
 from loffta.store.table import ImageTable

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from loffta import machine
+from loffta.machine import process
 
 MOST = 2 << 30  # bytes: 40 photographs of 12 megapixels at once; more threads than that wait for the network anyway
 _SHARE = 4  # of the memory that is free: a quarter
@@ -23,7 +23,7 @@ class Room:
     def __init__(self, n_bytes: int | None = None) -> None:
         """`n_bytes`: None for 2 GiB, or a quarter of the memory that is free where that is less."""
         if n_bytes is None:
-            n_bytes = max(_LEAST, min(MOST, machine.free_memory_bytes() // _SHARE))
+            n_bytes = max(_LEAST, min(MOST, process.free_memory_bytes() // _SHARE))
         self._n_bytes = n_bytes
         self._held = 0
         self._changed = threading.Condition()

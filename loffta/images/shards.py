@@ -17,8 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from loffta.documents import from_json
 from loffta.errors import UsageError
+from loffta.files.documents import from_json
 from loffta.images.endings import photos
 from loffta.images.files import FileRoot, file_fault, first_of, key_fault, refuse, say, split_name, to_key, user_path
 from loffta.images.labels import Labels, from_cells

@@ -1,6 +1,6 @@
 """Where one seed's training online stands between two epochs.
 
-In: modules, optimiser, generator and the log so far.   Out: the same, exactly, from a file of `loffta.checkpoint`.
+In: modules, optimiser, generator and the log so far.   Out: the same, exactly, from a file of `training.checkpoint`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loffta.checkpoint import read_checkpoint, write_checkpoint
 from loffta.errors import LofftaError
-from loffta.members import below, optimizer_tensors, restore_optimizer
+from loffta.training.checkpoint import read_checkpoint, write_checkpoint
+from loffta.training.members import below, optimizer_tensors, restore_optimizer
 
 _RNG = "rng"
 

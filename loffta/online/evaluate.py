@@ -16,22 +16,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from loffta import machine
+from loffta.dataset.splits import name_some
+from loffta.dataset.targets import labelled_rows, read_targets
 from loffta.errors import LofftaError, NotSaved, unknown_name
-from loffta.evaluate import count_left_out, describe, describe_training
-from loffta.findings import Findings
+from loffta.evaluation.evaluate import count_left_out, describe, describe_training
+from loffta.evaluation.findings import Findings
+from loffta.evaluation.measure import measure, prediction_columns
+from loffta.extraction.jobs import Load
 from loffta.images.files import first_of
 from loffta.images.sources import ImageSource
-from loffta.jobs import Load
-from loffta.measure import measure, prediction_columns
+from loffta.machine import process
+from loffta.machine.progress import Progress
 from loffta.online.opened import OpenedRun, open_for_images
 from loffta.online.stream import BATCH_SIZE, FreshStream, judge_bad
-from loffta.progress import Progress
-from loffta.runs import read_results, save_results
-from loffta.splits import name_some
+from loffta.runs.run import read_results, save_results
 from loffta.store.names import in_order
 from loffta.store.table import ImageTable
-from loffta.targets import labelled_rows, read_targets
 
 
 def evaluate_online(
@@ -44,7 +44,7 @@ def evaluate_online(
     cache_root: Path | None = None,
     batch_size: int = BATCH_SIZE,
     max_bad_frac: float = 0.01,
-    stop: machine.StopFlag | None = None,
+    stop: process.StopFlag | None = None,
 ) -> list[Mapping[str, Any]]:
     """Evaluates every seed of finished trainings on images that are not cached.
 
@@ -62,7 +62,7 @@ def evaluate_online(
         Stopped: a signal came; nothing is written.
     """
     start = time.monotonic()
-    stop = stop or machine.StopFlag()
+    stop = stop or process.StopFlag()
     doing = "evaluating; no results were written"
     with stop.at_once(doing):
         runs = [open_for_images(root, device, cache_root) for root in roots]
@@ -157,7 +157,7 @@ def _measure(
 def _save(runs: Sequence[OpenedRun], split: str, measured: Sequence[_Measured], seconds: float) -> None:
     """Writes into every run that can be written to; NotSaved, with all results, where one cannot."""
     unsaved: NotSaved | None = None
-    cost = {"seconds": seconds, "peak_rss_mib": machine.peak_rss_mib(), "versions": machine.versions()}
+    cost = {"seconds": seconds, "peak_rss_mib": process.peak_rss_mib(), "versions": process.versions()}
     for run, one in zip(runs, measured, strict=True):
         path = run.paths.results(split)
         one.results.update(cost)

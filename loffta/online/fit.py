@@ -19,27 +19,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from loffta import machine
-from loffta.claims import Claim
 from loffta.config import OnlineConfig, TrainConfig
+from loffta.dataset.targets import read_targets
 from loffta.errors import LofftaError
 from loffta.heads import Head, build_head
+from loffta.heads.precision import autocast, matmul_precision
 from loffta.heads.recipe import Recipe
 from loffta.images.batches import PixelBatch
 from loffta.images.geometry import PixelGeometry, View
 from loffta.images.sources import ImageSource
-from loffta.loss import class_weights, reduce_loss
+from loffta.machine import process
+from loffta.machine.progress import Progress
 from loffta.online.checkpoint import load_state, save_state
 from loffta.online.network import Network
 from loffta.online.stream import judge_bad, read_pixels
-from loffta.optim import adam_eps, fit_to_images, is_finite, lr_at, make_adamw, parameter_groups
-from loffta.precision import autocast, matmul_precision
-from loffta.progress import Progress
-from loffta.runs import RunLog, RunPaths, save_head, write_lines
+from loffta.runs.claims import Claim
+from loffta.runs.run import RunLog, RunPaths, save_head, write_lines
 from loffta.store.ledger import BAD
 from loffta.store.table import ImageTable
-from loffta.targets import read_targets
 from loffta.tasks import Task, find_task
+from loffta.training.loss import class_weights, reduce_loss
+from loffta.training.optim import adam_eps, fit_to_images, is_finite, lr_at, make_adamw, parameter_groups
 from loffta.words import printable
 
 ONLINE_LINEAR = "online-linear"
@@ -58,7 +58,7 @@ class Setting:
     device: torch.device
     paths: RunPaths
     log: RunLog
-    stop: machine.StopFlag
+    stop: process.StopFlag
     claim: Claim
     initial: dict[str, Tensor]  # weights of a backbone that is trained, before the first seed; else nothing
     bad: dict[int, str] = field(default_factory=dict)  # quarantined images so far, and why

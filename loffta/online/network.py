@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from loffta.backbones import Backbone, TapTokens
 from loffta.config import ExtractConfig, OnlineConfig
 from loffta.errors import UsageError
-from loffta.forward import Job
+from loffta.extraction.forward import Job
+from loffta.extraction.jobs import describe, make_request
 from loffta.images.geometry import PixelGeometry
-from loffta.jobs import describe, make_request
 from loffta.pooling import pool_mean
 from loffta.store.cache import Store
 from loffta.store.recipe import StoreInfo

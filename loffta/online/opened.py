@@ -14,15 +14,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loffta.config import TrainConfig
+from loffta.dataset.features import choose_features
 from loffta.errors import LofftaError
-from loffta.evaluate import load_heads, score, trained_recipe
-from loffta.features import choose_features
-from loffta.findings import Findings
+from loffta.evaluation.evaluate import load_heads, score, trained_recipe
+from loffta.evaluation.findings import Findings
 from loffta.heads import Head
 from loffta.heads.recipe import Recipe
-from loffta.known_images import open_cache
-from loffta.origins import Origins, read_origins
-from loffta.runs import RunPaths, open_run
+from loffta.runs.known_images import open_cache
+from loffta.runs.origins import Origins, read_origins
+from loffta.runs.run import RunPaths, open_run
 from loffta.tasks import Task, find_task
 
 

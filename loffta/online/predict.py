@@ -20,18 +20,19 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from loffta import __version__, machine
+from loffta import __version__
 from loffta.errors import LofftaError, UsageError
+from loffta.extraction.jobs import Load
+from loffta.files.durable import new_file
+from loffta.files.os_words import guard
 from loffta.images.files import is_there, user_path
 from loffta.images.one_file import OneFile
 from loffta.images.sources import ImageSource, open_source
 from loffta.images.table_file import SUFFIXES as TABLES
-from loffta.jobs import Load
+from loffta.machine import process
+from loffta.machine.progress import Progress
 from loffta.online.opened import OpenedRun, open_for_images
 from loffta.online.stream import BATCH_SIZE, FreshBatch, FreshStream, judge_bad
-from loffta.os_words import guard
-from loffta.progress import Progress
-from loffta.store.files import new_file
 from loffta.store.ledger import OK
 
 ROW_GROUP = 4096  # rows that are gathered before they are written
@@ -98,7 +99,7 @@ def predict(
     per_seed: bool = False,
     batch_size: int = BATCH_SIZE,
     max_bad_frac: float = 0.01,
-    stop: machine.StopFlag | None = None,
+    stop: process.StopFlag | None = None,
 ) -> Prediction:
     """Predicts the class, or the classes, of every image by the mean of the seeds' probabilities.
 
@@ -114,7 +115,7 @@ def predict(
         TooManyBadImages: over `max_bad_frac`; the file is written.
         Stopped: a signal came; nothing is written.
     """
-    stop = stop or machine.StopFlag()
+    stop = stop or process.StopFlag()
     with guard(out):  # a folder that may not even be looked at
         check_out(out)
     doing = f"predicting; {out.name} was not written"

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from loffta import machine
-from loffta.forward import Job
+from loffta.extraction.forward import Job
+from loffta.extraction.jobs import Load, reopen
+from loffta.extraction.repair import request_config
 from loffta.images.batches import ImageStream, decoding_threads
 from loffta.images.sources import ImageSource
-from loffta.jobs import Load, reopen
-from loffta.progress import Progress
-from loffta.repair import request_config
+from loffta.machine import process
+from loffta.machine.progress import Progress
 from loffta.store.cache import Cache, CachedArray, Store
 from loffta.store.quantise import dequantise
 from loffta.store.zarr_reader import open_array
@@ -92,7 +92,7 @@ def _compare_store(cache: Cache, source: ImageSource, job: Job, rows: NDArray[np
     gone: list[tuple[str, str]] = []
     keys = cache.table.keys
     title = f"verify --recompute {job.store.name}"
-    with Progress(title, len(rows), "images") as progress, decoding_threads(machine.available_cpus()) as pool:
+    with Progress(title, len(rows), "images") as progress, decoding_threads(process.available_cpus()) as pool:
         units = [(row, [row]) for row in rows.tolist()]  # one by one: what is bad is told apart
         for images in ImageStream(source, cache.table, [job.geometry], pool, units, n_ahead=_AHEAD):
             key = keys[images.unit]

@@ -14,16 +14,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from loffta import machine
 from loffta.backbones import Backbone
 from loffta.config import BackboneConfig
+from loffta.dataset.features import Feature
 from loffta.errors import LofftaError, TooManyBadImages
-from loffta.features import Feature
-from loffta.forward import Job
+from loffta.extraction.forward import Job
+from loffta.extraction.jobs import Load, describe
 from loffta.images.batches import ImageStream, PixelBatch, decoding_threads
 from loffta.images.geometry import PixelGeometry
 from loffta.images.sources import ImageSource
-from loffta.jobs import Load, describe
+from loffta.machine import process
 from loffta.store.cache import Store
 from loffta.store.ledger import BAD, ImageStatus
 from loffta.store.recipe import differing_fields
@@ -120,7 +120,7 @@ def read_pixels(
         The statuses of a stretch, and the good images of it; None where there is none.
     """
     stretches = ((i, rows[i : i + batch_size]) for i in range(0, len(rows), batch_size))
-    with decoding_threads(machine.available_cpus()) as pool:
+    with decoding_threads(process.available_cpus()) as pool:
         for images in ImageStream(source, listing, sizes, pool, stretches, n_ahead=2 * batch_size):
             batch = next(images.batches(len(images.rows)), None)
             yield images.statuses, batch

@@ -19,26 +19,25 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loffta import machine
-from loffta.claims import claimed
 from loffta.config import OnlineConfig, TrainConfig, parse
+from loffta.dataset.targets import choose_task, fit_to_task, read_targets, refuse_one_class
 from loffta.errors import LofftaError, UsageError
-from loffta.evaluate import count_left_out, score
+from loffta.evaluation.evaluate import count_left_out, score
+from loffta.evaluation.measure import measure, prediction_columns
+from loffta.extraction.jobs import Load
 from loffta.heads import find_head
 from loffta.heads.recipe import Recipe
 from loffta.images.sources import ImageSource
-from loffta.jobs import Load
 from loffta.look import Look
-from loffta.loss import check_weights
-from loffta.measure import measure, prediction_columns
+from loffta.machine import process
 from loffta.online.evaluate import rows_to_use
 from loffta.online.fit import ONLINE_LINEAR, Setting, fit_seed, head_of, is_trained
 from loffta.online.network import linear_network, network_for
 from loffta.online.stream import BATCH_SIZE
-from loffta.optim import fit_to_images
-from loffta.records import Epoch
-from loffta.run_folder import check_out, start_run
-from loffta.runs import (
+from loffta.runs.claims import claimed
+from loffta.runs.folder import check_out, start_run
+from loffta.runs.records import Epoch
+from loffta.runs.run import (
     RunLog,
     RunPaths,
     load_head,
@@ -48,8 +47,9 @@ from loffta.runs import (
     save_results,
 )
 from loffta.store.recipe import recipe_hash
-from loffta.targets import choose_task, fit_to_task, read_targets, refuse_one_class
-from loffta.zoo import ZOO
+from loffta.training.loss import check_weights
+from loffta.training.optim import fit_to_images
+from loffta.zoo.names import ZOO
 
 _LESS_MEMORY = "a smaller batch (--set batch_size=...), a smaller --image-px or --device cpu need less"
 # Options of TrainConfig that are about a cache, or that this training has not: they would do nothing
@@ -60,7 +60,7 @@ _OF_THE_CACHE = (
 
 
 def train_online(
-    config: TrainConfig, out: Path, source: ImageSource, load: Load, stop: machine.StopFlag
+    config: TrainConfig, out: Path, source: ImageSource, load: Load, stop: process.StopFlag
 ) -> dict[str, Any]:
     """Trains on images as they come, and evaluates; a finished run is read back, not repeated.
 
@@ -88,7 +88,7 @@ def train_online(
         raise UsageError(
             f"head '{config.head}' trains in several phases", where="--online", remedy="train it on a cache"
         )
-    device = machine.resolve_device(config.device)
+    device = process.resolve_device(config.device)
     with stop.at_once("loading the backbone"):
         rows = {split: rows_to_use(listing, split, config.task) for split in (config.train_on, config.test_on)}
         listing.refuse_alike()
@@ -111,7 +111,7 @@ def train_online(
     results_path = paths.results(config.test_on)
     if results_path.exists() and all(is_trained(paths, seed, online) for seed in range(config.seeds)):
         return read_results(results_path)
-    with claimed(paths) as claim, machine.explain_memory(device, out, _LESS_MEMORY):
+    with claimed(paths) as claim, process.explain_memory(device, out, _LESS_MEMORY):
         start_run(out, config)
         log = RunLog(paths.log)
         setting = Setting(config, online, recipe, network, source, listing, device, paths, log, stop, claim, initial)
@@ -150,7 +150,7 @@ def _refuse_options(config: TrainConfig) -> None:
 
 def _fit_all(setting: Setting, train_rows: NDArray[np.int64], test_rows: NDArray[np.int64]) -> dict[str, Any]:
     config, paths, log = setting.config, setting.paths, setting.log
-    log.write(f"versions {machine.versions()}, device {setting.device}, {torch.get_num_threads()} threads")
+    log.write(f"versions {process.versions()}, device {setting.device}, {torch.get_num_threads()} threads")
     state = "trained, too" if setting.online.unfrozen else "frozen"
     log.write(f"{config.head} online: {len(train_rows)} images, {setting.network.info.label} {state}", show=True)
     try:
@@ -168,8 +168,8 @@ def _fit_all(setting: Setting, train_rows: NDArray[np.int64], test_rows: NDArray
     fitted = fit_to_images(setting.recipe, len(train_rows))
     results = _describe(setting, fitted, len(rows), len(test_rows) - len(rows))
     results |= measure(setting.task, logits, targets, setting.listing.classes, keys=keys, seed=config.data_seed)
-    results |= {"seconds": time.monotonic() - start, "peak_rss_mib": machine.peak_rss_mib()}
-    results |= {"versions": machine.versions(), "train_seconds": seconds}
+    results |= {"seconds": time.monotonic() - start, "peak_rss_mib": process.peak_rss_mib()}
+    results |= {"versions": process.versions(), "train_seconds": seconds}
     setting.claim.check()
     save_results(paths, config.test_on, results, prediction_columns(setting.task, logits, targets, rows, keys))
     return results

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from loffta.errors import DamageFound, LofftaError, UsageError
+from loffta.files.durable import create_file, replace_file
 from loffta.look import OLD, Look, look_fields, look_of
 from loffta.store import FORMAT
 from loffta.store.checks import array_fault, store_fault, target_fault
-from loffta.store.files import create_file, replace_file
 from loffta.store.growth import grow
 from loffta.store.ledger import Ledger, check_made, read_ledger, settles
 from loffta.store.metadata import ArrayLayout, array_dtype, grid_layout, image_layout, read_layout

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loffta.errors import LofftaError, unknown_name
-from loffta.os_words import guard
+from loffta.files.durable import remove_folder, sweep_parts, sync_folder
+from loffta.files.os_words import guard
 from loffta.store.cache import Cache
-from loffta.store.files import remove_folder, sweep_parts, sync_folder
 from loffta.store.paths import ArrayPaths, is_own
 
 

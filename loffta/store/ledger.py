@@ -21,12 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from loffta.documents import from_json
 from loffta.errors import DamageFound
-from loffta.os_words import guard
+from loffta.files.documents import from_json
+from loffta.files.durable import make_folder, replace_file
+from loffta.files.os_words import guard
 from loffta.store.arrow import to_numbers
 from loffta.store.checks import layout_fault, unit_fault
-from loffta.store.files import make_folder, replace_file
 from loffta.store.metadata import ArrayLayout
 from loffta.store.paths import ArrayPaths
 from loffta.store.reads import REPAIR, read_file, reason

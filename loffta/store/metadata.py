@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from loffta.documents import from_json
 from loffta.errors import DamageFound, LofftaError
+from loffta.files.documents import from_json
 from loffta.store.reads import read_file, reason
 from loffta.words import brief
 

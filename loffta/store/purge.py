@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from loffta.os_words import guard
+from loffta.files.os_words import guard
 from loffta.store.cache import Cache, CachedArray
 from loffta.store.ledger import done_units
 from loffta.store.paths import TARGETS

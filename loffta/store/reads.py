@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from loffta.documents import MAX_BYTES, from_json, read_bytes
 from loffta.errors import DamageFound
-from loffta.os_words import explain
+from loffta.files.documents import MAX_BYTES, from_json, read_bytes
+from loffta.files.os_words import explain
 from loffta.words import printable
 
 REPAIR = "run `loffta verify CACHE` to list all damage, with --repair to mend it"

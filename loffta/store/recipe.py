@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from loffta.documents import from_json
+from loffta.files.documents import from_json
 from loffta.store import FORMAT
 from loffta.store.paths import safe_name
 from loffta.tokens import TokenSpec

@@ -14,7 +14,7 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from loffta.errors import DamageFound
-from loffta.store.files import create_folder
+from loffta.files.durable import create_folder
 from loffta.store.metadata import CRC_BYTES, ArrayLayout, table_json
 from loffta.store.paths import ArrayPaths
 from loffta.store.quantise import CODES, Scales

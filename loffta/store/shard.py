@@ -17,8 +17,8 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from loffta.errors import DamageFound
-from loffta.os_words import guard
-from loffta.store.files import delete_part, part_name, put_in_place
+from loffta.files.durable import delete_part, part_name, put_in_place
+from loffta.files.os_words import guard
 from loffta.store.metadata import CRC_BYTES
 from loffta.store.reads import read_guard
 

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from loffta.documents import from_json
 from loffta.errors import DamageFound, LofftaError, UsageError
+from loffta.files.documents import from_json
 from loffta.store import FORMAT
 from loffta.store.arrow import to_numbers
 from loffta.store.reads import read_file, reason

@@ -16,7 +16,7 @@ import numpy as np
 from crc32c import crc32c
 
 from loffta.errors import DamageFound, LofftaError
-from loffta.progress import Progress
+from loffta.machine.progress import Progress
 from loffta.store.arrow import to_numbers
 from loffta.store.cache import Cache, CachedArray
 from loffta.store.checks import unit_fault

@@ -34,15 +34,15 @@ import small_sets
 from clock import print_machine
 from scores import Score, gain, markdown, score_of
 
-from loffta.begin import backbone_loader
 from loffta.config import ExtractConfig, TrainConfig, parse
 from loffta.errors import LofftaError
-from loffta.extract import run
+from loffta.extraction.begin import backbone_loader
+from loffta.extraction.extract import run
 from loffta.images.sources import open_source
-from loffta.machine import StopFlag
+from loffta.machine.process import StopFlag
 from loffta.online.train import train_online
-from loffta.runs import RunPaths, read_results
-from loffta.train import train
+from loffta.runs.run import RunPaths, read_results
+from loffta.training.train import train
 
 TRAINED = ("lite0", "lite1", "lite2")
 CONTROL = "random-vit"

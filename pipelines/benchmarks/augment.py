@@ -26,8 +26,8 @@ from torch.nn.functional import cross_entropy
 from loffta.augment import PRESETS, AugmentConfig, apply, draw, from_preset
 from loffta.augment.ops import bilinear, find_sources, invert, move_grid
 from loffta.heads import build_head, find_head
-from loffta.optim import parameter_groups
 from loffta.tokens import FeatureSpec
+from loffta.training.optim import parameter_groups
 
 CLASSES = 100
 CASES = {

@@ -22,12 +22,12 @@ import torch
 from clock import print_machine, timed
 
 from loffta.config import ExtractConfig, TrainConfig, parse
-from loffta.extract import run
-from loffta.features import choose_features
-from loffta.machine import StopFlag
+from loffta.dataset.features import choose_features
+from loffta.extraction.extract import run
+from loffta.machine.process import StopFlag
 from loffta.store.cache import Cache
 from loffta.store.zarr_reader import open_array
-from loffta.train import train
+from loffta.training.train import train
 
 BACKBONES = [f"tf_efficientnet_lite{i}" for i in range(3)]
 DTYPES = ("float32", "float16", "int8")

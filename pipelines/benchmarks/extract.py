@@ -33,18 +33,18 @@ from clock import alternate, print_machine, ratio_text
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from loffta import machine
 from loffta.backbones.timm_backbone import TimmBackbone, load_timm
 from loffta.config import BackboneConfig, ExtractConfig
-from loffta.extract import extract
+from loffta.extraction.extract import extract
 from loffta.images import batches
 from loffta.images.sources import open_source
-from loffta.machine import StopFlag
+from loffta.machine import process
+from loffta.machine.process import StopFlag
 
 MODEL, BATCH, GOAL = "vit_base_patch16_224", 8, 0.95
 SIZE = (500, 375)
 CHILD = "import sys; from loffta_cli.main import main; code = main(sys.argv[1:])\n"
-CHILD += "from loffta.machine import peak_rss_mib; print(peak_rss_mib()); sys.exit(code)"
+CHILD += "from loffta.machine.process import peak_rss_mib; print(peak_rss_mib()); sys.exit(code)"
 MEMORY_MODEL = ["--backbone", "vit_tiny_patch16_224", "--weights", "random:0", "--image-px", "112", "--taps", "all"]
 
 
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5, help="interleaved repeats")
     parser.add_argument("--dir", type=Path, default=None, help="where the temporary folder goes")
     options = parser.parse_args()
-    machine.cap_threads()
+    process.cap_threads()
     folder = Path(tempfile.mkdtemp(prefix="loffta-bench-", dir=options.dir))
     try:
         print_machine(("torch", "timm", "numpy", "Pillow"))

@@ -35,12 +35,11 @@ from clock import Evictor, alternate, print_machine, ratio_text
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loffta import machine
-from loffta.bench_parts import Job, train_step
-from loffta.features import Feature, choose_features
+from loffta.dataset.features import Feature, choose_features
 from loffta.feed.batches import COLD_THREADS, WARM_THREADS, Feed
 from loffta.heads import build_head
 from loffta.heads.combo import ComboRecipe
+from loffta.machine import process
 from loffta.store.cache import Cache
 from loffta.store.ledger import OK, ImageStatus
 from loffta.store.reader import ArrayReader
@@ -48,6 +47,7 @@ from loffta.store.recipe import StoreInfo
 from loffta.store.table import ImageTable
 from loffta.store.writer import UnitWriter, to_storage
 from loffta.tokens import Kind, TokenSpec
+from loffta.training.bench_parts import Job, train_step
 
 UNIT, DIM, MODEL = 256, 768, "made-up-vit"
 FEED_GOAL, STEP_GOAL = 0.9, 0.95
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=None, help="where the temporary folder goes")
     parser.add_argument("--stream", type=Path, default=None, help=argparse.SUPPRESS)  # a child of measure_memory
     options = parser.parse_args()
-    machine.cap_threads()
+    process.cap_threads()
     if options.stream:
         stream_once(options.stream, options.batch)
         return

@@ -13,15 +13,15 @@ import torch
 from scores import Score
 from torch import Tensor
 
-from loffta.features import choose_features, usable_rows
+from loffta.dataset.features import choose_features, usable_rows
 from loffta.feed.batches import Feed
 from loffta.heads.combo import ComboHead
 from loffta.heads.linear import LinearHead, LinearRecipe
-from loffta.machine import StopFlag
-from loffta.optim import lr_at, n_steps, parameter_groups
+from loffta.machine.process import StopFlag
 from loffta.store.cache import Cache
 from loffta.tasks import TASKS
 from loffta.tokens import FeatureSpec
+from loffta.training.optim import lr_at, n_steps, parameter_groups
 
 
 def score(cache_root: Path, feature: str, path: Path, *, grid: int, seeds: int, stop: StopFlag) -> Score:

@@ -20,22 +20,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from loffta import augment, machine
+from loffta import augment
 from loffta.backbones.timm_backbone import TimmBackbone, load_timm
 from loffta.config import BackboneConfig, ExtractConfig, TrainConfig
+from loffta.dataset.features import Feature, choose_features
 from loffta.errors import LofftaError
-from loffta.evaluate import evaluate
-from loffta.extract import extract
-from loffta.features import Feature, choose_features
+from loffta.evaluation.evaluate import evaluate
+from loffta.extraction.extract import extract
 from loffta.feed.batches import Feed
 from loffta.feed.modes import ModeChoice
 from loffta.heads import HEADS
 from loffta.images.sources import open_source
-from loffta.machine import StopFlag
+from loffta.machine import process
+from loffta.machine.process import StopFlag
 from loffta.online.evaluate import evaluate_online
-from loffta.runs import RunPaths, read_predictions
+from loffta.runs.run import RunPaths, read_predictions
 from loffta.store.cache import Cache
-from loffta.train import train
+from loffta.training.train import train
 
 Comparisons = Iterator[tuple[str, float | None, float | None]]
 CLASSES = 4
@@ -256,7 +257,7 @@ def check_memory(setup: Setup) -> Comparisons:
     assert "memory ran out" in told.getvalue(), f"256 images of {network.name} fitted 1 GiB: nothing was halved"
     yield "batch halved, features", rms_apart(read_all(made), read_all(setup.many)), 2e-3
     try:
-        with machine.explain_memory(setup.device, "gpu_check"):
+        with process.explain_memory(setup.device, "gpu_check"):
             torch.empty(1 << 50, dtype=torch.uint8, device=setup.device)
     except LofftaError as error:
         yield "training says what to do", float("smaller batch" not in error.remedy), 0.0

@@ -41,8 +41,8 @@ SMALL, BATCH = 1000, 64
 OPEN = """
 import sys, time
 from pathlib import Path
-from loffta.features import choose_features, usable_rows
-from loffta.inventory import take_inventory
+from loffta.dataset.features import choose_features, usable_rows
+from loffta.store.inventory import take_inventory
 from loffta.store.cache import Cache
 root, start = Path(sys.argv[1]), time.perf_counter()
 cache = Cache.open(root)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from loffta.runs import RunPaths, read_predictions
+from loffta.runs.run import RunPaths, read_predictions
 
 RESAMPLES = 2000
 

@@ -33,21 +33,21 @@ from extract import make_photographs
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from loffta import machine
 from loffta.backbones.timm_backbone import TimmBackbone, load_timm
 from loffta.config import BackboneConfig, ExtractConfig
-from loffta.extract import extract
-from loffta.features import Feature, choose_features
+from loffta.dataset.features import Feature, choose_features
+from loffta.extraction.extract import extract
 from loffta.feed.batches import Feed
 from loffta.feed.modes import ModeChoice
 from loffta.heads import build_head, find_head
 from loffta.images.sources import open_source
-from loffta.machine import StopFlag
+from loffta.machine import process
+from loffta.machine.process import StopFlag
 from loffta.online.stream import FreshStream
-from loffta.optim import parameter_groups
-from loffta.origins import Origins
+from loffta.runs.origins import Origins
 from loffta.store.cache import Cache
 from loffta.tasks import TASKS
+from loffta.training.optim import parameter_groups
 
 N_CLASSES, GOAL_ONLINE, GOAL_HEADS, GOAL_FEED = 100, 0.85, 4.0, 0.95
 
@@ -126,8 +126,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dir", type=Path, default=None, help="where the temporary folder goes")
     options = parser.parse_args()
-    machine.cap_threads()
-    device = machine.resolve_device(options.device)
+    process.cap_threads()
+    device = process.resolve_device(options.device)
     folder = Path(tempfile.mkdtemp(prefix="loffta-bench-", dir=options.dir))
     try:
         print_machine(("torch", "timm", "numpy"))

@@ -18,9 +18,9 @@ from loffta.backbones.load import load_backbone, stamp_files
 from loffta.backbones.weights import digest_state_dict
 from loffta.config import BackboneConfig, ExtractConfig
 from loffta.errors import LofftaError, UsageError
-from loffta.extract import run
+from loffta.extraction.extract import run
 from loffta.images.geometry import PixelGeometry
-from loffta.machine import StopFlag
+from loffta.machine.process import StopFlag
 from loffta.tokens import TokenSpec
 
 DOCS = Path(__file__).parents[2] / "docs" / "weights.md"

@@ -16,8 +16,8 @@ import torch
 from loffta.backbones.timm_backbone import load_timm
 from loffta.errors import UsageError
 from loffta.taps import is_inner, resolve_taps
-from loffta.zoo import FAMILIES, ZOO
-from loffta.zoo_facts import FACTS
+from loffta.zoo.facts import FACTS
+from loffta.zoo.names import FAMILIES, ZOO
 
 INNER = ("attn", "norm2", "mlp.hidden", "mlp")  # of block 1, with these all
 GATED = ("attn", "norm2", "mlp")  # what leaves the activation is multiplied by a gate

@@ -14,9 +14,9 @@ from loffta.backbones.inner_taps import watch
 from loffta.backbones.timm_backbone import TimmBackbone, describe_taps, load_timm
 from loffta.config import BackboneConfig, ExtractConfig
 from loffta.errors import UsageError
-from loffta.extract import run
+from loffta.extraction.extract import run
 from loffta.images.geometry import PixelGeometry
-from loffta.machine import StopFlag
+from loffta.machine.process import StopFlag
 from loffta.taps import resolve_taps
 
 PARTS = ("attn", "norm2", "mlp.hidden", "mlp")  # in the order in which a block computes them

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import timm
 
-from loffta import zoo_facts
 from loffta.backbones.measure import measure, render
 from loffta.backbones.timm_backbone import load_timm
 from loffta.taps import is_inner
-from loffta.zoo import FAMILIES, ZOO
-from loffta.zoo_facts import FACTS
+from loffta.zoo import facts
+from loffta.zoo.facts import FACTS
+from loffta.zoo.names import FAMILIES, ZOO
 
 SMALLEST = {min(family.members, key=lambda short: FACTS[short].n_params) for family in FAMILIES.values()}
 
@@ -22,13 +22,13 @@ def test_constants_are_what_timm_gives(short):
 
 @pytest.mark.long
 def test_the_whole_file_is_what_the_program_writes():
-    text = Path(zoo_facts.__file__).read_text()
+    text = Path(facts.__file__).read_text()
     assert render({short: measure(timm_id) for short, timm_id in ZOO.items()}) == text
 
 
 def test_the_file_is_rendered_from_its_own_facts():
     assert list(FACTS) == list(ZOO)
-    assert render(FACTS) == Path(zoo_facts.__file__).read_text()
+    assert render(FACTS) == Path(facts.__file__).read_text()
 
 
 @pytest.mark.parametrize(

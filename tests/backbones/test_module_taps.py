@@ -7,8 +7,8 @@ import torch
 from loffta.backbones.timm_backbone import load_timm
 from loffta.config import BackboneConfig, ExtractConfig
 from loffta.errors import UsageError
-from loffta.extract import run
-from loffta.machine import StopFlag
+from loffta.extraction.extract import run
+from loffta.machine.process import StopFlag
 from loffta.store.cache import Cache
 from loffta.store.zarr_reader import open_array
 from loffta.taps import resolve_taps

@@ -13,6 +13,7 @@ import torch
 
 from loffta.backbones import weights
 from loffta.errors import LofftaError, UsageError
+from loffta.zoo.names import check_name
 
 VIT = "vit_tiny_patch16_224"
 VIT_REPO = "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
@@ -231,11 +232,11 @@ def test_models_without_hub_weights():
 )
 def test_unknown_backbone_names_its_neighbours(name, remedy):
     with pytest.raises(UsageError, match=rf"(?s)^unknown backbone '{name}'\n  where:  --backbone\n  remedy: {remedy}"):
-        weights.check_name(name)
+        check_name(name)
     with pytest.raises(UsageError, match=f"unknown backbone '{name}'"):
         weights.locate("hub", name)
 
 
 @pytest.mark.parametrize("name", [VIT, f"{VIT}.augreg_in21k_ft_in1k", "tf_efficientnet_lite0", "convmixer_768_32.in1k"])
 def test_known_backbones_with_and_without_tag(name):
-    weights.check_name(name)
+    check_name(name)

@@ -16,9 +16,9 @@ from loffta_cli.main import main
 from PIL import Image
 
 from loffta.errors import UsageError
-from loffta.extract import Report
-from loffta.machine import describe
-from loffta.runs import RunPaths
+from loffta.extraction.extract import Report
+from loffta.machine.process import describe
+from loffta.runs.run import RunPaths
 from loffta.store.cache import Cache
 from loffta.store.zarr_reader import open_array
 
@@ -505,7 +505,7 @@ def test_no_such_image_set(command, tmp_path, monkeypatch, source, parts):
     ("n_images", "of", "said"), [(193, ["0/3", "1/3"], "193 images have no"), (1, ["0/3"], "1 image has no")]
 )
 def test_an_idle_share_says_whose_images_are_missing(monkeypatch, capsys, n_images, of, said):
-    monkeypatch.setattr("loffta.extract.run", lambda *_: Report(unwritten_images=n_images, unwritten_of=of))
+    monkeypatch.setattr("loffta.extraction.extract.run", lambda *_: Report(unwritten_images=n_images, unwritten_of=of))
     words = ["extract", "demo:digits", "--cache", "c", "--backbone", "test_vit", "--shard", "2/3"]
     assert main(words) == 0
     line = capsys.readouterr().out.splitlines()[-1]

@@ -164,7 +164,7 @@ RUN = """
 import os, sys, time, types, warnings, click
 from pathlib import Path
 from loffta_cli.main import COMMANDS, main
-from loffta.progress import Progress
+from loffta.machine.progress import Progress
 
 def work():
     {body}

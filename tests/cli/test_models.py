@@ -7,9 +7,9 @@ import sys
 import pytest
 from loffta_cli.main import main
 
-from loffta import catalogue
-from loffta.zoo import FAMILIES, ZOO
-from loffta.zoo_facts import FACTS
+from loffta.zoo import catalogue
+from loffta.zoo.facts import FACTS
+from loffta.zoo.names import FAMILIES, ZOO
 
 
 @pytest.fixture

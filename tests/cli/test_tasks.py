@@ -9,9 +9,8 @@ import pytest
 import yaml
 from loffta_cli.main import main
 
-from loffta.runs import RunPaths
-
-from ..caches import FakeStore, make_cache, make_table, separable
+from loffta.runs.run import RunPaths
+from tests.caches import FakeStore, make_cache, make_table, separable
 
 
 @pytest.fixture(autouse=True)

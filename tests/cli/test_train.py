@@ -15,9 +15,8 @@ from loffta_cli.main import main
 
 from loffta.augment import PRESETS
 from loffta.errors import UsageError
-from loffta.runs import RunPaths
-
-from ..caches import FakeStore, make_cache, make_table, separable, toy_cache
+from loffta.runs.run import RunPaths
+from tests.caches import FakeStore, make_cache, make_table, separable, toy_cache
 
 QUICK = ["--device", "cpu", "--set", "epochs=2"]
 

@@ -14,7 +14,7 @@ from loffta_cli.main import main
 from PIL import Image
 
 from loffta.backbones import fetch as fetching
-from loffta.os_words import explain
+from loffta.files.os_words import explain
 
 WIDTHS = [40, 80]
 CLASSES = ["アカゲラとコゲラの写真", "a class with a name of several words that is long", "x"]
@@ -136,7 +136,7 @@ def test_results_that_cannot_be_saved_are_shown(place, printed, monkeypatch, cap
     def refuse(final, data):
         raise explain(OSError(errno.EROFS, "Read-only file system"), final)
 
-    monkeypatch.setattr("loffta.runs.replace_file", refuse)
+    monkeypatch.setattr("loffta.runs.run.replace_file", refuse)
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["evaluate", RUN, RUN, "--split", "test", "--device", "cpu", "--json"]) == 1
     out, err = capsys.readouterr()

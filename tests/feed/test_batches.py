@@ -12,17 +12,17 @@ import pytest
 import torch
 import zarr
 
+from loffta.dataset.features import choose_features
 from loffta.errors import DamageFound
-from loffta.features import choose_features
 from loffta.feed import batches as module
 from loffta.feed import order as order_module
 from loffta.feed.batches import Feed
 from loffta.feed.copies import Copy, DeviceCopies
 from loffta.feed.modes import Placement, bytes_per_image
 from loffta.feed.order import Window, uniform_order, windowed_order
+from loffta.files.durable import remove_folder
 from loffta.store import reader as reader_module
 from loffta.store.cache import Cache
-from loffta.store.files import remove_folder
 from loffta.store.quantise import Scales
 from loffta.store.reader import ArrayReader
 from loffta.store.scales import create_scales
@@ -323,7 +323,7 @@ def test_order_and_threads_follow_the_page_cache(made, monkeypatch):
     _, features, _ = made
     need = bytes_per_image(features) * len(ROWS)
     for free, order, n_parts in [(need, "uniform", 1), (need - 1, "windowed", 16)]:
-        monkeypatch.setattr("loffta.machine.free_memory_bytes", lambda free=free: free)
+        monkeypatch.setattr("loffta.machine.process.free_memory_bytes", lambda free=free: free)
         with Feed(features, ROWS, batch_size=4) as feed:
             assert set(feed.modes) >= {"stream"}
         with Feed(features, ROWS, batch_size=4, mode="stream") as feed:

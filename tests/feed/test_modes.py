@@ -7,11 +7,11 @@ import psutil
 import pytest
 import torch
 
-from loffta import machine
+from loffta.dataset.features import choose_features
 from loffta.errors import UsageError
-from loffta.features import choose_features
 from loffta.feed import modes as feed_modes
 from loffta.feed.modes import Placement, bytes_per_image, choose_placements, describe_placements, is_cold
+from loffta.machine import process
 from tests.caches import FakeStore, make_cache, make_table
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -33,7 +33,7 @@ def features(tmp_path_factory):
 
 
 def set_free(monkeypatch, host, device=0):
-    monkeypatch.setattr(machine, "free_memory_bytes", lambda: int(host))
+    monkeypatch.setattr(process, "free_memory_bytes", lambda: int(host))
     monkeypatch.setattr(feed_modes, "_free_device_bytes", lambda _: int(device))
 
 

@@ -10,11 +10,10 @@ from loffta.errors import LofftaError, UsageError
 from loffta.heads import build_head
 from loffta.heads.attentive import AttentiveHead, AttentiveRecipe
 from loffta.heads.fusion import FusionRecipe
-from loffta.machine import StopFlag
+from loffta.machine.process import StopFlag
 from loffta.tokens import FeatureSpec
-from loffta.train import train
-
-from ..caches import FakeStore, make_cache, make_table
+from loffta.training.train import train
+from tests.caches import FakeStore, make_cache, make_table
 
 SPECS = [
     FeatureSpec("vit", ("last",), "prefix", (5, 8), 32),

@@ -5,15 +5,14 @@ import pytest
 import torch
 
 from loffta.config import TrainConfig
+from loffta.dataset.features import choose_features
 from loffta.errors import LofftaError, UsageError
-from loffta.features import choose_features
 from loffta.heads import build_head
 from loffta.heads.fusion import FusionHead, FusionRecipe
-from loffta.machine import StopFlag
+from loffta.machine.process import StopFlag
 from loffta.tokens import FeatureSpec
-from loffta.train import train
-
-from ..caches import FakeStore, make_cache, make_table
+from loffta.training.train import train
+from tests.caches import FakeStore, make_cache, make_table
 
 N_IMAGES = 144
 ALF = ("blocks.1.norm2", "blocks.2.norm2", "norm")

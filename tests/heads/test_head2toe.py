@@ -11,8 +11,8 @@ from torch import nn
 
 from loffta.heads import HEADS, build_head
 from loffta.heads.head2toe import Head2ToeHead, Head2ToeRecipe
-from loffta.optim import lr_at
 from loffta.tokens import FeatureSpec
+from loffta.training.optim import lr_at
 
 SPECS = [
     FeatureSpec("vit", ("blocks.0", "blocks.1"), "grid", (2, 2, 6), 32),

@@ -5,15 +5,14 @@ import pytest
 import torch
 
 from loffta.config import TrainConfig
+from loffta.dataset.features import choose_features
 from loffta.errors import LofftaError, UsageError
-from loffta.features import choose_features
 from loffta.heads import build_head
 from loffta.heads.linear import LinearHead, LinearRecipe
-from loffta.machine import StopFlag
+from loffta.machine.process import StopFlag
 from loffta.tokens import FeatureSpec
-from loffta.train import train
-
-from ..caches import FakeStore, make_cache, make_table
+from loffta.training.train import train
+from tests.caches import FakeStore, make_cache, make_table
 
 SPECS = [FeatureSpec("vit", ("1", "last"), "mean", (3,), 32), FeatureSpec("net", ("last",), "mean", (4,), 64)]
 

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from loffta.heads import head_label
 from loffta.heads.pooled_taps import PooledTaps
+from loffta.heads.relevance import penalty, scores
 from loffta.heads.smp import SmpHead, SmpRecipe
-from loffta.relevance import penalty, scores
 from loffta.tokens import FeatureSpec
 
 SPECS = [

@@ -7,13 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from loffta.extract import extract
+from loffta.extraction.extract import extract
 from loffta.images.decode import decode
 from loffta.images.files import key_fault
 from loffta.images.rgb import to_rgb
 from loffta.images.sources import SOURCES, ImageSource, open_source
 from loffta.look import OLD
-from loffta.machine import StopFlag
+from loffta.machine.process import StopFlag
 from loffta.store.asked import limited_rows
 from loffta.store.cache import Cache
 from loffta.store.table import ImageTable

@@ -55,7 +55,7 @@ def test_one_alone_may_take_more_than_there_is():
 
 def test_the_room_follows_the_memory_that_is_free(monkeypatch):
     for free, expected in ((1 << 40, MOST), (4 << 30, 1 << 30), (0, 64 << 20)):
-        monkeypatch.setattr("loffta.machine.free_memory_bytes", lambda free=free: free)
+        monkeypatch.setattr("loffta.machine.process.free_memory_bytes", lambda free=free: free)
         with Room().hold(expected // 2), Room().hold(1):
             pass
         room = Room()

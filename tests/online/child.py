@@ -8,7 +8,7 @@ import torch
 
 from loffta.config import BackboneConfig, OnlineConfig, TrainConfig
 from loffta.errors import LofftaError
-from loffta.machine import StopFlag
+from loffta.machine.process import StopFlag
 from loffta.online.train import train_online
 from tests.fakes import FakeBackbone, PngSource
 

@@ -3,10 +3,10 @@
 import torch
 
 from loffta.config import TrainConfig
-from loffta.extract import extract
-from loffta.machine import StopFlag
+from loffta.extraction.extract import extract
+from loffta.machine.process import StopFlag
 from loffta.store.cache import Cache
-from loffta.train import train
+from loffta.training.train import train
 from tests.fakes import FakeBackbone, PngSource, fake_config
 
 N = 20

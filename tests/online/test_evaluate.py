@@ -10,10 +10,10 @@ import pytest
 from loffta_cli.main import main
 
 from loffta.errors import LofftaError, Stopped, TooManyBadImages, UsageError
-from loffta.evaluate import evaluate
-from loffta.machine import StopFlag
+from loffta.evaluation.evaluate import evaluate
+from loffta.machine.process import StopFlag
 from loffta.online.evaluate import evaluate_online
-from loffta.runs import RunPaths
+from loffta.runs.run import RunPaths
 from loffta.store.table import ImageTable
 from tests.fakes import PngSource
 from tests.online.runs import CPU, loader, make_fake_cache, make_run
@@ -206,7 +206,7 @@ def test_the_command(finished, tmp_path, monkeypatch, capsys):
     roots = [str(shutil.copytree(finished / name, tmp_path / name)) for name in ("linear-float16", "combo-float16")]
     opened = []
     monkeypatch.setattr("loffta.images.sources.open_source", lambda spec: (opened.append(spec), PngSource(20))[1])
-    monkeypatch.setattr("loffta.begin.backbone_loader", lambda _: loader())
+    monkeypatch.setattr("loffta.extraction.begin.backbone_loader", lambda _: loader())
     words = ["--online", "t.csv", "--image-root", "/x", "--follow-links", "--device", "cpu", "--json"]
     assert main(["evaluate", *roots, *words]) == 0
     assert opened == ["t.csv#root=/x#follow-links"]

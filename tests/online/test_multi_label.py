@@ -11,13 +11,13 @@ import pytest
 
 from loffta.config import BackboneConfig, OnlineConfig, TrainConfig
 from loffta.errors import LofftaError, UsageError
-from loffta.extract import extract
-from loffta.machine import StopFlag
+from loffta.extraction.extract import extract
+from loffta.machine.process import StopFlag
 from loffta.online.evaluate import evaluate_online
 from loffta.online.predict import predict
 from loffta.online.train import train_online
-from loffta.runs import RunPaths, load_head
-from loffta.train import train
+from loffta.runs.run import RunPaths, load_head
+from loffta.training.train import train
 from tests.fakes import PngSource, fake_config
 from tests.online.runs import CPU, loader, make_fake_cache, make_run
 

@@ -14,10 +14,10 @@ from loffta_cli.main import main
 
 from loffta.errors import LofftaError, Stopped, TooManyBadImages, UsageError
 from loffta.images.one_file import OneFile
-from loffta.machine import StopFlag
+from loffta.machine.process import StopFlag
 from loffta.online import predict as module
 from loffta.online.predict import open_images, predict
-from loffta.runs import RunPaths
+from loffta.runs.run import RunPaths
 from tests.fakes import PngSource, picture, png
 from tests.online.runs import CPU, loader, make_fake_cache, make_run
 
@@ -30,7 +30,7 @@ def run(tmp_path_factory):
         patch.setattr(os, "fsync", lambda _: None)
         cache = make_fake_cache(root / "cache", kinds=("grid",))
         make_run(cache, root / "run", seeds=3, lr=0.1)
-        from loffta.evaluate import evaluate
+        from loffta.evaluation.evaluate import evaluate
 
         evaluate(root / "run", "train+test", device="cpu")
         shutil.rmtree(root / "cache")
@@ -183,7 +183,7 @@ def test_a_signal_leaves_nothing_new(run, tmp_path):
 
 @pytest.fixture
 def commands(monkeypatch):
-    monkeypatch.setattr("loffta.begin.backbone_loader", lambda _: loader())
+    monkeypatch.setattr("loffta.extraction.begin.backbone_loader", lambda _: loader())
 
 
 def test_the_command_on_a_folder_a_table_and_one_file(run, tmp_path, capsys, commands):

@@ -13,9 +13,9 @@ from loffta_cli.main import main
 from PIL import Image, ImageOps
 
 from loffta.errors import LofftaError
-from loffta.extract import extract
+from loffta.extraction.extract import extract
 from loffta.images import batches
-from loffta.machine import StopFlag
+from loffta.machine.process import StopFlag
 from loffta.online.recompute import TOLERANCE, choose_rows, distance, recompute, tolerance_of
 from loffta.store.cache import Cache
 from tests.fakes import FakeBackbone, PngSource, fake_config, picture, png
@@ -26,7 +26,7 @@ N = 20  # two and a half units of 8
 @pytest.fixture(autouse=True)
 def no_fsync(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr("loffta.machine.StopFlag.listen", lambda self: self)
+    monkeypatch.setattr("loffta.machine.process.StopFlag.listen", lambda self: self)
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ import os
 import pytest
 import torch
 
+from loffta.dataset.features import choose_features
 from loffta.errors import LofftaError
-from loffta.features import choose_features
 from loffta.feed.batches import Feed
 from loffta.online.stream import FreshStream, read_pixels
-from loffta.origins import Origins
+from loffta.runs.origins import Origins
 from tests.fakes import FakeBackbone, PngSource
 from tests.online.runs import CPU, N, loader, make_fake_cache
 

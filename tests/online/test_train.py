@@ -21,13 +21,13 @@ from loffta.backbones.timm_backbone import load_timm
 from loffta.config import BackboneConfig, OnlineConfig, TrainConfig
 from loffta.errors import LofftaError, Stopped, TooManyBadImages, UsageError
 from loffta.images.geometry import View, view_box
-from loffta.machine import StopFlag
+from loffta.machine.process import StopFlag
 from loffta.online import fit as module
 from loffta.online.train import train_online
-from loffta.records import Epoch
-from loffta.report.tables import read_runs
-from loffta.runs import RunPaths, load_head, read_lines
-from loffta.train import train
+from loffta.reporting.tables import read_runs
+from loffta.runs.records import Epoch
+from loffta.runs.run import RunPaths, load_head, read_lines
+from loffta.training.train import train
 from tests.fakes import FakeBackbone, PngSource, picture
 from tests.online.runs import loader, make_fake_cache
 
@@ -452,7 +452,7 @@ def test_options_that_do_not_go_together(tmp_path, capsys, options, words):
 
 def test_no_bad_image_at_all_can_be_asked_for(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("loffta.images.sources.open_source", lambda _: PngSource(N, {1: b""}))
-    monkeypatch.setattr("loffta.begin.backbone_loader", lambda _: loader())
+    monkeypatch.setattr("loffta.extraction.begin.backbone_loader", lambda _: loader())
     words = ["train", "--online", "fake:png", "--backbone", "fake", "--weights", "random:0", "--image-px", "16"]
     words += ["--taps", "blocks.0", "--set", "epochs=1", "--device", "cpu", "--max-bad-frac", "0"]
     assert main([*words, "--out", str(tmp_path / "run")]) == 3
@@ -462,7 +462,7 @@ def test_no_bad_image_at_all_can_be_asked_for(tmp_path, capsys, monkeypatch):
 
 def test_the_command_and_the_report(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("loffta.images.sources.open_source", lambda _: PngSource(N))
-    monkeypatch.setattr("loffta.begin.backbone_loader", lambda _: loader())
+    monkeypatch.setattr("loffta.extraction.begin.backbone_loader", lambda _: loader())
     out = tmp_path / "run"
     words = ["train", "--online", "table:x", "--image-root", "/y", "--backbone", "fake", "--weights", "random:0"]
     words += [

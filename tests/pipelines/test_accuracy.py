@@ -12,10 +12,9 @@ import pytest
 import torch
 
 from loffta.images.sources import open_source
-from loffta.machine import StopFlag
-from loffta.runs import RunPaths, open_run, read_results
-
-from ..caches import FakeStore, make_cache, make_table, separable, toy_cache
+from loffta.machine.process import StopFlag
+from loffta.runs.run import RunPaths, open_run, read_results
+from tests.caches import FakeStore, make_cache, make_table, separable, toy_cache
 
 BENCHMARKS = Path(__file__).parents[2] / "pipelines" / "benchmarks"
 
@@ -170,7 +169,7 @@ def test_the_flat_probe_is_a_linear_head_on_all_cells(accuracy, tmp_path):
 def test_quick_runs_from_pictures_to_a_table(accuracy, tmp_path, monkeypatch, capsys):
     """LOFF against LOFF-TA, the cache against images; that these differ is all that can be said of them here."""
     monkeypatch.setattr(sys, "argv", ["accuracy.py", "--quick", "--tables", "d,g", "--work", str(tmp_path)])
-    monkeypatch.setattr("loffta.machine.StopFlag.listen", lambda self: self)
+    monkeypatch.setattr("loffta.machine.process.StopFlag.listen", lambda self: self)
     assert accuracy.main() == 0
     lines = capsys.readouterr().out.splitlines()
     assert "2 seeds, ComBo 1 epochs; a proof that it runs" in lines

@@ -12,15 +12,15 @@ from loffta_cli.main import main as loffta
 from loffta_pipelines import run as runner
 from loffta_pipelines import standin
 
-from loffta import stages
 from loffta.config import parse
 from loffta.heads import HEADS
 from loffta.heads.fusion import FusionRecipe
 from loffta.heads.linear import LinearRecipe
 from loffta.heads.recipe import Recipe
 from loffta.online.fit import head_of
-from loffta.pipeline import make_pipeline, read_pipeline
-from loffta.runs import RunPaths, read_results
+from loffta.pipeline import stages
+from loffta.pipeline.file import make_pipeline, read_pipeline
+from loffta.runs.run import RunPaths, read_results
 
 HERE = Path(runner.__file__).parent
 FILES = sorted(str(path.relative_to(HERE)) for path in HERE.glob("*/*.yaml") if path.name != "tasks.yaml")

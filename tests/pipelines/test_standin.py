@@ -9,7 +9,7 @@ from loffta_pipelines import standin
 from PIL import Image
 
 from loffta.images.sources import open_source
-from loffta.pipeline import PipelineConfig, TaskConfig
+from loffta.pipeline.file import PipelineConfig, TaskConfig
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from loffta_pipelines.summary import format_summary, summarise
 
-from loffta.pipeline import PlannedRun, TaskConfig
-from loffta.report.text import NONE
-from loffta.runs import write_results
+from loffta.pipeline.file import PlannedRun, TaskConfig
+from loffta.reporting.text import NONE
+from loffta.runs.run import write_results
 from tests.written import whole_results
 
 

@@ -8,13 +8,12 @@ import pytest
 from loffta_cli.main import main
 
 from loffta.errors import LofftaError, UsageError
+from loffta.files.durable import part_name
 from loffta.store.cache import Cache
 from loffta.store.drop import drop, find_target
-from loffta.store.files import part_name
 from loffta.store.ledger import done_units
-
-from ..caches import FakeStore, make_cache, make_table
-from ..dying import dying_after
+from tests.caches import FakeStore, make_cache, make_table
+from tests.survival.dying import dying_after
 
 
 @pytest.fixture

@@ -13,15 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from loffta_cli.main import main
 
+from loffta.dataset.features import choose_features, usable_rows
 from loffta.errors import DamageFound, LofftaError
-from loffta.features import choose_features, usable_rows
 from loffta.store import cache as cache_module
 from loffta.store.cache import Cache
 from loffta.store.reader import ArrayReader
 from loffta.store.table import ImageTable
 from loffta.store.verify import verify
-
-from ..caches import UNIT, FakeStore, make_cache, make_table
+from tests.caches import UNIT, FakeStore, make_cache, make_table
 
 N = 20
 

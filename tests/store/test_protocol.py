@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from loffta.store.files import create_file, create_folder, replace_file
+from loffta.files.durable import create_file, create_folder, replace_file
 from loffta.store.paths import CachePaths
 
 from .conftest import make_layout, make_values, write_unit

@@ -6,8 +6,8 @@ import shutil
 import pytest
 from loffta_cli.main import main
 
-from loffta.extract import extract
-from loffta.machine import StopFlag
+from loffta.extraction.extract import extract
+from loffta.machine.process import StopFlag
 from loffta.store.cache import Cache
 from loffta.store.purge import all_missing_shards, describe_missing, forget_missing, lost_metadata, missing_shards
 from tests.caches import toy_cache

@@ -14,7 +14,7 @@ import torch
 import zarr
 
 from loffta.errors import DamageFound
-from loffta.store.files import remove_folder, sweep_tree
+from loffta.files.durable import remove_folder, sweep_tree
 from loffta.store.paths import CachePaths
 from loffta.store.quantise import Scales, fit_scales
 from loffta.store.scales import create_scales, has_scales, read_facts, read_scales

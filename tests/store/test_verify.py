@@ -12,8 +12,8 @@ import zarr
 from loffta_cli.main import main
 
 from loffta.errors import DamageFound
-from loffta.extract import extract
-from loffta.machine import StopFlag
+from loffta.extraction.extract import extract
+from loffta.machine.process import StopFlag
 from loffta.store.cache import Cache
 from loffta.store.verify import verify
 from tests.fakes import FakeBackbone, PngSource, cache_files, fake_config

@@ -19,7 +19,15 @@ from typing import NamedTuple
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    [__name__, "timm", "loffta.repair", "loffta.train", "loffta.report", "loffta_cli.main", "loffta_cli.extract"]
+    [
+        __name__,
+        "timm",
+        "loffta.extraction.repair",
+        "loffta.training.train",
+        "loffta.reporting",
+        "loffta_cli.main",
+        "loffta_cli.extract",
+    ]
 )
 PATIENCE_S = 60  # a process that takes longer hangs; nothing is asserted about its speed
 VIT = ["--backbone", "test_vit", "--weights", "random:0", "--image-px", "32", "--device", "cpu"]

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from loffta_cli.main import main
 
-from loffta.extract import extract
-from loffta.machine import StopFlag
+from loffta.extraction.extract import extract
+from loffta.machine.process import StopFlag
 from tests.fakes import FakeBackbone, PngSource, fake_config
 
 N_MUTATIONS = 300

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from loffta.store import process
+from loffta.files import processes
 from tests.fakes import cache_files
 from tests.survival.commands import Command, assert_one_error, loffta
 
@@ -102,12 +102,14 @@ def test_deleted_done_files_are_units_not_done(cache, whole, tmp_path, extract_w
 
 
 def test_parts_of_the_dead_are_swept_and_of_the_living_kept(cache, whole, tmp_path, extract_words):
-    living = Command(tmp_path, *extract_words, tmp_path / "other", hold="loffta.extract:open_source").wait_held()
+    living = Command(
+        tmp_path, *extract_words, tmp_path / "other", hold="loffta.extraction.extract:open_source"
+    ).wait_held()
     dead = Command(tmp_path, "--version")
     dead.finish()
     folder = only(cache, "stores/*/grid-0")
     parts = [
-        folder / f".c.0.0.0.0.0.{process.host()}.{writer.process.pid}.{process.UNKNOWN}abcd.part"
+        folder / f".c.0.0.0.0.0.{processes.host()}.{writer.process.pid}.{processes.UNKNOWN}abcd.part"
         for writer in (living, dead)
     ]
     for part in parts:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import pytest
 
 from loffta.errors import LofftaError
-from loffta.extract import extract
-from loffta.machine import StopFlag
+from loffta.extraction.extract import extract
+from loffta.machine.process import StopFlag
 from loffta.store.cache import Cache
 from loffta.store.verify import verify
 from tests.fakes import FakeBackbone, PngSource, cache_files, fake_config

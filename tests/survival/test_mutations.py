@@ -19,14 +19,14 @@ from loffta_pipelines.run import main as run_pipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from loffta import documents, measure
-from loffta import fit as loop
 from loffta.config import TrainConfig
 from loffta.errors import Stopped
-from loffta.machine import StopFlag
-from loffta.train import train
-
-from ..caches import toy_cache
+from loffta.evaluation import measure
+from loffta.files import documents
+from loffta.machine.process import StopFlag
+from loffta.training import fit as loop
+from loffta.training.train import train
+from tests.caches import toy_cache
 
 ODD = [
     *(None, True, -1, 0, 3, 10**18, 10**400, 1e308, float("nan"), float("inf"), -0.5, "", "3", "a" * 5000, [], {}),

@@ -116,7 +116,7 @@ def test_a_source_that_has_moved_is_named(tmp_path, pictures, extract_words, who
 def test_a_unit_is_repaired_under_a_training(cache, whole, tmp_path):
     """The reader holds the old file or opens the new one, each whole in itself."""
     words = ["train", cache, *TRAIN, "--feed", "stream", "--set", "batch_size=4", "--out"]
-    held = Command(tmp_path, *words, tmp_path / "run", hold="loffta.fit:lr_at", n_hold=3).wait_held()
+    held = Command(tmp_path, *words, tmp_path / "run", hold="loffta.training.fit:lr_at", n_hold=3).wait_held()
     for shard in cache.glob("stores/*/*/c.*"):
         done = (
             cache

@@ -76,7 +76,7 @@ def test_repair_is_gone_on_with(tmp_path, extract_words, whole):
         (shard,) = cache.glob(f"stores/*/grid-0/c.{unit}.*")
         shard.write_bytes(shard.read_bytes()[:-1])
     words = ["verify", cache, "--repair"]
-    command = Command(tmp_path, *words, hold="loffta.forward:Job.forward").wait_held()
+    command = Command(tmp_path, *words, hold="loffta.extraction.forward:Job.forward").wait_held()
     done = command.signal(signal.SIGUSR1).finish()
     assert_stopped(done, signal.SIGUSR1, "extracting unit")
     assert done.err.endswith("also from another SOURCE if the images have moved\n")
@@ -93,7 +93,7 @@ def test_repair_is_gone_on_with(tmp_path, extract_words, whole):
     ("hold", "doing"),
     [
         ("loffta.feed.sources:_load", "reading the features"),
-        ("loffta.evaluate:predict", "evaluating split 'test'; no results were written"),
+        ("loffta.evaluation.evaluate:predict", "evaluating split 'test'; no results were written"),
     ],
 )
 def test_train_gives_up_at_once(tmp_path, whole, hold, doing):
@@ -108,7 +108,7 @@ def test_train_gives_up_at_once(tmp_path, whole, hold, doing):
 @pytest.mark.parametrize("number", SIGNALS)
 def test_train_ends_after_the_step(tmp_path, whole, number):
     words = ["train", whole, *TRAIN, "--out", tmp_path / "run"]
-    done = Command(tmp_path, *words, hold="loffta.fit:lr_at").wait_held().signal(number).go().finish()
+    done = Command(tmp_path, *words, hold="loffta.training.fit:lr_at").wait_held().signal(number).go().finish()
     assert_stopped(done, number, "training step 1 of")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "checkpoint.safetensors",
@@ -123,7 +123,13 @@ def test_a_training_whose_output_is_lost_ends_well(tmp_path, whole):
     """From the first step on nobody reads what it says: heads and results are there, and the code tells of stdout."""
     words = ["train", whole, *TRAIN, "--out"]
     expected = loffta(tmp_path, *words, tmp_path / "all")
-    done = Command(tmp_path, *words, tmp_path / "run", hold="loffta.fit:lr_at").wait_held().lose_output().go().finish()
+    done = (
+        Command(tmp_path, *words, tmp_path / "run", hold="loffta.training.fit:lr_at")
+        .wait_held()
+        .lose_output()
+        .go()
+        .finish()
+    )
     assert done.code == 1
     head = "seed-0/head.safetensors"
     assert (tmp_path / "run" / head).read_bytes() == (tmp_path / "all" / head).read_bytes()
@@ -145,7 +151,10 @@ def test_evaluate_gives_up_at_once(tmp_path, whole):
 def test_a_command_that_only_looks_dies_of_the_signal(tmp_path, whole):
     for number, code in ((signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)):
         done = (
-            Command(tmp_path, "info", whole, hold="loffta.inventory:take_inventory").wait_held().signal(number).finish()
+            Command(tmp_path, "info", whole, hold="loffta.store.inventory:take_inventory")
+            .wait_held()
+            .signal(number)
+            .finish()
         )
         assert done.code == code
         assert "Traceback" not in done.err

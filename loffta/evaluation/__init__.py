@@ -1,0 +1,1 @@
+"""Trained heads measured on a split of a cache."""

@@ -1,0 +1,302 @@
+"""Measures trained heads on a split of a cache.
+
+In: a run.   Out: results.json and predictions.parquet in it, for another split than test with its name in theirs, and
+the results as a mapping. Called by `loffta evaluate` and at the end of `loffta train`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from loffta.config import TrainConfig, parse
+from loffta.dataset.features import Feature, choose_features, n_bad
+from loffta.dataset.targets import labelled_rows, read_targets
+from loffta.errors import LofftaError
+from loffta.evaluation.findings import Findings
+from loffta.evaluation.measure import measure, prediction_columns
+from loffta.feed.batches import Batch, Feed
+from loffta.heads import Head, build_head, find_head
+from loffta.heads.precision import autocast, matmul_precision
+from loffta.heads.recipe import Recipe
+from loffta.heads.relevance import raw_scores, scores
+from loffta.machine import process
+from loffta.runs.holdout import split_rows
+from loffta.runs.known_images import open_cache, read_known
+from loffta.runs.origins import read_origins
+from loffta.runs.records import SearchTable, Training
+from loffta.runs.run import RunPaths, load_head, open_run, read_json, read_results, save_results
+from loffta.store.cache import Cache
+from loffta.store.table import ImageTable
+from loffta.tasks import find_task
+
+AT_ONCE = 64  # images that an evaluation takes at least, where the recipe's batch is not smaller
+_LESS_MEMORY = "measure where there is more: `loffta evaluate RUN --device cpu`; the trained heads are kept"
+
+
+def evaluate(
+    run: Path,
+    split: str,
+    *,
+    cache: Cache | None = None,
+    cache_root: Path | None = None,
+    device: str = "auto",
+    train_seconds: float | None = None,
+    stop: process.StopFlag | None = None,
+) -> dict[str, Any]:
+    """Evaluates every seed of a finished training.
+
+    Args:
+        cache: what `train` has open: the images that the run knows.
+        cache_root: where the cache is now; None: see `open_cache`.
+        train_seconds: what the training took; None: what the results of this split said before, if anything.
+        stop: listened to while the heads predict.
+    Raises:
+        LofftaError: no run, no trained head, or a cache that lacks its features.
+        NotSaved: measured, and nothing could be written; the error has the results.
+        Stopped: a signal came.
+    """
+    start = time.monotonic()
+    process.cap_threads()
+    paths, config = open_run(run)
+    cache = cache or open_cache(paths, config, cache_root)
+    recipe = trained_recipe(paths, config)
+    features = choose_features(cache, config.features, recipe.kinds(), default_taps="all")
+    whole, cache = cache.table, _as_trained(paths, cache)
+    heads = load_heads(paths, config, features, recipe, len(cache.table.classes))
+    task, target = find_task(config.task), process.resolve_device(device)
+    asked = _known_to(cache.table, whole, split_rows(paths, config, cache, features, split))
+    rows = labelled_rows(cache.table, asked, split, config.task)
+    doing = f"evaluating split '{split}'; no results were written"
+    with (stop or process.StopFlag()).at_once(doing), process.explain_memory(target, run, _LESS_MEMORY):
+        told = Findings(heads)
+        batch_size = _batch_size(paths, recipe)
+        logits = predict(heads, features, rows, recipe=recipe, batch_size=batch_size, device=target, told=told)
+        targets = read_targets(cache.table, config.task)[rows].numpy()
+        keys = [cache.table.keys[row] for row in rows]
+        measured = measure(task, logits, targets, cache.table.classes, keys=keys, seed=config.data_seed)
+    left_out = count_left_out(n_bad(cache, features, split), len(asked) - len(rows))
+    results = describe(config, features, split, len(rows), left_out) | measured
+    results |= describe_training(paths, config, recipe, heads) | told.entries()
+    results["images"] |= _compare(paths, replace(cache, table=whole))
+    results |= {"seconds": time.monotonic() - start, "peak_rss_mib": process.peak_rss_mib()}
+    results["versions"] = process.versions()
+    if train_seconds is None and paths.results(split).exists():
+        train_seconds = read_results(paths.results(split)).get("train_seconds")
+    if train_seconds is not None:
+        results["train_seconds"] = train_seconds
+    save_results(paths, split, results, prediction_columns(task, logits, targets, rows, keys))
+    return results
+
+
+def trained_recipe(paths: RunPaths, config: TrainConfig) -> Recipe:
+    """A run's recipe with the precision that it was trained in: heads are evaluated in the same, as in ComBo's code.
+
+    A run that an older loffta made keeps no precision: it was evaluated in float32, and is.
+    """
+    recipe = parse(find_head(config.head).recipe, config.recipe, where=f"{paths.config}: recipe")
+    precision = read_json(paths.training, Training).precision if paths.training.exists() else None
+    return recipe.model_copy(update={"precision": precision or "fp32"})
+
+
+def load_heads(
+    paths: RunPaths, config: TrainConfig, features: Sequence[Feature], recipe: Recipe, n_classes: int
+) -> list[Head]:
+    """The trained heads of a run, one per seed, in evaluation mode.
+
+    Raises:
+        LofftaError: a head is missing, damaged, or does not fit the cache.
+    """
+    heads = []
+    for seed in range(config.seeds):
+        state = load_head(paths.head(seed))
+        try:
+            head = build_head(config.head, [feature.spec for feature in features], n_classes, recipe, seed)
+            head.load_state_dict(state)
+        except (RuntimeError, MemoryError) as error:
+            raise LofftaError(
+                f"the trained head does not fit {n_classes} classes of these features",
+                where=paths.head(seed),
+                remedy="was the cache changed? train again, or name the cache of the training with --cache",
+            ) from error
+        heads.append(head.eval())
+    return heads
+
+
+def _batch_size(paths: RunPaths, recipe: Recipe) -> int:
+    """Images at a time: the training's, whose memory was enough; AT_ONCE where it took fewer, for it had few."""
+    trained = read_json(paths.training, Training).batch_size if paths.training.exists() else 0
+    return min(recipe.batch_size, max(AT_ONCE, trained))
+
+
+def _as_trained(paths: RunPaths, cache: Cache) -> Cache:
+    """The cache with its classes as the run numbers them; by name, for one that has grown may have others in between.
+
+    Raises:
+        LofftaError: the cache has none of them.
+    """
+    if not paths.stores.exists():  # older runs do not keep them
+        return cache
+    classes = read_origins(paths.stores).classes
+    if classes and not {*classes} & {*cache.table.classes}:
+        raise LofftaError(
+            f"this cache has other classes than the training: '{cache.table.classes[0]}', ... instead of "
+            f"'{classes[0]}', ..."
+            if cache.table.classes
+            else "this cache has no classes",
+            where=cache.paths.root,
+            remedy="name the cache of the training with --cache",
+        )
+    return replace(cache, table=cache.table.numbered_by(classes))
+
+
+def _compare(paths: RunPaths, cache: Cache) -> dict[str, Any]:
+    """What results.json says where the images are not just those that the run knows."""
+    known = read_known(paths)
+    if known is None:
+        return {}
+    return known.growth_in(cache) if known.begins(cache) else {"other_set": cache.table.source}
+
+
+def _known_to(table: ImageTable, whole: ImageTable, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows without those of classes that came later: no head can be right about them.
+
+    Args:
+        table: with the run's classes.
+        whole: with all of the cache's.
+    """
+    strange = whole.is_labelled()[rows] & ~table.is_labelled()[rows]
+    if not strange.any():
+        return rows
+    if strange.all():
+        raise LofftaError(
+            "no image is of a class that the run knows", where=whole.source, remedy="train again with another --out"
+        )
+    print(
+        f"{strange.sum()} of the {len(rows)} images are of classes that the training did not know: they are left out",
+        file=sys.stderr,
+        flush=True,
+    )
+    return rows[~strange]
+
+
+def predict(
+    heads: Sequence[Head],
+    features: Sequence[Feature],
+    rows: NDArray[np.int64],
+    *,
+    recipe: Recipe,
+    batch_size: int,
+    device: torch.device,
+    told: Findings | None = None,
+) -> NDArray[np.float32]:
+    """Logits [S, B, C] of S heads for B rows, in the order of `rows`; one read feeds all heads, and `told`."""
+    heads = [head.to(device) for head in heads]
+    with Feed(features, rows, batch_size=batch_size, device=device, mode="stream") as feed:  # each is read once
+        return predict_batches(heads, feed.in_order(), recipe, told)
+
+
+def predict_batches(
+    heads: Sequence[Head], batches: Iterable[Batch], recipe: Recipe, told: Findings | None = None
+) -> NDArray[np.float32]:
+    """Logits [S, B, C] of S heads for the images of all batches, which lie on the heads' device."""
+    return torch.cat([score(heads, batch.features, recipe, told) for batch in batches], dim=1).numpy()
+
+
+@torch.no_grad()
+def score(
+    heads: Sequence[Head], features: Sequence[Tensor], recipe: Recipe, told: Findings | None = None
+) -> Float[Tensor, "S B C"]:
+    """Logits, in float32, of S heads for the images of one batch, on the CPU; `prepare` is done once for all heads.
+
+    Args:
+        features: one [B, L, *shape] per Feature, on the heads' device.
+        recipe: of the heads; they compute in its precision.
+        told: gets what was prepared, too.
+    """
+    prepared = heads[0].prepare(features)
+    if told is not None:
+        told.add(prepared, len(features[0]))
+    with matmul_precision(recipe, features[0].device), autocast(recipe, features[0].device):
+        logits = [head(prepared) for head in heads]
+    return torch.stack(logits).float().cpu()
+
+
+def relevance(heads: Sequence[Head]) -> dict[str, list[dict[str, Any]]]:
+    """Scores per backbone and per tap of a penalised ComBo, mean over seeds, the most relevant backbone first."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for level in ("backbones", "taps"):
+        groups = heads[0].backbone_groups if level == "backbones" else heads[0].tap_groups  # type: ignore[attr-defined]
+        weights = [head.project.weight.detach() for head in heads]  # type: ignore[attr-defined]
+        sized = torch.stack([scores(weight, groups) for weight in weights])
+        raw = torch.stack([raw_scores(weight, groups) for weight in weights]).mean(dim=0)
+        found[level] = [
+            {
+                "backbone": group.backbone,
+                "tap": group.tap,
+                "score": float(sized[:, i].mean()),
+                "per_seed": sized[:, i].tolist(),
+                "raw_score": float(raw[i]),
+                "inputs": group.n_columns,
+            }
+            for i, group in enumerate(groups)
+        ]
+    found["backbones"].sort(key=lambda entry: -entry["score"])
+    return found
+
+
+def describe_training(paths: RunPaths, config: TrainConfig, recipe: Recipe, heads: Sequence[Head]) -> dict[str, Any]:
+    """What results.json says of the training: its length, a search, the backbones' relevance."""
+    found: dict[str, Any] = {}
+    if paths.training.exists():
+        found["training"] = read_json(paths.training, Training).model_dump(exclude={"seconds"}, exclude_none=True)
+    if config.search:
+        table = read_json(paths.search, SearchTable).model_dump()
+        found["search"] = {name: table[name] for name in ("metric", "validated_on", "seconds", "chosen")}
+        found["recipe"] = config.recipe | {name: table["chosen"][name] for name in ("lr", "weight_decay")}
+    if getattr(recipe, "relevance_weight", 0.0) > 0:
+        found["relevance"] = relevance(heads)
+    return found
+
+
+def count_left_out(n_bad: int, n_unlabelled: int) -> dict[str, int]:
+    """Images that are not measured, by why; few sets have images without a label, and only theirs are told."""
+    return {"bad": n_bad} | ({"unlabelled": n_unlabelled} if n_unlabelled else {})
+
+
+def describe(
+    config: TrainConfig, features: Sequence[Feature], split: str, n_used: int, left_out: dict[str, int]
+) -> dict[str, Any]:
+    """What results.json says of the run and its features; `measure` adds how good it is.
+
+    Args:
+        left_out: images of the split by why they are not measured: bad; unlabelled, where there are any.
+    """
+    return {
+        "task": config.task,
+        "head": config.head,
+        "split": split,
+        "n": n_used,
+        "metrics": {},
+        "features": [
+            {
+                "store": feature.store.name,
+                "label": feature.spec.backbone,
+                "recipe_hash": feature.store.hash,
+                "taps": list(feature.spec.taps),
+            }
+            for feature in features
+        ],
+        "images": {"used": n_used, **left_out},
+        "recipe": config.recipe,
+    }

@@ -1,0 +1,147 @@
+"""The beginning of an extraction: the cache, its stores and arrays are there, the networks that are needed are loaded.
+
+In: an ExtractConfig and the image set's listing.   Out: Begun, for `extract`, which fills the arrays, and for `plan`
+and `online`, which only look.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from loffta.backbones import Backbone
+from loffta.backbones.load import load_backbone
+from loffta.config import BackboneConfig, ExtractConfig
+from loffta.extraction.forward import Job
+from loffta.extraction.jobs import Load, choose_specs, describe, look_asked, make_request, prepare, with_look
+from loffta.files.durable import sweep_tree
+from loffta.images.geometry import PixelGeometry, View
+from loffta.look import OLD, Look
+from loffta.machine import process
+from loffta.store.asked import asked_rows, rows_due
+from loffta.store.cache import MAX_THUMB_PX, Cache, CachedArray
+from loffta.store.paths import THUMB, CachePaths
+from loffta.store.purge import describe_lost, describe_missing, forget_missing, lost_metadata
+from loffta.store.table import ImageTable
+from loffta.store.units import Share
+from loffta.words import printable
+from loffta.zoo.names import ZOO
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An extraction whose arrays exist, before its first unit."""
+
+    cache: Cache
+    thumbs: CachedArray
+    jobs: list[Job]
+    asked: dict[int, Sequence[int]]  # rows by unit, of the images asked for and of this process's share
+    look: Look = OLD  # of all that it writes
+
+    @property
+    def n_images(self) -> int:
+        """Images asked for, of this process's share."""
+        return sum(map(len, self.asked.values()))
+
+    def due(self, unit: int) -> Sequence[int]:
+        """Rows that are to be written of a unit; looks at the disk."""
+        return rows_due(self.arrays, unit, self.asked[unit])
+
+    def lacks(self, unit: int) -> bool:
+        """Whether anything of a unit is still to be written; looks at the disk."""
+        return not all(array.has_unit(unit, self.asked[unit]) for array in self.arrays)
+
+    @property
+    def thumb_geometry(self) -> PixelGeometry:
+        """How images become thumbnails."""
+        return PixelGeometry(self.cache.thumb_px, interpolation="bilinear", **self.look._asdict())
+
+    @property
+    def sizes(self) -> list[PixelGeometry]:
+        """Every size that an image is wanted in: the thumbnail's, and those of the networks that will run."""
+        return [self.thumb_geometry, *(job.geometry for job in self.jobs if job.backbone is not None)]
+
+    @property
+    def arrays(self) -> list[CachedArray]:
+        """All that it writes to: thumbnails, then features."""
+        return [self.thumbs, *(array for job in self.jobs for array in job.arrays)]
+
+
+def settle(config: ExtractConfig) -> ExtractConfig:
+    """The configuration in this machine's and the stores' terms: the device, and timm's ids for short names."""
+    named = tuple(b.model_copy(update={"name": ZOO.get(b.name, b.name)}) for b in config.backbones)
+    return config.model_copy(update={"backbones": named, "device": str(process.resolve_device(config.device))})
+
+
+def begin(
+    config: ExtractConfig,
+    listing: ImageTable,
+    load: Load,
+    *,
+    only: Collection[int] | None = None,
+    views: Sequence[View | None] | None = None,
+) -> Begun:
+    """Opens or makes the cache, its stores and arrays, and loads what is needed to fill them; writes no features.
+
+    Args:
+        listing: the image set as it is now.
+        load: makes a backbone; called only when something of it has to be computed.
+        only: units to look at; None: all of this process's share.
+        views: stores of each backbone to look at; None: those `config` asks for.
+    Raises:
+        LofftaError: another recipe under the same name, a changed image set.
+    """
+    load = functools.cache(load)
+    views = _views(config) if views is None else views
+    wanted = [(backbone, view) for backbone in config.backbones for view in views]
+    new = with_look(config, Look())
+    if not CachePaths(config.cache).config.exists():  # what cannot be had or is misspelt leaves no empty cache behind
+        listing.refuse_alike()
+        for backbone, view in wanted:
+            info = describe(load(backbone), make_request(backbone, view, new))
+            choose_specs(backbone, info.taps, config.kinds)
+    thumb_px = min(MAX_THUMB_PX, max(b.image_px or MAX_THUMB_PX for b in config.backbones))
+    look, unit_images = look_asked(new), config.unit_images
+    cache = Cache.create(config.cache, listing, unit_images=unit_images, thumb_px=thumb_px, look=look)
+    config = with_look(config, cache.look)  # which another process may have made, or an older loffta long ago
+    sweep_tree(cache.paths.root)  # what killed processes left half-written
+    _say_missing(lost_metadata(cache), forget_missing(cache))
+    fresh = not cache.paths.target(THUMB).metadata.exists()  # a finished cache is not even touched
+    thumbs = cache.extend(cache.thumbs(create=fresh))
+    share = Share(*config.share)
+    asked = asked_rows(cache, config.splits, config.limit)
+    asked = {unit: asked[unit] for unit in asked if share.owns(unit) and (only is None or unit in only)}
+    jobs = [prepare(cache, backbone, view, config, load, asked) for backbone, view in wanted]
+    return Begun(cache, thumbs, jobs, asked, look_asked(config))
+
+
+def _views(config: ExtractConfig) -> list[View | None]:
+    """The stores of every backbone: the plain one, and one per view."""
+    return [None, *(View(config.view_seed, index) for index in range(config.views))]
+
+
+def backbone_loader(device: str | torch.device) -> Load:
+    """Makes backbones on a device, timm's and custom ones."""
+    torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions; the recipe says fp32 on every device
+
+    def load(wanted: BackboneConfig) -> Backbone:
+        return load_backbone(
+            wanted.name, weights=wanted.weights, image_px=wanted.image_px, taps=wanted.taps, device=device
+        )
+
+    return load
+
+
+def _say_missing(lost: list[str], missing: dict[str, list[int]]) -> None:
+    if lost or missing:
+        found = [describe_lost(lost)] if lost else []
+        found += [describe_missing(missing)] if missing else []
+        said = (
+            "\n".join(found) + "\n  was the file system purged? These units are not finished any more; "
+            "this command writes anew those of its own stores"
+        )
+        print(printable(said, keep="\n"), file=sys.stderr, flush=True)

@@ -1,0 +1,243 @@
+"""Stage one: runs frozen backbones over an image set and writes their tokens to the cache.
+
+In: an ExtractConfig.   Out: finished units in the cache, and a summary. Called by `loffta extract`; a second call
+continues, and does nothing (loads no model) when all is there.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loffta.backbones import Backbone
+from loffta.config import BackboneConfig, ExtractConfig
+from loffta.errors import TooManyBadImages
+from loffta.extraction.batch_size import set_batch_sizes
+from loffta.extraction.begin import Begun, backbone_loader, begin, settle
+from loffta.extraction.calibrate import calibrate
+from loffta.extraction.forward import Job
+from loffta.extraction.jobs import Load
+from loffta.images.batches import ImageStream, UnitImages, decoding_threads
+from loffta.images.geometry import View
+from loffta.images.sources import ImageSource, open_source
+from loffta.look import OLD
+from loffta.machine import process
+from loffta.machine.progress import Progress
+from loffta.store.asked import asked_rows
+from loffta.store.cache import Cache, CachedArray
+from loffta.store.ledger import BAD, done_units
+from loffta.store.seen import read_seen
+from loffta.store.sink import UnitSink
+from loffta.store.space import check_room
+from loffta.store.table import ImageTable
+from loffta.store.writer import Stored
+
+_AS_OF_OLD = (
+    "transparent images are shown on black and values are clipped, as when this cache was made; "
+    "--background white --range auto makes a store of its own"
+)
+
+
+@dataclass
+class Report:
+    """What one call did."""
+
+    images: int = 0  # read and decoded by this call
+    bad: int = 0  # quarantined ones in the cache
+    flat: int = 0  # images in the cache that are of a single colour, as far as their units say
+    pages_ignored: int = 0  # frames or pages behind the first
+    several_pages: int = 0  # images that have such
+    untold: int = 0  # images of units that an older version wrote, of which none of this is known
+    not_taken: dict[str, int] = field(default_factory=dict)  # files of the image set by ending
+    units: int = 0  # written by this call
+    seconds: float = 0.0
+    waited_s: float = 0.0  # of these, for images that were not decoded in time
+    unwritten_images: int = 0  # asked for, and of other shares: they have no features yet
+    unwritten_of: list[str] = field(default_factory=list)  # these shares, as --shard takes them
+    stores: list[dict[str, Any]] = field(default_factory=list)
+
+
+def run(
+    config: ExtractConfig,
+    stop: process.StopFlag,
+    *,
+    only: Collection[int] | None = None,
+    views: Sequence[View | None] | None = None,
+) -> Report:
+    """Extracts all that `config` asks for and the cache lacks.
+
+    Args:
+        only: units to look at; None: all of this process's share.
+        views: stores of each backbone to look at, None standing for the plain one; None: those `config` asks for.
+    """
+    process.cap_threads()
+    config = settle(config)
+    return extract(config, open_source(config.source), backbone_loader(config.device), stop, only=only, views=views)
+
+
+def extract(
+    config: ExtractConfig,
+    source: ImageSource,
+    load: Load,
+    stop: process.StopFlag,
+    *,
+    only: Collection[int] | None = None,
+    views: Sequence[View | None] | None = None,
+) -> Report:
+    """The driver: prepare a job per backbone and view, then unit by unit decode once and feed every job.
+
+    Args:
+        load: makes a backbone; called only when something of it has to be computed.
+        only: units to look at; None: all of this process's share.
+        views: stores of each backbone to look at, None standing for the plain one; None: those `config` asks for.
+    Raises:
+        Stopped: a signal came; finished units are kept.
+        TooManyBadImages: over `max_bad_frac`; all good images are in the cache.
+        LofftaError: another recipe under the same name, a changed image set, no space.
+    """
+    start = time.monotonic()
+    process.keep_freed_memory()
+    with stop.at_once("listing the images"):
+        listing = source.listing()  # before any model is loaded: a faulty table should not cost that wait
+    begun = begin(config, listing, _stoppable(load, stop), only=only, views=views)
+    if not config.ignore_space:
+        check_room(begun.cache, begun.arrays, begun.asked)
+    todo = [unit for unit in begun.asked if begun.lacks(unit)]
+    if todo:
+        print(process.describe(begun.jobs[0].device), file=sys.stderr)
+        if begun.look == OLD and config.background is None and config.range is None:
+            print(_AS_OF_OLD, file=sys.stderr)
+    n_images = sum(len(begun.due(unit)) for unit in todo)
+    with stop.at_once("looking for the fastest batch size"):
+        batch_size = set_batch_sizes(begun.jobs, config.batch_size, n_images)
+    report = Report()
+    with (
+        Progress("extract", n_images, "images") as progress,
+        decoding_threads(process.available_cpus()) as pool,
+        UnitSink() as sink,
+    ):
+        for job in begun.jobs if todo else []:
+            if job.backbone is not None:
+                calibrate(begun.cache, job, source, pool, stop)
+        due = ((unit, begun.due(unit)) for unit in todo if begun.lacks(unit))  # another process may have written it
+        stream = ImageStream(source, begun.cache.table, begun.sizes, pool, due, n_ahead=2 * batch_size)
+        for images in stream:
+            for n_done in _extract_unit(begun, images, batch_size, sink, stop):
+                waiting = f"{stream.waited_s / progress.seconds:.0%} waiting for images"
+                progress.advance(n_done, f"{waiting}, {sink.n_bytes / 1e9:.1f} GB")
+            report.units += 1
+            report.images += len(images.rows)
+        report.waited_s = stream.waited_s
+    report.seconds = time.monotonic() - start
+    _sum_up(report, begun, config, listing)
+    return report
+
+
+def _sum_up(report: Report, begun: Begun, config: ExtractConfig, listing: ImageTable) -> None:
+    """What the cache holds now, written by whichever process; TooManyBadImages where these are too many."""
+    filled = _reread(begun)
+    bad = filled.ledger.bad
+    _add_seen(report, filled, listing)
+    report.bad = len(bad)
+    report.stores = [_describe(job) for job in begun.jobs]
+    report.unwritten_images, report.unwritten_of = _look_at_others(begun, config)
+    asked = asked_rows(begun.cache, config.splits, config.limit)  # by all processes
+    found = {row: reason for row, reason in bad.items() if row in asked.get(row // begun.cache.unit_images, ())}
+    _judge_bad(begun.cache, found, sum(map(len, asked.values())), config.max_bad_frac)
+
+
+def _extract_unit(
+    begun: Begun,
+    images: UnitImages,
+    batch_size: int,
+    sink: UnitSink,
+    stop: process.StopFlag,
+) -> Iterator[int]:
+    """Decodes one unit once and hands the sink what each job lacks of it; yields how many images are behind it."""
+    unit, asked = images.unit, begun.asked[images.unit]
+    doing = f"extracting unit {unit}; finished units are kept"
+    stop.check(doing)
+    thumb_writer = None if begun.thumbs.has_unit(unit, asked) else sink.open(begun.thumbs, unit)
+    work = [(job, [(array, sink.open(array, unit)) for array in job.missing(unit, asked)]) for job in begun.jobs]
+    for batch in stop.each(images.batches(batch_size), doing):
+        names = [begun.cache.table.keys[row] for row in batch.rows]
+        if thumb_writer is not None:
+            thumbs = functools.partial(_thumb_values, batch.pixels[begun.thumb_geometry])
+            sink.append([(thumb_writer, thumbs)], batch.rows, names)
+        for job, writers in work:
+            if writers:
+                parts = job.run(batch.pixels[job.geometry], [array for array, _ in writers], names)
+                for part, found in stop.each(parts, doing):
+                    values = [(writer, cast.fetch) for (_, writer), cast in zip(writers, found, strict=True)]
+                    sink.append(values, batch.rows[part], names[part])
+        yield len(batch.rows)
+    yield sum(status.status == BAD for status in images.statuses)
+    of = begun.cache.table.identity(images.rows)
+    made = {"device": str(begun.jobs[0].device), "versions": process.versions(), "images": of}
+    thumbs_made = [(thumb_writer, {"batch_size": batch_size, **made})] if thumb_writer is not None else []
+    tokens_made = [(writer, {"batch_size": job.batch_size, **made}) for job, writers in work for _, writer in writers]
+    sink.commit([*thumbs_made, *tokens_made], images.statuses)
+
+
+def _look_at_others(begun: Begun, config: ExtractConfig) -> tuple[int, list[str]]:
+    """Images that other shares have not written yet, and whose they are; lists names of done files, opens none."""
+    _, count = config.share
+    if count == 1:
+        return 0, []
+    done = [{*done_units(array.paths)} for array in begun.arrays]
+    units = [unit for unit in range(begun.cache.n_units) if not all(unit in finished for finished in done)]
+    asked = asked_rows(begun.cache, config.splits, config.limit)  # of all shares
+    owners = sorted({unit % count for unit in units if unit in asked})
+    return sum(len(asked.get(unit, ())) for unit in units), [f"{owner}/{count}" for owner in owners]
+
+
+def _stoppable(load: Load, stop: process.StopFlag) -> Load:
+    """The same loader, given up at once when a signal comes: it may be a download of gigabytes."""
+
+    def load_or_stop(wanted: BackboneConfig) -> Backbone:
+        with stop.at_once(f"loading {wanted.name}"):
+            return load(wanted)
+
+    return load_or_stop
+
+
+def _thumb_values(pixels: NDArray[np.uint8]) -> Stored:
+    """[B, T, T, 3] as a target is stored: there are no taps to audit."""
+    n = len(pixels)
+    return Stored(pixels, np.ones((n, 0), bool), np.zeros((n, 0), np.float32))
+
+
+def _reread(begun: Begun) -> CachedArray:
+    """An array that this extraction fills, as it is now; not the thumbnails: another look may have made those."""
+    job = begun.jobs[0]
+    arrays = begun.cache.store(job.store.name).arrays
+    return next(array for array in arrays if array.paths.name == job.arrays[0].paths.name)
+
+
+def _add_seen(report: Report, filled: CachedArray, listing: ImageTable) -> None:
+    for name, value in asdict(read_seen(filled.paths)).items():
+        setattr(report, name, value)
+    report.not_taken = dict(listing.not_taken)
+
+
+def _describe(job: Job) -> dict[str, Any]:
+    taps = sorted({tap for array in job.arrays for tap in array.taps}, key=[s.tap for s in job.store.info.taps].index)
+    n_bytes = sum(path.stat().st_size for array in job.arrays for path in array.paths.folder.glob("c.*"))
+    return {"store": job.store.name, "label": job.store.info.label, "taps": taps, "bytes": n_bytes}
+
+
+def _judge_bad(cache: Cache, bad: dict[int, str], n_rows: int, max_bad_frac: float) -> None:
+    if len(bad) > max_bad_frac * n_rows:
+        row, reason = next(iter(bad.items()))
+        raise TooManyBadImages(
+            f"{len(bad)} of {n_rows} images cannot be used; the first: {cache.table.keys[row]}: {reason}",
+            where=cache.paths.root,
+            remedy="mend or remove the images and extract into a new cache, or accept them with --max-bad-frac",
+        )

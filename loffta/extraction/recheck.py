@@ -1,0 +1,66 @@
+"""Compares a cache with what it was made from: the images by their hashes. `online.recompute` compares the features.
+
+Called by `loffta verify --images`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from loffta.images.sources import ImageSource
+from loffta.machine.progress import Progress
+from loffta.store.cache import Cache
+from loffta.store.ledger import OK, done_units, read_done
+
+_COLUMNS = ("row", "status", "blake2b")
+
+
+@dataclass(frozen=True)
+class Altered:
+    """A source image that is not the one whose features are cached."""
+
+    row: int
+    key: str
+    what: str
+
+
+def verify_images(cache: Cache, source: ImageSource, *, n_threads: int = 8) -> Iterator[Altered]:
+    """Hashes every source image that has features and compares it with its done file.
+
+    Quarantined images have no features and are left out; so are rows that were never extracted.
+    """
+    recorded = recorded_hashes(cache)
+
+    def fault(row: int) -> Altered | None:
+        key = cache.table.keys[row]
+        try:
+            data = source.read(key)
+        except OSError as error:
+            return Altered(row, key, f"cannot be read: {error.strerror or error}")
+        fresh = hashlib.blake2b(data, digest_size=16).hexdigest()
+        others = [array for array, digest in recorded[row].items() if digest != fresh]
+        return Altered(row, key, f"other bytes than those that {', '.join(others)} were made from") if others else None
+
+    with Progress("verify --images", len(recorded), "images") as progress, ThreadPoolExecutor(n_threads) as pool:
+        for found in pool.map(fault, sorted(recorded)):
+            progress.advance(1)
+            if found is not None:
+                yield found
+
+
+def recorded_hashes(cache: Cache) -> dict[int, dict[str, str]]:
+    """Per row that has features, and array: BLAKE2b-128 of the encoded bytes that they were made from.
+
+    Of all arrays: an image that was altered between two backbones agrees with one of them.
+    """
+    found: dict[int, dict[str, str]] = {}
+    for array in cache.arrays():
+        for unit in done_units(array.paths):
+            columns = read_done(array.paths.done(unit), _COLUMNS).to_pydict()
+            for row, status, digest in zip(*columns.values(), strict=True):
+                if status == OK:
+                    found.setdefault(row, {})[array.paths.name] = digest
+    return found

@@ -1,0 +1,1 @@
+"""What a process runs on and where its lines go: device, threads, memory, quota, signals, streams, terminal."""

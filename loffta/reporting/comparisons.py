@@ -1,0 +1,107 @@
+"""Which runs of a report are better than which: paired by test image, over seeds, from their predictions.
+
+In: loaded runs.   Out: Comparisons, which gives the difference of any two; for `facts`, `worth`, `page`, the terminal.
+Runs are compared where they were tested on images of the same keys and labels, wherever their caches lie; and only by
+predictions that give the score in the results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loffta.errors import LofftaError
+from loffta.reporting.predictions import Predicted, read_predicted
+from loffta.reporting.tables import LoadedRun
+from loffta.tasks import find_task
+from loffta.tasks.bootstrap import image_weights
+from loffta.tasks.paired import Difference, Scored, difference
+
+_CLOSE = 1e-4  # between a score counted from predictions and the one in the results
+Recount = Callable[[NDArray[Any]], NDArray[Any]]  # weights [R, B] -> the headline metric [R, S]
+
+
+class Comparisons:
+    """Reads the predictions of all runs; those of the same images share one set of resamples."""
+
+    def __init__(self, runs: Sequence[LoadedRun]) -> None:
+        """Nothing is drawn before a difference is asked for."""
+        self._images: dict[Path, str] = {}
+        self._recounts: dict[Path, Recount] = {}
+        self._unknown: dict[Path, str] = {}  # why a run cannot be compared
+        self._scored: dict[Path, Scored] = {}
+        self._runs = {run.paths.root: run for run in runs}
+        for root, run in self._runs.items():
+            try:
+                self._images[root], self._recounts[root] = _open(run)
+            except LofftaError as error:
+                self._unknown[root] = f"{run.row.name}: {error.what}"
+
+    def same_images(self, runs: Sequence[LoadedRun]) -> bool:
+        """Whether all were tested on the same images: by their predictions, or where one has none by their caches."""
+        roots = [run.paths.root for run in runs]
+        if any(root in self._unknown for root in roots):
+            return len({_by_cache(run) for run in runs}) == 1
+        return len({self._images[root] for root in roots}) == 1
+
+    def difference(self, one: LoadedRun, other: LoadedRun) -> Difference | str:
+        """`one` less `other` in their headline metric, or why it is not known."""
+        for run in (one, other):
+            if run.paths.root in self._unknown:
+                return self._unknown[run.paths.root]
+        if one.row.headline != other.row.headline or not self.same_images([one, other]):
+            return "they were tested on different images"
+        self._score_all(one)
+        return difference(self._scored[one.paths.root], self._scored[other.paths.root], one.row.n_images)
+
+    def _score_all(self, run: LoadedRun) -> None:
+        """Scores `run` and all that were tested on its images in one set of resamples."""
+        if run.paths.root in self._scored:
+            return
+        images = self._images[run.paths.root]
+        recounts = {root: self._recounts[root] for root, others in self._images.items() if others == images}
+        found: dict[Path, list[NDArray[Any]]] = {root: [] for root in recounts}
+        for weights in image_weights(run.row.n_images):
+            for root, recount in recounts.items():
+                found[root].append(recount(weights))
+        for root, blocks in found.items():
+            self._scored[root] = Scored(np.array(self._runs[root].row.main.per_seed), np.concatenate(blocks))
+
+
+def _open(run: LoadedRun) -> tuple[str, Recount]:
+    """A digest of the images with their labels, and how the run's headline metric is counted anew."""
+    task = find_task(run.results.get("task", "classification"))
+    found = read_predicted(run, scores=task.needs_scores)
+    path = run.paths.predictions(run.row.split)
+    recount = task.recount(found.labels, found.predicted, found.scores)
+    if recount is None:
+        raise LofftaError(
+            "its predictions keep no scores of so many classes", where=path, remedy="compare the intervals with care"
+        )
+    (counted,) = recount(np.ones((1, run.row.n_images), np.float32))
+    if not np.allclose(counted, run.row.main.per_seed, atol=_CLOSE):
+        raise LofftaError(
+            "its predictions give another score than its results",
+            where=path,
+            remedy=f"run `loffta evaluate RUN --split {run.row.split}`",
+        )
+    return _digest(found), recount
+
+
+def _digest(found: Predicted) -> str:
+    """Of keys and labels; with length, so that no two lists are one text."""
+    text = "".join(
+        f"{len(key)}:{key}{np.atleast_1d(label).tolist()}"
+        for key, label in zip(map(str, found.keys), found.labels, strict=True)
+    )
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+
+def _by_cache(run: LoadedRun) -> tuple[str, str, int]:
+    images = run.cache.table.digest if run.cache else str(run.config.cache)
+    return images, run.row.split, run.row.n_images

@@ -1,0 +1,36 @@
+"""Pieces of HTML that several sections of the page share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from loffta.reporting.text import escape
+
+Column = tuple[str, bool]  # its head; True: figures, aligned right
+
+
+def table(columns: Sequence[Column], lines: Sequence[Sequence[str]], *, best: bool = False) -> str:
+    """A table; `lines` are HTML already. On a phone each line becomes a card, its cells named by `data-label`."""
+    heads = "".join(f'<th scope="col"{_kind(figures)}>{escape(name)}</th>' for name, figures in columns)
+    rows = []
+    for i, cells in enumerate(lines):
+        row = "".join(
+            f'<td data-label="{escape(name)}"{_kind(figures)}><div>{cell}</div></td>'
+            for (name, figures), cell in zip(columns, cells, strict=True)
+        )
+        rows.append(f'<tr class="best">{row}</tr>' if best and i == 0 else f"<tr>{row}</tr>")
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _kind(figures: bool) -> str:
+    return ' class="n"' if figures else ""
+
+
+def figure(caption: str, svg: str, *, wide: bool = False) -> str:
+    kind = ' class="wide"' if wide else ""
+    return f"<figure{kind}><strong>{escape(caption)}</strong>{svg}</figure>"
+
+
+def text_lines(text: str) -> str:
+    """Text of several lines: `escape` would take a newline for a control character."""
+    return "\n".join(escape(line) for line in text.splitlines())

@@ -1,0 +1,76 @@
+"""A run's predictions of the split that the report shows, checked against its results.
+
+In: a loaded run.   Out: Predicted. Called by `gallery` and `comparisons`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loffta.errors import LofftaError
+from loffta.reporting.tables import LoadedRun
+from loffta.runs.run import read_predictions
+
+_SCORES = ("logits", "probabilities")  # runs of before have no logits
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What S seeds made of B images, in one order for all of them."""
+
+    keys: NDArray[Any]  # [B]
+    labels: NDArray[Any]  # [B] numbers of classes, or lists of them
+    predicted: NDArray[Any]  # [S, B] likewise
+    confidence: NDArray[np.float32]  # [S, B]
+    scores: NDArray[np.float32] | None  # [S, B, C]; None: not asked for, or not kept of so many classes
+
+
+def read_predicted(run: LoadedRun, *, scores: bool = False) -> Predicted:
+    """All seeds' predictions, images in the order of their keys.
+
+    Args:
+        scores: logits, too, or the probabilities of older runs.
+    Raises:
+        LofftaError: they are gone, damaged, or of other images than the results.
+    """
+    path, columns = run.paths.predictions(run.row.split), ["key", "label", "seed", "predicted", "confidence"]
+    if not path.exists():
+        raise LofftaError("this run has no predictions", where=path, remedy=_again(run))
+    try:
+        found = read_predictions(path, columns)
+        kept = _read_scores(run) if scores else None
+        n_seeds, n_images = run.row.n_seeds, run.row.n_images
+        shaped = {name: values.reshape(n_seeds, n_images) for name, values in found.items()}
+        order = np.argsort(shaped["key"][0].astype(str), kind="stable")
+        by_seed = kept.reshape(n_seeds, n_images, -1)[:, order] if kept is not None else None
+    except (ValueError, TypeError) as error:
+        raise LofftaError(
+            f"the predictions do not go with the results ({type(error).__name__})", where=path, remedy=_again(run)
+        ) from error
+    if not (shaped["key"] == shaped["key"][0]).all() or not (shaped["seed"] == shaped["seed"][:, :1]).all():
+        raise LofftaError("the predictions are not seed after seed", where=path, remedy=_again(run))
+    return Predicted(
+        shaped["key"][0][order],
+        shaped["label"][0][order],
+        shaped["predicted"][:, order],
+        shaped["confidence"][:, order],
+        by_seed,
+    )
+
+
+def _read_scores(run: LoadedRun) -> NDArray[np.float32] | None:
+    path = run.paths.predictions(run.row.split)
+    for name in _SCORES:
+        try:
+            return np.stack(list(read_predictions(path, [name])[name])).astype(np.float32)
+        except LofftaError:  # no such column
+            continue
+    return None
+
+
+def _again(run: LoadedRun) -> str:
+    return f"run `loffta evaluate RUN --split {run.row.split}`"

@@ -1,0 +1,114 @@
+"""Runs as a text table for the terminal, and which of them are better than which.
+
+In: rows of runs, their Comparisons.   Out: text no wider than asked for; names wrap, and nothing is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+
+from rich.cells import cell_len, set_cell_size
+
+from loffta.reporting.comparisons import Comparisons
+from loffta.reporting.facts import best_against_others, in_points
+from loffta.reporting.tables import LoadedRun, RunRow
+from loffta.reporting.text import count, human_bytes, human_seconds, wrap
+from loffta.reporting.worth import in_figures, judge_backbones
+from loffta.tasks.figures import in_words, metric_head, metric_name
+from loffta.words import printable
+
+_INDENT = "    "
+
+
+def format_table(rows: Sequence[RunRow], width: int = 80) -> str:
+    """Figures per run, its features and further metrics below them.
+
+    Names of runs and heads wrap to keep it within `width`; it is wider where the figures leave less than 16 for both.
+    """
+    metrics = {row.headline for row in rows}
+    score = metric_head(min(metrics)) if len(metrics) == 1 else "score"
+    heads = ("run", "head", score, "95 % CI", "seeds", "train", "read/image")
+    cells = [
+        (
+            printable(row.name),
+            printable(row.head),
+            str(row.main),
+            row.main.interval,
+            str(row.n_seeds),
+            human_seconds(row.train_seconds),
+            human_bytes(row.bytes_per_image),
+        )
+        for row in rows
+    ]
+    widths = [max(cell_len(line[i]) for line in [heads, *cells]) for i in range(len(heads))]
+    widths[:2] = _name_widths(cells, widths, width)
+    lines = [_aligned(heads, widths), "  ".join("-" * w for w in widths)]
+    for row, line in zip(rows, cells, strict=True):
+        names = [wrap(name, w) for name, w in zip(line[:2], widths[:2], strict=True)]
+        lines += [
+            _aligned([*pair, *(line[2:] if i == 0 else [""] * len(line[2:]))], widths)
+            for i, pair in enumerate(zip_longest(*names, fillvalue=""))
+        ]
+        further = [in_words(name, {"mean": m.mean, "std": m.std}) for name, m in row.further.items()]
+        if len(metrics) > 1:
+            further.insert(0, f"score: {metric_name(row.headline)}")
+        for text in (_what_it_took(row), ", ".join(further)):
+            lines += _paragraph(text, width)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def format_comparison(runs: Sequence[LoadedRun], comparisons: Comparisons, width: int = 80) -> str:
+    """The best run of each metric against every other; empty where there is one run."""
+    lines: list[str] = []
+    for best, others in best_against_others(runs, comparisons):
+        lines += wrap(
+            f"{best.row.name} has the highest {metric_name(best.row.headline)}, chosen on split "
+            f"{best.row.split} itself. Its lead in points, with 95 % interval, paired over the same images:",
+            width,
+        )
+        for other, found in others:
+            told = f"not known: {found}" if isinstance(found, str) else in_points(best.row.headline, found)
+            lines += _paragraph(f"{other.row.name}: {told}", width)
+    return "\n".join(lines)
+
+
+def format_worth(runs: Sequence[LoadedRun], comparisons: Comparisons, width: int = 80) -> str:
+    """A line per backbone of every run with relevance scores; empty where there is none."""
+    lines = []
+    for run in runs:
+        worths = judge_backbones(run, runs, comparisons)
+        if worths:
+            lines += wrap(f"relevance in {run.row.name}:", width)
+        for worth in worths:
+            lines += _paragraph(f"{worth.score:.2f}  {worth.backbone}: {in_figures(worth, run.row.headline)}", width)
+    return "\n".join(lines)
+
+
+def _what_it_took(row: RunRow) -> str:
+    parts = [count(row.n_taps, "tap")]
+    parts += [] if row.epochs is None else [count(row.epochs, "epoch")]
+    parts += [] if row.grid is None else [f"grid {row.grid}"]
+    return f"{row.features} ({', '.join(parts)})"
+
+
+def _paragraph(text: str, width: int) -> list[str]:
+    return [f"{_INDENT}{line}" for line in wrap(text, width - len(_INDENT))] if text else []
+
+
+def _name_widths(cells: Sequence[Sequence[str]], widths: Sequence[int], width: int) -> tuple[int, int]:
+    """Of the first two columns: a head's name keeps its words whole if it can, the run's takes the rest; 8 at least."""
+    free = width - sum(widths[2:]) - 2 * (len(widths) - 1)
+    longest_word = max(cell_len(word) for line in cells for word in line[1].split())
+    run = max(8, widths[0])
+    head = min(widths[1], max(8, free - run, min(longest_word, free - 8)))
+    return max(8, min(run, free - head)), head
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Names to the left, figures to the right."""
+    padded = []
+    for i, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+        free = width - cell_len(cell)
+        padded.append(set_cell_size(cell, width) if i < 2 or free < 0 else " " * free + cell)
+    return "  ".join(padded)

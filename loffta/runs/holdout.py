@@ -1,0 +1,98 @@
+"""Which images a run keeps out of its training: drawn once, written down, and the same for ever after.
+
+In: a run's folder, its configuration, a cache.   Out: the rows that are held out; and the rows of any split of a run,
+those held out included.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loffta.config import TrainConfig
+from loffta.dataset.features import Feature, usable_rows
+from loffta.dataset.splits import HOLDOUT, draw_by_key
+from loffta.errors import LofftaError
+from loffta.runs.records import Holdout
+from loffta.runs.run import RunPaths, read_json, write_json
+from loffta.store.cache import Cache
+from loffta.store.table import ImageTable
+
+
+def hold_out(paths: RunPaths, config: TrainConfig, table: ImageTable, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows of `rows` that become the split `holdout`: what this run once drew, or a new draw.
+
+    Drawn once: were the cache to gain or lose a row half way, a new draw would measure on what has been trained on.
+    """
+    assert config.holdout is not None
+    if paths.holdout.exists():
+        recorded = read_json(paths.holdout, Holdout)
+        held = np.array(recorded.rows, dtype=np.int64)
+        if recorded == _record(config, table, held):
+            return held
+    keys = [table.keys[row] for row in rows]
+    return rows[draw_by_key(keys, table.labels[rows], config.holdout, config.data_seed)]
+
+
+def record_holdout(paths: RunPaths, table: ImageTable, config: TrainConfig, held: NDArray[np.int64]) -> None:
+    """Writes down what is held out; nothing where that stands there.
+
+    Raises:
+        LofftaError: others were held out of what has been trained already.
+    """
+    record = _record(config, table, held)
+    if paths.holdout.exists() and read_json(paths.holdout, Holdout) == record:
+        return
+    if paths.training.exists() or paths.checkpoint.exists() or paths.search.exists():
+        raise LofftaError(
+            "the images that this run held out are not in this cache any more",
+            where=paths.holdout,
+            remedy="bring back the cache of the training, or choose another --out",
+        )
+    write_json(paths.holdout, record.model_dump())
+
+
+def split_rows(
+    paths: RunPaths, config: TrainConfig, cache: Cache, features: Sequence[Feature], split: str
+) -> NDArray[np.int64]:
+    """Rows of a split that have all features; `holdout` is what this run kept out of its training.
+
+    Raises:
+        LofftaError: as `usable_rows`; or the cache is not that of the training.
+    """
+    if split != HOLDOUT or config.holdout is None:
+        return usable_rows(cache, features, split, partial=config.partial)
+    recorded = read_json(paths.holdout, Holdout)
+    held = np.array(recorded.rows, dtype=np.int64)
+    if _digest(cache.table, held) != recorded.keys_digest:
+        raise LofftaError(
+            "the images that this run held out are not in this cache",
+            where=cache.paths.root,
+            remedy="name the cache of the training with --cache, or another --split",
+        )
+    rows = np.intersect1d(held, usable_rows(cache, features, recorded.of, partial=config.partial))
+    if not len(rows):
+        raise LofftaError(
+            "no image that was held out has features", where=cache.paths.root, remedy="run `loffta extract` first"
+        )
+    return rows
+
+
+def _record(config: TrainConfig, table: ImageTable, held: NDArray[np.int64]) -> Holdout:
+    assert config.holdout is not None
+    return Holdout(
+        of=config.train_on,
+        fraction=config.holdout,
+        seed=config.data_seed,
+        keys_digest=_digest(table, held),
+        rows=held.tolist(),
+    )
+
+
+def _digest(table: ImageTable, rows: NDArray[np.int64]) -> str:
+    """Of the images' names; rows that the table does not have count as nameless."""
+    text = "\n".join(table.keys[row] if row < len(table) else "" for row in rows)
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()

@@ -1,0 +1,316 @@
+"""A run: one directory that holds one training, and the only place that spells its file names.
+
+config.yaml comes first, results.json last: a directory with results is finished, one without is not.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor
+
+from loffta.config import TrainConfig, parse, read_yaml
+from loffta.errors import LofftaError, NotSaved
+from loffta.files.documents import from_json, read_bytes
+from loffta.files.durable import replace_file
+from loffta.files.os_words import explain
+from loffta.files.tensor_file import read_tensors, write_tensors
+from loffta.runs.records import Record, Results, problem_of
+from loffta.words import file_name, printable
+
+Shape = TypeVar("Shape", bound=Record)
+_NUMBERS = re.compile(r"\[\s+(-?\d[^\[\]{}\"]*)\]")  # a list of numbers alone, as json.dumps indents it
+
+_MAX_PREDICTIONS = 1 << 36  # ImageNet's 50,000 images with 1,000 probabilities of 100 seeds are a third of it
+_LOST = "train again with another --out, or bring the file back"
+_AGAIN = "delete the file: `loffta evaluate RUN` writes it anew"
+_CLAIM = re.compile(r"claim-(\d{1,9})\.json")
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The files of one run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.root / "config.yaml"
+
+    @property
+    def stores(self) -> Path:
+        """Where the features come from: enough to make them anew from images without the cache."""
+        return self.root / "stores.json"
+
+    @property
+    def scoring(self) -> Path:
+        """The run that scored the backbones for --select."""
+        return self.root / "scoring"
+
+    @property
+    def log(self) -> Path:
+        """What happened, with times; only ever appended to."""
+        return self.root / "log.txt"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where a training that goes on stands."""
+        return self.root / "checkpoint.safetensors"
+
+    @property
+    def search(self) -> Path:
+        """Settings and scores of --search."""
+        return self.root / "search.json"
+
+    @property
+    def holdout(self) -> Path:
+        """The rows that --holdout keeps out of the training."""
+        return self.root / "holdout.json"
+
+    @property
+    def training(self) -> Path:
+        """What the finished training took; there once all heads are."""
+        return self.root / "training.json"
+
+    def claim(self, number: int) -> Path:
+        """Says which process is at work here; see `loffta.runs.claims`."""
+        return self.root / f"claim-{number}.json"
+
+    def claims(self) -> dict[int, Path]:
+        """The claims that are there, by their rising numbers."""
+        found = [(match, path) for path in self.root.glob("claim-*.json") if (match := _CLAIM.fullmatch(path.name))]
+        return dict(sorted((int(match[1]), path) for match, path in found))
+
+    @property
+    def images(self) -> Path:
+        """Which images the training knew; see `loffta.runs.known_images`."""
+        return self.root / "images.json"
+
+    def results(self, split: str) -> Path:
+        """What `evaluate` measured on one split."""
+        return self._of_split("results", split, ".json")
+
+    def predictions(self, split: str) -> Path:
+        """One row per image and seed of one split."""
+        return self._of_split("predictions", split, ".parquet")
+
+    def _of_split(self, stem: str, split: str, ending: str) -> Path:
+        """The file of one split, whose name never leaves the run; older runs keep the names that they gave."""
+        if split == "test":
+            return self.root / f"{stem}{ending}"
+        older = self.root / f"{stem}-{split}{ending}"
+        if "/" not in split and os.path.lexists(older):  # False, too, for what no file system takes
+            return older
+        return self.root / f"{stem}-{file_name(split)}{ending}"
+
+    def head(self, seed: int) -> Path:
+        """The trained weights of one seed."""
+        return self.root / f"seed-{seed}" / "head.safetensors"
+
+    def backbone(self, seed: int) -> Path:
+        """The weights of a backbone that was trained along with one seed's head (`train --online --unfrozen`)."""
+        return self.root / f"seed-{seed}" / "backbone.safetensors"
+
+    def online_checkpoint(self, seed: int) -> Path:
+        """Where one seed's training online stands, between its epochs."""
+        return self.root / f"seed-{seed}" / "online.safetensors"
+
+    def metrics(self, seed: int) -> Path:
+        """One line per epoch of one seed's training."""
+        return self.root / f"seed-{seed}" / "metrics.jsonl"
+
+
+class RunLog:
+    """Appends lines to a run's log.txt; those that a user should see go to stderr too.
+
+    A log that cannot be written is told of once and ends nothing: what the run is for are its heads and results.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fails = False
+
+    def write(self, line: str, *, show: bool = False) -> None:
+        """One line with the local time before it, harmless whatever names are in it."""
+        line = printable(line.replace("\n", " "))
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n")
+        except OSError as error:
+            if not self._fails:
+                print(f"the log is not complete: {explain(error, self._path)}", file=sys.stderr, flush=True)
+            self._fails = True
+        if show:
+            print(line, file=sys.stderr, flush=True)
+
+
+def open_run(root: Path) -> tuple[RunPaths, TrainConfig]:
+    """Opens a run that is there."""
+    paths = RunPaths(root)
+    if not paths.config.exists():
+        raise LofftaError(
+            "there is no run here", where=root, remedy="make one with `loffta train CACHE --head NAME --out RUN`"
+        )
+    return paths, parse(TrainConfig, read_yaml(paths.config), where=paths.config)
+
+
+def save_head(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Writes the weights of a head, or of a backbone that was trained along, with a checksum."""
+    write_tensors(path, state)
+
+
+def load_head(path: Path) -> dict[str, Tensor]:
+    """Reads the weights of a head or of a backbone.
+
+    Raises:
+        LofftaError: the training has not finished, or the file is damaged.
+    """
+    try:
+        return read_tensors(path)[0]
+    except FileNotFoundError as error:
+        raise LofftaError(
+            "this run has no trained head yet", where=path, remedy="run its `loffta train` again until it is done"
+        ) from error
+    except ValueError as error:
+        raise LofftaError(
+            f"this file of trained weights is damaged ({error})",
+            where=path,
+            remedy="delete it and run the run's `loffta train` again: it trains them anew",
+        ) from error
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes one JSON object per line."""
+    replace_file(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes one of the run's own small files."""
+    replace_file(path, json.dumps(values).encode())
+
+
+def read_json(path: Path, shape: type[Shape]) -> Shape:
+    """Reads what `write_json` wrote.
+
+    Raises:
+        LofftaError: the file is missing, damaged, or says something else than `shape`.
+    """
+    values = _read_mapping(path, remedy=_LOST)
+    return _fitting(path, values, shape, remedy=_LOST)
+
+
+def _read_mapping(path: Path, *, remedy: str) -> dict[str, Any]:
+    try:
+        values = from_json(read_bytes(path))
+        if not isinstance(values, dict):
+            raise ValueError("it is no mapping")
+    except (FileNotFoundError, ValueError) as error:
+        raise LofftaError(f"this file of the run cannot be read ({error})", where=path, remedy=remedy) from error
+    return values
+
+
+def _fitting(path: Path, values: dict[str, Any], shape: type[Shape], *, remedy: str) -> Shape:
+    try:
+        return shape.model_validate(values)
+    except ValidationError as error:
+        raise LofftaError(
+            f"this file of the run says what it cannot mean: {problem_of(error)}", where=path, remedy=remedy
+        ) from error
+
+
+def read_lines(path: Path, shape: type[Shape]) -> list[Shape]:
+    """What `write_lines` wrote; raises what `read_json` does."""
+    try:
+        lines = [from_json(line) for line in read_bytes(path).decode().splitlines()]
+    except (FileNotFoundError, ValueError) as error:
+        raise LofftaError(f"this file of the run cannot be read ({error})", where=path, remedy=_LOST) from error
+    return [_fitting(path, line, shape, remedy=_LOST) for line in lines]
+
+
+def write_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Writes results.json; a list of numbers takes one line, so that confusions can be read."""
+    text = json.dumps(results, indent=2)
+    replace_file(path, _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text).encode())
+
+
+def save_results(
+    paths: RunPaths, split: str, results: Mapping[str, Any], columns: Mapping[str, NDArray[Any] | list[Any]]
+) -> None:
+    """Writes what was measured on a split, the predictions first.
+
+    Raises:
+        NotSaved: it cannot be written; the error has the results.
+    """
+    try:
+        write_predictions(paths.predictions(split), columns)
+        write_results(paths.results(split), results)
+    except LofftaError as error:
+        raise NotSaved(error, results) from error
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Reads results.json.
+
+    Raises:
+        LofftaError: the file is missing, damaged, or says something else than `Results`; the first such key is named.
+    """
+    if not path.exists():
+        trained = RunPaths(path.parent).training.exists()
+        raise LofftaError(
+            "there are no results here yet",
+            where=path,
+            remedy="run `loffta evaluate RUN`" if trained else "run its `loffta train` again until it is done",
+        )
+    values = _read_mapping(path, remedy=_AGAIN)
+    return _fitting(path, values, Results, remedy=_AGAIN).model_dump(exclude_unset=True)
+
+
+def write_predictions(path: Path, columns: Mapping[str, NDArray[Any] | list[Any]]) -> None:
+    """Writes predictions.parquet: the columns of `measure.prediction_columns`; arrays [n, C] become lists of C."""
+    buffer = io.BytesIO()
+    table = pa.table({name: _column(values) for name, values in columns.items()})
+    pq.write_table(table, buffer, write_page_checksum=True)
+    replace_file(path, buffer.getvalue())
+
+
+def _column(values: NDArray[Any] | list[Any]) -> pa.Array[Any]:
+    if isinstance(values, np.ndarray) and values.ndim == 2:
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+    column: pa.Array[Any] = pa.array(values)
+    return column
+
+
+def read_predictions(path: Path, columns: list[str] | None = None) -> dict[str, NDArray[Any]]:
+    """Columns of predictions.parquet, None for all; a column of lists becomes an array of objects.
+
+    Raises:
+        LofftaError: the file is damaged, or lacks one of the columns.
+    """
+    try:
+        data = pa.BufferReader(read_bytes(path, _MAX_PREDICTIONS))  # pyarrow takes no path but UTF-8
+        with pq.ParquetFile(data, page_checksum_verification=True) as file:
+            table = file.read(columns, use_threads=False)  # see `store.table`
+        return {name: np.asarray(table[name].to_numpy(zero_copy_only=False)) for name in columns or table.column_names}
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno:  # else it is Arrow's word for a wrong checksum
+            raise
+        raise LofftaError(
+            f"these predictions are damaged ({str(error)[:200]})",
+            where=path,
+            remedy="delete the file and run `loffta evaluate RUN` again",
+        ) from error

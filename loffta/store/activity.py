@@ -1,0 +1,113 @@
+"""What happens in a cache right now, and what nobody needs any more: for `loffta info`.
+
+In: an open cache.   Out: writers, rates and orphans, from the names, sizes and times of files. Opens none.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loffta.files.durable import Part
+from loffta.store.cache import Cache, CachedArray
+from loffta.store.ledger import done_units
+from loffta.store.paths import TARGETS
+
+WINDOW_S = 600.0  # units that were finished in these last seconds make the rate
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A process that writes."""
+
+    host: str
+    pid: int
+    files: int  # that it has open
+    bytes: int  # written to them so far
+    age_s: float  # since it last wrote
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """Something that takes space and serves nobody."""
+
+    what: str
+    path: Path
+    bytes: int
+
+
+def find_writers(parts: Iterable[Part]) -> list[Writer]:
+    """Living processes, by their temporary files."""
+    owned: dict[tuple[str, int], list[Part]] = {}
+    for part in parts:
+        if not part.stale:
+            owned.setdefault((part.host, part.pid), []).append(part)
+    return [
+        Writer(host, pid, len(held), sum(p.bytes for p in held), min(p.age_s for p in held))
+        for (host, pid), held in sorted(owned.items())
+    ]
+
+
+def images_per_s(cache: Cache, arrays: Sequence[CachedArray], now: float | None = None) -> float | None:
+    """Rate at which units of a store were finished of late; None where fewer than two were.
+
+    A unit is finished when the last of its arrays' done files is.
+    """
+    now = time.time() if now is None else now
+    finished: dict[int, float] = {}
+    for array in arrays:
+        for unit in done_units(array.paths):
+            try:
+                stamp = array.paths.done(unit).stat().st_mtime
+            except FileNotFoundError:  # dropped meanwhile
+                continue
+            finished[unit] = max(finished.get(unit, 0.0), stamp)
+    recent = sorted((stamp, unit) for unit, stamp in finished.items() if now - stamp <= WINDOW_S)
+    if len(recent) < 2 or recent[-1][0] <= recent[0][0]:
+        return None
+    n_images = sum(len(cache.rows_of_unit(unit)) for _, unit in recent[1:])
+    return n_images / (recent[-1][0] - recent[0][0])
+
+
+def find_orphans(cache: Cache, arrays: Iterable[CachedArray], parts: Iterable[Part]) -> list[Orphan]:
+    """Shards without a done file, arrays without zarr.json, done files without an array, what killed processes left.
+
+    Args:
+        arrays: those that can be read; of others nothing is said, for it is not known whom they serve.
+    """
+    orphans = []
+    for array in arrays:
+        shards = {path.name: path for path in array.paths.folder.glob("c.*")}  # before the done files that come later
+        vouched = {array.paths.shard(unit, array.layout.ndim).name for unit in done_units(array.paths)}
+        orphans += [_orphan("a shard without done file", shards[name]) for name in sorted({*shards} - vouched)]
+    for folder in sorted(path for path in cache.paths.stores.glob("*") if path.is_dir()):
+        if not cache.paths.store_metadata(folder.name).exists():
+            orphans.append(_orphan("a store without zarr.json", folder))
+            continue
+        bare = [
+            f for f in folder.iterdir() if f.is_dir() and not cache.paths.array(folder.name, f.name).metadata.exists()
+        ]
+        orphans += [_orphan("an array without zarr.json", path) for path in sorted(bare)]
+    done = sorted(path for path in cache.paths.done.glob("*/*") if any(path.iterdir()))
+    orphans += [_orphan("done files without array", path) for path in done if not _has_array(cache, path)]
+    return orphans + [Orphan("left by a killed process", part.path, part.bytes) for part in parts if part.stale]
+
+
+def _has_array(cache: Cache, done: Path) -> bool:
+    """Whether there is an array that a folder of done files speaks of."""
+    owner, paths = done.parent.name, cache.paths.named(f"{done.parent.name}/{done.name}")
+    return paths.metadata.exists() and (owner == TARGETS or cache.paths.store_metadata(owner).exists())
+
+
+def _orphan(what: str, path: Path) -> Orphan:
+    files = [path, *path.rglob("*")] if path.is_dir() else [path]
+    return Orphan(what, path, sum(_size(file) for file in files if not file.is_dir()))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,1 @@
+"""Stage two: heads trained side by side on one read of the features."""

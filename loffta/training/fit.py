@@ -1,0 +1,310 @@
+"""The training loop: members side by side on one read of the data, from a checkpoint on if there is one.
+
+In: a Session, a Feed, members.   Out: the members, trained. The data order depends on `data_seed` alone and is shared
+by all members, so that a member trained among others equals the member trained alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from loffta import augment
+from loffta.config import TrainConfig
+from loffta.dataset.features import Feature, resolved_choices
+from loffta.dataset.targets import read_targets
+from loffta.errors import LofftaError
+from loffta.feed.batches import Batch, Feed
+from loffta.feed.order import ordering_of
+from loffta.heads import Head
+from loffta.heads.precision import autocast, matmul_precision, precision_of
+from loffta.heads.recipe import Recipe
+from loffta.machine import process
+from loffta.machine.progress import Progress
+from loffta.runs.claims import Claim
+from loffta.runs.run import RunLog, RunPaths
+from loffta.store.cache import Cache
+from loffta.tasks import Task, find_task
+from loffta.training.checkpoint import Keeper, Position, read_checkpoint
+from loffta.training.loss import Mix, class_weights, reduce_loss
+from loffta.training.members import Member, build_member
+from loffta.training.optim import adam_eps, lr_at, n_steps
+from loffta.words import printable
+
+# Parameters times images a step below which torch gets one thread on the CPU. A linear probe of K = 512 (330,000) makes
+# 1,400 steps/s of 3 seeds with one thread as with two; with two, 15 to 220 when other processes want the same CPUs.
+SMALL_STEP = 4_000_000
+
+# What happens to the features of a batch before `prepare`, for each member anew, drawn from its generator
+Augment: TypeAlias = Callable[[Sequence[Tensor], torch.Generator], tuple[Sequence[Tensor], Mix | None]]
+
+
+@dataclass(frozen=True)
+class Session:
+    """What all trainings of one run share."""
+
+    config: TrainConfig
+    cache: Cache
+    features: Sequence[Feature]
+    device: torch.device
+    paths: RunPaths
+    log: RunLog
+    stop: process.StopFlag
+    claim: Claim
+
+    @property
+    def task(self) -> Task:
+        """What is learnt."""
+        return find_task(self.config.task)
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """Of every row of the table, on the device."""
+        return read_targets(self.cache.table, self.config.task).to(self.device)
+
+    def member(self, recipe: Recipe, seed: int) -> Member:
+        """A member before its first step."""
+        specs = [feature.spec for feature in self.features]
+        return build_member(self.config.head, specs, len(self.cache.table.classes), recipe, seed, self.device)
+
+    def feed(self, rows: NDArray[np.int64], recipe: Recipe, ordering: Mapping[str, Any] | None = None) -> Feed:
+        """The feed of a training on some rows; it goes on in the order of a checkpoint that is there.
+
+        Which order `auto` takes, and how large a window is, depends on the free memory: that may be another now.
+
+        Args:
+            ordering: that of a feed before this one, which it has to equal.
+        """
+        if (kept := read_checkpoint(self.paths.checkpoint)) is not None:
+            ordering = kept[1]["identity"]["order"]
+        order, window = (self.config.order, None) if ordering is None else ordering_of(ordering)
+        with self.stop.at_once("reading the features; nothing has been trained yet"):
+            return Feed(
+                self.features,
+                rows,
+                batch_size=recipe.batch_size,
+                device=self.device,
+                mode=self.config.feed,
+                order=order,
+                window=window,
+                seed=self.config.data_seed,
+                n_alike=recipe.epochs if recipe.same_batches else 1,
+            )
+
+    @cached_property
+    def augment(self) -> Augment | None:
+        """What happens to the features of a batch before `prepare`; None: nothing."""
+        settings = augment.resolve(self.config.augment)
+        if settings == augment.AugmentConfig():
+            return None
+        specs = [feature.spec for feature in self.features]
+
+        def change(features: Sequence[Tensor], rng: torch.Generator) -> tuple[Sequence[Tensor], Mix | None]:
+            drawn = augment.draw(settings, len(features[0]), rng, self.device)
+            mix = None if drawn.partner is None or drawn.weight is None else Mix(drawn.partner, drawn.weight)
+            return augment.apply(features, specs, drawn), mix
+
+        return change
+
+    def keeper(self, title: str, feed: Feed, members: Sequence[Member]) -> Keeper:
+        """The checkpoints of a training: only the same heads on the same images, in the same order, go on from them."""
+        recipe = members[0].recipe.model_dump(mode="json", exclude={"lr", "weight_decay"})
+        identity = {
+            "training": title,
+            "head": self.config.head,
+            "features": list(resolved_choices(self.features)),
+            "task": self.config.task,
+            "data_seed": self.config.data_seed,
+            "recipe": recipe,
+            "members": [f"seed {member.seed}, {member.setting}" for member in members],
+            "images": digest_of(self.cache, feed.rows),
+            "order": feed.ordering,
+            "augment": self.config.augment,
+            "device": self.device.type,
+            "precision": precision_of(members[0].recipe, self.device),
+        }
+        return Keeper(self.paths.checkpoint, identity, self.config.checkpoint_s)
+
+
+def fit(
+    session: Session,
+    feed: Feed,
+    members: Sequence[Member],
+    keeper: Keeper,
+    *,
+    title: str,
+    drop_diverged: bool = False,
+) -> None:
+    """Trains members whose recipes differ in lr and weight decay alone, phase after phase.
+
+    Args:
+        drop_diverged: a member whose loss is not finite is left behind, while another goes on.
+    Raises:
+        LofftaError: a loss is not finite; the last good checkpoint is kept.
+        Stopped: a signal came; a checkpoint is kept.
+    """
+    recipe = members[0].recipe
+    weights = _class_weights(session, feed.rows, recipe)
+    begin = keeper.restore(members)
+    per_phase = n_steps(len(feed.rows), recipe.batch_size, recipe.epochs)
+    n_epochs = members[0].head.n_phases * recipe.epochs
+    step, total, phase = begin.epoch * len(feed) + begin.batch, n_epochs * len(feed), begin.phase(members[0])
+    if step:
+        session.log.write(f"{title}: goes on after step {step} of {total}", show=True)
+    with (
+        Progress(title, total - step, "steps") as progress,
+        step_threads(members[0].head, recipe.batch_size),
+        matmul_precision(recipe, session.device),
+    ):
+        for epoch in range(begin.epoch, n_epochs):
+            if epoch // recipe.epochs > phase:
+                phase += 1
+                for member in _going(members):
+                    member.start_phase(phase)
+            first = begin.batch if epoch == begin.epoch else 0
+            batches = feed.epoch(epoch, first, more=epoch + 1 < n_epochs)
+            for i, batch in enumerate(batches, start=first):
+                _keep(session, keeper, members, Position(epoch, i), f"training step {step} of {total}")
+                for member in _going(members):
+                    _prepare_step(member, step - phase * per_phase, per_phase)
+                found = _train_batch(session, _going(members), batch, weights)
+                _note_losses(session, _going(members), found, step, batch, drop_diverged)
+                if not _going(members):
+                    return
+                step += 1
+                progress.advance(1, f"loss {_going(members)[0].losses[-1]:.3f}")
+            _end_epoch(session.log, _going(members), epoch, step)
+    for member in _going(members):
+        if not member.is_finite():  # what the last step did shows in no loss
+            _diverge(session, member, step - 1, [], drop_diverged)
+    if session.stop.signal is not None:
+        _keep(session, keeper, members, Position(n_epochs), f"training step {step} of {total}")
+
+
+@contextmanager
+def step_threads(head: Head, batch_size: int) -> Iterator[None]:
+    """One torch thread for small steps; the number before comes back, so that a resumed training has the same."""
+    before = torch.get_num_threads()
+    if sum(p.numel() for p in head.parameters()) * batch_size < SMALL_STEP:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _keep(session: Session, keeper: Keeper, members: Sequence[Member], position: Position, doing: str) -> None:
+    """Writes a checkpoint where it is time, and where a signal has come: that ends the training here."""
+    if session.stop.signal is None and not keeper.is_due():
+        return
+    session.claim.check()
+    keeper.save(members, position)
+    kept = "kept in " + keeper.path.name if keeper.path.exists() else "nothing is kept, for a weight is not finite"
+    session.stop.check(f"{doing}; {kept}")
+
+
+def _train_batch(session: Session, members: Sequence[Member], batch: Batch, weights: Tensor | None) -> list[Tensor]:
+    """One step of every member; their losses, still on the device."""
+    targets = session.targets[batch.rows]
+    if session.augment is None:  # what one of them prepares serves all
+        prepared = members[0].head.prepare(batch.features)
+        return [_step(member, prepared, targets, session.task, weights) for member in members]
+    found = []
+    for member in members:  # the one place where features are changed on their way to the heads
+        features, mix = session.augment(batch.features, member.rng)
+        found.append(_step(member, member.head.prepare(features), targets, session.task, weights, mix))
+    return found
+
+
+def _prepare_step(member: Member, step: int, total: int) -> None:
+    lr, eps = lr_at(step, total, member.recipe), adam_eps(step, member.recipe)
+    for group in member.optimizer.param_groups:
+        group["lr"], group["eps"] = lr, eps
+
+
+def _step(
+    member: Member, prepared: Any, targets: Tensor, task: Task, weights: Tensor | None = None, mix: Mix | None = None
+) -> Tensor:
+    """One optimiser step; returns the loss, penalty included, without waiting for the device."""
+    recipe = member.recipe
+    with autocast(recipe, member.rng.device):
+        loss = reduce_loss(task.loss, member.head(prepared, member.rng), targets, weights=weights, mix=mix)
+    if (penalty := member.head.penalty()) is not None:
+        loss = loss + penalty
+    if recipe.divide_by_whole_batch:
+        loss = loss * (len(targets) / recipe.batch_size)
+    member.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if recipe.max_grad_norm is not None:
+        torch.nn.utils.clip_grad_norm_(member.head.parameters(), recipe.max_grad_norm)
+    member.optimizer.step()
+    return loss.detach()
+
+
+def _going(members: Sequence[Member]) -> list[Member]:
+    return [member for member in members if member.diverged_at is None]
+
+
+def _note_losses(
+    session: Session, members: Sequence[Member], found: list[Tensor], step: int, batch: Batch, drop: bool
+) -> None:
+    losses: list[float] = torch.stack(found).tolist()  # the one wait for the device in a step
+    for member, loss in zip(members, losses, strict=True):
+        member.losses.append(loss)
+        if not math.isfinite(loss):
+            _diverge(session, member, step, batch.rows.tolist(), drop)
+
+
+def _diverge(session: Session, member: Member, step: int, rows: list[int], drop: bool) -> None:
+    """Leaves a member behind, or gives up."""
+    keys = [printable(session.cache.table.keys[row]) for row in rows]
+    what = f"the loss of seed {member.seed} is not finite at step {step} ({member.setting})"
+    session.log.write(f"{what}; images of that step: {', '.join(keys) or 'not known'}")
+    member.diverged_at = step
+    if drop:
+        session.log.write(f"dropped: {member.setting}, not finite at step {step}", show=True)
+        return
+    path, every = session.paths.checkpoint, session.config.checkpoint_s
+    kept = f"{path.name} is of a step before it" if path.exists() else f"No checkpoint was due in {every:g} s"
+    raise LofftaError(
+        what,
+        where=f"images {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}" if keys else "the last step",
+        remedy="lower the learning rate (--set lr=...) and give a new --out, or look for damage with `loffta verify "
+        f"CACHE --deep`; all images of the step stand in log.txt. {kept}",
+    )
+
+
+def _end_epoch(log: RunLog, members: Sequence[Member], epoch: int, step: int) -> None:
+    means = [sum(member.losses) / len(member.losses) for member in members]
+    lrs = [float(member.optimizer.param_groups[0]["lr"]) for member in members]
+    for member, mean, lr in zip(members, means, lrs, strict=True):
+        member.log.append({"epoch": epoch, "step": step, "loss": mean, "lr": lr})
+        member.losses.clear()
+    log.write(f"epoch {epoch}: loss {' '.join(f'{mean:.4f}' for mean in means)}, lr {lrs[0]:.2e}")
+
+
+def _class_weights(session: Session, rows: NDArray[np.int64], recipe: Recipe) -> Tensor | None:
+    if not recipe.class_weights:
+        return None
+    labels = session.targets[torch.from_numpy(rows).to(session.device)]
+    return class_weights(labels, len(session.cache.table.classes))
+
+
+def digest_of(cache: Cache, rows: NDArray[np.int64]) -> str:
+    """Which images, and of which class: the same words for the same ones."""
+    keys = "\n".join(cache.table.keys[row] for row in rows)
+    table = cache.table
+    labels = table.labels[rows] if table.label_sets is None else [table.label_sets[row] for row in rows]
+    text = f"{keys}\n{list(labels)}"
+    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+    return f"{len(rows)}, digest {digest}"

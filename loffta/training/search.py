@@ -1,0 +1,196 @@
+"""`--search`: all pairs of the recipe's learning rates and weight decays, trained side by side, scored on other images.
+
+In: a Session and the rows to train on.   Out: the recipe with the best pair, and search.json with all of them. What is
+finished in search.json is not repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from loffta.dataset.splits import check_part, draw_part
+from loffta.dataset.targets import labelled_rows
+from loffta.errors import LofftaError
+from loffta.evaluation.evaluate import predict
+from loffta.heads.recipe import Recipe
+from loffta.machine import process
+from loffta.runs.holdout import split_rows
+from loffta.runs.records import Chosen, SearchTable, Setting
+from loffta.runs.run import read_json, write_json
+from loffta.tasks import Task
+from loffta.tasks.figures import in_words
+from loffta.training.fit import Session, digest_of, fit
+from loffta.training.members import Member
+from loffta.training.optim import fit_to_part
+
+VALIDATION_SHARE = 0.2  # of the images to train on, where no split is named (ALF's)
+SEED = 0  # of every setting's head
+MEMORY_SHARE = 0.5  # of the free memory that members may take
+# a checkpoint that is being written holds weights and moments twice: 24 bytes a parameter beside the member's own 16
+CHECKPOINT_COPIES = 1.5
+
+
+def search(session: Session, rows: NDArray[np.int64], recipe: Recipe) -> Recipe:
+    """The recipe with the learning rate and weight decay that score best; of equals, the first of the grid.
+
+    Args:
+        rows: to train on; a part of them validates where --validate-on names no split.
+    Raises:
+        LofftaError: every setting diverged, nothing can be held out, or the images are others than at the beginning.
+        Stopped: a signal came; what is finished, and a checkpoint, are kept.
+    """
+    train_rows, validation_rows, described = _parts(session, rows)
+    table = _open_table(session, recipe, train_rows, validation_rows, described)
+    if table.chosen is None:
+        _score_all(session, fit_to_part(recipe, len(rows), len(train_rows)), train_rows, validation_rows, table)
+        # before the retraining may write its own: a checkpoint that is still there is the search's
+        session.paths.checkpoint.unlink(missing_ok=True)
+        table.chosen = chosen = _best(session, table.settings)
+        _write(session, table)
+        score = in_words(table.metric, {"mean": chosen.score, "std": None})
+        words = f"lr {chosen.lr:g}, weight decay {chosen.weight_decay:g}, {score}"
+        session.log.write(f"search: {words}", show=True)
+    return _with(recipe, table.chosen)
+
+
+def _parts(session: Session, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], str]:
+    """Rows to train on while searching, rows to score on, and how one calls the latter."""
+    config, table = session.config, session.cache.table
+    if config.validate_on is not None:
+        found = split_rows(session.paths, config, session.cache, session.features, config.validate_on)
+        found = labelled_rows(table, found, config.validate_on, config.task)
+        return rows, found, f"split {config.validate_on}"
+    held = draw_part(table.labels[rows], VALIDATION_SHARE, config.data_seed)
+    if warning := check_part(held, table.labels[rows], table, "--search"):
+        session.log.write(warning, show=True)
+    return rows[~held], rows[held], f"{100 * VALIDATION_SHARE:.0f} % of {config.train_on}"
+
+
+def _open_table(
+    session: Session,
+    recipe: Recipe,
+    train_rows: NDArray[np.int64],
+    validation_rows: NDArray[np.int64],
+    described: str,
+) -> SearchTable:
+    images = {
+        "trained_on": digest_of(session.cache, train_rows),
+        "scored_on": digest_of(session.cache, validation_rows),
+    }
+    path = session.paths.search
+    if path.exists():
+        table = read_json(path, SearchTable)
+        if table.images != images:
+            raise LofftaError(
+                "the cache has other images than when this search began", where=path, remedy="choose another --out"
+            )
+        return table
+    pairs = product(recipe.search_lr, recipe.search_weight_decay or (recipe.weight_decay,))
+    return SearchTable(
+        metric=session.task.main_metric,
+        validated_on=described,
+        images=images,
+        settings=[Setting(lr=lr, weight_decay=decay) for lr, decay in pairs],
+    )
+
+
+def _score_all(
+    session: Session,
+    recipe: Recipe,
+    train_rows: NDArray[np.int64],
+    validation_rows: NDArray[np.int64],
+    table: SearchTable,
+) -> None:
+    """Trains and scores what has no score yet, as many settings at once as the memory takes."""
+    waiting = [entry for entry in table.settings if entry.score is None and entry.diverged_at is None]
+    if not waiting:
+        return
+    if table.group == 0:
+        session.paths.checkpoint.unlink(missing_ok=True)  # of a group that has its scores
+    n_settings = len(table.settings)
+    session.log.write(f"search: {n_settings} settings on {len(train_rows)} images, {table.validated_on}", show=True)
+    with session.feed(train_rows, recipe, table.order) as feed:
+        table.order = feed.ordering  # of all settings, or their scores could not be compared
+        while waiting:
+            members = [session.member(_with(recipe, waiting[0]), SEED)]
+            room = table.group or _room(session, members[0], len(validation_rows))
+            members += [session.member(_with(recipe, entry), SEED) for entry in waiting[1:room]]
+            table.group = len(members)
+            _write(session, table)  # a checkpoint of this group goes with these settings
+            keeper = session.keeper("search", feed, members)
+            fit(session, feed, members, keeper, title=f"search {session.config.head}", drop_diverged=True)
+            for entry, member, score in zip(waiting, members, _scores(session, members, validation_rows), strict=False):
+                entry.score, entry.diverged_at = score, member.diverged_at
+            waiting = waiting[len(members) :]
+            table.group, table.seconds = 0, table.seconds + keeper.seconds
+            _write(session, table)
+            session.paths.checkpoint.unlink(missing_ok=True)
+
+
+def _room(session: Session, member: Member, n_scored: int) -> int:
+    """How many such members the free memory takes."""
+    here = process.free_memory_bytes()
+    scores = 8 * n_scored * len(session.cache.table.classes)
+    taken = int(CHECKPOINT_COPIES * member.n_bytes()) + scores
+    if session.device.type == "cuda":
+        there, _ = torch.cuda.mem_get_info(session.device)
+        return max(1, int(MEMORY_SHARE * min(there / member.n_bytes(), here / taken)))
+    return max(1, int(MEMORY_SHARE * here / (taken + member.n_bytes())))
+
+
+def _scores(session: Session, members: Sequence[Member], rows: NDArray[np.int64]) -> list[float | None]:
+    """The main metric of each member, None for one that diverged."""
+    going = [member for member in members if member.diverged_at is None]
+    if not going:
+        return [None] * len(members)
+    with session.stop.at_once("scoring the settings of the search; the training is kept up to its last checkpoint"):
+        logits = predict(
+            [member.head.eval() for member in going],
+            session.features,
+            rows,
+            recipe=members[0].recipe,
+            batch_size=members[0].recipe.batch_size,
+            device=session.device,
+        )
+    targets = session.targets[torch.from_numpy(rows)].cpu().numpy()
+    classes = session.cache.table.classes
+    found = iter([_score(session.task, of_member, targets, classes) for of_member in logits])
+    return [None if member.diverged_at is not None else next(found) for member in members]
+
+
+def _score(task: Task, logits: NDArray[np.float32], targets: NDArray[Any], classes: Sequence[str]) -> float:
+    metrics = task.metrics(logits, targets, classes)
+    if task.main_metric not in metrics:
+        raise LofftaError(
+            f"{task.main_metric} is not defined on the {len(targets)} images that --search scores its settings on",
+            where="--search",
+            remedy="name a split with images of some class: --validate-on SPLIT",
+        )
+    return metrics[task.main_metric]
+
+
+def _best(session: Session, settings: Sequence[Setting]) -> Chosen:
+    scored = [(entry.score, entry) for entry in settings if entry.score is not None]
+    if not scored:
+        raise LofftaError(
+            "every setting of the search diverged",
+            where=session.paths.search,
+            remedy="give lower learning rates (--set search_lr=[...]) and a new --out",
+        )
+    score, best = max(scored, key=lambda pair: pair[0])
+    return Chosen(lr=best.lr, weight_decay=best.weight_decay, score=score)
+
+
+def _with(recipe: Recipe, setting: Setting | Chosen) -> Recipe:
+    return recipe.model_copy(update={"lr": setting.lr, "weight_decay": setting.weight_decay})
+
+
+def _write(session: Session, table: SearchTable) -> None:
+    session.claim.check()
+    write_json(session.paths.search, table.model_dump())

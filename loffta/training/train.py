@@ -1,0 +1,273 @@
+"""Stage two: trains heads from a cache; several seeds side by side on one read of the data.
+
+In: a TrainConfig and a directory.   Out: a run with weights, metrics, predictions and results. The same command goes on
+from the last checkpoint and repeats nothing that is finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loffta import augment
+from loffta.config import TrainConfig, parse
+from loffta.dataset.features import Feature, choose_features, resolved_choices, usable_rows
+from loffta.dataset.splits import HOLDOUT, check_part, choose_splits, name_some
+from loffta.dataset.targets import choose_task, fit_to_task, labelled_rows, read_targets, refuse_one_class
+from loffta.errors import LofftaError, UsageError
+from loffta.evaluation.evaluate import evaluate
+from loffta.heads import HEADS, find_head
+from loffta.heads.precision import precision_of
+from loffta.heads.recipe import Recipe
+from loffta.machine import process
+from loffta.runs.claims import claimed
+from loffta.runs.folder import check_out, has_work, start_run
+from loffta.runs.holdout import hold_out, record_holdout
+from loffta.runs.known_images import growth, read_known
+from loffta.runs.origins import write_origins
+from loffta.runs.records import Training
+from loffta.runs.run import (
+    RunLog,
+    RunPaths,
+    open_run,
+    read_json,
+    read_results,
+    save_head,
+    write_json,
+    write_lines,
+)
+from loffta.store.cache import Cache
+from loffta.training.fit import Session, fit
+from loffta.training.loss import check_weights
+from loffta.training.members import Member
+from loffta.training.optim import fit_to_images
+from loffta.training.search import search
+
+SCORING_WEIGHT = 0.01  # lambda of ComBo's scoring run where none is given (second-hand from the paper)
+
+
+def train(config: TrainConfig, out: Path, stop: process.StopFlag) -> dict[str, Any]:
+    """Trains and evaluates; a finished run is read back, not repeated, and one that was cut off goes on.
+
+    Raises:
+        UsageError: unknown head, key, store, tap or split; near names are given.
+        LofftaError: the cache lacks features, the directory holds another run, the loss is not finite, or the memory
+            is not enough.
+        Stopped: a signal came; the same command goes on with the training.
+    """
+    process.cap_threads()
+    paths = RunPaths(out)
+    cache, grown = _as_known(paths, config, Cache.open(config.cache))
+    config = config.model_copy(update={"task": choose_task(cache.table, config.task)})
+    config = _absolute(choose_splits(config, cache))
+    if config.select is not None:
+        check_out(out, config, cache, ignore=("features", "recipe"))  # before the scoring run, not after it
+        config = _select(config, cache, out, stop)
+    features, recipe = _resolve(config, cache)
+    config = config.model_copy(
+        update={
+            "features": resolved_choices(features),
+            "recipe": recipe.model_dump(mode="json"),
+            "augment": augment.words(augment.resolve(config.augment)),
+        }
+    )
+    check_out(out, config, cache)
+    if _is_trained(paths, config) and all(paths.results(split).exists() for split in _measured_on(config)):
+        results = read_results(paths.results(config.test_on))
+        if open_run(out)[1].cache != config.cache:  # moved since
+            with suppress(LofftaError):  # a run that may not be written is read back all the same
+                start_run(out, config, cache)
+        return {**results, "images": results.get("images", {}) | grown}
+    rows, held = _check_splits(config, cache, features, recipe, paths)
+    with claimed(paths) as claim:
+        start_run(out, config, cache)
+        if held is not None:
+            record_holdout(paths, cache.table, config, held)
+        device = process.resolve_device(config.device)
+        session = Session(config, cache, features, device, paths, RunLog(paths.log), stop, claim)
+        if grown:
+            session.log.write(f"{growth(**grown)}: the training goes on with those", show=True)
+        return _finish(session, rows, held, recipe)
+
+
+def _as_known(paths: RunPaths, config: TrainConfig, cache: Cache) -> tuple[Cache, dict[str, int]]:
+    """A cache as the run in `paths`, if there is one, has known it; and how it has grown since, for its results."""
+    if config.select is not None and not has_work(paths.root):
+        paths = RunPaths(
+            paths.scoring
+        )  # the backbones that are kept are trained on the images that they were scored on
+    known = read_known(paths) if has_work(paths.root) else None
+    view = None if known is None else known.view(cache)
+    return (cache, {}) if known is None or view is None else (view, known.growth_in(cache))
+
+
+def _finish(
+    session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | None, recipe: Recipe
+) -> dict[str, Any]:
+    """Trains what is not trained, and evaluates."""
+    config, paths = session.config, session.paths
+    try:
+        if not _is_trained(paths, config):
+            with process.explain_memory(session.device, paths.root):
+                _train(session, rows, held, recipe)
+    except LofftaError as error:
+        session.log.write(f"ended: {error.what}")
+        raise
+    paths.checkpoint.unlink(missing_ok=True)
+    seconds = read_json(paths.training, Training).seconds
+    for split in _measured_on(config):
+        session.claim.check()
+        results = evaluate(
+            paths.root, split, cache=session.cache, device=config.device, train_seconds=seconds, stop=session.stop
+        )
+    return results
+
+
+def _is_trained(paths: RunPaths, config: TrainConfig) -> bool:
+    """Whether all heads are there; one that was deleted, because it was damaged, is trained again."""
+    return paths.training.exists() and all(paths.head(seed).exists() for seed in range(config.seeds))
+
+
+def _train(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | None, recipe: Recipe) -> None:
+    """From the search to the heads' files; `training.json` comes last and says that they are there."""
+    config, paths, log = session.config, session.paths, session.log
+    log.write(f"versions {process.versions()}, device {session.device}")
+    _warn(session, rows, held)
+    if config.search:
+        recipe = search(session, rows, recipe)
+    fitted = fit_to_images(recipe, len(rows))
+    if fitted != recipe:
+        why = ", ".join(f"{k}={v}" for k in ("min_batches", "min_steps") if (v := getattr(recipe, k)) is not None)
+        length = f"{fitted.epochs} epochs of batches of {fitted.batch_size}"
+        log.write(f"{config.head}: {length}, for this many images (recipe: {why})", show=True)
+    members = [session.member(fitted, seed) for seed in range(config.seeds)]
+    with session.feed(rows, fitted) as feed:
+        keeper = session.keeper("final", feed, members)
+        log.write(f"{config.head}: {len(rows)} images, {feed.describe()}", show=True)
+        fit(session, feed, members, keeper, title=f"train {config.head}")
+    session.claim.check()
+    write_origins(paths.stores, session.features, session.cache.table.classes)
+    _save(paths, members)
+    write_json(
+        paths.training,
+        {
+            "seconds": keeper.seconds,
+            "epochs": fitted.epochs,
+            "batch_size": fitted.batch_size,
+            "precision": precision_of(fitted, session.device),
+        },
+    )
+    log.write(f"trained in {keeper.seconds:.1f} s")
+
+
+def _save(paths: RunPaths, members: Sequence[Member]) -> None:
+    for member in members:
+        write_lines(paths.metrics(member.seed), member.log)
+        save_head(paths.head(member.seed), member.head.state_dict())
+
+
+def _select(config: TrainConfig, cache: Cache, out: Path, stop: process.StopFlag) -> TrainConfig:
+    """ComBo's selection: a run with the penalty scores all backbones; what is returned trains on the best without it.
+
+    A head that has the penalty unasked, as its regulariser (smp), keeps it, with the same weight in both runs.
+    Which backbones were kept stands in the run's features, the scores in scoring/results.json.
+    """
+    fields = find_head(config.head).recipe.model_fields
+    if "relevance_weight" not in fields:
+        able = " or ".join(name for name, entry in HEADS.items() if "relevance_weight" in entry.recipe.model_fields)
+        raise UsageError(f"head '{config.head}' gives no relevance", where="--select", remedy=f"use --head {able}")
+    features, recipe = _resolve(config, cache)
+    labels = list(dict.fromkeys(feature.spec.backbone for feature in features))
+    assert config.select is not None
+    if config.select >= len(labels):
+        raise UsageError(
+            f"cannot select {config.select} of {len(labels)} backbones",
+            where="--select",
+            remedy=f"choose {'1' if len(labels) == 2 else f'1 to {len(labels) - 1}'}, or leave --select out"
+            if len(labels) > 1
+            else "leave --select out, or give the features of several backbones",
+        )
+    penalised = {**config.recipe, "relevance_weight": recipe.model_dump()["relevance_weight"] or SCORING_WEIGHT}
+    # the scores are ComBo's by its own recipe; a search is for the head that is kept
+    scoring = config.model_copy(update={"select": None, "search": False, "recipe": penalised})
+    scored = train(scoring, RunPaths(out).scoring, stop)
+    kept = {entry["backbone"] for entry in scored["relevance"]["backbones"][: config.select]}
+    chosen = resolved_choices([feature for feature in features if feature.spec.backbone in kept])
+    final = config.recipe if fields["relevance_weight"].default else {**config.recipe, "relevance_weight": 0.0}
+    return config.model_copy(update={"features": chosen, "recipe": final})
+
+
+def _resolve(config: TrainConfig, cache: Cache) -> tuple[list[Feature], Recipe]:
+    """The features and the whole recipe, with everything filled in that depends on the features."""
+    entry = find_head(config.head)
+    recipe = parse(entry.recipe, config.recipe, where=f"recipe of head '{config.head}'")
+    recipe = fit_to_task(recipe, config.task, config.recipe)
+    features = choose_features(cache, config.features, recipe.kinds(), default_taps=entry.head.default_taps)
+    return features, recipe.resolve([feature.spec for feature in features])
+
+
+def _absolute(config: TrainConfig) -> TrainConfig:
+    """With the cache's whole path: `evaluate` may be called from another folder."""
+    return config.model_copy(update={"cache": config.cache.absolute()})
+
+
+def _measured_on(config: TrainConfig) -> list[str]:
+    """Splits to evaluate; `test_on` last: its results say that the run is finished."""
+    extra = HOLDOUT if config.holdout is not None else config.validate_on
+    return [split for split in (extra,) if split not in (None, config.test_on)] + [config.test_on]
+
+
+def _check_splits(
+    config: TrainConfig, cache: Cache, features: Sequence[Feature], recipe: Recipe, paths: RunPaths
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Rows to train on, and rows to hold out; all splits are looked at: what is wrong shows before the training."""
+    process.resolve_device(config.device)
+    for split in [name for name in _measured_on(config) if name != HOLDOUT or config.holdout is None] + [
+        config.train_on
+    ]:
+        rows = labelled_rows(
+            cache.table, usable_rows(cache, features, split, partial=config.partial), split, config.task
+        )
+    if not config.one_class:
+        refuse_one_class(cache.table, rows, config.train_on)
+    check_weights(recipe, read_targets(cache.table, config.task))
+    if config.holdout is None:
+        return rows, None
+    held = hold_out(paths, config, cache.table, rows)
+    check_part(np.isin(rows, held), cache.table.labels[rows], cache.table, "--holdout")
+    return np.setdiff1d(rows, held), held
+
+
+def _warn(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | None) -> None:
+    """Says what a user may not have meant: classes without images to learn from or to measure on."""
+    table = session.cache.table
+    targets = session.targets.cpu().numpy()[rows]
+    present = set(np.unique(targets)) if targets.ndim == 1 else set(np.flatnonzero((targets > 0).any(axis=0)))
+    missing = [name for i, name in enumerate(table.classes) if i not in present]
+    if missing:
+        words = name_some(missing)
+        session.log.write(f"no image to train on of {words}: the head cannot learn what is not there", show=True)
+    config = session.config
+    if n_unlabelled := int((~table.is_labelled()[table.rows_of(config.train_on)]).sum()):
+        session.log.write(f"images of split {config.train_on} without a label: {n_unlabelled}, left out", show=True)
+    settings = augment.resolve(config.augment)
+    if (settings.moves or settings.token_drop) and all(feature.spec.kind != "grid" for feature in session.features):
+        session.log.write(
+            f"head '{config.head}' reads no grids here: of --augment only mixing and noise reach it", show=True
+        )
+    if {*config.test_on.split("+")} & {*config.train_on.split("+")}:
+        session.log.write(
+            f"split '{config.test_on}' is trained on, too: its results say nothing about new images",
+            show=True,
+        )
+    if held is not None:
+        everything = np.union1d(rows, held)
+        warning = check_part(np.isin(everything, held), table.labels[everything], table, "--holdout")
+        session.log.write(f"--holdout: {len(held)} of the {len(everything)} images of {config.train_on}")
+        if warning is not None:
+            session.log.write(warning, show=True)

@@ -1,0 +1,1 @@
+"""Which backbones there are, answered without torch."""

@@ -1,0 +1,61 @@
+"""How progress is told: fast and slow work, in a log and on a terminal."""
+
+import sys
+
+import pytest
+
+from loffta.machine import progress as module
+from loffta.machine.progress import LOG_EVERY_S, Progress, human_rate, human_time
+
+
+@pytest.mark.parametrize(
+    ("per_s", "text"),
+    [
+        (27_000, "27,000 images/s"),
+        (120.4, "120 images/s"),
+        (1, "1.0 images/s"),
+        (1 / 20, "3.0 images/min"),
+        (1 / 60, "1.0 images/min"),
+        (1 / 90, "40.0 images/h"),
+        (1e-9, "0.0 images/h"),
+    ],
+)
+def test_a_rate_leaves_a_number_to_read(per_s, text):
+    assert human_rate(per_s, "images") == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "0 s"),
+        (59, "59 s"),
+        (60, "1 min 0 s"),
+        (3599.6, "1 h 0 min"),
+        (3725, "1 h 2 min"),
+        (3.6e6, "1,000 h 0 min"),
+    ],
+)
+def test_a_time_has_two_units(seconds, text):
+    assert human_time(seconds) == text
+
+
+def test_slow_steps_in_a_log(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    with Progress("fit", 10, "steps") as progress:
+        now[0] += LOG_EVERY_S - 1
+        progress.advance(1)  # not yet
+        now[0] += 11
+        progress.advance(1, "loss 0.5")
+    assert capsys.readouterr().err == "fit: 2/10 steps, 3.0 steps/min, 2 min 40 s left loss 0.5\n"
+
+
+def test_slow_steps_on_a_terminal(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    progress = Progress("fit", 10, "steps")
+    now[0] += 40
+    progress.advance(2, "loss 0.5")
+    (task,) = progress._bar.tasks
+    assert (task.completed, task.fields["note"]) == (2, "3.0 steps/min, 2 min 40 s left loss 0.5")

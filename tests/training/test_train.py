@@ -1,0 +1,482 @@
+"""Training on tiny caches: what is learnt, what it does not depend on, what a second run and a bad one do."""
+
+import json
+import math
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from loffta.config import TrainConfig
+from loffta.errors import LofftaError, Stopped, UsageError
+from loffta.heads import HEADS
+from loffta.heads.combo import ComboRecipe
+from loffta.heads.relevance import penalty
+from loffta.machine.process import StopFlag
+from loffta.reporting.tables import read_runs
+from loffta.runs.run import RunPaths
+from loffta.tasks import TASKS
+from loffta.training import fit as loop
+from loffta.training import members
+from loffta.training import train as module
+from loffta.training.fit import SMALL_STEP
+from loffta.training.optim import lr_at
+from loffta.training.train import train
+from tests.caches import FakeStore, make_cache, make_table, separable, toy_cache
+
+TINY = {"grid": 2, "width": 8, "depth": 1, "epochs": 2, "batch_size": 16}
+SMALL = {
+    "combo": {"grid": 2, "width": 8, "depth": 1},
+    "loff": {"width": 8, "depth": 1, "n_heads": 2},
+    "head2toe": {"keep_fraction": 0.5, "min_steps": 60},  # there are ten features
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """Tiny tensors on a busy machine: threads would only wait for one another."""
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return toy_cache(tmp_path_factory.mktemp("toy") / "cache")
+
+
+def make_config(cache, head="linear", **changes):
+    recipe = changes.pop("recipe", {"epochs": 2, "batch_size": 16, "min_steps": None} | SMALL.get(head, {}))
+    if head == "fusion":  # its own taps are a transformer's
+        changes.setdefault("features", tuple(f"{store.name}:all" for store in cache.stores()))
+    return TrainConfig(cache=cache.paths.root, head=head, device="cpu", recipe=recipe, **changes)
+
+
+def go(cache, out, head="linear", **changes):
+    return train(make_config(cache, head, **changes), out, StopFlag())
+
+
+def files(root):
+    return {p: p.stat().st_mtime_ns for p in sorted(root.rglob("*"))}
+
+
+def log_of(out, seed=0):
+    return [json.loads(line) for line in RunPaths(out).metrics(seed).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_learns_what_can_be_learnt(cache, tmp_path, head):
+    recipe = {"epochs": 40, "batch_size": 16, "lr": 1e-2, "min_steps": None} | SMALL.get(head, {})
+    results = go(cache, tmp_path / "run", head, recipe=recipe)
+    assert results["metrics"]["top1"]["mean"] == 1.0
+    losses = [row["loss"] for row in log_of(tmp_path / "run")]
+    assert losses[0] > 0.4  # of ALF's probes, which begin with large weights; of the others more
+    assert losses[-1] < min(0.4, losses[0] / 2)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_does_not_learn_what_is_not_there(tmp_path, head):
+    """Labels are shuffled against the features: 0.9 here would be a leak of the test labels."""
+    _, grids = separable(120)
+    labels = np.random.default_rng(5).integers(0, 3, 120)
+    table = make_table(labels, ["train"] * 60 + ["test"] * 60)
+    noise = make_cache(tmp_path / "cache", table, [FakeStore("net", {"x": grids})])
+    assert go(noise, tmp_path / "run", head)["metrics"]["top1"]["mean"] < 0.6
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_seeds_side_by_side_equal_seeds_alone(cache, tmp_path, monkeypatch, head):
+    go(cache, tmp_path / "three", head, seeds=3)
+    build, save = loop.Session.member, module._save
+    monkeypatch.setattr(module, "_save", lambda paths, members: save(paths, [replace(m, seed=0) for m in members]))
+    for seed in range(3):
+        monkeypatch.setattr(loop.Session, "member", lambda self, recipe, _, seed=seed: build(self, recipe, seed))
+        go(cache, tmp_path / f"alone-{seed}", head)
+        together = load_file(RunPaths(tmp_path / "three").head(seed))
+        alone = load_file(RunPaths(tmp_path / f"alone-{seed}").head(0))
+        assert together.keys() == alone.keys()
+        assert all(torch.equal(together[name], alone[name]) for name in together)
+        assert log_of(tmp_path / "three", seed) == log_of(tmp_path / f"alone-{seed}")
+    first, second = (load_file(RunPaths(tmp_path / "three").head(seed)) for seed in (0, 1))
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_same_run_whatever_the_feed(cache, tmp_path, monkeypatch):
+    make_feed, n_threads = loop.Feed, iter([1, 2, 5, 2])
+    monkeypatch.setattr(loop, "Feed", lambda *a, **k: make_feed(*a, **k, n_threads=next(n_threads)))
+    heads = []
+    for i, feed in enumerate(["host", "stream", "stream"]):
+        go(cache, tmp_path / str(i), "combo", feed=feed)
+        heads.append(load_file(RunPaths(tmp_path / str(i)).head(0)))
+    assert all(torch.equal(heads[0][name], other[name]) for other in heads[1:] for name in heads[0])
+    go(cache, tmp_path / "other-order", "combo", data_seed=1)
+    other = load_file(RunPaths(tmp_path / "other-order").head(0))
+    assert any(not torch.equal(heads[0][name], other[name]) for name in other)
+
+
+@pytest.mark.parametrize(("n_images", "steps"), [(800, 1300), (1000, 1600)])
+def test_steps_and_learning_rates_of_combos_recipe(tmp_path, monkeypatch, n_images, steps):
+    table = make_table(np.arange(n_images + 1) % 2, ["train"] * n_images + ["test"])
+    grids = np.zeros((n_images + 1, 1, 1, 2), np.float32)
+    cache = make_cache(tmp_path / "cache", table, [FakeStore("net", {"x": grids})])
+    rates, sizes = [], []
+
+    def cheap(member, prepared, labels, *rest):
+        rates.append(member.optimizer.param_groups[0]["lr"])
+        sizes.append(len(labels))
+        return torch.zeros(())
+
+    monkeypatch.setattr(loop, "_step", cheap)
+    go(cache, tmp_path / "run", "combo", recipe={"depth": 1})
+    assert len(rates) == steps
+    assert sizes[: steps // 100] == [64] * (steps // 100 - 1) + [n_images % 64]
+    assert rates == [lr_at(step, steps, ComboRecipe()) for step in range(steps)]
+    log = log_of(tmp_path / "run")
+    assert [row["step"] for row in log] == list(range(steps // 100, steps + 1, steps // 100))
+    assert [row["lr"] for row in log] == rates[steps // 100 - 1 :: steps // 100]
+
+
+def test_the_optimiser_gets_the_learning_rate(cache, tmp_path, monkeypatch):
+    seen = []
+    step = torch.optim.AdamW.step
+
+    def spy(self, *args):
+        seen.append([group["lr"] for group in self.param_groups])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    go(cache, tmp_path / "run", "combo")
+    expected = [lr_at(i, 6, ComboRecipe(**TINY)) for i in range(6)]
+    assert seen == [[lr, lr] for lr in expected]
+
+
+def test_the_config_is_resolved_and_enough_to_repeat_the_run(cache, tmp_path):
+    go(cache, tmp_path / "run", "combo", recipe={**TINY, "grid": None})
+    saved = yaml.safe_load(RunPaths(tmp_path / "run").config.read_text())
+    store = cache.stores()[0].name
+    assert saved["features"] == [f"{store}:a.0,a.1"]
+    assert saved["recipe"] == ComboRecipe(**{**TINY, "grid": 4}).model_dump(mode="json")
+    train(TrainConfig(**saved), tmp_path / "again", StopFlag())
+    one, other = (load_file(RunPaths(tmp_path / name).head(0)) for name in ("run", "again"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_cache_may_be_named_from_another_folder(cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(cache.paths.root.parent)
+    config = make_config(cache).model_copy(update={"cache": cache.paths.root.relative_to(cache.paths.root.parent)})
+    train(config, tmp_path / "run", StopFlag())
+    saved = yaml.safe_load(RunPaths(tmp_path / "run").config.read_text())
+    assert saved["cache"] == str(cache.paths.root)
+
+
+def test_finished_run_is_read_back(cache, tmp_path, monkeypatch):
+    first = go(cache, tmp_path / "run")
+    before = files(tmp_path / "run")
+    monkeypatch.setattr(module, "_train", None)
+    assert go(cache, tmp_path / "run") == first
+    assert files(tmp_path / "run") == before
+
+
+def test_run_of_another_configuration(cache, tmp_path):
+    go(cache, tmp_path / "run")
+    before = files(tmp_path / "run")
+    with pytest.raises(LofftaError, match="another configuration") as caught:
+        go(cache, tmp_path / "run", seeds=2, recipe={"epochs": 3, "batch_size": 16})
+    assert "    recipe.epochs: 2 -> 3\n    seeds: 1 -> 2\n" in str(caught.value)
+    assert "choose another --out" in caught.value.remedy
+    assert files(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("select", [None, 1])
+def test_foreign_folder_is_left_alone(cache, tmp_path, select):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    before = files(tmp_path)
+    with pytest.raises(LofftaError, match="holds something else"):
+        go(cache, tmp_path, "combo", select=select)
+    with pytest.raises(LofftaError, match="holds something else"):
+        go(cache, tmp_path / "thesis.tex")
+    assert files(tmp_path) == before
+
+
+def test_loss_that_is_not_finite(cache, tmp_path, monkeypatch):
+    task, calls = TASKS["classification"], []
+
+    def broken(logits, labels):
+        calls.append(1)
+        return task.loss(logits, labels) * (math.nan if len(calls) == 8 else 1)  # step 3, the second of two seeds
+
+    monkeypatch.setitem(TASKS, "classification", task._replace(loss=broken))
+    with pytest.raises(LofftaError, match="loss of seed 1 is not finite at step 3") as caught:
+        go(cache, tmp_path / "run", seeds=2)
+    assert caught.value.exit_code == 1
+    names = caught.value.where.removeprefix("images ").removesuffix(", ...").split(", ")
+    assert len(names) == 5
+    assert set(names) <= set(cache.table.keys[:40])
+    assert "--set lr=" in caught.value.remedy
+    monkeypatch.undo()
+    go(cache, tmp_path / "run", recipe={"epochs": 1, "lr": 1e-4})  # the remedy works in the same folder
+
+
+def test_real_divergence_is_found(cache, tmp_path):
+    with pytest.raises(LofftaError, match="is not finite at step"):
+        go(cache, tmp_path / "run", recipe={"epochs": 9, "batch_size": 16, "lr": 1e38, "weight_decay": 0.0})
+
+
+def test_the_log_says_what_is_fed_and_how_it_went(cache, tmp_path, capsys):
+    go(cache, tmp_path / "run", feed="stream")
+    n_train = cache.table.split_sizes()["train"]
+    lines = RunPaths(tmp_path / "run").log.read_text().splitlines()
+    texts = [line.partition(" ")[2] for line in lines]
+    assert texts[1].startswith(f"linear: {n_train} images, ")
+    assert texts[1].endswith("as asked); uniform order")
+    assert texts[1] in capsys.readouterr().err
+    losses = [row["loss"] for row in log_of(tmp_path / "run")]
+    assert [text.rpartition(",")[0] for text in texts[2:4]] == [
+        f"epoch {epoch}: loss {loss:.4f}" for epoch, loss in enumerate(losses)
+    ]
+
+
+def test_stop(cache, tmp_path, monkeypatch):
+    stop = StopFlag()
+    step = loop._step
+
+    def stopping(*args):
+        stop.signal = signal.SIGTERM
+        return step(*args)
+
+    monkeypatch.setattr(loop, "_step", stopping)
+    with pytest.raises(Stopped, match=r"SIGTERM while training step 1 of 6; kept in checkpoint(.|\n)*same") as caught:
+        train(make_config(cache), tmp_path / "run", stop)
+    assert caught.value.exit_code == 75
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "checkpoint.safetensors",
+        "config.yaml",
+        "images.json",
+        "log.txt",
+    ]
+    assert "ended: stopped by SIGTERM" in RunPaths(tmp_path / "run").log.read_text()
+    monkeypatch.undo()
+    go(cache, tmp_path / "run")
+    assert "train linear: goes on after step 1 of 6" in RunPaths(tmp_path / "run").log.read_text()
+    assert not RunPaths(tmp_path / "run").checkpoint.exists()
+    go(cache, tmp_path / "straight")
+    one, other = (load_file(RunPaths(tmp_path / name).head(0)) for name in ("run", "straight"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_is_wrong_with_a_split_shows_before_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_train", None)
+    labels, grids = separable(40)
+    table = make_table(np.where(np.arange(40) == 3, -1, labels), ["train"] * 16 + ["val"] * 8 + ["test"] * 16)
+    cache = make_cache(tmp_path / "cache", table, [FakeStore("net", {"x": grids}, missing=(4,))])
+    out = tmp_path / "run"
+    with pytest.raises(UsageError, match=r"unknown split 'tset'(.|\n)*did you mean test"):
+        go(cache, out, test_on="tset")
+    with pytest.raises(LofftaError, match="8 of the 16 images of split 'test'"):
+        go(cache, out)
+    same = make_table(np.arange(40) // 16, table.splits)
+    other = make_cache(tmp_path / "other", same, [FakeStore("net", {"x": grids})])
+    with pytest.raises(LofftaError, match=r"16 images of split 'train' are of one class, 'class 0'(.|\n)*--one-class"):
+        go(other, out, test_on="val")
+    with pytest.raises(UsageError, match="device 'abacus' cannot be used"):
+        train(
+            make_config(cache, train_on="val", test_on="val").model_copy(update={"device": "abacus"}), out, StopFlag()
+        )
+    assert not out.exists()
+
+
+def test_a_split_that_is_trained_on_is_no_test(cache, tmp_path, capsys):
+    line = "split 'train' is trained on, too: its results say nothing about new images"
+    go(cache, tmp_path / "plain")
+    assert line not in capsys.readouterr().err
+    go(cache, tmp_path / "run", train_on="test+train", test_on="train")
+    assert line in capsys.readouterr().err
+
+
+def test_augmentation_that_reaches_nothing_is_said(cache, tmp_path, capsys):
+    """The linear probe reads means: they have no places that could move."""
+    line = "head 'linear' reads no grids here: of --augment only mixing and noise reach it"
+    for head, preset, said in [
+        ("linear", "trivial", True),
+        ("linear", {"token_drop": 0.5}, True),
+        ("linear", {"noise_std": 0.1}, False),
+        ("linear", "none", False),
+        ("combo", "trivial", False),
+    ]:
+        go(cache, tmp_path / f"{head}-{preset}", head, augment=preset)
+        assert (line in capsys.readouterr().err) == said, (head, preset)
+
+
+def several_classes(root):
+    labels, grids = separable(40)
+    table = make_table(labels, ["train"] * 20 + ["test"] * 20)
+    table = replace(table, label_sets=[(int(c),) if i % 5 else (0, 2) for i, c in enumerate(labels)])
+    return make_cache(root, table, [FakeStore("net", {"x": grids})])
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_learns_several_classes_an_image(tmp_path, head):
+    """Also those that weigh single classes by default."""
+    cache = several_classes(tmp_path / "cache")
+    assert go(cache, tmp_path / "run", head, seeds=2, augment="loff-ta")["metrics"]["map"]["mean"] > 0.3
+    saved = yaml.safe_load(RunPaths(tmp_path / "run").config.read_text())
+    assert saved["recipe"]["class_weights"] is False
+    recipe = saved["recipe"] | {"class_weights": True}
+    with pytest.raises(UsageError, match=r"one class per image(.|\n)*class_weights=false"):
+        go(cache, tmp_path / "weighted", head, recipe=recipe)
+    assert not (tmp_path / "weighted").exists()
+
+
+def test_a_checkpoint_of_a_finished_training_goes_with_it(cache, tmp_path):
+    """What a kill leaves behind between the last two writes of a training."""
+    go(cache, tmp_path / "run")
+    RunPaths(tmp_path / "run").checkpoint.write_bytes(b"of the last minute")
+    RunPaths(tmp_path / "run").results("test").unlink()
+    go(cache, tmp_path / "run")
+    assert not RunPaths(tmp_path / "run").checkpoint.exists()
+
+
+def test_partial(tmp_path):
+    labels, grids = separable(40)
+    table = make_table(labels, ["train"] * 24 + ["test"] * 16)
+    cache = make_cache(tmp_path / "cache", table, [FakeStore("net", {"x": grids}, missing=(1, 4))], bad=(30,))
+    with pytest.raises(LofftaError, match="--partial"):
+        go(cache, tmp_path / "run")
+    results = go(cache, tmp_path / "run", partial=True)
+    assert results["images"] == {"used": 7, "bad": 1}
+    assert log_of(tmp_path / "run")[0]["step"] == 1  # the 16 images that are there: one batch
+
+
+def test_unknown_names(cache, tmp_path):
+    with pytest.raises(UsageError, match=r"unknown head 'comboo'(.|\n)*did you mean combo"):
+        go(cache, tmp_path / "run", "comboo")
+    with pytest.raises(UsageError, match=r"unknown task 'clasification'(.|\n)*did you mean classification"):
+        go(cache, tmp_path / "run", task="clasification")
+    with pytest.raises(UsageError, match=r"unknown key 'epoch'(.|\n)*did you mean epochs"):
+        go(cache, tmp_path / "run", recipe={"epoch": 1})
+    with pytest.raises(UsageError, match=r"(?s)epochs.*recipe of head 'linear'"):
+        go(cache, tmp_path / "run", recipe={"epochs": "many"})
+    assert not (tmp_path / "run").exists()
+
+
+def test_penalty_enters_the_loss(cache, tmp_path, monkeypatch):
+    recipe = {**TINY, "epochs": 1, "batch_size": 64, "relevance_weight": 0.5}
+    fitted = []
+    build = members.build_head
+
+    def keep(*args):
+        head = build(*args)
+        fitted.append(float(0.5 * penalty(head.project.weight.detach(), head.backbone_groups)))
+        return head
+
+    monkeypatch.setattr(members, "build_head", keep)
+    with_it = go(cache, tmp_path / "with", "combo", recipe=recipe)
+    without = go(cache, tmp_path / "without", "combo", recipe={**recipe, "relevance_weight": 0.0})
+    first, second = (log_of(tmp_path / name)[0]["loss"] for name in ("with", "without"))  # of one step, before it
+    assert first - second == pytest.approx(fitted[0], rel=1e-4)
+    assert "relevance" in with_it
+    assert "relevance" not in without
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory):
+    """`noise` is twice as wide as `good`, and knows nothing."""
+    labels, grids = separable(60)
+    wide = np.random.default_rng(9).normal(size=(60, 2, 2, 12)).astype(np.float32)
+    table = make_table(labels, ["train"] * 40 + ["test"] * 20)
+    stores = [FakeStore("good", {"a.0": grids, "a.1": grids * 2}), FakeStore("noise", {"b.0": wide, "b.1": -wide})]
+    return make_cache(tmp_path_factory.mktemp("select") / "cache", table, stores)
+
+
+SELECTING = {**TINY, "epochs": 25, "lr": 1e-2}
+
+
+def test_select_keeps_the_backbone_that_knows(backbones, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    results = go(backbones, out, "combo", select=1, seeds=2, recipe=SELECTING)
+    good = backbones.stores()[0].name
+    assert [f["store"] for f in results["features"]] == [good]
+    assert results["recipe"]["relevance_weight"] == 0
+    assert "relevance" not in results
+    scoring = json.loads(RunPaths(RunPaths(out).scoring).results("test").read_text())
+    assert scoring["recipe"]["relevance_weight"] == 0.01
+    assert [entry["backbone"] for entry in scoring["relevance"]["backbones"]] == ["good", "noise"]
+    assert len(scoring["features"]) == 2
+    saved = yaml.safe_load(RunPaths(out).config.read_text())
+    assert (saved["features"], saved["select"]) == ([f"{good}:a.0,a.1"], 1)
+    assert load_file(RunPaths(out).head(0))["project.weight"].shape == (8, 12)
+
+    before = files(out)
+    monkeypatch.setattr(module, "_train", None)
+    assert go(backbones, out, "combo", select=1, seeds=2, recipe=SELECTING) == results
+    assert files(out) == before
+
+
+def test_select_uses_the_weight_that_is_given(backbones, tmp_path):
+    go(backbones, tmp_path / "run", "combo", select=1, recipe={**TINY, "relevance_weight": 0.2})
+    scoring = yaml.safe_load(RunPaths(RunPaths(tmp_path / "run").scoring).config.read_text())
+    assert scoring["recipe"]["relevance_weight"] == 0.2
+    assert scoring["select"] is None
+
+
+def test_select_leaves_a_head_its_own_regulariser(backbones, tmp_path):
+    recipe = {"epochs": 25, "batch_size": 16, "lr": 1e-2}
+    for name, given, weight in (("default", {}, 1e-3), ("given", {"relevance_weight": 5e-3}, 5e-3)):
+        results = go(backbones, tmp_path / name, "smp", select=1, recipe=recipe | given)
+        scoring = json.loads(RunPaths(RunPaths(tmp_path / name).scoring).results("test").read_text())
+        assert (scoring["recipe"]["relevance_weight"], results["recipe"]["relevance_weight"]) == (weight, weight)
+        assert [f["label"] for f in results["features"]] == [scoring["relevance"]["backbones"][0]["backbone"]]
+        assert len(results["relevance"]["backbones"]) == 1
+
+
+def test_select_of_one_backbone(cache, tmp_path):
+    with pytest.raises(UsageError, match=r"cannot select 1 of 1 backbones(.|\n)*several backbones"):
+        go(cache, tmp_path / "run", "combo", select=1)
+
+
+@pytest.mark.parametrize(
+    ("head", "select", "message"),
+    [
+        ("combo", 2, r"cannot select 2 of 2 backbones(.|\n)*choose 1, or leave"),
+        ("combo", 7, "cannot select 7 of 2 backbones"),
+        ("linear", 1, r"head 'linear' gives no relevance(.|\n)*use --head combo or smp"),
+    ],
+)
+def test_select_that_cannot_be(backbones, tmp_path, head, select, message):
+    with pytest.raises(UsageError, match=message):
+        go(backbones, tmp_path / "run", head, select=select)
+    assert not (tmp_path / "run").exists()
+
+
+def test_select_in_the_folder_of_another_run_fails_before_the_scoring(backbones, tmp_path, monkeypatch):
+    go(backbones, tmp_path / "run", "combo")
+    monkeypatch.setattr(module, "_train", None)
+    with pytest.raises(LofftaError, match="select: None -> 1"):
+        go(backbones, tmp_path / "run", "combo", select=1)
+    assert not RunPaths(tmp_path / "run").scoring.exists()
+
+
+@pytest.mark.parametrize(("limit", "n_threads"), [(SMALL_STEP, 1), (0, 2)])
+def test_small_heads_get_one_thread(cache, tmp_path, monkeypatch, limit, n_threads):
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "2")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # whoever runs the tests may say 1
+    monkeypatch.setattr(loop, "SMALL_STEP", limit)
+    seen = set()
+    step = loop._step
+    monkeypatch.setattr(loop, "_step", lambda *a: seen.add(torch.get_num_threads()) or step(*a))
+    go(cache, tmp_path / "run")
+    assert seen == {n_threads}
+    assert torch.get_num_threads() == 2  # what follows, evaluation or another training, does not depend on it
+
+
+def test_results_and_report_tell_the_length_that_it_was(cache, tmp_path, capsys):
+    recipe = {"epochs": 2, "batch_size": 16, "min_steps": 9, "min_batches": 4}
+    results = go(cache, tmp_path / "run", recipe=recipe)
+    logged = [json.loads(line) for line in RunPaths(tmp_path / "run").metrics(0).read_text().splitlines()]
+    assert len(logged) == results["training"]["epochs"] > 2
+    assert logged[-1]["step"] >= 9
+    assert results["training"]["batch_size"] < 16
+    assert "(recipe: min_batches=4, min_steps=9)" in capsys.readouterr().err
+    assert read_runs([tmp_path / "run"])[0].row.epochs == len(logged)
