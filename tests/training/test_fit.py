@@ -19,6 +19,7 @@ from loffta.runs.claims import take
 from loffta.runs.run import RunLog, RunPaths
 from loffta.store.zarr_reader import open_array
 from loffta.training import fit as loop
+from loffta.training.cached import CachedSupply
 from loffta.training.fit import Session, fit
 from loffta.training.loss import Mix
 from loffta.training.optim import lr_at, parameter_groups
@@ -45,7 +46,8 @@ def make_session(cache, out, **changes):
     features = choose_features(cache, (), ("mean",), default_taps="all")
     out.mkdir()
     paths = RunPaths(out)
-    return Session(config, cache, features, torch.device("cpu"), paths, RunLog(paths.log), StopFlag(), take(paths))
+    supply = CachedSupply(config, cache, features)
+    return Session(config, supply, torch.device("cpu"), paths, RunLog(paths.log), StopFlag(), take(paths))
 
 
 def go(session, recipe, *, n_seeds=2, **options):

@@ -20,8 +20,8 @@ from loffta.machine.process import StopFlag
 from loffta.reporting.tables import read_runs
 from loffta.runs.run import RunPaths
 from loffta.tasks import TASKS
+from loffta.training import cached, members
 from loffta.training import fit as loop
-from loffta.training import members
 from loffta.training import train as module
 from loffta.training.fit import SMALL_STEP
 from loffta.training.optim import lr_at
@@ -104,8 +104,8 @@ def test_seeds_side_by_side_equal_seeds_alone(cache, tmp_path, monkeypatch, head
 
 
 def test_same_run_whatever_the_feed(cache, tmp_path, monkeypatch):
-    make_feed, n_threads = loop.Feed, iter([1, 2, 5, 2])
-    monkeypatch.setattr(loop, "Feed", lambda *a, **k: make_feed(*a, **k, n_threads=next(n_threads)))
+    make_feed, n_threads = cached.Feed, iter([1, 2, 5, 2])
+    monkeypatch.setattr(cached, "Feed", lambda *a, **k: make_feed(*a, **k, n_threads=next(n_threads)))
     heads = []
     for i, feed in enumerate(["host", "stream", "stream"]):
         go(cache, tmp_path / str(i), "combo", feed=feed)
