@@ -83,7 +83,7 @@ def _open_table(
         table = read_json(path, SearchTable)
         if table.images != images:
             raise LofftaError(
-                "the images are others than when this search began", where=path, remedy="choose another --out"
+                "there are other images than when this search began", where=path, remedy="choose another --out"
             )
         return table
     pairs = product(recipe.search_lr, recipe.search_weight_decay or (recipe.weight_decay,))

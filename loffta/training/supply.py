@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from loffta.tokens import FeatureSpec
 from loffta.training.members import Member
 
 
+@runtime_checkable
 class TrainingFeed(Protocol):
     """Batches of some rows on the device, in an order that depends on the data's seed and the epoch alone."""
 
@@ -53,6 +54,7 @@ class TrainingFeed(Protocol):
     ) -> None: ...
 
 
+@runtime_checkable
 class Supply(Protocol):
     """The images of one training, their features, and the members that take these."""
 
