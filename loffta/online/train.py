@@ -67,6 +67,8 @@ def train_online(
         network = linear_network(backbone, online)
     else:
         network = network_for(backbone, online, recipe.kinds(), entry.head.default_taps)
+    if online.unfrozen:
+        network.refuse_untrainable()
     recipe = recipe.resolve(network.specs)
     online = online.model_copy(
         update={"images_digest": listing.digest, "backbone_hash": recipe_hash(network.info.recipe)}

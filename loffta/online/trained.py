@@ -28,11 +28,8 @@ class TrainedNetwork(HeadBase):
 
     Args:
         head: of one phase.
-        network: is copied; its weights stay as they are.
+        network: one that can be trained; it is copied, and its weights stay as they are.
         seed: of what the network itself draws (timm's drop path, where it has any).
-
-    Raises:
-        UsageError: a custom backbone, whose weights nobody but its function knows.
     """
 
     default_taps: ClassVar[str] = ""  # it is no head to name
@@ -41,7 +38,6 @@ class TrainedNetwork(HeadBase):
         super().__init__()
         assert isinstance(head, nn.Module), "every head is one"
         self.head = head
-        network.model  # noqa: B018  (refuses what cannot be trained, before it is copied)
         self._network = replace(network, backbone=copy.deepcopy(network.backbone))
         self.backbone = self._network.model.requires_grad_(True)
         self._seed = seed
