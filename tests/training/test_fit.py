@@ -61,10 +61,11 @@ def go(session, recipe, *, n_seeds=2, **options):
 def by_hand(session, recipe, seed):
     """No feed, no members: every step spelt out; clipping and weighting by their formulas or torch's own."""
     labels = torch.tensor(session.supply.cache.table.labels[:N_TRAIN])
-    inputs = [f.finish(torch.from_numpy(open_array(f.array.paths).read(np.arange(N_TRAIN)))) for f in session.supply.features]
+    features, rows = session.supply.features, np.arange(N_TRAIN)
+    inputs = [f.finish(torch.from_numpy(open_array(f.array.paths).read(rows))) for f in features]
     counts = torch.tensor([(labels == c).sum() for c in range(3)])
     weight = N_TRAIN / (3 * counts) if recipe.class_weights else None
-    head = build_head("noisy", [f.spec for f in session.supply.features], 3, recipe, seed)
+    head = build_head("noisy", [f.spec for f in features], 3, recipe, seed)
     rng = torch.Generator().manual_seed(seed)
     total = recipe.epochs * math.ceil(N_TRAIN / recipe.batch_size)
     for phase in range(2):
