@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from loffta.config import OnlineConfig, TrainConfig
 from loffta.dataset.splits import HOLDOUT
 from loffta.dataset.targets import read_targets
-from loffta.evaluation.evaluate import count_left_out, describe_training, score
+from loffta.evaluation.evaluate import count_left_out, describe, describe_training, score
 from loffta.evaluation.findings import Findings
 from loffta.evaluation.measure import measure, prediction_columns
 from loffta.feed.order import OrderChoice, Window
@@ -43,7 +43,7 @@ from loffta.training.optim import make_adamw
 
 @dataclass(frozen=True)
 class OnlineSupply:
-    """A `Supply` from images."""
+    """A `Supply` from images; what its parts are, that protocol says."""
 
     config: TrainConfig
     online: OnlineConfig  # that of `config`
@@ -59,17 +59,14 @@ class OnlineSupply:
 
     @property
     def table(self) -> ImageTable:
-        """All images of the source."""
         return self.images.table
 
     @property
     def specs(self) -> Sequence[FeatureSpec]:
-        """Of what the network gives."""
         return self.images.network.specs
 
     @property
     def names(self) -> Sequence[str]:
-        """As if the features were stored."""
         return [f"{self.images.network.info.name}:{','.join(spec.taps)}" for spec in self.specs]
 
     def rows(self, split: str) -> NDArray[np.int64]:
@@ -94,7 +91,6 @@ class OnlineSupply:
         order: OrderChoice,  # noqa: ARG002
         window: Window | None,  # noqa: ARG002
     ) -> OnlineFeed:
-        """Some images, as they come; there is one order."""
         n_alike = recipe.epochs if recipe.same_batches else 1
         size = recipe.batch_size
         return OnlineFeed(self.images, rows, batch_size=size, seed=self.config.data_seed, n_alike=n_alike)
@@ -156,25 +152,12 @@ class OnlineSupply:
         return member
 
     def _describe(self, split: str, n_used: int, left_out: dict[str, int]) -> dict[str, Any]:
-        """What results.json says of the run and its features, in the words of `evaluation.describe`."""
-        config, online, info = self.config, self.online, self.images.network.info
+        """What results.json says of the run and of features that no store holds."""
+        online, info = self.online, self.images.network.info
         label = f"{info.label} (trained, too)" if online.unfrozen else info.label
-        return {
-            "task": config.task,
-            "head": config.head,
-            "split": split,
-            "n": n_used,
-            "features": [
-                {"store": info.name, "label": label, "recipe_hash": recipe_hash(info.recipe), "taps": list(spec.taps)}
-                for spec in self.specs
-            ],
-            "images": {"used": n_used, **left_out},
-            "recipe": config.recipe,
-            "online": {
-                "source": self.table.source,
-                "digest": self.table.digest,
-                "unfrozen": online.unfrozen,
-                "augment": online.augment,
-                "backbone": info.recipe,
-            },
+        used = {"store": info.name, "label": label, "recipe_hash": recipe_hash(info.recipe)}
+        source = {"source": self.table.source, "digest": self.table.digest}
+        return describe(self.config, (), split, n_used, left_out) | {
+            "features": [used | {"taps": list(spec.taps)} for spec in self.specs],
+            "online": source | {"unfrozen": online.unfrozen, "augment": online.augment, "backbone": info.recipe},
         }

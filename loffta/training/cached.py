@@ -33,7 +33,7 @@ from loffta.training.members import Member, build_member
 
 @dataclass(frozen=True)
 class CachedSupply:
-    """A `Supply` from a cache."""
+    """A `Supply` from a cache; what its parts are, that protocol says."""
 
     config: TrainConfig
     cache: Cache
@@ -51,31 +51,24 @@ class CachedSupply:
 
     @property
     def table(self) -> ImageTable:
-        """All images of the cache."""
         return self.cache.table
 
     @property
     def specs(self) -> Sequence[FeatureSpec]:
-        """Of the features."""
         return [feature.spec for feature in self.features]
 
     @property
     def names(self) -> Sequence[str]:
-        """A store each, its taps by name."""
         return resolved_choices(self.features)
 
     def rows(self, split: str) -> NDArray[np.int64]:
-        """Rows of a split that have all features and a label."""
-        config = self.config
-        found = usable_rows(self.cache, self.features, split, partial=config.partial)
-        return labelled_rows(self.table, found, split, config.task)
+        found = usable_rows(self.cache, self.features, split, partial=self.config.partial)
+        return labelled_rows(self.table, found, split, self.config.task)
 
     def member(self, recipe: Recipe, seed: int) -> Member:
-        """A head on the features."""
         return build_member(self.config.head, self.specs, len(self.table.classes), recipe, seed, self.device)
 
     def feed(self, rows: NDArray[np.int64], recipe: Recipe, order: OrderChoice, window: Window | None) -> Feed:
-        """What is stored of some rows."""
         return Feed(
             self.features,
             rows,
@@ -91,15 +84,12 @@ class CachedSupply:
     def predict(
         self, heads: Sequence[Head], rows: NDArray[np.int64], recipe: Recipe
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """All of the rows, and their logits [S, B, C]."""
         size = recipe.batch_size
         return rows, predict(heads, self.features, rows, recipe=recipe, batch_size=size, device=self.device)
 
     def save_origins(self, paths: RunPaths) -> None:
-        """The recipes of the features, by which they can be made anew from images."""
         write_origins(paths.stores, self.features, self.table.classes)
 
     def evaluate(self, paths: RunPaths, split: str, seconds: float, stop: process.StopFlag) -> dict[str, Any]:
-        """Measures all seeds on a split of the cache."""
         device = self.config.device
         return evaluate(paths.root, split, cache=self.cache, device=device, train_seconds=seconds, stop=stop)

@@ -7,7 +7,6 @@ are; `fit`, `search` and `train` ask for no more.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -31,12 +30,12 @@ class TrainingFeed(Protocol):
 
     rows: NDArray[np.int64]  # each once an epoch
 
-    def __len__(self) -> int:
-        """Batches per epoch."""
-
+    def __len__(self) -> int: ...  # batches per epoch
     @property
-    def ordering(self) -> dict[str, Any]:
-        """All that decides the order beside seed and rows, as `feed.order.describe_ordering` has it."""
+    def ordering(self) -> dict[str, Any]: ...  # all that decides it beside seed and rows: `feed.order`
+    def describe(self) -> str: ...
+    def __enter__(self) -> TrainingFeed: ...
+    def __exit__(self, *_: object) -> None: ...
 
     def epoch(self, epoch: int, start: int = 0, *, more: bool = False) -> Iterator[Batch]:
         """All batches of an epoch from number `start` on; one whose images are all bad is empty.
@@ -45,49 +44,26 @@ class TrainingFeed(Protocol):
             more: the next epoch will be asked for behind this one.
         """
 
-    def describe(self) -> str:
-        """One line for the user."""
-
-    def __enter__(self) -> TrainingFeed: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
 
 @runtime_checkable
 class Supply(Protocol):
     """The images of one training, their features, and the members that take these."""
 
     @property
-    def cache(self) -> Cache | None:
-        """Whose images the run is to know; None without one."""
-
+    def cache(self) -> Cache | None: ...  # whose images the run is to know
     @property
-    def table(self) -> ImageTable:
-        """All images."""
-
+    def table(self) -> ImageTable: ...
     @property
-    def specs(self) -> Sequence[FeatureSpec]:
-        """What a head is fed."""
-
+    def specs(self) -> Sequence[FeatureSpec]: ...  # of what a head is fed
     @property
-    def names(self) -> Sequence[str]:
-        """The features as STORE:TAPS: a checkpoint is of these."""
-
+    def names(self) -> Sequence[str]: ...  # of the same as STORE:TAPS: a checkpoint goes with these
     @property
-    def less_memory(self) -> str:
-        """What to do where the memory is not enough."""
-
+    def less_memory(self) -> str: ...  # the remedy where the memory is not enough
     @property
-    def against_divergence(self) -> str:
-        """What to do where a loss is not finite."""
+    def against_divergence(self) -> str: ...  # and where a loss is not finite
 
     def rows(self, split: str) -> NDArray[np.int64]:
-        """Rows of a split that have a label and, as far as is known, features.
-
-        Raises:
-            LofftaError: no such split, or nothing in it.
-        """
+        """Rows of a split that have a label and, as far as is known, features; LofftaError where there is none."""
 
     def member(self, recipe: Recipe, seed: int) -> Member:
         """A member before its first step."""
@@ -98,14 +74,10 @@ class Supply(Protocol):
     def predict(
         self, heads: Sequence[Head], rows: NDArray[np.int64], recipe: Recipe
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Those of the rows that can be used, and their logits [S, B, C] by heads of members."""
+        """Those of the rows that can be used, and their logits [S, B, C] by the heads of members."""
 
     def save_origins(self, paths: RunPaths) -> None:
         """Writes down where the features came from, for those who have the run and not the cache."""
 
     def evaluate(self, paths: RunPaths, split: str, seconds: float, stop: process.StopFlag) -> dict[str, Any]:
-        """Measures the trained run on a split and writes the results.
-
-        Args:
-            seconds: that the training took.
-        """
+        """Measures the trained run, which took so many seconds, on a split, and writes the results."""
