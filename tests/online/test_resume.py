@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,7 @@ def test_what_was_done_is_not_done_again(tmp_path):
     """The batch that the signal met, the sixth of two epochs of four, is all that is computed twice."""
     checkpoint = stop_at_batch(6, config_of(), tmp_path / "run")
     assert read_checkpoint(checkpoint)[1]["position"] == [1, 1]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
     backbone = FakeBackbone()
     run(config_of(), tmp_path / "run", load=lambda _: backbone)
     assert backbone.batches == [4, 4, 3, 4, 1]  # the last two of the test
