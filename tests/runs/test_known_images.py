@@ -157,9 +157,7 @@ def test_a_training_that_was_cut_off_goes_on_with_the_images_that_it_knows(cache
 def test_no_image_goes_from_test_to_train(cache, tmp_path, monkeypatch):
     """What one run holds out, no later run of the same seed trains on; by the rows that the feeds get."""
     seen, make = [], Feed.__init__
-    monkeypatch.setattr(
-        Feed, "__init__", lambda self, f, rows, **k: seen.append(set(rows)) or make(self, f, rows, **k)
-    )
+    monkeypatch.setattr(Feed, "__init__", lambda self, f, rows, **k: seen.append(set(rows)) or make(self, f, rows, **k))
     train(config_of(cache), tmp_path / "run", StopFlag())
     grow(cache)
     train(config_of(cache, test_on="holdout"), tmp_path / "later", StopFlag())
