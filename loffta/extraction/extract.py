@@ -6,15 +6,11 @@ continues, and does nothing (loads no model) when all is there.
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from loffta.backbones import Backbone
 from loffta.config import BackboneConfig, ExtractConfig
@@ -32,12 +28,12 @@ from loffta.machine import process
 from loffta.machine.progress import Progress
 from loffta.store.asked import asked_rows
 from loffta.store.cache import Cache, CachedArray
+from loffta.store.handover import Pixels
 from loffta.store.ledger import BAD, done_units
 from loffta.store.seen import read_seen
 from loffta.store.sink import UnitSink
 from loffta.store.space import check_room
 from loffta.store.table import ImageTable
-from loffta.store.writer import Stored
 
 _AS_OF_OLD = (
     "transparent images are shown on black and values are clipped, as when this cache was made; "
@@ -121,7 +117,7 @@ def extract(
     with (
         Progress("extract", n_images, "images") as progress,
         decoding_threads(process.available_cpus()) as pool,
-        UnitSink() as sink,
+        UnitSink(begun.jobs[0].device) as sink,
     ):
         for job in begun.jobs if todo else []:
             if job.backbone is not None:
@@ -169,14 +165,13 @@ def _extract_unit(
     for batch in stop.each(images.batches(batch_size), doing):
         names = [begun.cache.table.keys[row] for row in batch.rows]
         if thumb_writer is not None:
-            thumbs = functools.partial(_thumb_values, batch.pixels[begun.thumb_geometry])
-            sink.append([(thumb_writer, thumbs)], batch.rows, names)
+            sink.append([(thumb_writer, Pixels(batch.pixels[begun.thumb_geometry]))], batch.rows, names)
         for job, writers in work:
             if writers:
-                parts = job.run(batch.pixels[job.geometry], [array for array, _ in writers], names)
+                parts = job.hand_over(batch.pixels[job.geometry], [array for array, _ in writers], names)
                 for part, found in stop.each(parts, doing):
-                    values = [(writer, cast.fetch) for (_, writer), cast in zip(writers, found, strict=True)]
-                    sink.append(values, batch.rows[part], names[part])
+                    made = [(writer, tokens) for (_, writer), tokens in zip(writers, found, strict=True)]
+                    sink.append(made, batch.rows[part], names[part])
         yield len(batch.rows)
     yield sum(status.status == BAD for status in images.statuses)
     of = begun.cache.table.identity(images.rows)
@@ -206,12 +201,6 @@ def _stoppable(load: Load, stop: process.StopFlag) -> Load:
             return load(wanted)
 
     return load_or_stop
-
-
-def _thumb_values(pixels: NDArray[np.uint8]) -> Stored:
-    """[B, T, T, 3] as a target is stored: there are no taps to audit."""
-    n = len(pixels)
-    return Stored(pixels, np.ones((n, 0), bool), np.zeros((n, 0), np.float32))
 
 
 def _reread(begun: Begun) -> CachedArray:
