@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ class HostBuffer:
         return self._bytes[:n_bytes].view(dtype).view(tuple(shape))
 
 
+@runtime_checkable
 class Batch(Protocol):
     """One batch of one array."""
 

@@ -18,12 +18,13 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from loffta.errors import DamageFound
-from loffta.files.durable import delete_part, part_name, put_in_place
+from loffta.files.durable import begin_sync, delete_part, part_name, put_in_place
 from loffta.files.os_words import guard
 from loffta.store.metadata import CRC_BYTES
 from loffta.store.reads import read_guard
 
 MISSING = np.uint64(2**64 - 1)  # both halves of an index entry whose chunk was never written
+_WORTH_SYNC = 1 << 20  # bytes; less is left to the fsync
 MAX_IOV = 1000  # buffers per preadv or pwritev; Linux allows 1,024
 _REPAIR = "run `loffta verify CACHE --deep` to list all damage, with --repair to mend it"
 
@@ -71,6 +72,8 @@ class ShardWriter:
         views = [chunk.data for chunk in chunks.reshape(len(chunks), -1).view(np.uint8)]
         crcs = [crc32c(view) for view in views]
         self._write([part for view, crc in zip(views, crcs, strict=True) for part in (view, _crc_bytes(crc))], place)
+        if chunks.nbytes >= _WORTH_SYNC:
+            begin_sync(self._fd, place, chunks.nbytes)
         return crcs
 
     def commit(self) -> None:
