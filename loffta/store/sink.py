@@ -27,24 +27,23 @@ PART_BYTES = 4 << 20  # written in one go: an image of 12 taps of a ViT-B, a tho
 MOST_WRITERS = 8
 
 
+def count_writers() -> int:
+    """Threads that write: one for every two CPUs, for as many decode; two at least, so that one works while one waits."""
+    return max(2, min(process.available_cpus() // 2, MOST_WRITERS))
+
+
 class UnitSink:
     """Open units of several arrays; leaving the context waits for what was given and deletes what was not committed.
 
     An error of a thread is raised by the next call, or on leaving the context.
     """
 
-    def __init__(self, device: torch.device, n_writers: int | None = None) -> None:
-        """Starts nothing yet.
-
-        Args:
-            device: that makes the tokens.
-            n_writers: threads; None: one for every two CPUs, two at least: one writes while another waits.
-        """
+    def __init__(self, device: torch.device) -> None:
+        """Starts nothing yet; `device` makes the tokens."""
         self._device = device
         self._mine = threading.local()  # each thread's HostBuffer
-        n_writers = n_writers or max(2, min(process.available_cpus() // 2, MOST_WRITERS))
-        self._writers = ThreadPoolExecutor(n_writers, thread_name_prefix="loffta-write", initializer=self._begin)
-        self._committer = ThreadPoolExecutor(1, thread_name_prefix="loffta-commit")
+        self._writers = ThreadPoolExecutor(count_writers(), "loffta-write", initializer=self._begin)
+        self._committer = ThreadPoolExecutor(1, "loffta-commit")
         self._commits = threading.Semaphore(MAX_COMMITS)
         self._waiting = 0  # bytes
         self._changed = threading.Condition()
