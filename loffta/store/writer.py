@@ -51,7 +51,7 @@ class Cast(NamedTuple):
         """
         values = self.values
         if take is not None and values.device.type != "cpu":
-            values = take(values.shape, values.dtype).copy_(values, non_blocking=True)
+            values = take(values.shape, values.dtype).copy_(values, non_blocking=values.is_cuda)
         saturated = None if self.saturated is None else self.saturated.cpu().numpy()
         finite, abs_max = self.finite.cpu().numpy(), self.abs_max.cpu().numpy()  # these wait, and for `values` too
         return Stored(values.cpu().numpy(), finite, abs_max, saturated)
