@@ -170,8 +170,8 @@ def _extract_unit(
             if writers:
                 parts = job.hand_over(batch.pixels[job.geometry], [array for array, _ in writers], names)
                 for part, found in stop.each(parts, doing):
-                    made = [(writer, tokens) for (_, writer), tokens in zip(writers, found, strict=True)]
-                    sink.append(made, batch.rows[part], names[part])
+                    handed = [(writer, tokens) for (_, writer), tokens in zip(writers, found, strict=True)]
+                    sink.append(handed, batch.rows[part], names[part])
         yield len(batch.rows)
     yield sum(status.status == BAD for status in images.statuses)
     of = begun.cache.table.identity(images.rows)

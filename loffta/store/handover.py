@@ -43,7 +43,7 @@ class HostBuffer:
 class Batch(Protocol):
     """One batch of one array."""
 
-    def fetch(self, part: slice, buffer: HostBuffer) -> Stored:
+    def fetch(self, part: slice, buffer: HostBuffer, /) -> Stored:
         """Some of its images, good until the buffer is used again; waits for the device."""
 
 
@@ -53,7 +53,7 @@ class Pixels:
 
     values: NDArray[np.uint8]  # [B, S, S, 3]
 
-    def fetch(self, part: slice, buffer: HostBuffer) -> Stored:
+    def fetch(self, part: slice, _: HostBuffer) -> Stored:
         """See Batch."""
         values = self.values[part]
         return Stored(values, np.ones((len(values), 0), bool), np.zeros((len(values), 0), np.float32))
@@ -84,7 +84,7 @@ class OnDevice:
 
     def fetch(self, part: slice, buffer: HostBuffer) -> Stored:
         """See Batch. On the default stream the copy would wait for the forward pass that is behind it in the queue."""
-        made = Cast(*(None if tensor is None else tensor[part] for tensor in self._made))
+        made = self._made.part(part)
         if buffer.stream is None:
             return made.fetch(buffer.take)
         with torch.cuda.stream(buffer.stream):

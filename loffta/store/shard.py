@@ -44,7 +44,7 @@ class ShardWriter:
             self._fd = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
 
     def reserve(self, positions: Sequence[int], chunk_bytes: int) -> list[int]:
-        """Gives chunks their places behind those that have one; from one thread, so that a shard's bytes have one order.
+        """Gives chunks their places behind those that have one; called by one thread, which gives the file its order.
 
         Args:
             positions: each chunk's place in the shard's index, every one used once.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -28,7 +29,7 @@ MOST_WRITERS = 8
 
 
 def count_writers() -> int:
-    """Threads that write: one for every two CPUs, for as many decode; two at least, so that one works while one waits."""
+    """Threads that write: one for every two that decode; two at least, so that one works while the other waits."""
     return max(2, min(process.available_cpus() // 2, MOST_WRITERS))
 
 
@@ -123,7 +124,7 @@ class UnitSink:
     def _commit(self, parts: Sequence[tuple[UnitWriter, dict[str, Any]]], images: Sequence[ImageStatus]) -> None:
         for writer, run in parts:
             wait(self._open[writer])
-            self._unless_failed(lambda writer=writer, run=run: writer.commit(images, run))
+            self._unless_failed(partial(writer.commit, images, run))
             if self._error is None:
                 del self._open[writer]
         self._commits.release()

@@ -43,6 +43,11 @@ class Cast(NamedTuple):
     abs_max: Tensor
     saturated: Tensor | None = None
 
+    def part(self, images: slice) -> Cast:
+        """Some of its images."""
+        saturated = None if self.saturated is None else self.saturated[images]
+        return Cast(self.values[images], self.finite[images], self.abs_max[images], saturated)
+
     def fetch(self, take: Take | None = None) -> Stored:
         """Waits for the device, whose current stream makes the copies.
 

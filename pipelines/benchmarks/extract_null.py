@@ -95,7 +95,7 @@ class Parts:
     def check(self) -> None:
         """crc32c of every chunk."""
 
-        def one_image(i: int, chunks: np.ndarray) -> None:
+        def one_image(_: int, chunks: np.ndarray) -> None:
             for chunk in chunks:
                 crc32c(chunk.data)
 

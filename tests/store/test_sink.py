@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from loffta.errors import LofftaError
+from loffta.store import sink as sink_module
 from loffta.store.cache import CachedArray
+from loffta.store.handover import OnHost
 from loffta.store.ledger import OK, ImageStatus, count_done
 from loffta.store.paths import CachePaths
-from loffta.store import sink as sink_module
-from loffta.store.handover import OnHost
 from loffta.store.sink import UnitSink
 from loffta.store.writer import UnitWriter
 from loffta.store.zarr_reader import open_array
