@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ from loffta.images.geometry import PixelGeometry
 from loffta.images.sources import open_source
 from loffta.machine import process
 from loffta.machine.process import StopFlag
-from loffta.store import shard, sink
+from loffta.store import sink
 from loffta.tokens import TokenSpec
 
 N_TAPS, SIDE, DIM, PX, THUMB_PX = 12, 14, 768, 224, 112
@@ -56,6 +57,7 @@ class NullBackbone:
         self.specs = tuple(TokenSpec(f"blocks.{i}", SIDE, SIDE, 0, DIM) for i in range(N_TAPS))
         rng = torch.Generator().manual_seed(0)
         self.tokens = {s.tap: torch.randn(batch, SIDE, SIDE, DIM, generator=rng).to(device) for s in self.specs}
+        self.batch, self.device = batch, torch.device(device)
 
     def __call__(self, pixels: torch.Tensor, taps: Sequence[str]) -> dict[str, TapTokens]:
         """The first of its tokens, as many as there are images."""
@@ -78,15 +80,17 @@ class Parts:
         sizes = [self.network.geometry, PixelGeometry(THUMB_PX, interpolation="bilinear")]
         with decoding_threads(self.n_threads) as pool:
             listing = source.listing()
-            for images in ImageStream(source, listing, sizes, pool, [(0, range(self.n_images))], n_ahead=2 * BATCH):
-                for _ in images.batches(BATCH):
+            units = [(0, range(self.n_images))]
+            for images in ImageStream(source, listing, sizes, pool, units, n_ahead=2 * self.network.batch):
+                for _ in images.batches(self.network.batch):
                     pass
 
     def cast(self) -> None:
         """float32 to float16, and the extremes of each tap and image."""
+        taps = [tap.cpu() for tap in self.network.tokens.values()]
 
         def one_image(i: int, ready: torch.Tensor) -> None:
-            for tap, out in zip(self._tokens, ready, strict=True):
+            for tap, out in zip(taps, ready, strict=True):
                 torch.aminmax(tap[i % len(tap)])
                 out.copy_(tap[i % len(tap)])
 
@@ -123,16 +127,12 @@ class Parts:
             cache=cache,
             backbones=(BackboneConfig(name="null", weights="random:0", taps="all", image_px=PX),),
             kinds=("grid",),
-            batch_size=BATCH,
-            device=str(next(iter(self.network.tokens.values())).device),
+            batch_size=self.network.batch,
+            device=str(self.network.device),
         )
         extract(config, open_source(config.source), lambda _: self.network, StopFlag())
 
-    @property
-    def _tokens(self) -> list[torch.Tensor]:
-        return [tap.cpu() for tap in self.network.tokens.values()]
-
-    def _in_threads(self, work: Callable[[int, object], None], ready: Callable[[], object]) -> None:
+    def _in_threads(self, work: Callable[[int, Any], None], ready: Callable[[], Any]) -> None:
         """`work` on every image, on one thread for each CPU, each with a buffer of its own."""
 
         def share(thread: int) -> None:
@@ -146,13 +146,10 @@ class Parts:
         torch.set_num_threads(self.n_threads)
 
 
-CPU_PARTS = ("decode", "cast", "check", "write, memory")
-
-
 def bound_s(seconds: dict[str, float], place: str) -> float:
-    """Seconds that the parts together take at least."""
-    shared = sum(seconds[part] for part in CPU_PARTS)
-    return shared if place == "memory" else max(shared, seconds[f"write, {place}"])
+    """Seconds that the parts together take at least: on the cores in turn, on the disk beside them."""
+    cores = sum(seconds[part] for part in ("decode", "cast", "check", "write, memory"))
+    return cores if place == "memory" else max(cores, seconds[f"write, {place}"])
 
 
 def measure_null(parts: Parts, places: dict[str, Path], n_pairs: int) -> dict[str, list[tuple[float, float]]]:
@@ -199,12 +196,11 @@ def slow_storage(n_writers: int) -> Iterator[None]:
         time.sleep(max(0.0, n_bytes / STREAM_BYTES - (time.perf_counter() - start)))
         return n_bytes
 
-    sink.count_writers = lambda: n_writers
-    shard.os.pwritev = slow
+    sink.count_writers, os.pwritev = (lambda: n_writers), slow
     try:
         yield
     finally:
-        sink.count_writers, shard.os.pwritev = real_count, real_write
+        sink.count_writers, os.pwritev = real_count, real_write
 
 
 def measure_writers(parts: Parts, folder: Path, bound: float, writers: Sequence[int]) -> None:
