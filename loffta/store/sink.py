@@ -8,9 +8,8 @@ One more thread makes units durable, one by one, while the next are written. Who
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -50,6 +49,7 @@ class UnitSink:
         self._changed = threading.Condition()
         self._error: BaseException | None = None
         self._open: dict[UnitWriter, list[Future[None]]] = {}
+        self._torn: set[UnitWriter] = set()  # that lack a part
         self.n_bytes = 0  # of tokens written
 
     def open(self, array: CachedArray, unit: int) -> UnitWriter:
@@ -115,27 +115,31 @@ class UnitSink:
         keys: Sequence[str],
     ) -> None:
         n_bytes = len(rows) * writer.image_bytes
-        self._unless_failed(lambda: writer.write(rows, places, batch.fetch(part, self._mine.buffer), keys))
+        try:
+            self._refuse()  # what is left is passed over after an error, so that nobody waits for ever
+            writer.write(rows, places, batch.fetch(part, self._mine.buffer), keys)
+        except BaseException as error:
+            self._fail(writer, error)
         with self._changed:
             self._waiting -= n_bytes
             self.n_bytes += n_bytes
             self._changed.notify_all()
 
     def _commit(self, parts: Sequence[tuple[UnitWriter, dict[str, Any]]], images: Sequence[ImageStatus]) -> None:
+        """Of a unit that is whole, whatever became of others."""
         for writer, run in parts:
             wait(self._open[writer])
-            self._unless_failed(partial(writer.commit, images, run))
-            if self._error is None:
-                del self._open[writer]
+            if writer not in self._torn:
+                try:
+                    writer.commit(images, run)
+                    del self._open[writer]
+                except BaseException as error:
+                    self._fail(writer, error)
         self._commits.release()
 
-    def _unless_failed(self, call: Callable[[], object]) -> None:
-        """What is left of it is passed over after an error, so that nobody waits for ever."""
-        if self._error is None:
-            try:
-                call()
-            except BaseException as error:
-                self._error = error
+    def _fail(self, writer: UnitWriter, error: BaseException) -> None:
+        self._torn.add(writer)
+        self._error = self._error or error
 
     def _refuse(self) -> None:
         if self._error is not None:

@@ -183,6 +183,31 @@ def test_an_error_of_the_thread_reaches_the_caller_and_leaves_nothing(array, mon
     assert not array.paths.done_folder.exists()
 
 
+def test_a_whole_unit_is_kept_when_the_next_one_fails(array, monkeypatch):
+    """It waits for its fsync while the disk is full for the next."""
+    failed, fsync, write = threading.Event(), os.fsync, UnitWriter.write
+
+    def full(self, rows, *rest):
+        if rows[0] >= U:
+            failed.set()
+            raise LofftaError("no space left", where="disk", remedy="free some")
+        write(self, rows, *rest)
+
+    def slow(fd):
+        assert failed.wait(DUE_S)
+        fsync(fd)
+
+    monkeypatch.setattr(UnitWriter, "write", full)
+    monkeypatch.setattr(os, "fsync", slow)
+    with pytest.raises(LofftaError, match="no space left"), open_sink() as sink:  # noqa: PT012  the body is the case
+        first, second = sink.open(array, 0), sink.open(array, 1)
+        give(sink, first, range(U))
+        sink.commit([(first, {})], statuses(range(U)))
+        give(sink, second, range(U, 2 * U))
+    assert count_done(array.paths, 0) == U
+    assert names(array.paths.folder) == ["c.0.0.0.0.0", "zarr.json"]
+
+
 def test_an_error_in_the_last_call_is_raised_on_leaving(array, monkeypatch):
     def broken(self, images, run):
         raise OSError("Input/output error")
