@@ -85,7 +85,7 @@ def _evaluate(run: Path, split: str | None, cache: Path | None, device: str, sto
     split = split or config.test_on
     if config.online is None:
         return evaluate(run, split, cache_root=cache, device=device, stop=stop)
-    if split != config.test_on:
+    if split != config.test_on and not paths.results(split).exists():
         raise UsageError(
             f"this run was trained online, and measured on split '{config.test_on}' at its end",
             where=f"--split {split}",

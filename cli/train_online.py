@@ -25,7 +25,7 @@ _OPTIONS = (
     click.option("--background", metavar="COLOUR", help="With --online, as extract has it.  [white]"),
     click.option("--range", metavar="LOW..HIGH", help="With --online, as extract has it.  [auto]"),
     click.option("--augment-images", type=click.Choice(["none", "crop-flip"]), help="With --online.  [crop-flip]"),
-    click.option("--unfrozen", is_flag=True, help="With --online: train the backbone, too."),
+    click.option("--unfrozen", is_flag=True, help="With --online: train the backbone, too, one for each seed."),
     click.option("--lr-backbone", type=float, metavar="RATE", help="With --unfrozen.  [1e-5]"),
     click.option("--max-bad-frac", type=float, help="With --online: more bad images: exit code 3.  [0.01]"),
 )
@@ -83,6 +83,5 @@ def run_online(config: Any, out: Path, stop: StopFlag) -> dict[str, Any]:
     from loffta.machine import process
     from loffta.online.train import train_online
 
-    process.cap_threads()
     device = process.resolve_device(config.device)
     return train_online(config, out, open_source(config.online.source), backbone_loader(device), stop)

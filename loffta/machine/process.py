@@ -24,7 +24,7 @@ from loffta.machine import cgroups, signals
 Item = TypeVar("Item")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _NO_MEMORY = re.compile("out of memory|can't allocate memory")  # MPS and the CPU say it in a RuntimeError
-_LESS_MEMORY = (
+LESS_MEMORY = (
     "with --feed stream the features take next to none of it; a smaller batch (--set batch_size=...), fewer taps or "
     "--device cpu need less"
 )
@@ -88,7 +88,7 @@ def keep_freed_memory() -> None:
 
 
 @contextmanager
-def explain_memory(device: torch.device, where: str | Path, remedy: str = _LESS_MEMORY) -> Iterator[None]:
+def explain_memory(device: torch.device, where: str | Path, remedy: str = LESS_MEMORY) -> Iterator[None]:
     """Turns an allocator's error in a training or an evaluation into one that says what to do.
 
     Raises:

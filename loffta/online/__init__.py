@@ -2,3 +2,10 @@
 
 Each module is imported by the command that needs it: predict, evaluate --online, train --online, verify --recompute.
 """
+
+ONLINE_LINEAR = "online-linear"
+
+
+def head_of(name: str) -> str:
+    """The head in HEADS; `online-linear` is the linear probe on one vector."""
+    return "linear" if name == ONLINE_LINEAR else name

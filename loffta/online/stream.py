@@ -7,7 +7,7 @@ once for all backbones, ahead of the networks, in threads; memory does not grow 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -113,7 +113,7 @@ def read_pixels(
     sizes: Sequence[PixelGeometry],
     rows: Sequence[int],
     batch_size: int,
-) -> Iterator[tuple[list[ImageStatus], PixelBatch | None]]:
+) -> Generator[tuple[list[ImageStatus], PixelBatch | None], None, None]:
     """Decodes images ahead, in stretches of `batch_size` rows.
 
     Yields:

@@ -1,6 +1,6 @@
 """What a run's small files say, as types: one that was edited or damaged is refused before anyone computes with it.
 
-In: JSON that `runs` read.   Out: Training, SearchTable, Holdout, Epoch, OriginsText; Results, of which is named what
+In: JSON that `runs` read.   Out: Training, SearchTable, Holdout, OriginsText; Results, of which is named what
 anyone computes with or draws. Numbers are numbers here, and nothing is turned into them.
 """
 
@@ -79,16 +79,6 @@ class Holdout(Record):
     seed: int
     keys_digest: str
     rows: list[Natural]
-
-
-class Epoch(Record):
-    """One line of an online training's metrics."""
-
-    epoch: int
-    step: int
-    loss: float
-    lr: float
-    seconds: float
 
 
 class Spec(Record):

@@ -118,17 +118,22 @@ class RunPaths:
             return older
         return self.root / f"{stem}-{file_name(split)}{ending}"
 
+    def weights(self, seed: int, part: str) -> Path:
+        """The trained weights of a part of one seed: its head, or a backbone that was trained along."""
+        return self.root / f"seed-{seed}" / f"{part}.safetensors"
+
     def head(self, seed: int) -> Path:
         """The trained weights of one seed."""
-        return self.root / f"seed-{seed}" / "head.safetensors"
+        return self.weights(seed, "head")
 
     def backbone(self, seed: int) -> Path:
         """The weights of a backbone that was trained along with one seed's head (`train --online --unfrozen`)."""
-        return self.root / f"seed-{seed}" / "backbone.safetensors"
+        return self.weights(seed, "backbone")
 
-    def online_checkpoint(self, seed: int) -> Path:
-        """Where one seed's training online stands, between its epochs."""
-        return self.root / f"seed-{seed}" / "online.safetensors"
+    @property
+    def old_online_checkpoints(self) -> list[Path]:
+        """Of trainings online by an older version, which had one a seed."""
+        return sorted(self.root.glob("seed-*/online.safetensors"))
 
     def metrics(self, seed: int) -> Path:
         """One line per epoch of one seed's training."""
@@ -231,15 +236,6 @@ def _fitting(path: Path, values: dict[str, Any], shape: type[Shape], *, remedy: 
         raise LofftaError(
             f"this file of the run says what it cannot mean: {problem_of(error)}", where=path, remedy=remedy
         ) from error
-
-
-def read_lines(path: Path, shape: type[Shape]) -> list[Shape]:
-    """What `write_lines` wrote; raises what `read_json` does."""
-    try:
-        lines = [from_json(line) for line in read_bytes(path).decode().splitlines()]
-    except (FileNotFoundError, ValueError) as error:
-        raise LofftaError(f"this file of the run cannot be read ({error})", where=path, remedy=_LOST) from error
-    return [_fitting(path, line, shape, remedy=_LOST) for line in lines]
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
