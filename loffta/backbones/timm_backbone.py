@@ -24,8 +24,9 @@ from loffta.backbones.module_taps import ModuleTap, find_module_tap
 from loffta.backbones.timm_model import build_model
 from loffta.errors import UsageError
 from loffta.images.geometry import Interpolation, PixelGeometry
+from loffta.shapes import Grid, Prefix
 from loffta.taps import MODULE, is_inner, module_paths, unknown_tap
-from loffta.tokens import Grid, Prefix, TokenSpec
+from loffta.tokens import TokenSpec
 from loffta.zoo.names import check_name
 
 

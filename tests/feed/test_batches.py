@@ -23,9 +23,8 @@ from loffta.feed.order import Window, uniform_order, windowed_order
 from loffta.files.durable import remove_folder
 from loffta.store import reader as reader_module
 from loffta.store.cache import Cache
-from loffta.store.quantise import Scales
 from loffta.store.reader import ArrayReader
-from loffta.store.scales import create_scales
+from loffta.store.scales import Scales, create_scales
 from loffta.store.shard import read_into
 from tests.caches import FakeStore, make_cache, make_table
 
