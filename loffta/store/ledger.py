@@ -319,7 +319,8 @@ def read_checksums(paths: ArrayPaths, unit: int, layout: ArrayLayout, n_rows: in
         what = "done file has other checksums than its array has chunks"
         raise DamageFound(what, where=paths.done(unit), remedy=REPAIR)
     crcs = np.zeros((n_rows, per_image), dtype=np.uint32)
-    crcs[held] = np.from_dlpack(lists.flatten()).reshape(-1, per_image)
+    listed: NDArray[Any] = np.from_dlpack(lists.values)[offsets[0] : offsets[-1]]  # `flatten` imports pyarrow.compute
+    crcs[held] = listed.reshape(-1, per_image)
     return crcs.reshape(-1)
 
 

@@ -16,10 +16,12 @@ from loffta.dataset.features import choose_features
 from loffta.errors import DamageFound
 from loffta.feed import batches as module
 from loffta.feed import order as order_module
+from loffta.feed import readers
 from loffta.feed.batches import Feed
 from loffta.feed.copies import Copy, DeviceCopies
 from loffta.feed.modes import Placement, bytes_per_image
 from loffta.feed.order import Window, uniform_order, windowed_order
+from loffta.feed.sources import HostFeature
 from loffta.files.durable import remove_folder
 from loffta.store import reader as reader_module
 from loffta.store.cache import Cache
@@ -124,6 +126,9 @@ def test_threads_and_mode_do_not_show(made, monkeypatch, order):
     for mode, n_threads in [("host", 1), ("host", 5), ("stream", 1), ("stream", 2), ("stream", 5), ("stream", 9)]:
         with Feed(features, ROWS, mode=mode, n_threads=n_threads, **options) as feed:
             seen.append(copies(feed.epoch(0)) + copies(feed.epoch(1)))
+    monkeypatch.setattr(module, "IN_PLACE_BYTES", 0)  # what is in memory, too, is copied by threads
+    with Feed(features, ROWS, mode="host", **options) as feed:
+        seen.append(copies(feed.epoch(0)) + copies(feed.epoch(1)))
     on_the_device(monkeypatch)
     with Feed(features, ROWS, **options) as feed:
         assert feed.modes == ("device",) * len(features)
@@ -261,7 +266,7 @@ def test_the_next_copy_is_begun_before_this_batch_is_handed_out(made, monkeypatc
     options = {"batch_size": 2, "mode": "stream", "order": order, "window": WINDOW_OF_2, "n_threads": 1}
     with Feed(features, ROWS, **options) as feed:
         expected = copies(feed.epoch(0)) + copies(feed.epoch(1, 3))
-    monkeypatch.setattr(module, "ThreadPoolExecutor", Inline)
+    monkeypatch.setattr(readers, "ThreadPoolExecutor", Inline)
     monkeypatch.setattr(module, "DeviceCopies", LateCopies)
     with Feed(features, ROWS, **options) as feed:
         found, begun = [], []
@@ -305,7 +310,7 @@ def test_waiting_is_counted(made, monkeypatch):
     gate, clock = threading.Event(), count(100)
     read = ArrayReader.read
     monkeypatch.setattr(ArrayReader, "read", lambda *a, **k: (gate.wait(60), read(*a, **k))[1])
-    monkeypatch.setattr(module.time, "perf_counter", lambda: (gate.set(), float(next(clock)))[1])
+    monkeypatch.setattr(readers.time, "perf_counter", lambda: (gate.set(), float(next(clock)))[1])
     with Feed([feature], ROWS, batch_size=7, mode="stream") as feed:
         batches = feed.in_order()
         next(batches)
@@ -326,7 +331,7 @@ def test_order_and_threads_follow_the_page_cache(made, monkeypatch):
         with Feed(features, ROWS, batch_size=4) as feed:
             assert set(feed.modes) >= {"stream"}
         with Feed(features, ROWS, batch_size=4, mode="stream") as feed:
-            assert (feed.order, feed._n_parts) == (order, n_parts)
+            assert (feed.order, feed._readers.n_parts) == (order, n_parts)
             assert ("; uniform order" in feed.describe()) == (order == "uniform")
         with Feed(features, ROWS, batch_size=4, mode="stream", order="uniform") as feed:
             assert feed.order == "uniform"
@@ -400,12 +405,26 @@ def test_leaving_an_epoch_waits_for_its_reads(made, monkeypatch):
 def test_closing_ends_the_epoch_and_the_threads(made):
     _, features, _ = made
     before = threading.active_count()
-    with Feed(features, ROWS, batch_size=2, n_threads=3) as feed:
+    with Feed(features, ROWS, batch_size=2, mode="stream", n_threads=3) as feed:
         batches = feed.epoch(0)
         next(batches)
         assert threading.active_count() > before
     assert threading.active_count() == before
     assert next(batches, None) is None
+
+
+def test_small_batches_in_memory_wake_no_thread(made, monkeypatch):
+    """What the copies take counts as waiting; their errors arrive where the batch is asked for."""
+    _, (feature, *_), (expected, *_) = made
+    clock, before = count(100), threading.active_count()
+    monkeypatch.setattr(readers.time, "perf_counter", lambda: float(next(clock)))
+    with Feed([feature], ROWS, batch_size=7, mode="host") as feed:
+        ((rows, (tensor,)), _) = copies(feed.in_order())
+        assert np.array_equal(tensor.numpy(), expected[rows])
+        assert (threading.active_count(), feed.waited_s) == (before, 2)
+        monkeypatch.setattr(HostFeature, "fill", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            next(feed.in_order())
 
 
 @pytest.mark.parametrize("mode", ["host", "stream"])
