@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from loffta.machine.terminal import wrap
+from loffta.words import plural
 
 _AUGMENT = "augment."  # what --set changes of the augmentation begins with
 
@@ -65,11 +66,6 @@ def show_lines(lines: Iterable[str]) -> None:
     """Lines on stdout that are made for the terminal's width already: of a Table, or a command."""
     for line in lines:
         click.echo(line)
-
-
-def plural(n: int, one: str, many: str = "") -> str:
-    """The word alone: (1, 'tap') -> 'tap', (0, 'tap') -> 'taps', (2, 'class', 'classes') -> 'classes'."""
-    return one if n == 1 else many or f"{one}s"
 
 
 def seen_line(facts: Mapping[str, Any]) -> str:
@@ -163,12 +159,3 @@ def split_settings(
     if not ranges:
         return recipe, augment
     return recipe, {**({"preset": augment} if isinstance(augment, str) else augment), **ranges}
-
-
-def human_bytes(n_bytes: float) -> str:
-    """1234567 -> '1.2 MB'; powers of 1,000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.2f} TB"

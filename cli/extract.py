@@ -8,18 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import (
-    emit,
-    human_bytes,
-    json_option,
-    merge_config,
-    opened_source,
-    opening_options,
-    plural,
-    seen_line,
-    show,
-    take_opened,
-)
+from loffta.words import human_size, plural
+
+from .common import emit, json_option, merge_config, opened_source, opening_options, seen_line, show, take_opened
 
 if TYPE_CHECKING:
     from loffta.config import ExtractConfig
@@ -76,7 +67,7 @@ def command(ctx: click.Context, /, file: Path | None, as_json: bool, **options: 
     report = run(config, StopFlag().listen())
     for store in report.stores:
         n_taps = len(store["taps"])
-        size = human_bytes(store["bytes"])
+        size = human_size(store["bytes"])
         show(f"{store['label']}: {n_taps} {plural(n_taps, 'tap')}, {size}, store {store['store']}")
     done = "nothing to do"
     if report.units:

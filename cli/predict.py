@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-from .common import emit, json_option, opened_source, opening_options, plural, show, take_opened
+from loffta.words import plural
+
+from .common import emit, json_option, opened_source, opening_options, show, take_opened
 
 
 @click.command("predict")

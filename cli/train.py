@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import emit, json_option, merge_config, parse_settings, plural, show, show_lines, split_settings
+from loffta.words import plural
+
+from .common import emit, json_option, merge_config, parse_settings, show, show_lines, split_settings
 from .train_online import online_options, run_online, take_online
 
 if TYPE_CHECKING:

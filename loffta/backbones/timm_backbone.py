@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from loffta.backbones import TapTokens, WeightsSource
 from loffta.backbones.inner_taps import PARTS, BlockProof, final_widths, hooked_module, read_tap, watch
@@ -24,8 +23,9 @@ from loffta.backbones.module_taps import ModuleTap, find_module_tap
 from loffta.backbones.timm_model import build_model
 from loffta.errors import UsageError
 from loffta.images.geometry import Interpolation, PixelGeometry
+from loffta.shapes import Grid, Prefix
 from loffta.taps import MODULE, is_inner, module_paths, unknown_tap
-from loffta.tokens import Grid, Prefix, TokenSpec
+from loffta.tokens import TokenSpec
 from loffta.zoo.names import check_name
 
 
@@ -149,6 +149,8 @@ class TimmBackbone:
 
         Attention as plain products: torch's counter does not know the kernel that CPUs use for it.
         """
+        from torch.utils.flop_counter import FlopCounterMode  # imports triton, where that is installed
+
         side = self.geometry.image_px
         image = torch.zeros(1, 3, side, side, device=self._device)
         with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):

@@ -23,7 +23,8 @@ from loffta.pooling import pool_mean
 from loffta.store.cache import Cache, CachedArray, Store
 from loffta.store.paths import TARGETS
 from loffta.store.purge import all_missing_shards, describe_lost, describe_missing, lost_metadata
-from loffta.store.quantise import Scales, dequantise
+from loffta.store.quantise import dequantise
+from loffta.store.scales import Scales
 from loffta.taps import SETS, resolve_taps
 from loffta.tokens import KINDS, FeatureSpec, Kind
 

@@ -33,6 +33,7 @@ from loffta.machine import process
 from loffta.machine.progress import Progress
 from loffta.online.opened import OpenedRun, open_for_images
 from loffta.online.stream import BATCH_SIZE, FreshBatch, FreshStream, judge_bad
+from loffta.store.arrow import to_column
 from loffta.store.ledger import OK
 
 ROW_GROUP = 4096  # rows that are gathered before they are written
@@ -223,7 +224,9 @@ def _writer(out: Path, schema: pa.Schema) -> Iterator[Any]:
                 waiting.clear()
 
         def write(columns: dict[str, list[Any]]) -> None:
-            waiting.append(pa.table(columns, schema=schema))
+            waiting.append(
+                pa.Table.from_arrays([to_column(columns[field.name], field.type) for field in schema], schema=schema)
+            )
             if sum(map(len, waiting)) >= ROW_GROUP:
                 flush()
 

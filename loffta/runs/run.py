@@ -30,6 +30,7 @@ from loffta.files.durable import replace_file
 from loffta.files.os_words import explain
 from loffta.files.tensor_file import read_tensors, write_tensors
 from loffta.runs.records import Record, Results, problem_of
+from loffta.store.arrow import from_numbers, to_column
 from loffta.words import file_name, printable
 
 Shape = TypeVar("Shape", bound=Record)
@@ -285,10 +286,9 @@ def write_predictions(path: Path, columns: Mapping[str, NDArray[Any] | list[Any]
 
 
 def _column(values: NDArray[Any] | list[Any]) -> pa.Array[Any]:
-    if isinstance(values, np.ndarray) and values.ndim == 2:
-        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-    column: pa.Array[Any] = pa.array(values)
-    return column
+    if isinstance(values, np.ndarray):
+        return from_numbers(values)
+    return to_column(values, pa.string() if isinstance(values[0], str) else pa.list_(pa.int64()))
 
 
 def read_predictions(path: Path, columns: list[str] | None = None) -> dict[str, NDArray[Any]]:

@@ -18,8 +18,8 @@ from loffta.errors import LofftaError
 from loffta.store.ledger import OK, Audit, ImageStatus, settles, write_done
 from loffta.store.metadata import ArrayLayout
 from loffta.store.paths import ArrayPaths
-from loffta.store.quantise import Scales, quantise
-from loffta.store.scales import read_scales
+from loffta.store.quantise import quantise
+from loffta.store.scales import Scales, read_scales
 from loffta.store.shard import ShardWriter
 
 Take = Callable[[Sequence[int], torch.dtype], Tensor]  # gives memory of a shape on the host

@@ -14,8 +14,8 @@ from loffta.store import writer as writer_module
 from loffta.store.ledger import OK, ImageStatus, read_ledger
 from loffta.store.metadata import ArrayLayout
 from loffta.store.paths import ArrayPaths, CachePaths
-from loffta.store.quantise import Scales, fit_scales
-from loffta.store.scales import create_scales
+from loffta.store.quantise import fit_scales
+from loffta.store.scales import Scales, create_scales
 from loffta.store.units import Share, count_units, rows_of
 from loffta.store.writer import Stored, UnitWriter, to_storage
 
