@@ -7,7 +7,6 @@ continues, and does nothing (loads no model) when all is there.
 from __future__ import annotations
 
 import functools
-import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -29,7 +28,7 @@ from loffta.images.geometry import View
 from loffta.images.sources import ImageSource, open_source
 from loffta.look import OLD
 from loffta.machine import process
-from loffta.machine.progress import Progress
+from loffta.machine.progress import Progress, say
 from loffta.store.asked import asked_rows
 from loffta.store.cache import Cache, CachedArray
 from loffta.store.ledger import BAD, done_units
@@ -111,9 +110,9 @@ def extract(
         check_room(begun.cache, begun.arrays, begun.asked)
     todo = [unit for unit in begun.asked if begun.lacks(unit)]
     if todo:
-        print(process.describe(begun.jobs[0].device), file=sys.stderr)
+        say(process.describe(begun.jobs[0].device))
         if begun.look == OLD and config.background is None and config.range is None:
-            print(_AS_OF_OLD, file=sys.stderr)
+            say(_AS_OF_OLD)
     n_images = sum(len(begun.due(unit)) for unit in todo)
     with stop.at_once("looking for the fastest batch size"):
         batch_size = set_batch_sizes(begun.jobs, config.batch_size, n_images)
