@@ -10,7 +10,6 @@ import functools
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +43,16 @@ _AS_OF_OLD = (
 )
 
 
+@dataclass(frozen=True)
+class StoreReport:
+    """One store as it is now."""
+
+    store: str  # its name in the cache
+    label: str
+    taps: list[str]
+    bytes: int
+
+
 @dataclass
 class Report:
     """What one call did."""
@@ -60,7 +69,7 @@ class Report:
     waited_s: float = 0.0  # of these, for images that were not decoded in time
     unwritten_images: int = 0  # asked for, and of other shares: they have no features yet
     unwritten_of: list[str] = field(default_factory=list)  # these shares, as --shard takes them
-    stores: list[dict[str, Any]] = field(default_factory=list)
+    stores: list[StoreReport] = field(default_factory=list)
 
 
 def run(
@@ -226,10 +235,10 @@ def _add_seen(report: Report, filled: CachedArray, listing: ImageTable) -> None:
     report.not_taken = dict(listing.not_taken)
 
 
-def _describe(job: Job) -> dict[str, Any]:
+def _describe(job: Job) -> StoreReport:
     taps = sorted({tap for array in job.arrays for tap in array.taps}, key=[s.tap for s in job.store.info.taps].index)
     n_bytes = sum(path.stat().st_size for array in job.arrays for path in array.paths.folder.glob("c.*"))
-    return {"store": job.store.name, "label": job.store.info.label, "taps": taps, "bytes": n_bytes}
+    return StoreReport(job.store.name, job.store.info.label, taps, n_bytes)
 
 
 def _judge_bad(cache: Cache, bad: dict[int, str], n_rows: int, max_bad_frac: float) -> None:

@@ -277,7 +277,7 @@ def read_results(path: Path) -> dict[str, Any]:
             remedy="run `loffta evaluate RUN`" if trained else "run its `loffta train` again until it is done",
         )
     values = _read_mapping(path, remedy=_AGAIN)
-    return _fitting(path, values, Results, remedy=_AGAIN).model_dump(exclude_unset=True)
+    return _fitting(path, values, Results, remedy=_AGAIN).as_json()
 
 
 def write_predictions(path: Path, columns: Mapping[str, NDArray[Any] | list[Any]]) -> None:
