@@ -24,8 +24,8 @@ def open_cache(cache: PathLike) -> OpenCache:
     """Opens the folder that `extract` made; one that is read-only, or being written, too.
 
     >>> cache = loffta.open_cache("cache")
-    >>> cache.splits, cache.stores
-    ({'train': 1000, 'test': 797}, {'resnet10t-2e8e9d2b': ('stages.3',)})
+    >>> cache.splits, len(cache.stores)
+    ({'test': 50, 'train': 100}, 1)
 
     Raises:
         LofftaError: there is none, or it is of a newer format.
@@ -77,9 +77,11 @@ class OpenCache:
     ) -> Selection:
         """Features of the images of a split; nothing is read before it is asked for.
 
-        >>> train = cache.features("resnet10t:last", kind="mean", split="train")
-        >>> train.shape, train.numpy().dtype, train.left_out
-        ((1000, 512), dtype('float32'), {'bad': 0, 'missing': 0})
+        >>> train = cache.features("test_vit:last", kind="mean", split="train")
+        >>> train.numpy().shape, train.labels().shape, train.left_out
+        ((100, 64), (100,), {'bad': 0, 'missing': 0})
+        >>> cache.features("test_vit:blocks.0,blocks.1", kind="grid", split="test").shape
+        (50, 2, 4, 4, 64)
 
         Args:
             features: STORE[:TAPS] as `loffta train` takes them, STORE a store's or a backbone's name; TAPS: last where
@@ -93,11 +95,8 @@ class OpenCache:
             LofftaError: features are not in the cache, or not of all images; the command that adds them is given.
             DamageFound: finished units are gone.
         """
-        kinds: dict[str, Kind] = {**{name: name for name in KINDS}, "class": "prefix"}
-        if kind not in kinds:
-            raise UsageError(f"there is no kind '{kind}'", where="kind", remedy=f"use {', '.join(kinds)}")
         choices = [_with_timm_id(choice) for choice in features]
-        chosen = choose_features(self._cache, choices, [kinds[kind]], default_taps="last")
+        chosen = choose_features(self._cache, choices, [stored_kind(kind)], default_taps="last")
         if kind == "class":
             _check_class_tokens(chosen)
         split = split or "+".join(self.splits)
@@ -114,7 +113,7 @@ class OpenCache:
         """The labels of all images of a split, whether they have features or not; `Selection.labels` has its own.
 
         >>> cache.labels("test").shape
-        (797,)
+        (50,)
 
         Returns:
             [n] int64, positions in `classes`; [n, C] int8 where images have several classes; [n] float64 of numbers.
@@ -127,7 +126,7 @@ class OpenCache:
         """The images: row, key, split, label (a name, a list of names, or a number; null where there is none).
 
         >>> cache.table("test").slice(0, 1).to_pylist()
-        [{'row': 1000, 'key': '1000.png', 'split': 'test', 'label': '1'}]
+        [{'row': 0, 'key': 'test/0/0000.png', 'split': 'test', 'label': '0'}]
         """
         return pa.table(describe_rows(self._cache.table, self._rows(split)))
 
@@ -137,6 +136,14 @@ class OpenCache:
             return np.arange(len(table))
         table.check_split(split, where=self._cache.paths.images)
         return table.rows_of(split)
+
+
+def stored_kind(kind: str) -> Kind:
+    """What is read for a kind that `features` takes; UsageError where it takes no such."""
+    kinds: dict[str, Kind] = {**{name: name for name in KINDS}, "class": "prefix"}
+    if kind not in kinds:
+        raise UsageError(f"there is no kind '{kind}'", where="kind", remedy=f"use {', '.join(kinds)}")
+    return kinds[kind]
 
 
 def _with_timm_id(choice: str) -> str:

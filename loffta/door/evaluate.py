@@ -47,8 +47,8 @@ def evaluate(
     """Measures the trained heads of `runs` on a split; results and predictions are written into each run.
 
     >>> results = loffta.evaluate("runs/linear", split="train", device="cpu")
-    >>> results.split, results.n, round(results.metrics["top1"].mean, 1) >= 0.1
-    ('train', 1000, True)
+    >>> results.split, results.n, results.metrics["top1"].ci95[0] <= results.metrics["top1"].mean
+    ('train', 100, True)
 
     Args:
         runs: the folder of a run, or several.

@@ -45,9 +45,9 @@ def extract(
 ) -> Report:
     """Runs frozen backbones over `source` once and caches their tokens; a second call continues.
 
-    >>> done = loffta.extract("demo:digits", cache="cache", backbone="resnet10t", weights="random:0", image_px=32)
+    >>> done = loffta.extract("photos", cache="cache", backbone="test_vit", weights="random:0", taps="all", image_px=64)
     >>> done.images, done.bad, done.stores[0].taps
-    (1797, 0, ['stages.3'])
+    (150, 0, ['blocks.0', 'blocks.1', 'blocks.2', 'blocks.3', 'blocks.4', 'blocks.5'])
 
     Args:
         source: a folder, a table, or `<kind>:<what>`, as `loffta extract` takes it.

@@ -45,10 +45,9 @@ def plan(
 ) -> Plan:
     """What `extract` with the same arguments would take; nothing is written to the cache.
 
-    >>> tiny = dict(cache="cache", weights="random:0", image_px=64)
-    >>> planned = loffta.plan("demo:digits", backbone="test_vit", taps="all", sample=0, **tiny)
-    >>> planned.images, planned.files > 0, planned.shortages
-    (1797, True, ())
+    >>> planned = loffta.plan("photos", cache="cache", backbone="resnet10t", weights="random:0", image_px=64, sample=0)
+    >>> planned.images_missing, planned.arrays[1].taps, planned.arrays[1].shape
+    (150, ('stages.4',), (1, 2, 2, 512))
 
     Args:
         sample: time about so many images; 0: none. None: three batches.

@@ -29,9 +29,9 @@ def predict(
 ) -> Prediction:
     """Tells the classes of images by the trained heads of a run; `load_run` gives them without a file.
 
-    >>> done = loffta.predict("runs/linear", "demo:digits", out="digits.parquet", device="cpu")
+    >>> done = loffta.predict("runs/linear", "photos", out="predictions.parquet", device="cpu")
     >>> done.images, done.bad, sum(done.counts.values())
-    (1797, 0, 1797)
+    (150, 0, 150)
 
     Args:
         source: a folder, a table, one image file, or anything that `extract` takes.

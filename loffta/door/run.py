@@ -101,8 +101,8 @@ class Run:
     def results(self, split: str | None = None) -> Results:
         """What was measured on a split. None: the run's own.
 
-        >>> run.results().metrics["top1"].mean > 0.1
-        True
+        >>> run.results().n
+        50
         """
         return Results.model_validate(read_results(self._run.paths.results(split or self._run.config.test_on)))
 
@@ -135,9 +135,9 @@ class Run:
     ) -> Predictions:
         """Predicts the classes of images: paths of files, PIL images, or uint8 arrays [H, W, 3] or [H, W].
 
-        >>> found = run.predict([np.zeros((28, 28, 3), np.uint8), "digit.png"])
+        >>> found = run.predict([np.zeros((28, 28, 3), np.uint8), "photos/test/3/0013.png"])
         >>> found.probabilities.shape, found.keys
-        ((2, 10), ['image 0', 'digit.png'])
+        ((2, 10), ['image 0', 'photos/test/3/0013.png'])
 
         Raises:
             UsageError: something that is no image, or an array of another type or shape.
@@ -175,7 +175,7 @@ class Run:
         """The same of the images of a split that are in the run's cache, labelled or not. None: the run's own split.
 
         >>> run.predict_cached("test").probabilities.shape
-        (797, 10)
+        (50, 10)
 
         Raises:
             UsageError: no such split.

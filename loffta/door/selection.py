@@ -95,13 +95,14 @@ class Selection:
 
     def take(self, places: Sequence[int] | NDArray[Any]) -> Selection:
         """Some of the images, by their places here, or by a mask: a fold, a sample, another order."""
-        return replace(self, rows=self.rows[np.asarray(places)])
+        chosen = np.asarray(places)
+        return replace(self, rows=self.rows[chosen if chosen.size else np.empty(0, np.int64)])
 
     def batches(self, batch_size: int = _BATCH) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Rows and features of up to `batch_size` images at a time, in order, read ahead; memory does not grow.
 
-        >>> sum(len(rows) for rows, features in train.batches(300))
-        1000
+        >>> [features.shape for rows, features in train.batches(64)]
+        [(64, 64), (36, 64)]
 
         Raises:
             DamageFound: bytes on disk are not those that were written.
@@ -151,7 +152,7 @@ class Selection:
 
         >>> features, label = train.dataset()[0]
         >>> features.shape, label
-        (torch.Size([512]), tensor(0))
+        (torch.Size([64]), tensor(0))
 
         Raises:
             LofftaError: some images have no label; `labelled()` leaves those out.
