@@ -165,11 +165,8 @@ def test_damage_is_an_error(root):
 
 def test_facts_of_the_set(root):
     cache = loffta.open_cache(root)
-    assert (len(cache), cache.splits, cache.classes) == (
-        40,
-        {"train": 24, "test": 16},
-        ("class 0", "class 1", "class 2"),
-    )
+    assert (len(cache), cache.splits) == (40, {"train": 24, "test": 16})
+    assert cache.classes == ("class 0", "class 1", "class 2")
     assert list(cache.stores.values()) == [("a.0", "a.1", "b.0")]
     assert cache.source == "folder:pictures"
     np.testing.assert_array_equal(cache.labels("test"), LABELS[24:])
@@ -182,9 +179,7 @@ def test_images_without_a_label_are_refused_until_they_are_left_out(tmp_path):
     labels = np.where(np.arange(N) % 5 == 0, -1, LABELS)
     root = make_cache(tmp_path / "cache", make_table(labels, SPLITS), [store()], bad=BAD).paths.root
     found = loffta.open_cache(root).features("net:a.0", split="train")
-    with pytest.raises(
-        loffta.LofftaError, match=r"5 of the 22 images have no label.*labelled\(\)".replace(".*", "(?s:.*)")
-    ):
+    with pytest.raises(loffta.LofftaError, match=r"5 of the 22 images have no label(?s:.*)labelled\(\)"):
         found.labels()
     assert found.labelled().rows.tolist() == [row for row in TRAIN if row % 5]
     assert found.labelled().left_out == {"bad": 2, "missing": 0, "unlabelled": 5}
