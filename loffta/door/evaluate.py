@@ -68,8 +68,8 @@ def evaluate(
         TooManyBadImages: over `max_bad_frac`; the results are written.
     """
     roots = [Path(run) for run in many(runs)]
-    options: dict[str, Any] = {"batch_size": batch_size, "max_bad_frac": max_bad_frac}
-    options = {name: value for name, value in options.items() if value is not None}
+    options: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
+    options |= {} if max_bad_frac is None else {"max_bad_frac": float(max_bad_frac)}
     if online is None and (options or image_root or follow_links):
         name = next(iter(options), "image_root" if image_root else "follow_links").replace("_", "-")
         raise UsageError(f"--{name} is for --online SOURCE", where=f"--{name}", remedy="add --online, or leave it out")

@@ -26,8 +26,8 @@ _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")  # of Pillow, whi
 class GivenImages:
     """Some images; a key is the path of a file, or `image 3` by its place."""
 
-    def __init__(self, images: Sequence[GivenImage]) -> None:
-        """Raises UsageError where one of them is no image, and where there is none."""
+    def __init__(self, images: Sequence[Any]) -> None:
+        """Raises UsageError where one of them is no GivenImage, and where there is none."""
         if not len(images):
             raise UsageError("there are no images", where="images", remedy="give one at least")
         self._images: dict[str, Path | Image.Image] = {}

@@ -61,6 +61,6 @@ def predict(
             cache_root=None if cache is None else Path(cache),
             per_seed=per_seed,
             batch_size=batch_size,
-            max_bad_frac=max_bad_frac,
+            max_bad_frac=float(max_bad_frac),
             stop=stop,
         )

@@ -133,19 +133,22 @@ class Run:
         max_bad_frac: float | int = 0.01,
         progress: bool = False,
     ) -> Predictions:
-        """Predicts the classes of images: paths of files, PIL images, or uint8 arrays [H, W, 3] or [H, W].
+        """Predicts the classes of images: paths of files, PIL images, uint8 arrays [H, W, 3] or [H, W].
 
         >>> found = run.predict([np.zeros((28, 28, 3), np.uint8), "photos/test/3/0013.png"])
         >>> found.probabilities.shape, found.keys
         ((2, 10), ['image 0', 'photos/test/3/0013.png'])
 
+        Args:
+            images: one, several, or an array [B, H, W, 3] of several.
+            max_bad_frac: a share; more bad images are an error.
         Raises:
             UsageError: something that is no image, or an array of another type or shape.
             TooManyBadImages: over `max_bad_frac`; fewer are left out and told in `bad`.
             LofftaError: a backbone cannot be had, or is not the one of the features.
         """
-        several = isinstance(images, Sequence) and not isinstance(images, str)
-        source = GivenImages(images if several else [images])  # type: ignore[list-item, arg-type]
+        one = isinstance(images, str) or not (isinstance(images, Sequence) or getattr(images, "ndim", 0) == 4)
+        source = GivenImages([images] if one else list(images))  # type: ignore[arg-type]
         listing = source.listing()
         rows = range(len(listing))
         with borrowed(progress=progress), Progress("predict", len(rows), "images") as bar:
@@ -166,7 +169,7 @@ class Run:
                     places += batch.rows
                     found.append(self._run.predict(batch.features))
                 bar.advance(len(batch.statuses))
-            judge_bad(stream.bad, listing.keys, len(rows), max_bad_frac, done="images")
+            judge_bad(stream.bad, listing.keys, len(rows), float(max_bad_frac), done="images")
             logits = torch.cat(found, dim=1) if found else torch.empty(self.seeds, 0, len(self.classes))
         keys = [listing.keys[place] for place in places]
         return self._told(keys, np.array(places, np.int64), logits, {listing.keys[r]: w for r, w in stream.bad.items()})
