@@ -1,18 +1,14 @@
-"""Every example of the front door runs: those in docstrings, in the order of work, and those of docs/python.md."""
+"""Every example of the front door runs: those in docstrings, in the order of work; test_page.py has docs/python.md."""
 
 import doctest
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from sklearn.datasets import load_digits
 
 import loffta
 
-REPO = Path(__file__).parent.parent.parent
 FUNCTIONS = ("extract", "plan", "open_cache", "train", "evaluate", "load_run", "predict", "report")
 CLASSES = {"open_cache": ("OpenCache", "Selection"), "load_run": ("Run",)}  # whose methods are shown after it
 
@@ -24,18 +20,6 @@ def examples():
         for owner in CLASSES.get(name, ()):
             methods = vars(getattr(loffta, owner)).items()
             yield from ((f"{owner}.{method}", found.__doc__) for method, found in methods if method[0] != "_")
-
-
-@pytest.fixture
-def in_a_folder_with_photos(tmp_path, monkeypatch):
-    """`photos`: the first 150 of scikit-learn's digits, 28 x 28, as train/CLASS/ and test/CLASS/."""
-    monkeypatch.chdir(tmp_path)
-    digits = load_digits()
-    for split, rows in (("train", range(50, 150)), ("test", range(50))):
-        for row in rows:
-            path = Path("photos", split, str(row % 10), f"{row:04d}.png")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((digits.images[row] * 15).astype(np.uint8)).resize((28, 28)).save(path)
 
 
 @pytest.mark.usefixtures("in_a_folder_with_photos")
