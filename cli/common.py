@@ -26,25 +26,6 @@ def opening_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def take_opened(options: dict[str, Any]) -> dict[str, Any]:
-    """Takes them out of `options`; those that were given, empty where none was."""
-    taken = {name: options.pop(name) for name in ("image_root", "follow_links")}
-    return {name: value for name, value in taken.items() if value}
-
-
-def opened_source(spec: str, opened: Mapping[str, Any]) -> str:
-    """The source in the words that hold what its user opened.
-
-    Raises:
-        UsageError: a kind of source that has no such thing.
-    """
-    if not opened:
-        return spec
-    from loffta.images.sources import with_options
-
-    return with_options(spec, **opened)
-
-
 def emit(result: Mapping[str, Any], as_json: bool) -> None:
     """Prints `result` as one line of JSON when `--json` was given, else nothing; a command calls it last.
 

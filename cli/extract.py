@@ -13,12 +13,10 @@ from .common import (
     human_bytes,
     json_option,
     merge_config,
-    opened_source,
     opening_options,
     plural,
     seen_line,
     show,
-    take_opened,
 )
 
 if TYPE_CHECKING:
@@ -98,9 +96,9 @@ def read_options(ctx: click.Context, file: Path | None, options: dict[str, Any])
         UsageError: an unknown key, a missing one, or a value of the wrong kind.
     """
     from loffta.config import ExtractConfig, parse
-    from loffta.door.options import pair_backbones, parse_share
+    from loffta.door.options import open_up, pair_backbones, parse_share
 
-    opened = take_opened(options)
+    opened = options.pop("image_root"), options.pop("follow_links")
     options["backbones"] = pair_backbones(
         options["backbones"], **{name: options.pop(name) for name in ("weights", "taps", "image_px")}
     )
@@ -108,5 +106,5 @@ def read_options(ctx: click.Context, file: Path | None, options: dict[str, Any])
     options["share"] = parse_share(options["share"]) if options["share"] else None
     values = merge_config(ctx, file, options)
     if values.get("source"):
-        values["source"] = opened_source(values["source"], opened)
+        values["source"] = open_up(values["source"], *opened)
     return parse(ExtractConfig, values, where=file or ctx.command_path, options=_REQUIRED)

@@ -81,22 +81,21 @@ def train(
         NotSaved: trained and measured, but the results could not be written; the error has them.
     """
     config = make_config(locals())
-    stop = StopFlag()
     with borrowed(progress=progress):
-        if config.online is None:
-            from loffta.training.train import train as train_cached
-
-            return Results.model_validate(train_cached(config, Path(out), stop))
-        return Results.model_validate(_train_online(config, Path(out), stop))
+        return Results.model_validate(run(config, Path(out), StopFlag()))
 
 
-def _train_online(config: TrainConfig, out: Path, stop: StopFlag) -> dict[str, Any]:
+def run(config: TrainConfig, out: Path, stop: StopFlag) -> dict[str, Any]:
+    """Trains from the cache or from images, as the configuration says."""
+    if config.online is None:
+        from loffta.training.train import train as train_cached
+
+        return train_cached(config, out, stop)
     from loffta.extraction.begin import backbone_loader
     from loffta.images.sources import open_source
     from loffta.machine import process
     from loffta.online.train import train_online
 
-    assert config.online is not None
     process.cap_threads()
     load = backbone_loader(process.resolve_device(config.device))
     return train_online(config, out, open_source(config.online.source), load, stop)
@@ -118,6 +117,8 @@ def make_config(arguments: dict[str, Any]) -> TrainConfig:
 def take_online(values: dict[str, Any]) -> dict[str, Any]:
     """Takes the options of a training without a cache out of `values`; as keys of a TrainConfig, none without online.
 
+    The head, where none is given, is a linear probe.
+
     Raises:
         UsageError: one of them without online, or online without a backbone.
     """
@@ -137,13 +138,10 @@ def take_online(values: dict[str, Any]) -> dict[str, Any]:
         raise UsageError("a frozen backbone has no learning rate", where="--lr-backbone", remedy="add --unfrozen")
     if "backbone" not in found:
         raise UsageError("--online needs a backbone", where="--online", remedy="add --backbone NAME")
+    values["head"] = values.get("head") or "online-linear"
     source = open_up(source, found.pop("image_root", None), found.pop("follow_links", False))
     taken = {"name": found.pop("backbone"), "taps": found.pop("taps", "")}
     taken |= {name: found.pop(name) for name in ("weights", "image_px") if name in found}
     if "augment_images" in found:
         found["augment"] = found.pop("augment_images")
-    return {
-        "cache": Path(source),
-        "head": values.get("head") or "online-linear",
-        "online": {"source": source, "backbone": taken, **found},
-    }
+    return {"cache": Path(source), "online": {"source": source, "backbone": taken, **found}}
