@@ -13,8 +13,6 @@ import click
 from loffta.machine.terminal import wrap
 from loffta.words import plural
 
-_AUGMENT = "augment."  # what --set changes of the augmentation begins with
-
 _OPENING: dict[str, dict[str, Any]] = {
     "--image-root": {"type": click.Path(), "metavar": "DIR", "help": "Of a table: where its images lie."},
     "--follow-links": {"is_flag": True, "help": "Take images behind links that lead out of SOURCE, too."},
@@ -27,25 +25,6 @@ def opening_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for name, facts in reversed(_OPENING.items()):
         command = click.option(name, **facts)(command)
     return command
-
-
-def take_opened(options: dict[str, Any]) -> dict[str, Any]:
-    """Takes them out of `options`; those that were given, empty where none was."""
-    taken = {name: options.pop(name) for name in ("image_root", "follow_links")}
-    return {name: value for name, value in taken.items() if value}
-
-
-def opened_source(spec: str, opened: Mapping[str, Any]) -> str:
-    """The source in the words that hold what its user opened.
-
-    Raises:
-        UsageError: a kind of source that has no such thing.
-    """
-    if not opened:
-        return spec
-    from loffta.images.sources import with_options
-
-    return with_options(spec, **opened)
 
 
 def emit(result: Mapping[str, Any], as_json: bool) -> None:
@@ -148,14 +127,3 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
                     remedy="quote it as in YAML",
                 ) from error
     return settings
-
-
-def split_settings(
-    settings: dict[str, Any], augment: str | dict[str, Any]
-) -> tuple[dict[str, Any], str | dict[str, Any]]:
-    """What --set says of the recipe, and the augmentation with what it says of that: `augment.KEY=VALUE`."""
-    ranges = {key.removeprefix(_AUGMENT): value for key, value in settings.items() if key.startswith(_AUGMENT)}
-    recipe = {key: value for key, value in settings.items() if not key.startswith(_AUGMENT)}
-    if not ranges:
-        return recipe, augment
-    return recipe, {**({"preset": augment} if isinstance(augment, str) else augment), **ranges}

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loffta.store.quantise import Scales
+from loffta.store.scales import Scales
 from loffta.store.writer import Cast, Stored, cast
 
 
