@@ -1,6 +1,7 @@
 """What the documents promise: short lines, links that lead somewhere, and an architecture that is the code's."""
 
 import ast
+import importlib
 import importlib.util
 import re
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from loffta_cli.main import COMMANDS
 
 from loffta.config import TrainConfig
 from loffta.heads import HEADS, HeadEntry
@@ -69,7 +71,9 @@ def test_links_lead_somewhere(page):
 
 def test_wings_are_those_of_the_contract():
     contracts = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers" and "containers" in contract)
+    layers = next(
+        contract["layers"] for contract in contracts if contract["type"] == "layers" and "containers" in contract
+    )
     told = [set(words(cells[0])) for cells in rows(part("The wings"))]
     assert told == [set(re.findall(r"\w+", layer)) for layer in layers]
 
@@ -173,3 +177,26 @@ def test_template_task_gives_loss_probabilities_and_metrics():
     expected = [draw[0] / 2 for draw in weights]  # the first image alone is right
     np.testing.assert_allclose(task.resampled(logits.numpy(), labels.numpy(), "abc", [weights])["top1"], expected)
     np.testing.assert_allclose(task.recount(labels.numpy(), np.array([[0, 2]]), None)(weights)[:, 0], expected)
+
+
+def command_lines() -> list[tuple[str, list[str]]]:
+    """Every `loffta` line in the code blocks of all pages; a backslash joins lines, `#` begins a comment."""
+    found = []
+    for page in PAGES:
+        for body in re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            for line in re.sub(r"\\\n\s*", " ", body).splitlines():
+                said = re.sub(r"\s#.*", "", line).removeprefix("$ ").removeprefix("srun ")
+                if said.startswith("loffta ") and "..." not in said:
+                    found.append((page.name, said.split()[1:]))
+    return found
+
+
+def test_commands_in_the_pages_exist_with_their_options():
+    """Each command line as click parses it, without being run."""
+    assert len(command_lines()) > 40
+    for page, (name, *rest) in command_lines():
+        assert name in COMMANDS, (page, name)
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        command = getattr(importlib.import_module(module, "loffta_cli"), attribute)
+        known = {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts}
+        assert {word for word in rest if word.startswith("--")} <= known, (page, name, rest)

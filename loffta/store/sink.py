@@ -1,4 +1,4 @@
-"""Writes units behind the computation: one thread, a short queue, and everything undone that is not whole.
+"""Writes units behind the computation: one thread and a short queue. A unit that is not whole at the end is dropped.
 
 In: storage-ready tokens from `extract`, unit by unit.   Out: committed units, in the order in which they were given.
 The crc32c, the writes and the fsyncs run while the next batch is computed; a full queue makes the caller wait.
