@@ -10,7 +10,7 @@ from loffta.errors import LofftaError
 from loffta.evaluation.measure import PROBABILITY_CLASSES, measure, prediction_columns, summary
 from loffta.tasks import TASKS
 
-from .tasks.scores import softmax
+from tests.tasks.scores import softmax
 
 CLASSIFICATION, MULTI_LABEL = TASKS["classification"], TASKS["multi-label"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from tests.test_extract import direct
+from tests.extraction.test_extract import direct
 
 from loffta.errors import DamageFound, LofftaError, Stopped, TooManyBadImages
 from loffta.extraction import calibrate as module

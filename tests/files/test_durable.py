@@ -28,7 +28,7 @@ from loffta.files.durable import (
     sweep_tree,
 )
 
-from .conftest import names
+from tests.store.conftest import names
 
 
 def test_replace_file(tmp_path: Path) -> None:
