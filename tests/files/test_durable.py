@@ -27,7 +27,6 @@ from loffta.files.durable import (
     sweep_parts,
     sweep_tree,
 )
-
 from tests.store.conftest import names
 
 
