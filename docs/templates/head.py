@@ -19,7 +19,7 @@ from torch import Tensor
 from loffta.heads.base import HeadBase
 from loffta.heads.block import make_linear
 from loffta.heads.recipe import Recipe, check_features, check_specs
-from loffta.tokens import FeatureSpec, Kind, Logits
+from loffta.tokens import FeatureSpec, Kind
 
 
 class TemplateRecipe(Recipe, frozen=True):
@@ -65,7 +65,7 @@ class TemplateHead(HeadBase):
         check_features("template", self.specs, features)
         return torch.cat([feature.float().flatten(1) for feature in features], dim=1)
 
-    def forward(self, prepared: Float[Tensor, "B K"], rng: torch.Generator | None = None) -> Logits:  # noqa: ARG002
+    def forward(self, prepared: Float[Tensor, "B K"], rng: torch.Generator | None = None) -> Float[Tensor, "B C"]:  # noqa: ARG002
         """Takes what `prepare` gave. `rng` draws dropout and its like in training; None in evaluation."""
         logits: Tensor = self.classify(F.gelu(self.project(prepared)))
         return logits

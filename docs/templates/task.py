@@ -17,12 +17,11 @@ from torch import Tensor
 
 from loffta.tasks import Task
 from loffta.tasks.bootstrap import Weights
-from loffta.tokens import Logits
 
 Labels = Int[np.ndarray, " B"]
 
 
-def loss(logits: Logits, labels: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+def loss(logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
     """Cross-entropy of each image; a tenth of the target is spread over all classes."""
     return F.cross_entropy(logits, labels, reduction="none", label_smoothing=0.1)
 
