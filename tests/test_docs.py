@@ -200,3 +200,13 @@ def test_commands_in_the_pages_exist_with_their_options():
         command = getattr(importlib.import_module(module, "loffta_cli"), attribute)
         known = {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts}
         assert {word for word in rest if word.startswith("--")} <= known, (page, name, rest)
+
+
+def test_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    """On a toy cache in place of the demo's, whose classes a linear map tells apart."""
+    toy_cache(tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    block = re.search(r"^```python\n(.*?)^```", (REPO / "README.md").read_text(), re.MULTILINE | re.DOTALL)[1]
+    assert len([line for line in block.splitlines() if line]) == 5
+    exec(block.replace("tf_efficientnet_lite0", "good"), {})
+    assert capsys.readouterr().out == "1.0\n"
