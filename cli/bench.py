@@ -10,7 +10,7 @@ import click
 
 from loffta.machine.terminal import Table
 
-from .common import emit, human_bytes, json_option, parse_settings, plural, show, show_lines, split_settings
+from .common import emit, human_bytes, json_option, parse_settings, plural, show, show_lines
 
 _NAMES = {
     "disk": "disk, 16 threads",
@@ -42,6 +42,7 @@ def command(cache: Path, settings: tuple[str, ...], as_json: bool, **options: An
 
     Writes nothing. What it reads is dropped from the page cache first.
     """
+    from loffta.door.options import split_settings
     from loffta.training.bench import bench
 
     recipe, augmentation = split_settings(parse_settings(settings), options.pop("augment"))

@@ -12,8 +12,6 @@ import click
 
 from loffta.machine.terminal import wrap
 
-_AUGMENT = "augment."  # what --set changes of the augmentation begins with
-
 _OPENING: dict[str, dict[str, Any]] = {
     "--image-root": {"type": click.Path(), "metavar": "DIR", "help": "Of a table: where its images lie."},
     "--follow-links": {"is_flag": True, "help": "Take images behind links that lead out of SOURCE, too."},
@@ -152,17 +150,6 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
                     remedy="quote it as in YAML",
                 ) from error
     return settings
-
-
-def split_settings(
-    settings: dict[str, Any], augment: str | dict[str, Any]
-) -> tuple[dict[str, Any], str | dict[str, Any]]:
-    """What --set says of the recipe, and the augmentation with what it says of that: `augment.KEY=VALUE`."""
-    ranges = {key.removeprefix(_AUGMENT): value for key, value in settings.items() if key.startswith(_AUGMENT)}
-    recipe = {key: value for key, value in settings.items() if not key.startswith(_AUGMENT)}
-    if not ranges:
-        return recipe, augment
-    return recipe, {**({"preset": augment} if isinstance(augment, str) else augment), **ranges}
 
 
 def human_bytes(n_bytes: float) -> str:

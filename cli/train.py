@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import emit, json_option, merge_config, parse_settings, plural, show, show_lines, split_settings
+from .common import emit, json_option, merge_config, parse_settings, plural, show, show_lines
 from .train_online import online_options, run_online, take_online
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def command(
     off goes on from its last checkpoint.
     """
     from loffta.config import TrainConfig, parse
+    from loffta.door.options import split_settings
     from loffta.errors import NotSaved
     from loffta.machine.process import StopFlag
     from loffta.training.train import train

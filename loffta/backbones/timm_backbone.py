@@ -7,7 +7,6 @@ Nothing here trains, reads images or knows about labels.
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -24,6 +23,7 @@ from loffta.backbones.module_taps import ModuleTap, find_module_tap
 from loffta.backbones.timm_model import build_model
 from loffta.errors import UsageError
 from loffta.images.geometry import Interpolation, PixelGeometry
+from loffta.machine.progress import say
 from loffta.taps import MODULE, is_inner, module_paths, unknown_tap
 from loffta.tokens import Grid, Prefix, TokenSpec
 from loffta.zoo.names import check_name
@@ -56,14 +56,14 @@ def load_timm(
         remedy = "choose a ViT, EfficientNet, ConvNeXt or Swin; `loffta models` lists names"
         raise UsageError("timm gives no intermediate outputs of this model", where=f"backbone {name}", remedy=remedy)
     for note in loaded.notes:
-        print(f"{name}: {note}", file=sys.stderr)
+        say(f"{name}: {note}")
     config: Any = model.pretrained_cfg
     trained_px = loaded.px
     height, width = (trained_px, trained_px) if trained_px else config["input_size"][-2:]
     native: int = height
     if trained_px and image_px is None:
         own = config["input_size"][-1]
-        print(f"{name}: the weights were trained at {native} px, the model's own is {own} px", file=sys.stderr)
+        say(f"{name}: the weights were trained at {native} px, the model's own is {own} px")
     px = native if image_px is None else _resolve_side(name, model, image_px, native=native)
     model.eval().requires_grad_(False)
     if (px, px) == (height, width):
@@ -286,7 +286,7 @@ def _resolve_side(name: str, model: nn.Module, px: int, *, native: int) -> int:
         raise UsageError(what, where=f"backbone {name}, --image-px {px}", remedy=nearest)
     side = px // step * step
     if side != px:
-        print(f"{name}: {px} px is not a multiple of the patch of {step} px: using {side} px", file=sys.stderr)
+        say(f"{name}: {px} px is not a multiple of the patch of {step} px: using {side} px")
     return side
 
 

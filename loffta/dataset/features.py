@@ -128,9 +128,7 @@ def usable_rows(cache: Cache, features: Sequence[Feature], split: str, *, partia
         LofftaError: units are missing; the counts and the command that adds them are given.
         DamageFound: shards of finished units are gone; all of them are listed.
     """
-    for part in split.split("+"):
-        if part not in cache.table.split_sizes():
-            raise unknown_name("split", part, cache.table.split_sizes(), where=cache.paths.images)
+    cache.table.check_split(split, where=cache.paths.images)
     _refuse_missing_shards(cache, features)
     rows = cache.table.rows_of(split)
     ready = np.ones(len(cache.table), dtype=bool)

@@ -7,11 +7,9 @@ continues, and does nothing (loads no model) when all is there.
 from __future__ import annotations
 
 import functools
-import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +27,7 @@ from loffta.images.geometry import View
 from loffta.images.sources import ImageSource, open_source
 from loffta.look import OLD
 from loffta.machine import process
-from loffta.machine.progress import Progress
+from loffta.machine.progress import Progress, say
 from loffta.store.asked import asked_rows
 from loffta.store.cache import Cache, CachedArray
 from loffta.store.ledger import BAD, done_units
@@ -43,6 +41,16 @@ _AS_OF_OLD = (
     "transparent images are shown on black and values are clipped, as when this cache was made; "
     "--background white --range auto makes a store of its own"
 )
+
+
+@dataclass(frozen=True)
+class StoreReport:
+    """One store as it is now."""
+
+    store: str  # its name in the cache
+    label: str
+    taps: list[str]
+    bytes: int
 
 
 @dataclass
@@ -61,7 +69,7 @@ class Report:
     waited_s: float = 0.0  # of these, for images that were not decoded in time
     unwritten_images: int = 0  # asked for, and of other shares: they have no features yet
     unwritten_of: list[str] = field(default_factory=list)  # these shares, as --shard takes them
-    stores: list[dict[str, Any]] = field(default_factory=list)
+    stores: list[StoreReport] = field(default_factory=list)
 
 
 def run(
@@ -111,9 +119,9 @@ def extract(
         check_room(begun.cache, begun.arrays, begun.asked)
     todo = [unit for unit in begun.asked if begun.lacks(unit)]
     if todo:
-        print(process.describe(begun.jobs[0].device), file=sys.stderr)
+        say(process.describe(begun.jobs[0].device))
         if begun.look == OLD and config.background is None and config.range is None:
-            print(_AS_OF_OLD, file=sys.stderr)
+            say(_AS_OF_OLD)
     n_images = sum(len(begun.due(unit)) for unit in todo)
     with stop.at_once("looking for the fastest batch size"):
         batch_size = set_batch_sizes(begun.jobs, config.batch_size, n_images)
@@ -227,10 +235,10 @@ def _add_seen(report: Report, filled: CachedArray, listing: ImageTable) -> None:
     report.not_taken = dict(listing.not_taken)
 
 
-def _describe(job: Job) -> dict[str, Any]:
+def _describe(job: Job) -> StoreReport:
     taps = sorted({tap for array in job.arrays for tap in array.taps}, key=[s.tap for s in job.store.info.taps].index)
     n_bytes = sum(path.stat().st_size for array in job.arrays for path in array.paths.folder.glob("c.*"))
-    return {"store": job.store.name, "label": job.store.info.label, "taps": taps, "bytes": n_bytes}
+    return StoreReport(job.store.name, job.store.info.label, taps, n_bytes)
 
 
 def _judge_bad(cache: Cache, bad: dict[int, str], n_rows: int, max_bad_frac: float) -> None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor
 from loffta.backbones import Backbone, TapTokens
 from loffta.errors import LofftaError
 from loffta.images.geometry import PixelGeometry, View
+from loffta.machine.progress import say
 from loffta.pooling import pool_grid, pool_mean
 from loffta.store.cache import CachedArray, Store
 from loffta.store.writer import Cast, cast
@@ -127,7 +127,7 @@ class Job:
             ) from error
         self.batch_size = n_images // 2
         free_memory(self.device)
-        print(f"{self.store.name}: memory ran out; {self.batch_size} images at once from here on", file=sys.stderr)
+        say(f"{self.store.name}: memory ran out; {self.batch_size} images at once from here on")
 
 
 def free_memory(device: torch.device) -> None:

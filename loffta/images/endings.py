@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from PIL import Image, features
 
-from loffta.images.files import say
+from loffta.machine.progress import say
 
 # Formats that Pillow knows by name and does not decode itself: programs (EPS, WMF), and files that only a plug-in reads
 _FOREIGN = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")

@@ -23,13 +23,13 @@ from loffta.images.files import (
     first_of,
     key_fault,
     refuse,
-    say,
     split_name,
     split_part,
     text_fault,
     user_path,
 )
 from loffta.images.labels import Labels, from_cells, from_numbers, many_classes, one_class
+from loffta.machine.progress import say
 from loffta.store.table import ImageTable
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w. -]+)?")

@@ -9,7 +9,6 @@ import io
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,6 +28,7 @@ from loffta.files.documents import from_json, read_bytes
 from loffta.files.durable import replace_file
 from loffta.files.os_words import explain
 from loffta.files.tensor_file import read_tensors, write_tensors
+from loffta.machine.progress import say
 from loffta.runs.records import Record, Results, problem_of
 from loffta.words import file_name, printable
 
@@ -153,10 +153,10 @@ class RunLog:
                 file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n")
         except OSError as error:
             if not self._fails:
-                print(f"the log is not complete: {explain(error, self._path)}", file=sys.stderr, flush=True)
+                say(f"the log is not complete: {explain(error, self._path)}", keep="\n")
             self._fails = True
         if show:
-            print(line, file=sys.stderr, flush=True)
+            say(line)
 
 
 def open_run(root: Path) -> tuple[RunPaths, TrainConfig]:
@@ -277,7 +277,7 @@ def read_results(path: Path) -> dict[str, Any]:
             remedy="run `loffta evaluate RUN`" if trained else "run its `loffta train` again until it is done",
         )
     values = _read_mapping(path, remedy=_AGAIN)
-    return _fitting(path, values, Results, remedy=_AGAIN).model_dump(exclude_unset=True)
+    return _fitting(path, values, Results, remedy=_AGAIN).as_json()
 
 
 def write_predictions(path: Path, columns: Mapping[str, NDArray[Any] | list[Any]]) -> None:

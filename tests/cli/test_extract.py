@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from loffta_cli.extract import pair_backbones, parse_share
 from loffta_cli.main import main
 from PIL import Image
 
+from loffta.door.options import pair_backbones, parse_share
 from loffta.errors import UsageError
 from loffta.extraction.extract import Report
 from loffta.machine.process import describe
@@ -75,16 +75,16 @@ def assert_error(result, code, *parts):
 
 def test_pairs():
     a, b = {"name": "a"}, {"name": "b"}
-    assert pair_backbones(("a", "b"), (), (), ()) == (a, b)
-    assert pair_backbones(("a", "b"), ("w",), (), (64,)) == (
+    assert pair_backbones(("a", "b"), weights=(), taps=(), image_px=()) == (a, b)
+    assert pair_backbones(("a", "b"), weights=("w",), taps=(), image_px=(64,)) == (
         a | {"weights": "w", "image_px": 64},
         b | {"weights": "w", "image_px": 64},
     )
-    assert pair_backbones(("a", "b"), ("v", "w"), ("last",), ()) == (
+    assert pair_backbones(("a", "b"), weights=("v", "w"), taps=("last",), image_px=()) == (
         a | {"weights": "v", "taps": "last"},
         b | {"weights": "w", "taps": "last"},
     )
-    assert pair_backbones((), (), (), ()) == ()
+    assert pair_backbones((), weights=(), taps=(), image_px=()) == ()
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def test_second_run_loads_no_model_and_writes_nothing(tmp_path):
     report = extract(fake_config(tmp_path), source, refuse_to_load, StopFlag())
     assert stat_files(tmp_path) == before
     assert (report.units, report.images, dict(source.reads)) == (0, 0, {})
-    assert report.stores[0]["taps"] == ["blocks.0", "blocks.1", "stages.2"]
+    assert report.stores[0].taps == ["blocks.0", "blocks.1", "stages.2"]
 
 
 def test_another_tap_or_kind_makes_a_further_array(tmp_path):
