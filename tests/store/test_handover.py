@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from loffta.store.handover import HostBuffer, OnDevice, OnHost, Pixels, hand_over
-from loffta.store.quantise import Scales
+from loffta.store.scales import Scales
 from loffta.store.writer import Cast
 
 CPU = torch.device("cpu")
