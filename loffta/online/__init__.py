@@ -1,6 +1,7 @@
-"""Images straight through a backbone into a head: the one package that joins both halves.
+"""Images straight through a backbone into a head: the one wing that joins both halves.
 
-Each module is imported by the command that needs it: predict, evaluate --online, train --online, verify --recompute.
+In:  images, and a run or a TrainConfig.   Out: predictions, results, or a run as a cached training leaves it. Each
+module is imported by the command that needs it: predict, evaluate --online, train --online, verify --recompute.
 """
 
 ONLINE_LINEAR = "online-linear"

@@ -19,7 +19,7 @@ from loffta.config import BackboneConfig
 from loffta.dataset.features import Feature
 from loffta.errors import LofftaError, TooManyBadImages
 from loffta.extraction.forward import Job
-from loffta.extraction.jobs import Load, describe
+from loffta.extraction.jobs import Load, recipe_of
 from loffta.images.batches import ImageStream, PixelBatch, decoding_threads
 from loffta.images.geometry import PixelGeometry
 from loffta.images.sources import ImageSource
@@ -166,7 +166,7 @@ def _reload(store: Store, taps: Sequence[str], load: Load) -> Backbone:
             name=request["backbone"], weights=request["weights"], taps=",".join(taps), image_px=request["image_px"]
         )
     )
-    lines = differing_fields(store.info.recipe, describe(backbone, request).recipe)
+    lines = differing_fields(store.info.recipe, recipe_of(backbone, request))
     if lines:
         path = store.info.weights.get("path")
         raise LofftaError(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from loffta.heads import Head
 from loffta.heads.base import HeadBase
 from loffta.online.network import Network
-from loffta.tokens import Logits
+from loffta.shapes import Logits
 from loffta.training.optim import parameter_groups
 
 

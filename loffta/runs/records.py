@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from loffta.limits import MANY, MAX_PX, RECIPE_LIMITS
 from loffta.tasks import TASKS
@@ -124,6 +124,8 @@ class OriginsText(Record):
 class Part(Record, extra="allow", allow_inf_nan=False):
     """Base of what results.json holds: all of it is handed on, and nothing is drawn of what is no number."""
 
+    model_config = ConfigDict(frozen=True)
+
 
 class Metric(Part):
     """One metric, over seeds and images."""
@@ -236,7 +238,10 @@ class Online(Part):
 
 
 class Results(Part):
-    """results.json and its likes: all that others compute with, print or draw."""
+    """results.json and its likes: all that others compute with, print or draw.
+
+    Metrics are fractions from 0 to 1, seconds are seconds; what else the file says is there by its name, too.
+    """
 
     task: str = "classification"
     head: str
@@ -258,6 +263,10 @@ class Results(Part):
     confused_pairs: list[ConfusedPair] = []
     per_class: list[ClassPrecision] = []
     online: Online | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """As in the file: what it does not say is left out."""
+        return self.model_dump(exclude_unset=True)
 
     @model_validator(mode="after")
     def _has_its_headline(self) -> Results:

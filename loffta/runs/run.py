@@ -9,7 +9,6 @@ import io
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,7 +28,9 @@ from loffta.files.documents import from_json, read_bytes
 from loffta.files.durable import replace_file
 from loffta.files.os_words import explain
 from loffta.files.tensor_file import read_tensors, write_tensors
+from loffta.machine.progress import say
 from loffta.runs.records import Record, Results, problem_of
+from loffta.store.arrow import from_numbers, to_column
 from loffta.words import file_name, printable
 
 Shape = TypeVar("Shape", bound=Record)
@@ -158,10 +159,10 @@ class RunLog:
                 file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n")
         except OSError as error:
             if not self._fails:
-                print(f"the log is not complete: {explain(error, self._path)}", file=sys.stderr, flush=True)
+                say(f"the log is not complete: {explain(error, self._path)}", keep="\n")
             self._fails = True
         if show:
-            print(line, file=sys.stderr, flush=True)
+            say(line)
 
 
 def open_run(root: Path) -> tuple[RunPaths, TrainConfig]:
@@ -273,7 +274,7 @@ def read_results(path: Path) -> dict[str, Any]:
             remedy="run `loffta evaluate RUN`" if trained else "run its `loffta train` again until it is done",
         )
     values = _read_mapping(path, remedy=_AGAIN)
-    return _fitting(path, values, Results, remedy=_AGAIN).model_dump(exclude_unset=True)
+    return _fitting(path, values, Results, remedy=_AGAIN).as_json()
 
 
 def write_predictions(path: Path, columns: Mapping[str, NDArray[Any] | list[Any]]) -> None:
@@ -285,10 +286,9 @@ def write_predictions(path: Path, columns: Mapping[str, NDArray[Any] | list[Any]
 
 
 def _column(values: NDArray[Any] | list[Any]) -> pa.Array[Any]:
-    if isinstance(values, np.ndarray) and values.ndim == 2:
-        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-    column: pa.Array[Any] = pa.array(values)
-    return column
+    if isinstance(values, np.ndarray):
+        return from_numbers(values)
+    return to_column(values, pa.string() if isinstance(values[0], str) else pa.list_(pa.int64()))
 
 
 def read_predictions(path: Path, columns: list[str] | None = None) -> dict[str, NDArray[Any]]:

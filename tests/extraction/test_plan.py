@@ -1,7 +1,6 @@
 """What `plan` foretells against the files that `extract` then writes; and that it writes none itself."""
 
 import json
-import os
 import re
 
 import pytest
@@ -17,11 +16,6 @@ from loffta.store.cache import Cache
 from tests.fakes import FakeBackbone, PngSource, fake_config
 
 N = 20  # two and a half units of 8
-
-
-@pytest.fixture(autouse=True)
-def no_fsync(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def plan(root, source=None, backbone=None, sample=None, **options):

@@ -1,7 +1,6 @@
 """`train --online` beside the cached training: one loop, so the same heads, whatever is asked of it."""
 
 import json
-import os
 from dataclasses import replace
 
 import pytest
@@ -22,9 +21,7 @@ COMBO = {"width": 8, "depth": 1}
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        return make_fake_cache(tmp_path_factory.mktemp("float32") / "cache", dtype="float32")
+    return make_fake_cache(tmp_path_factory.mktemp("float32") / "cache", dtype="float32")
 
 
 def cached(cache, out, head, recipe, taps="all", **more):
