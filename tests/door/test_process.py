@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import warnings
@@ -23,7 +24,7 @@ NET = {"backbone": "test_vit", "weights": "random:0", "image_px": 32, "device": 
 
 
 def state():
-    """All that a library could leave behind; beartype draws from Python's own generator: see test_page.py."""
+    """All that a library could leave behind; Python's own generator, from which beartype draws, is looked at below."""
     core = vars(Image)["core"]
     return {
         "torch threads": torch.get_num_threads(),
@@ -152,6 +153,18 @@ def test_from_other_threads_at_a_time(folder, tmp_path):
         for future in found:
             future.result()
     assert state() == before
+
+
+def test_pythons_own_generator(folder, tmp_path):
+    """In a plain interpreter."""
+    code = (
+        "import random, sys; from pathlib import Path; from tests.door.test_process import calls; import sklearn\n"
+        "for name, call in calls(*map(Path, sys.argv[1:])).items():\n"
+        "    random.seed(1); seen = random.getstate(); call(); assert random.getstate() == seen, name"
+    )
+    words = [sys.executable, "-c", code, str(folder), str(tmp_path)]
+    done = subprocess.run(words, cwd=Path(__file__).parent.parent.parent, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
 @pytest.mark.parametrize("name", ["extract", "train", "evaluate online", "predict", "load_run"])
