@@ -56,11 +56,11 @@ def test_labels_drawn_from_the_probabilities_are_calibrated_at_temperature_one()
     rng = np.random.default_rng(0)
     logits = 2 * rng.normal(size=(20_000, 5))
     labels = (softmax(logits).cumsum(axis=1) > rng.random((20_000, 1))).argmax(axis=1)
-    assert calibration(logits, labels)["ece"] < 0.01
+    assert calibration(logits, labels)["ece"] < 0.015
     for factor in (0.3, 1.0, 4.0):
         assert fit_temperature(factor * logits, labels) == pytest.approx(factor, rel=0.03)
     assert calibration(4 * logits, labels)["ece"] > 0.1
-    assert calibration(4 * logits / fit_temperature(4 * logits, labels), labels)["ece"] < 0.01
+    assert calibration(4 * logits / fit_temperature(4 * logits, labels), labels)["ece"] < 0.015
 
 
 def test_the_temperature_is_the_best_of_a_fine_grid():
