@@ -150,7 +150,9 @@ class LogisticPath:
             added = 1 / (c * self._n_images) - self._penalty
             self._penalty += added
             weight = state.point * self._penalised
-            state = State(state.point, state.value + added / 2 * float(weight.square().sum()), state.slope + added * weight)
+            state = State(
+                state.point, state.value + added / 2 * float(weight.square().sum()), state.slope + added * weight
+            )
             for i, (moved, bent) in enumerate(steps):  # as they would have been with this penalty
                 steps[i] = (moved, bent + added * moved * self._penalised)
             keep_convex(steps)

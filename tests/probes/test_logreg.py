@@ -63,7 +63,15 @@ def test_the_loss_is_scikit_learns_for_every_c(standardise, weighted):
         theirs = LogisticRegression(C=c, tol=1e-7, max_iter=5000).fit(scaled, labels, sample_weight=heavy)
         best = objective(theirs.coef_.T, theirs.intercept_, scaled, targets.numpy(), c, each, "softmax")
         weight = fitted.weight.numpy() * scale[:, None]
-        found = objective(weight, fitted.bias.numpy() + scaler.mean_ @ fitted.weight.numpy(), scaled, targets.numpy(), c, each, "softmax")
+        found = objective(
+            weight,
+            fitted.bias.numpy() + scaler.mean_ @ fitted.weight.numpy(),
+            scaled,
+            targets.numpy(),
+            c,
+            each,
+            "softmax",
+        )
         assert found == pytest.approx(best, rel=1e-4)
         assert said == pytest.approx(found, rel=1e-6)
         chosen = fitted(torch.tensor(x)).argmax(dim=1).numpy()
@@ -102,7 +110,10 @@ def test_paths_side_by_side_are_those_alone_and_rows_of_weight_0_are_not_there()
     x, labels = digits()
     targets = F.one_hot(torch.tensor(labels)).double()
     kept = np.arange(200) % 5 != 0
-    together = [LogisticPath(moments_of(x[:, columns]), "softmax", 10, cs=[0.1, 10.0]) for columns in (slice(0, 30), slice(30, 64))]
+    together = [
+        LogisticPath(moments_of(x[:, columns]), "softmax", 10, cs=[0.1, 10.0])
+        for columns in (slice(0, 30), slice(30, 64))
+    ]
 
     def halves(first, last):
         for path, columns in zip(together, (slice(0, 30), slice(30, 64)), strict=True):

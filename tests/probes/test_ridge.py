@@ -17,8 +17,10 @@ STRENGTHS = (1e-3, 0.1, 1.0, 30.0, 1e4)
 def draw(n_images=150, n_columns=24, n_targets=3, seed=0):
     """Columns of different spreads, some of them correlated, one of them constant, means of up to 100."""
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=(n_images, n_columns)) @ rng.normal(size=(n_columns, n_columns)) * 3.0 ** rng.normal(
-        size=n_columns
+    x = (
+        rng.normal(size=(n_images, n_columns))
+        @ rng.normal(size=(n_columns, n_columns))
+        * 3.0 ** rng.normal(size=n_columns)
     )
     x += 100 * rng.normal(size=n_columns)
     x[:, 5] = 7.0
@@ -50,7 +52,9 @@ def test_moments_are_those_of_all_images_at_once():
         mean = np.average(both, axis=0, weights=heavy)
         assert found.weight == heavy.sum()
         np.testing.assert_allclose(found.mean, mean, rtol=1e-12)
-        np.testing.assert_allclose(found.scatter, (both - mean).T @ ((both - mean) * heavy[:, None]), rtol=1e-9, atol=1e-6)
+        np.testing.assert_allclose(
+            found.scatter, (both - mean).T @ ((both - mean) * heavy[:, None]), rtol=1e-9, atol=1e-6
+        )
     np.testing.assert_allclose(moments_of(x, y).deviation, StandardScaler().fit(x).scale_, rtol=1e-12)
 
 
@@ -131,7 +135,9 @@ def test_generalised_cross_validation_equals_the_formula_with_the_hat_matrix():
     fit = Ridge(moments_of(x, y), standardise=False)
     centred = x - x.mean(axis=0)
     for strength in STRENGTHS:
-        hat = np.full((60, 60), 1 / 60) + centred @ np.linalg.solve(centred.T @ centred + strength * np.eye(24), centred.T)
+        hat = np.full((60, 60), 1 / 60) + centred @ np.linalg.solve(
+            centred.T @ centred + strength * np.eye(24), centred.T
+        )
         left = ((y - hat @ y) ** 2).sum(axis=0)
         close(fit.cross_validation(strength).numpy(), 60 * left / (60 - np.trace(hat)) ** 2)
 
