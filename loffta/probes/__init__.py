@@ -5,7 +5,7 @@ Out: votes of neighbours (`knn`), or a `LinearMap` from features to logits (`ncm
 reads: whoever has the batches feeds as many probes with each of them as are wanted, so that one read serves all taps,
 folds and sets of labels.
 
-    knn      one pass over the test images, then one over the training images; memory: the test images and their neighbours
+    knn      a pass over the test images, then one over the training images; memory: the former, and their neighbours
     ncm      one pass; memory: a vector per class
     ridge    one pass, whatever the strengths and subsets of taps; memory: K x K
     logreg   the pass of ridge, then a pass per iteration; memory: K x (K + 20 C)

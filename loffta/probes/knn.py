@@ -11,10 +11,10 @@ Where the test images are many and the training images few, the test images are 
 turn, the training images streamed from memory.
 
 Order is total, so nothing depends on blocks or device but the last bits of float32: similarities are counted in steps
-of 2^-24; of equals the training image that came first is the nearer; of classes with equal votes the first wins. A vote
-is exp(similarity / temperature), DINO's; DINOv2's softmax over the k neighbours is the same but for a factor. Votes are
-added up as whole numbers, in steps of 2^-44 of the nearest one's, so the order of adding is of no matter. Multi-label and
-regression forms are left out, for neither source has them.
+of 2^-24; of equals the training image that came first is the nearer; of classes with equal votes the first wins. A
+vote is exp(similarity / temperature), DINO's; DINOv2's softmax over the k neighbours is the same but for a factor.
+Votes are added up as whole numbers, in steps of 2^-44 of the nearest one's, so the order of adding is of no matter.
+Multi-label and regression forms are left out, for neither source has them.
 """
 
 from __future__ import annotations

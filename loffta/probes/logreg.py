@@ -10,14 +10,14 @@ Out: a LinearMap per C.
         for path in paths: path.step()
 
 The objective is scikit-learn's, C * sum of weighted losses + |w|^2 / 2, the intercept free; `softmax` with one-hot
-targets is its multinomial form, `sigmoid` with one column its binary and with several its one-vs-rest form. C is finite,
-so there is a minimum even where classes are perfectly separated.
+targets is its multinomial form, `sigmoid` with one column its binary and with several its one-vs-rest form. C is
+finite, so there is a minimum even where classes are perfectly separated.
 
-Each C starts where the one before it ended, with what is known of its curvature. The preconditioner is an upper bound of
-the Hessian, (weighted scatter of the features + 1 / C)^-1 for every target. At first the weight is Boehning's 1/2 or 1/4
-(Annals of the Institute of Statistical Mathematics 44, 1992), whose scatter the moments have; from then on an image
-weighs by how undecided it still is, counted anew for each C and after every RENEW passes. So the number of passes hardly
-depends on how features are scaled or correlated, and images that are decided count for nothing.
+Each C starts where the one before it ended, with what is known of its curvature. The preconditioner is an upper bound
+of the Hessian, (weighted scatter of the features + 1 / C)^-1 for every target. At first the weight is Boehning's 1/2
+or 1/4 (Annals of the Institute of Statistical Mathematics 44, 1992), whose scatter the moments have; from then on an
+image weighs by how undecided it still is, counted anew for each C and after every RENEW passes. So the number of
+passes hardly depends on how features are scaled or correlated, and images that are decided count for nothing.
 
 A C is done where a step is expected to gain less than GAP of the objective. In float64, which DINOv2's evaluation takes
 too: rounding in float32 hides the minimum of separated classes (1e-4 of it on the digits from C = 10 on).

@@ -7,9 +7,9 @@ In: Moments of features and targets.   Out: a LinearMap for every strength of th
     fit.cross_validation(strength)                    generalised, on the same images
     mean_squares(validation_moments, a_map)           on others, from their moments
 
-The objective is scikit-learn's: the sum of weighted squared errors plus strength * |w|^2, the intercept free. Targets are
-values, or, for classification, +1 for the class of an image and -1 for all others (`signs`), as RidgeClassifier has it.
-Subsets of taps, folds, sets of labels are moments of their own, from the same pass.
+The objective is scikit-learn's: the sum of weighted squared errors plus strength * |w|^2, the intercept free. Targets
+are values, or, for classification, +1 for the class of an image and -1 for all others (`signs`), as RidgeClassifier
+has it. Subsets of taps, folds, sets of labels are moments of their own, from the same pass.
 """
 
 from __future__ import annotations

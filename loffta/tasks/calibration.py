@@ -11,8 +11,8 @@ The confidence of an image is the softmax of its highest logit, in float64.
                        few images can spoil
     mce                the largest |accuracy - confidence| of the bins of equal width that hold an image
     nll                mean negative log-likelihood, in nats: `log_loss` elsewhere
-    brier              mean over images of the sum over classes of (probability - 1 or 0)^2 (Brier, 1950); with two classes
-                       twice scikit-learn's default
+    brier              mean over images of the sum over classes of (probability - 1 or 0)^2 (Brier, 1950); with two
+                       classes twice scikit-learn's default
     aurc               area under the risk-coverage curve (Geifman, Uziel and El-Yaniv, ICLR 2019)
 """
 

@@ -1,23 +1,24 @@
 """Which places runs may have: an interval of ranks for each, all of which hold together in 95 of 100 tables.
 
-In:  what each run's seeds score in the same resamples of the same images (`paired.Scored`), or each run's scores on many
-tasks.   Out: Ranks, for whoever lists runs.
+In:  what each run's seeds score in the same resamples of the same images (`paired.Scored`), or each run's scores on
+many tasks.   Out: Ranks, for whoever lists runs.
 
-A run's rank is not resampled: that interval misses ties, however many the resamples (Hall and Miller, Annals of Statistics
-37, 2009: the bootstrap of ranks is inconsistent where scores are close). Instead all pairs of runs are compared, and a
-run's best place is one after those surely better, its worst place one before those surely worse (Mogstad, Romano, Shaikh
-and Wilhelm, Review of Economic Studies 91, 2024):
+A run's rank is not resampled: that interval misses ties, however many the resamples (Hall and Miller, Annals of
+Statistics 37, 2009: the bootstrap of ranks is inconsistent where scores are close). Instead all pairs of runs are
+compared, and a run's best place is one after those surely better, its worst place one before those surely worse
+(Mogstad, Romano, Shaikh and Wilhelm, Review of Economic Studies 91, 2024):
 
-* a pair differs surely where its difference, in standard errors, exceeds what the largest of all such differences exceeds
-  in 5 % of the resamples, were there none (max-t). Pairs are compared on the same images, so they differ by less than
-  either score is uncertain; and the largest of many pairs is what a reader of a table looks for.
-* pairs found to differ are left out, and the rest are compared anew, with the smaller bound that is left (stepdown: Romano
-  and Wolf, Econometrica 73, 2005), until no more are found.
+* a pair differs surely where its difference, in standard errors, exceeds what the largest of all such differences
+  exceeds in 5 % of the resamples, were there none (max-t). Pairs are compared on the same images, so they differ by
+  less than either score is uncertain; and the largest of many pairs is what a reader of a table looks for.
+* pairs found to differ are left out, and the rest are compared anew, with the smaller bound that is left (stepdown:
+  Romano and Wolf, Econometrica 73, 2005), until no more are found.
 
-Runs that are truly equal share all places that their group has; all intervals hold them in 95 % of tables where there are
-equals, in more where there are not. Other seeds might have given other scores: their variance (`paired.seed_variance`) is
-drawn with Student's t of one degree less than seeds, which errs to the safe side: three seeds a run hold in 97-99 of 100.
-With the normal distribution it was 90 where all are equal. One seed says nothing about others.
+Runs that are truly equal share all places that their group has; all intervals hold them in 95 % of tables where there
+are equals, in more where there are not. Other seeds might have given other scores: their variance
+(`paired.seed_variance`) is drawn with Student's t of one degree less than seeds, which errs to the safe side: three
+seeds a run hold in 97-99 of 100. With the normal distribution it was 90 where all are equal. One seed says nothing
+about others.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """Probes against scikit-learn: the same features, labels and threads, interleaved, medians of ratios.
 
-    python pipelines/benchmarks/probes.py [--taps stages.1,stages.4] [--repeat 7] [--threads 2]     # 10 minutes on 2 idle cores
+    python pipelines/benchmarks/probes.py [--taps stages.1,stages.4] [--repeat 7] [--threads 2]
 
-Features are the stages of EfficientNet-Lite0 (its ImageNet weights come with the extra `demo`) on scikit-learn's digits
-at 64 px, as `loffta demo` has them: 1,000 training and 797 test images. Expected with --repeat 7: see docs/benchmarks.md.
+Features are the stages of EfficientNet-Lite0 (its ImageNet weights come with the extra `demo`) on scikit-learn's
+digits at 64 px, as `loffta demo` has them: 1,000 training and 797 test images. Expected with --repeat 7: see
+docs/benchmarks.md.
 
     knn      k = 10, 20, 100, 200, as DINO: scikit-learn's brute force with cosine, one fit and predict for each k
     ridge    9 strengths, chosen by 5 folds: RidgeCV with the same folds; ours from one pass
-    logreg   7 values of C from 1e-4 to 100: scikit-learn's L-BFGS in float64, as ours, each C started from the last one's
-             end, with the loosest tolerance of 1e-4, 1e-5, ... that comes within 1e-4 of the minimum, found beforehand
+    logreg   7 values of C from 1e-4 to 100: scikit-learn's L-BFGS in float64, as ours, each C started where the last
+             ended, with the loosest tolerance of 1e-4, 1e-5, ... that comes within 1e-4 of the minimum, found beforehand
 """
 
 from __future__ import annotations

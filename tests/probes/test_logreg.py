@@ -63,15 +63,8 @@ def test_the_loss_is_scikit_learns_for_every_c(standardise, weighted):
         theirs = LogisticRegression(C=c, tol=1e-7, max_iter=5000).fit(scaled, labels, sample_weight=heavy)
         best = objective(theirs.coef_.T, theirs.intercept_, scaled, targets.numpy(), c, each, "softmax")
         weight = fitted.weight.numpy() * scale[:, None]
-        found = objective(
-            weight,
-            fitted.bias.numpy() + scaler.mean_ @ fitted.weight.numpy(),
-            scaled,
-            targets.numpy(),
-            c,
-            each,
-            "softmax",
-        )
+        bias = fitted.bias.numpy() + scaler.mean_ @ fitted.weight.numpy()
+        found = objective(weight, bias, scaled, targets.numpy(), c, each, "softmax")
         assert found == pytest.approx(best, rel=1e-4)
         assert said == pytest.approx(found, rel=1e-6)
         chosen = fitted(torch.tensor(x)).argmax(dim=1).numpy()
@@ -110,13 +103,11 @@ def test_paths_side_by_side_are_those_alone_and_rows_of_weight_0_are_not_there()
     x, labels = digits()
     targets = F.one_hot(torch.tensor(labels)).double()
     kept = np.arange(200) % 5 != 0
-    together = [
-        LogisticPath(moments_of(x[:, columns]), "softmax", 10, cs=[0.1, 10.0])
-        for columns in (slice(0, 30), slice(30, 64))
-    ]
+    taps = (slice(0, 30), slice(30, 64))
+    together = [LogisticPath(moments_of(x[:, tap]), "softmax", 10, cs=[0.1, 10.0]) for tap in taps]
 
     def halves(first, last):
-        for path, columns in zip(together, (slice(0, 30), slice(30, 64)), strict=True):
+        for path, columns in zip(together, taps, strict=True):
             path.add(torch.tensor(x[first:last, columns]), targets[first:last])
 
     while not all(path.is_done for path in together):
@@ -124,7 +115,7 @@ def test_paths_side_by_side_are_those_alone_and_rows_of_weight_0_are_not_there()
             halves(first, first + 50)
         for path in together:
             path.step()
-    for path, columns in zip(together, (slice(0, 30), slice(30, 64)), strict=True):
+    for path, columns in zip(together, taps, strict=True):
         alone = LogisticPath(moments_of(x[:, columns]), "softmax", 10, cs=[0.1, 10.0])
         solve([alone], x[:, columns], targets, n_batch=50)
         assert path.objectives == alone.objectives
