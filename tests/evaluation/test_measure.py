@@ -9,8 +9,7 @@ from sklearn.metrics import accuracy_score
 from loffta.errors import LofftaError
 from loffta.evaluation.measure import PROBABILITY_CLASSES, measure, prediction_columns, summary
 from loffta.tasks import TASKS
-
-from .tasks.scores import softmax
+from tests.tasks.scores import softmax
 
 CLASSIFICATION, MULTI_LABEL = TASKS["classification"], TASKS["multi-label"]
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from tests.test_extract import direct
 
 from loffta.errors import DamageFound, LofftaError, Stopped, TooManyBadImages
 from loffta.extraction import calibrate as module
@@ -21,6 +20,7 @@ from loffta.extraction.extract import extract
 from loffta.machine.process import StopFlag
 from loffta.store.cache import Cache
 from tests import fakes
+from tests.extraction.test_extract import direct
 from tests.fakes import FakeBackbone, PngSource, cache_files, fake_config, picture
 
 N = 20

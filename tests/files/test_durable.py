@@ -27,8 +27,7 @@ from loffta.files.durable import (
     sweep_parts,
     sweep_tree,
 )
-
-from .conftest import names
+from tests.store.conftest import names
 
 
 def test_replace_file(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_whose_it_is_and_what_may_not_be_done():
         (root / "shown").write_text("x")
         tries = [("closed/deep/x", "r"), ("secret", "r"), ("shown", "a"), ("new", "w")]
         words = [str(word) for path, mode in tries for word in (root / path, mode)]
-        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
         done = subprocess.run(
             [sys.executable, "-c", CHILD, *words], capture_output=True, text=True, env=env, check=True
         )

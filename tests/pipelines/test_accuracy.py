@@ -134,7 +134,7 @@ def test_tables(accuracy, tmp_path, monkeypatch):
     }
     monkeypatch.setattr(accuracy, "RECIPES", recipes)
     bench = accuracy.Bench(tmp_path, seeds=2, epochs=1, stop=StopFlag())
-    rows = {"a": 8, "b": 13, "c": 5, "d": 1, "f": 1}
+    rows = {"a": 8, "b": 13, "c": 5, "d": 1, "f": 1, "h": 1}
     assert set(accuracy.TABLES) == {*rows, "g"}
     for name in rows:
         make = accuracy.TABLES[name][1]

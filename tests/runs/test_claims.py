@@ -61,7 +61,7 @@ def test_one_at_a_time_and_nothing_is_left(paths):
 
 def test_a_killed_process_blocks_nobody(paths):
     child = subprocess.Popen(["sleep", "60"])
-    began = claims.process.began(child.pid)
+    began = claims.processes.began(child.pid)
     leave(paths, 3, here(pid=child.pid, began=began), silent_s=9 * SILENT_S)
     with pytest.raises(LofftaError, match=rf"process {child.pid} on .*, since \d{{4}}-") as caught:
         take(paths)  # it lives, however long it has been silent: suspended, or its file server away

@@ -67,7 +67,8 @@ class Command:
         self.pipes = {name: _open_pipe(self.files / name) for name in ("out", "err", "peak")}
         hold = hold and (hold, n_hold)
         words = [os.fspath(word) if isinstance(word, Path) else str(word) for word in words]
-        arguments = (words, self.files, limits or {}, powerless, hold, environment or {})
+        environment = {"COLUMNS": "2000"} | (environment or {})  # the fork server has that of whoever started it
+        arguments = (words, self.files, limits or {}, powerless, hold, environment)
         self.process = CONTEXT.Process(target=_run, args=arguments, daemon=True)
         self.process.start()
 

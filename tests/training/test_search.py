@@ -109,7 +109,7 @@ def test_groups_score_as_all_at_once(cache, tmp_path, monkeypatch, size):
 
 def test_memory_decides_the_size_of_a_group(cache, tmp_path, monkeypatch):
     free, rooms, room = [10**12], [], module._room
-    monkeypatch.setattr(module.machine, "free_memory_bytes", lambda: free[0])
+    monkeypatch.setattr(module.process, "free_memory_bytes", lambda: free[0])
     monkeypatch.setattr(module, "_room", lambda *a: rooms.append(room(*a)) or rooms[-1])
     n_parameters = 6 * 3 + 3
     one = (16 + 24) * n_parameters + 8 * 12 * 3  # weights, gradients, moments; a checkpoint; the scores of 12 images

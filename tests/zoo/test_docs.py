@@ -5,7 +5,7 @@ from pathlib import Path
 from loffta.zoo.facts import FACTS
 from loffta.zoo.names import FAMILIES
 
-DOC = Path(__file__).parents[1] / "docs" / "backbones.md"
+DOC = Path(__file__).parents[2] / "docs" / "backbones.md"
 STATISTICS = {  # by mean; each mean comes with one std
     (0.485, 0.456, 0.406): "ImageNet",
     (0.5, 0.5, 0.5): "0.5",
