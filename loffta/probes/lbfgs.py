@@ -71,6 +71,7 @@ def minimise(state: State, precondition: Callable[[Tensor], Tensor], gap: float,
 def _direction(slope: Tensor, precondition: Callable[[Tensor], Tensor], steps: Steps) -> Tensor:
     """Minus the estimated inverse Hessian times the gradient: the two loops of algorithm 7.4."""
     rest, shares = slope.clone(), []
+    found: Tensor
     for moved, bent in reversed(steps):
         share = (moved * rest).sum() / (moved * bent).sum()
         rest -= share * bent
@@ -78,7 +79,8 @@ def _direction(slope: Tensor, precondition: Callable[[Tensor], Tensor], steps: S
     if steps:
         moved, bent = steps[-1]
         both = precondition(torch.cat([rest, bent], dim=1))
-        found, bent_back = both.split(rest.shape[1], dim=1)
+        n_targets = rest.shape[1]
+        found, bent_back = both[:, :n_targets], both[:, n_targets:]
         found = found * ((moved * bent).sum() / (bent * bent_back).sum())
     else:
         found = precondition(rest)

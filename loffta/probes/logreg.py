@@ -46,6 +46,9 @@ _BOUND = {"softmax": 0.5, "sigmoid": 0.25}
 class LogisticPath:
     """One set of features and one of targets, for C after C, the strongest penalty first."""
 
+    _slope: Tensor  # sums of the pass that is under way
+    _pull: Tensor
+
     def __init__(
         self,
         moments: Moments,

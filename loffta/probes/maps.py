@@ -64,7 +64,7 @@ class PathLosses:
     def add(self, features: Features, targets: Targets, weights: RowWeights | None = None) -> None:
         """One batch."""
         outputs = features.float() @ self._weight.to(features.device) + self._bias.to(features.device)
-        by_map = outputs.unflatten(1, (self._n_maps, -1)).transpose(0, 1)
+        by_map = outputs.reshape(len(outputs), self._n_maps, -1).transpose(0, 1)
         losses = doubles(self._loss(by_map, targets.to(by_map)))
         self.totals += (losses if weights is None else losses * doubles(weights)).sum(dim=1).cpu()
 

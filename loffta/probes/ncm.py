@@ -43,7 +43,7 @@ class ClassMeans:
 
     def plus(self, other: ClassMeans) -> ClassMeans:
         """Those of both."""
-        both = ClassMeans(*self.sums.shape, self.metric, self.sums.device)
+        both = ClassMeans(len(self.counts), self.sums.shape[1], self.metric, self.sums.device)
         both.sums, both.counts = self.sums + other.sums, self.counts + other.counts
         return both
 

@@ -70,7 +70,8 @@ class Ridge:
         explained = (self._shared.square() * ((2 - shrunk) / (self._values + strength))[:, None]).sum(dim=0)
         left = (moments.scatter.diagonal()[k:] - explained).clamp(min=0.0)
         free = moments.weight - 1 - float(shrunk.sum())
-        return moments.weight * left / free**2
+        found: Tensor = moments.weight * left / free**2
+        return found
 
 
 def mean_squares(moments: Moments, fitted: LinearMap) -> Float[Tensor, " T"]:

@@ -36,14 +36,14 @@ _SHARPEST, _FLATTEST = 1e-3, 1e3  # temperatures that are sought; at their ends 
 class Bins(NamedTuple):
     """What a reliability diagram shows; NaN where a bin holds no image."""
 
-    count: Int[np.ndarray, " bins"]
+    n_images: Int[np.ndarray, " bins"]
     confidence: Float[np.ndarray, " bins"]  # mean
     accuracy: Float[np.ndarray, " bins"]
 
     @property
     def gaps(self) -> Float[np.ndarray, " bins"]:
         """How far accuracy and confidence are apart."""
-        return np.abs(self.accuracy - self.confidence)
+        return np.asarray(np.abs(self.accuracy - self.confidence))
 
 
 def calibration(logits: Float[np.ndarray, "B C"], labels: Int[np.ndarray, " B"]) -> dict[str, float]:
@@ -120,7 +120,7 @@ def refuse(logits: Float[np.ndarray, "B C"], labels: Int[np.ndarray, " B"], shar
 
 
 def _confidence(logits: Float[np.ndarray, "B C"]) -> Float[np.ndarray, " B"]:
-    return np.exp(log_softmax(logits.astype(np.float64), axis=1).max(axis=1))
+    return np.asarray(np.exp(log_softmax(logits.astype(np.float64), axis=1).max(axis=1)))
 
 
 def _sureness(logits: Float[np.ndarray, "B C"]) -> Float[np.ndarray, " B"]:
@@ -142,4 +142,4 @@ def _binned(
 
 
 def _mean_gap(bins: Bins) -> float:
-    return float(np.nansum(bins.gaps * bins.count) / bins.count.sum())
+    return float(np.nansum(bins.gaps * bins.n_images) / bins.n_images.sum())

@@ -58,7 +58,7 @@ class Ranks:
     @property
     def tied_with_best(self) -> Bool[np.ndarray, " M"]:
         """Those that no run is surely better than: the best is among them, as surely as the intervals hold."""
-        return self.low == 1
+        return np.asarray(self.low == 1)
 
 
 def rank_runs(runs: Sequence[Scored], *, seed: int = 0) -> Ranks:

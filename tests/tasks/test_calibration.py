@@ -43,13 +43,13 @@ def test_figures_equal_loops_and_scikit_learn(signal):
     parts = [order[i : i + 20] for i in range(0, 300, 20)]
     gaps = [abs((chances[rows].argmax(1) == labels[rows]).mean() - chances[rows].max(1).mean()) for rows in parts]
     assert found["adaptive_ece"] == pytest.approx(np.mean(gaps))
-    assert (equal_mass(logits, labels).count == 20).all()
+    assert (equal_mass(logits, labels).n_images == 20).all()
 
 
 def test_bins_are_open_below_and_closed_above():
     """Of two classes with odds 1 : 1 the confidence is 0.5, the upper end of the fifth of ten bins."""
     bins = equal_width(np.zeros((4, 2)), np.array([0, 0, 0, 1]), 10)
-    assert bins.count.tolist() == [0, 0, 0, 0, 4, 0, 0, 0, 0, 0]
+    assert bins.n_images.tolist() == [0, 0, 0, 0, 4, 0, 0, 0, 0, 0]
     assert (bins.confidence[4], bins.accuracy[4]) == (0.5, 0.75)
     assert np.isnan(bins.accuracy[0])
 
