@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from loffta.machine.terminal import Table
+from loffta.words import human_size, plural
 
-from .common import emit, human_bytes, json_option, parse_settings, plural, show, show_lines, split_settings
+from .common import emit, json_option, parse_settings, show, show_lines
 
 _NAMES = {
     "disk": "disk, 16 threads",
@@ -42,13 +43,14 @@ def command(cache: Path, settings: tuple[str, ...], as_json: bool, **options: An
 
     Writes nothing. What it reads is dropped from the page cache first.
     """
+    from loffta.door.options import split_settings
     from loffta.training.bench import bench
 
     recipe, augmentation = split_settings(parse_settings(settings), options.pop("augment"))
     found = bench(cache, settings=recipe, augmentation=augmentation, **options)
     show(
         f"head {found['head']} on {found['device']}, batches of {found['batch_size']} of {found['images']} "
-        f"{plural(found['images'], 'image')}, {human_bytes(found['bytes_per_image'])} each"
+        f"{plural(found['images'], 'image')}, {human_size(found['bytes_per_image'])} each"
     )
     show("")
     show_lines(_table(found["parts"]))

@@ -11,8 +11,7 @@ from typing import Any
 import click
 
 from loffta.machine.terminal import wrap
-
-_AUGMENT = "augment."  # what --set changes of the augmentation begins with
+from loffta.words import plural
 
 _OPENING: dict[str, dict[str, Any]] = {
     "--image-root": {"type": click.Path(), "metavar": "DIR", "help": "Of a table: where its images lie."},
@@ -26,25 +25,6 @@ def opening_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for name, facts in reversed(_OPENING.items()):
         command = click.option(name, **facts)(command)
     return command
-
-
-def take_opened(options: dict[str, Any]) -> dict[str, Any]:
-    """Takes them out of `options`; those that were given, empty where none was."""
-    taken = {name: options.pop(name) for name in ("image_root", "follow_links")}
-    return {name: value for name, value in taken.items() if value}
-
-
-def opened_source(spec: str, opened: Mapping[str, Any]) -> str:
-    """The source in the words that hold what its user opened.
-
-    Raises:
-        UsageError: a kind of source that has no such thing.
-    """
-    if not opened:
-        return spec
-    from loffta.images.sources import with_options
-
-    return with_options(spec, **opened)
 
 
 def emit(result: Mapping[str, Any], as_json: bool) -> None:
@@ -65,11 +45,6 @@ def show_lines(lines: Iterable[str]) -> None:
     """Lines on stdout that are made for the terminal's width already: of a Table, or a command."""
     for line in lines:
         click.echo(line)
-
-
-def plural(n: int, one: str, many: str = "") -> str:
-    """The word alone: (1, 'tap') -> 'tap', (0, 'tap') -> 'taps', (2, 'class', 'classes') -> 'classes'."""
-    return one if n == 1 else many or f"{one}s"
 
 
 def seen_line(facts: Mapping[str, Any]) -> str:
@@ -152,23 +127,3 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
                     remedy="quote it as in YAML",
                 ) from error
     return settings
-
-
-def split_settings(
-    settings: dict[str, Any], augment: str | dict[str, Any]
-) -> tuple[dict[str, Any], str | dict[str, Any]]:
-    """What --set says of the recipe, and the augmentation with what it says of that: `augment.KEY=VALUE`."""
-    ranges = {key.removeprefix(_AUGMENT): value for key, value in settings.items() if key.startswith(_AUGMENT)}
-    recipe = {key: value for key, value in settings.items() if not key.startswith(_AUGMENT)}
-    if not ranges:
-        return recipe, augment
-    return recipe, {**({"preset": augment} if isinstance(augment, str) else augment), **ranges}
-
-
-def human_bytes(n_bytes: float) -> str:
-    """1234567 -> '1.2 MB'; powers of 1,000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.2f} TB"

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
-from .common import emit, human_bytes, json_option, show
+from loffta.words import human_size
+
+from .common import emit, json_option, show
 
 
 @click.command("drop")
@@ -37,8 +39,8 @@ def command(cache: Path, target: str, yes: bool, as_json: bool) -> None:
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError("there is no terminal to ask on", where="loffta drop", remedy="add --yes")
-        question = f"Remove {target}, {human_bytes(n_bytes)} of {label}?"
+        question = f"Remove {target}, {human_size(n_bytes)} of {label}?"
         click.confirm("\n".join(wrap(question, columns() - len(" [y/N]: "))), abort=True, err=True)
     drop(found)
-    show(f"{human_bytes(n_bytes)} freed")
+    show(f"{human_size(n_bytes)} freed")
     emit({"dropped": target, "bytes": n_bytes}, as_json)

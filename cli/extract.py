@@ -8,18 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import (
-    emit,
-    human_bytes,
-    json_option,
-    merge_config,
-    opened_source,
-    opening_options,
-    plural,
-    seen_line,
-    show,
-    take_opened,
-)
+from loffta.words import human_size, plural
+
+from .common import emit, json_option, merge_config, opening_options, seen_line, show
 
 if TYPE_CHECKING:
     from loffta.config import ExtractConfig
@@ -75,9 +66,8 @@ def command(ctx: click.Context, /, file: Path | None, as_json: bool, **options: 
     config = read_options(ctx, file, options)
     report = run(config, StopFlag().listen())
     for store in report.stores:
-        n_taps = len(store["taps"])
-        size = human_bytes(store["bytes"])
-        show(f"{store['label']}: {n_taps} {plural(n_taps, 'tap')}, {size}, store {store['store']}")
+        taps = f"{len(store.taps)} {plural(len(store.taps), 'tap')}"
+        show(f"{store.label}: {taps}, {human_size(store.bytes)}, store {store.store}")
     done = "nothing to do"
     if report.units:
         images = f"{report.images} {plural(report.images, 'image')}"
@@ -99,63 +89,15 @@ def read_options(ctx: click.Context, file: Path | None, options: dict[str, Any])
         UsageError: an unknown key, a missing one, or a value of the wrong kind.
     """
     from loffta.config import ExtractConfig, parse
+    from loffta.door.options import open_up, pair_backbones, parse_share
 
-    opened = take_opened(options)
+    opened = options.pop("image_root"), options.pop("follow_links")
     options["backbones"] = pair_backbones(
-        options["backbones"], options.pop("weights"), options.pop("taps"), options.pop("image_px")
+        options["backbones"], **{name: options.pop(name) for name in ("weights", "taps", "image_px")}
     )
     options["kinds"] = tuple(kind.strip() for kind in options["kinds"].split(","))
     options["share"] = parse_share(options["share"]) if options["share"] else None
     values = merge_config(ctx, file, options)
-    if values.get("source"):
-        values["source"] = opened_source(values["source"], opened)
+    if isinstance(values.get("source"), str):  # else `parse` says what is wrong with it
+        values["source"] = open_up(values["source"], *opened)
     return parse(ExtractConfig, values, where=file or ctx.command_path, options=_REQUIRED)
-
-
-def pair_backbones(
-    names: tuple[str, ...], weights: tuple[str, ...], taps: tuple[str, ...], image_px: tuple[str, ...]
-) -> tuple[dict[str, Any], ...]:
-    """Pairs each backbone with its weights, taps and size.
-
-    Raises:
-        UsageError: a count that is neither none, one nor as many as backbones; the pairs are shown.
-    """
-    from loffta.errors import UsageError
-
-    given: dict[str, tuple[Any, ...]] = {"weights": weights, "taps": taps, "image_px": image_px}
-    for key, values in given.items():
-        if values and not names:
-            raise UsageError(
-                f"--{key.replace('_', '-')} belongs to a --backbone, and none was given",
-                where="loffta extract",
-                remedy="repeat the backbone's name with --backbone, or write the value into the --config file",
-            )
-        if len(values) not in (0, 1, len(names)):
-            pairs = [f"{n} with {values[i] if i < len(values) else '?'}" for i, n in enumerate(names)]
-            option = "--" + key.replace("_", "-")
-            raise UsageError(
-                f"{option} was given {len(values)} times for {len(names)} {plural(len(names), 'backbone')}: "
-                f"{', '.join(pairs)}",
-                where=option,
-                remedy="give it once for all, or once for each --backbone in the same order",
-            )
-    spread = {key: values * len(names) if len(values) == 1 else values for key, values in given.items()}
-    return tuple(
-        {"name": name} | {key: values[i] for key, values in spread.items() if values} for i, name in enumerate(names)
-    )
-
-
-def parse_share(text: str) -> tuple[int, int]:
-    """`0/4` -> (0, 4).
-
-    Raises:
-        UsageError: not i/n with 0 <= i < n.
-    """
-    from loffta.errors import UsageError
-
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise UsageError(
-            f"'{text}' is no share of the work", where="--shard", remedy="write I/N with 0 <= I < N, for example 0/4"
-        )
-    return int(index), int(count)

@@ -7,7 +7,9 @@ from dataclasses import asdict
 
 import click
 
-from .common import emit, human_bytes, json_option, show
+from loffta.words import human_size
+
+from .common import emit, json_option, show
 
 
 @click.command("fetch")
@@ -31,6 +33,6 @@ def command(backbones: tuple[str, ...], as_json: bool) -> None:
     ]:  # a misspelt name downloads nothing
         fetched.append(fetch(timm_id))
         state = "downloaded" if fetched[-1].downloaded else "already there"
-        show(f"{timm_id}: {state}, {human_bytes(fetched[-1].n_bytes)}, {fetched[-1].path}")
+        show(f"{timm_id}: {state}, {human_size(fetched[-1].n_bytes)}, {fetched[-1].path}")
     show(f"on the compute node: export {environment()}")
     emit({"fetched": [asdict(item) for item in fetched], "environment": environment()}, as_json)

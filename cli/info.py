@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from loffta.machine.terminal import Table
+from loffta.words import human_size, plural
 
-from .common import emit, human_bytes, json_option, plural, seen_line, show, show_lines
+from .common import emit, json_option, seen_line, show, show_lines
 
 _SHOWN = 5  # names of bad images a reason; --json gives all
 
@@ -57,7 +58,7 @@ def command(cache: Path, as_json: bool) -> None:
 
 def _head(store: dict[str, Any]) -> str:
     total = sum(array["bytes"] + array.get("scale_bytes", 0) for array in store["arrays"])
-    size = f"{store['recipe']['input']['image_px']} px, {human_bytes(total)}"
+    size = f"{store['recipe']['input']['image_px']} px, {human_size(total)}"
     done = f"{store['units_done']}/{store['units']} {plural(store['units'], 'unit')}"
     pace = ""
     if store["images_per_s"]:
@@ -69,7 +70,7 @@ def _notes(held: dict[str, Any]) -> list[str]:
     """Writers, damage, missing shards and orphans; nothing where there are none."""
     lines = [
         f"writing: process {w['pid']} on {w['host']}, {w['files']} {plural(w['files'], 'file')}, "
-        f"{human_bytes(w['bytes'])} so far, last {w['age_s']:.0f} s ago"
+        f"{human_size(w['bytes'])} so far, last {w['age_s']:.0f} s ago"
         for w in held["writers"]
     ]
     lines += [f"damaged: {d['array']}: {d['what']} ({d['path']})" for d in held["damaged"]]
@@ -77,8 +78,8 @@ def _notes(held: dict[str, Any]) -> list[str]:
     if held["orphans"]:
         total = sum(orphan["bytes"] for orphan in held["orphans"])
         n = len(held["orphans"])
-        lines.append(f"{n} {plural(n, 'orphan')}, {human_bytes(total)}, that {plural(n, 'serves', 'serve')} nobody:")
-        lines += [f"  {o['what']}: {o['path']}, {human_bytes(o['bytes'])}" for o in held["orphans"]]
+        lines.append(f"{n} {plural(n, 'orphan')}, {human_size(total)}, that {plural(n, 'serves', 'serve')} nobody:")
+        lines += [f"  {o['what']}: {o['path']}, {human_size(o['bytes'])}" for o in held["orphans"]]
     return ["", *lines] if lines else []
 
 
@@ -103,7 +104,7 @@ def _cells(array: dict[str, Any]) -> tuple[str, ...]:
     shape = " x ".join(str(side) for side in array["shape"][1:])
     images = f"{array['images_done']} {plural(array['images_done'], 'image')}"
     done = f"{array['units_done']}/{array['units']} {plural(array['units'], 'unit')}, {images}"
-    return array["array"].rpartition("/")[2], span, shape, done, human_bytes(array["bytes"])
+    return array["array"].rpartition("/")[2], span, shape, done, human_size(array["bytes"])
 
 
 def _array_notes(array: dict[str, Any]) -> list[str]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loffta.machine.terminal import Table
+from loffta.words import human_size
 
-from .common import emit, human_bytes, json_option, show, show_lines
+from .common import emit, json_option, show, show_lines
 
 if TYPE_CHECKING:
     from loffta.zoo.catalogue import Listing
@@ -63,7 +64,7 @@ def _row(listing: Listing) -> tuple[str, ...]:
         _span([f"{side}x{side}" for side in sides]),
         _span([str(width) for width in widths]),
         f"{facts.n_class}+{facts.n_registers}",
-        _span([human_bytes(n_bytes) for n_bytes in facts.tap_bytes()]),
+        _span([human_size(n_bytes) for n_bytes in facts.tap_bytes()]),
         f"{facts.n_params} M",
         facts.licence or "not stated",
         listing.timm_id,

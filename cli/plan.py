@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loffta.machine.terminal import Table, wrap
+from loffta.words import human_size, plural
 
-from .common import emit, human_bytes, plural, show_lines
+from .common import emit, show_lines
 from .extract import command as extract
 from .extract import read_options
 
@@ -44,8 +45,8 @@ def describe(plan: Plan) -> list[str]:
     images = f"{plan.images:,} {plural(plan.images, 'image')}"
     units = f"{plan.units} {plural(plan.units, 'unit')} of {plan.unit_images}"
     rows = [_cells(array, plan.units) for array in plan.arrays]
-    rows += [("metadata", "", human_bytes(plan.metadata_bytes), str(plan.metadata_files), "", "", "")]
-    rows += [("total", "", human_bytes(plan.bytes), f"{plan.files:,}", "", "", "")]
+    rows += [("metadata", "", human_size(plan.metadata_bytes), str(plan.metadata_files), "", "", "")]
+    rows += [("total", "", human_size(plan.bytes), f"{plan.files:,}", "", "", "")]
     table = Table(rows, ("store", "array", "bytes", "files", "units missing", "an image", "taps"), right={2, 3, 4})
     lines = [*wrap(f"{plan.source}: {images} in {units}, {state}"), "", *table.head()]
     lines += [line for row in rows for line in table.lines(row)]
@@ -55,9 +56,9 @@ def describe(plan: Plan) -> list[str]:
 def _notes(plan: Plan) -> list[str]:
     """What there is room for, what it takes and what would take less, a paragraph each."""
     free = f"{plan.room.files:,} files" if plan.room.files is not None else "files not counted"
-    lines = [f"free     {human_bytes(plan.room.bytes)}, {free}"]
+    lines = [f"free     {human_size(plan.room.bytes)}, {free}"]
     if plan.quota is not None:
-        left = human_bytes(plan.quota.bytes) if plan.quota.bytes is not None else "no limit on bytes"
+        left = human_size(plan.quota.bytes) if plan.quota.bytes is not None else "no limit on bytes"
         files = f"{plan.quota.files:,} files" if plan.quota.files is not None else "no limit on files"
         lines.append(f"quota    {left}, {files} left ({plan.quota.tool})")
     lines += [f"WARNING  it does not fit: {short}" for short in plan.shortages]
@@ -71,7 +72,7 @@ def _notes(plan: Plan) -> list[str]:
 def _cells(array: ArrayPlan, units: int) -> tuple[str, ...]:
     span = f"{array.taps[0]} .. {array.taps[-1]}" if len(array.taps) > 1 else "".join(array.taps)
     shape = f"{'x'.join(map(str, array.shape))} {array.dtype}"
-    size = human_bytes(array.shard_bytes + array.done_bytes)
+    size = human_size(array.shard_bytes + array.done_bytes)
     return (array.store, array.kind, size, f"{array.files:,}", f"{array.units_missing}/{units}", shape, span)
 
 
@@ -84,7 +85,7 @@ def _time_lines(plan: Plan, timing: Timing, extract_s: float) -> list[str]:
         f"time     {_hours(extract_s)} for {missing} at {1 / timing.image_s:,.1f}/s on "
         f"{timing.device} (median of {timing.batches} {plural(timing.batches, 'batch', 'batches')} of "
         f"{timing.batch_size}, {timing.images} {plural(timing.images, 'image')}, {warm})",
-        f"         writing was not measured: it must keep up with {human_bytes(needed)}/s",
+        f"         writing was not measured: it must keep up with {human_size(needed)}/s",
     ]
 
 
@@ -92,7 +93,7 @@ def _epochs(even: BreakEven) -> str:
     how = "measured on this cache's shards" if even.read_measured else "assumed: no shards to measure with"
     compared = (
         f"online {_hours(even.online_epoch_s)} (networks alone, measured), cached {_hours(even.cached_epoch_s)} "
-        f"(every byte once at {human_bytes(even.read_rate)}/s, {how})"
+        f"(every byte once at {human_size(even.read_rate)}/s, {how})"
     )
     if even.epochs is None:
         return f"{compared}: reading takes as long as computing, a cache does not pay"

@@ -1,4 +1,4 @@
-"""`loffta predict`: options in, one call of loffta.online.predict.predict, a summary out."""
+"""`loffta predict`: options in, one call of loffta.predict, a summary out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-from .common import emit, json_option, opened_source, opening_options, plural, show, take_opened
+from loffta.words import plural
+
+from .common import emit, json_option, opening_options, show
 
 
 @click.command("predict")
@@ -24,18 +26,7 @@ from .common import emit, json_option, opened_source, opening_options, plural, s
 )
 @opening_options
 @json_option
-def command(
-    run: Path,
-    source: str,
-    out: Path,
-    per_seed: bool,
-    cache: Path | None,
-    batch_size: int,
-    device: str,
-    max_bad_frac: float,
-    as_json: bool,
-    **opened: Any,
-) -> None:
+def command(run: Path, source: str, as_json: bool, **options: Any) -> None:
     """Tell the classes of images by the trained heads of RUN.
 
     SOURCE is a folder, a table, one image file, or anything that `extract` takes. The file has a row per image, in
@@ -43,25 +34,12 @@ def command(
     probabilities in the order of the classes in its metadata. Of heads trained on several classes per image, predicted
     is the list of those with a probability of 0.5 and more. Nothing is cached, and no cache is needed.
     """
-    from loffta.extraction.begin import backbone_loader
+    import loffta
     from loffta.machine import process
-    from loffta.online.predict import open_images, predict
 
     stop = process.StopFlag().listen()
     process.cap_threads()
-    target = process.resolve_device(device)
-    done = predict(
-        run,
-        open_images(opened_source(source, take_opened(opened))),
-        out,
-        backbone_loader(target),
-        device=target,
-        cache_root=cache,
-        per_seed=per_seed,
-        batch_size=batch_size,
-        max_bad_frac=max_bad_frac,
-        stop=stop,
-    )
+    done = loffta.predict(run, source, stop=stop, **options)
     for name, n in sorted(done.counts.items(), key=lambda item: -item[1])[:10]:
         show(f"{n:7}  {name}")
     show(f"{done.images} {plural(done.images, 'image')}, {done.bad} bad; {done.out}")

@@ -1,4 +1,4 @@
-"""`loffta train`: options in, one call of loffta.training.train.train, a summary out."""
+"""`loffta train`: options in, one call of loffta.door.train.run, a summary out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import emit, json_option, merge_config, parse_settings, plural, show, show_lines, split_settings
-from .train_online import online_options, run_online, take_online
+from loffta.words import plural
+
+from .common import emit, json_option, merge_config, parse_settings, show, show_lines
+from .train_online import online_options
 
 if TYPE_CHECKING:
     from loffta.config import TrainConfig
@@ -62,9 +64,10 @@ def command(
     off goes on from its last checkpoint.
     """
     from loffta.config import TrainConfig, parse
+    from loffta.door.options import split_settings
+    from loffta.door.train import run, take_online
     from loffta.errors import NotSaved
     from loffta.machine.process import StopFlag
-    from loffta.training.train import train
 
     online = take_online(options)
     values = merge_config(ctx, file, options) | online
@@ -73,7 +76,7 @@ def command(
     config = config.model_copy(update={"recipe": config.recipe | recipe, "augment": augment})
     stop = StopFlag().listen()
     try:
-        results = train(config, out, stop) if config.online is None else run_online(config, out, stop)
+        results = run(config, out, stop)
     except NotSaved as error:
         print_results(error.results)
         emit(error.results, as_json)

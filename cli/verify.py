@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import emit, json_option, plural, show, show_lines
+from loffta.words import plural
+
+from .common import emit, json_option, show, show_lines
 
 if TYPE_CHECKING:
     from loffta.machine.process import StopFlag

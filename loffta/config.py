@@ -117,7 +117,7 @@ class OnlineConfig(StrictModel, frozen=True):
     resize: Literal["squash", "crop"] = "squash"  # of images that are not augmented
     background: Background | None = None  # as in ExtractConfig; None: the run's own, white for a new one
     range: Range | None = None
-    augment: Literal["none", "crop-flip"] = "crop-flip"  # of training images
+    augment: Literal["none", "crop-flip"] = "crop-flip"  # of training images, the same for all seeds
     lr_backbone: PositiveFloat = 1e-5  # where it is trained; ours: a hundredth of the linear head's rate
     max_bad_frac: float = Field(0.01, ge=0, le=1)
 

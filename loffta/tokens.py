@@ -1,8 +1,8 @@
-"""The axis alphabet and the shaped types that every signature uses.
+"""The axis alphabet, and what one tap's tokens are; the tensors themselves are typed in `shapes`.
 
 B images   L taps (layers)   H W grid rows and columns   N tokens = H * W   P prefix tokens (class token, then
 registers)   D channels.   K stands for the concatenation of the D of several taps, T for the tokens of several taps
-and kinds side by side. Nothing here computes.
+and kinds side by side. Nothing here computes, nor imports torch: what lists a cache needs no tensors.
 """
 
 from __future__ import annotations
@@ -10,16 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from jaxtyping import Float
-from torch import Tensor
-
 Kind: TypeAlias = Literal["grid", "prefix", "mean"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-
-Grid: TypeAlias = Float[Tensor, "B H W D"]  # patch tokens of one tap, on their grid
-Prefix: TypeAlias = Float[Tensor, "B P D"]  # class token first, if there is one, then registers
-Tokens: TypeAlias = Float[Tensor, "B N D"]  # patch tokens in row-major order
-Logits: TypeAlias = Float[Tensor, "B C"]
 
 
 @dataclass(frozen=True)

@@ -53,3 +53,18 @@ def brief(value: object) -> str:
     except ValueError:  # an integer of more digits than Python writes
         text = f"a {type(value).__name__} too large to show"
     return printable(text if len(text) <= _BRIEF.maxother else text[: _BRIEF.maxother - 3] + "...")
+
+
+def plural(n: int, one: str, many: str = "") -> str:
+    """The word alone: (1, 'tap') -> 'tap', (0, 'tap') -> 'taps', (2, 'class', 'classes') -> 'classes'."""
+    return one if n == 1 else many or f"{one}s"
+
+
+def human_size(amount: float | int, unit: str = "B", gap: str = " ") -> str:
+    """1234567 -> '1.2 MB'; powers of 1,000, whole below the first."""
+    size = float(amount)
+    for power in ("", "k", "M", "G"):
+        if size < 999.95:
+            return f"{size:.{1 if power else 0}f}{gap}{power}{unit}"
+        size /= 1000
+    return f"{size:.1f}{gap}T{unit}"

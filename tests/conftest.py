@@ -26,3 +26,11 @@ def signal_handlers_come_back():
 def lines_are_whole(monkeypatch):
     """What commands print is wrapped to the terminal; only tests/cli/test_width.py looks at that."""
     monkeypatch.setenv("COLUMNS", "2000")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nothing_is_synced():
+    """Thousands of fsyncs would be most of the time of many tests, and no process here loses power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield

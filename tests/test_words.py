@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from loffta.words import brief, file_name, lookalike, printable
+from loffta.words import brief, file_name, human_size, lookalike, plural, printable
 
 
 def test_nothing_that_steers_a_terminal_is_shown():
@@ -62,3 +62,26 @@ def test_a_value_in_a_message_is_short_however_large_it_is():
         assert len(brief(value)) <= 200
         assert brief(value).isprintable()
     assert brief({"a": [1, "b"]}) == "{'a': [1, 'b']}"
+
+
+def test_one_of_a_thing_is_no_plural():
+    assert [plural(n, "tap") for n in (0, 1, 2)] == ["taps", "tap", "taps"]
+    assert [plural(n, "class", "classes") for n in (1, 2)] == ["class", "classes"]
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (999_940, "999.9 kB"),
+        (999_960, "1.0 MB"),
+        (1_234_567, "1.2 MB"),
+        (5.5e9, "5.5 GB"),
+        (2.5e15, "2500.0 TB"),
+    ],
+)
+def test_sizes_take_the_unit_that_leaves_three_digits(amount, text):
+    assert human_size(amount) == text
+    assert human_size(amount, "MACs", "_") == text.replace("B", "MACs").replace(" ", "_")

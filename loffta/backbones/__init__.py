@@ -14,7 +14,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from loffta.images.geometry import PixelGeometry
-from loffta.tokens import Grid, Prefix, TokenSpec
+from loffta.shapes import Grid, Prefix
+from loffta.tokens import TokenSpec
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from loffta.backbones import Backbone, TapTokens, WeightsSource
 from loffta.backbones.weights import digest_state_dict, stamp
 from loffta.errors import LofftaError, UsageError
 from loffta.images.geometry import Interpolation, PixelGeometry
+from loffta.shapes import Grid, Prefix
 from loffta.taps import SETS
-from loffta.tokens import Grid, Prefix, TokenSpec
+from loffta.tokens import TokenSpec
 
 CUSTOM = "custom:"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -1,8 +1,9 @@
-"""Finds and reads the taps inside an isotropic transformer's blocks and behind its last: forward hooks with proof.
+"""Finds and reads the taps inside a transformer's blocks and behind its last one, by forward hooks.
 
 In: a timm model whose block outputs are known to be in grid order.   Out: which inner taps it has; their tensors.
-Called by `timm_backbone`. A hooked tensor becomes a tap only if one image's values prove the order of its tokens:
-the residual stream is followed through each block, x + attn(norm1(x)), then + mlp(norm2(.)), term by term.
+Called by `timm_backbone`. Nothing says in which order the tokens of an inner tensor lie, so one image runs through the
+model and its sums are checked: input + attention must be what norm2 was given, and that + MLP the block's output, bit
+for bit. A tensor that such a sum contains has the order of the block's output, and becomes a tap; another does not.
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ def watch(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Call]]:
 class BlockProof:
     """Watches the blocks of a model during one forward pass of one image.
 
-    Afterwards `outputs` holds what each block gave and `widths`, per block, the inner taps whose order is proven with
-    their channels. Inner tensors are dropped block by block: all at once they are 8 GB for SAM's largest at 1024 px.
+    Afterwards `outputs` holds what each block gave. `widths` holds, per block, the inner taps whose order is proven,
+    and their channels. Inner tensors are dropped block by block: all at once they are 8 GB for SAM's largest at 1024
+    px.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
 """Finds what timm models take and give, without weights and without computing: on torch's `meta` device.
 
 In: timm ids.   Out: `Facts`; as a program (`python -m loffta.backbones.measure`) it rewrites `loffta/zoo/facts.py`.
-Called by `loffta models` for models outside the zoo. Values prove the order of tokens when a model is loaded
-(`describe_taps`); here are shapes alone, and a net counts as isotropic by its shapes.
+Called by `loffta models` for models outside the zoo. There are shapes here and no values: whether the blocks of a net
+are uniform is judged by their shapes. When a model is loaded, its values decide (`describe_taps`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """Finds taps that the user names by a module's path, `module:blocks.3.attn.proj`, and proves the order of their tokens.
 
 In: a timm model at its input size, and paths.   Out: which tap each path is, or an error that says why it is none.
-Called by `timm_backbone`. Three proofs, by where the module lies: in a block of an isotropic net, step by step from
-tensors of known order; before its blocks, by changing patches of the image; in a convolutional net, by changing
-regions.
+Called by `timm_backbone`. Which proof there is depends on where the module lies:
+
+* In a block of a transformer: step by step, from tensors whose order is known.
+* Before its blocks: patches of the image are changed, and each token must change where its own patch did.
+* In a convolutional net: regions of the image are changed, and each must change its own place in the map most.
 """
 
 from __future__ import annotations
@@ -106,8 +108,10 @@ def _run_once(module: nn.Module, n_outputs: int, run: Callable[[int], object]) -
 
 
 def _in_block(model: Any, path: str, depth: int, specs: Sequence[TokenSpec], run: Callable[[], object]) -> ModuleTap:
-    """Follows the modules of a block in the order they run: one is proven whose output is a tensor of known order, or
-    that was given one and works token by token (permuted tokens give the permuted result).
+    """Follows the modules of a block in the order they run, and collects tensors whose order is known.
+
+    A module's output is known if it is such a tensor itself. It is known as well if the module was given one and works
+    token by token: then permuted tokens give the permuted result.
     """
     _, index, inside = (*path.split(".", 2), "")[:3]
     block = model.blocks[int(index)]
@@ -175,9 +179,9 @@ def _before_blocks(model: Any, path: str, output: TokenSpec, image: Float[Tensor
 
 
 def _in_stages(model: Any, path: str, depth: int, gave: Tensor, image: Float[Tensor, "1 3 S S"], run: Run) -> ModuleTap:
-    """A map is proven that is a stage's output, or that each region of the image changes most in its own place.
+    """A map is proven if it is a stage's output, or if each region of the image changes its own place in the map most.
 
-    The latter only without attention, whose windows a few regions would not tell apart from the grid.
+    Regions prove nothing where there is attention: a few of them cannot tell windows from the grid.
     """
     layouts = [gave.ndim == 4 and gave.shape[2] == gave.shape[3], gave.ndim == 4 and gave.shape[1] == gave.shape[2]]
     possible = [first for first, square in zip((True, False), layouts, strict=True) if square]

@@ -7,7 +7,6 @@ Nothing here trains, reads images or knows about labels.
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -16,7 +15,6 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from loffta.backbones import TapTokens, WeightsSource
 from loffta.backbones.inner_taps import PARTS, BlockProof, final_widths, hooked_module, read_tap, watch
@@ -24,8 +22,10 @@ from loffta.backbones.module_taps import ModuleTap, find_module_tap
 from loffta.backbones.timm_model import build_model
 from loffta.errors import UsageError
 from loffta.images.geometry import Interpolation, PixelGeometry
+from loffta.machine.progress import say
+from loffta.shapes import Grid, Prefix
 from loffta.taps import MODULE, is_inner, module_paths, unknown_tap
-from loffta.tokens import Grid, Prefix, TokenSpec
+from loffta.tokens import TokenSpec
 from loffta.zoo.names import check_name
 
 
@@ -56,14 +56,14 @@ def load_timm(
         remedy = "choose a ViT, EfficientNet, ConvNeXt or Swin; `loffta models` lists names"
         raise UsageError("timm gives no intermediate outputs of this model", where=f"backbone {name}", remedy=remedy)
     for note in loaded.notes:
-        print(f"{name}: {note}", file=sys.stderr)
+        say(f"{name}: {note}")
     config: Any = model.pretrained_cfg
     trained_px = loaded.px
     height, width = (trained_px, trained_px) if trained_px else config["input_size"][-2:]
     native: int = height
     if trained_px and image_px is None:
         own = config["input_size"][-1]
-        print(f"{name}: the weights were trained at {native} px, the model's own is {own} px", file=sys.stderr)
+        say(f"{name}: the weights were trained at {native} px, the model's own is {own} px")
     px = native if image_px is None else _resolve_side(name, model, image_px, native=native)
     model.eval().requires_grad_(False)
     if (px, px) == (height, width):
@@ -149,6 +149,8 @@ class TimmBackbone:
 
         Attention as plain products: torch's counter does not know the kernel that CPUs use for it.
         """
+        from torch.utils.flop_counter import FlopCounterMode  # imports triton, where that is installed
+
         side = self.geometry.image_px
         image = torch.zeros(1, 3, side, side, device=self._device)
         with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -286,7 +288,7 @@ def _resolve_side(name: str, model: nn.Module, px: int, *, native: int) -> int:
         raise UsageError(what, where=f"backbone {name}, --image-px {px}", remedy=nearest)
     side = px // step * step
     if side != px:
-        print(f"{name}: {px} px is not a multiple of the patch of {step} px: using {side} px", file=sys.stderr)
+        say(f"{name}: {px} px is not a multiple of the patch of {step} px: using {side} px")
     return side
 
 

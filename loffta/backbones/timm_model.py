@@ -6,6 +6,7 @@ Called by `timm_backbone`.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import timm
@@ -25,17 +26,19 @@ from loffta.backbones.weights import (
     stamp_adapter,
 )
 
+_ALONE = threading.Lock()  # two threads would draw from one generator, and replace timm's loader under each other
+
 
 def build_model(name: str, spec: str) -> tuple[nn.Module, WeightsSource, Loaded]:
     """A model with its weights, where they came from, and what there is to say of them.
 
-    The global RNG stays as it was.
+    The global RNG stays as it was; the models of several threads are built one after the other.
     """
     base, adapter = split_adapter(spec)
     seed = random_seed(base)
     path = None if seed is not None else find_file(base, name)
     file, adapter_file = stamp(path), stamp_adapter(adapter)
-    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
+    with _ALONE, torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
         torch.default_generator.manual_seed(seed or 0)  # torch.manual_seed would touch the accelerators' too
         model, convert, strict = _create(name, pretrained=path is not None)
         loaded = Loaded()

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from torch import Tensor
 
 from loffta.backbones import AdapterStamp
@@ -173,11 +172,15 @@ def _hub_repo(backbone: str) -> str:
 
 
 def _cached_hub_file(repo: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache  # 0.2 s, for those whose weights are the hub's
+
     found = try_to_load_from_cache(repo, HUB_FILE)
     return Path(found).absolute() if isinstance(found, str) else None
 
 
 def _download(repo: str, backbone: str) -> Path:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
     try:
         get_hf_file_metadata(hf_hub_url(repo, HUB_FILE), timeout=HUB_PROBE_S)
         return Path(hf_hub_download(repo, HUB_FILE)).absolute()

@@ -23,7 +23,8 @@ from loffta.pooling import pool_mean
 from loffta.store.cache import Cache, CachedArray, Store
 from loffta.store.paths import TARGETS
 from loffta.store.purge import all_missing_shards, describe_lost, describe_missing, lost_metadata
-from loffta.store.quantise import Scales, dequantise
+from loffta.store.quantise import dequantise
+from loffta.store.scales import Scales
 from loffta.taps import SETS, resolve_taps
 from loffta.tokens import KINDS, FeatureSpec, Kind
 
@@ -128,9 +129,7 @@ def usable_rows(cache: Cache, features: Sequence[Feature], split: str, *, partia
         LofftaError: units are missing; the counts and the command that adds them are given.
         DamageFound: shards of finished units are gone; all of them are listed.
     """
-    for part in split.split("+"):
-        if part not in cache.table.split_sizes():
-            raise unknown_name("split", part, cache.table.split_sizes(), where=cache.paths.images)
+    cache.table.check_split(split, where=cache.paths.images)
     _refuse_missing_shards(cache, features)
     rows = cache.table.rows_of(split)
     ready = np.ones(len(cache.table), dtype=bool)

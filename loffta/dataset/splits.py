@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError, UsageError
-from loffta.store.cache import Cache
 from loffta.store.table import ImageTable
 
 HOLDOUT = "holdout"  # the split's name
@@ -98,13 +98,14 @@ def name_some(classes: Sequence[str], n_shown: int = 5) -> str:
     return f"classes {shown}" if len(classes) <= n_shown else f"{len(classes)} classes ({shown}, ...)"
 
 
-def choose_splits(config: TrainConfig, cache: Cache) -> TrainConfig:
+def choose_splits(config: TrainConfig, table: ImageTable, where: str | Path) -> TrainConfig:
     """The configuration with the split to test on settled: `holdout` where it is drawn and `test` has no label.
 
+    Args:
+        where: the table is, for messages.
     Raises:
         UsageError: splits that contradict each other, or no split to test on.
     """
-    table = cache.table
     known = dict.fromkeys(split for split, has in zip(table.splits, table.is_labelled(), strict=True) if has)
     no_test = "has no split 'test'" if "test" not in table.split_sizes() else "has no label in split 'test'"
     if config.holdout is not None:
@@ -125,7 +126,7 @@ def choose_splits(config: TrainConfig, cache: Cache) -> TrainConfig:
     if config.test_on == "test" and "test" not in known:
         raise UsageError(
             f"the image set {no_test}",
-            where=cache.paths.images,
+            where=where,
             remedy="hold a part of it back with --holdout 0.2, or name a split with labels with --test-on "
             f"(known: {', '.join(known)})",
         )

@@ -6,7 +6,6 @@ the results as a mapping. Called by `loffta evaluate` and at the end of `loffta 
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -31,6 +30,7 @@ from loffta.heads.precision import autocast, matmul_precision
 from loffta.heads.recipe import Recipe
 from loffta.heads.relevance import raw_scores, scores
 from loffta.machine import process
+from loffta.machine.progress import say
 from loffta.runs.holdout import split_rows
 from loffta.runs.known_images import open_cache, read_known
 from loffta.runs.origins import read_origins
@@ -182,11 +182,7 @@ def _known_to(table: ImageTable, whole: ImageTable, rows: NDArray[np.int64]) -> 
         raise LofftaError(
             "no image is of a class that the run knows", where=whole.source, remedy="train again with another --out"
         )
-    print(
-        f"{strange.sum()} of the {len(rows)} images are of classes that the training did not know: they are left out",
-        file=sys.stderr,
-        flush=True,
-    )
+    say(f"{strange.sum()} of the {len(rows)} images are of classes that the training did not know: they are left out")
     return rows[~strange]
 
 

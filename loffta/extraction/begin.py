@@ -7,7 +7,6 @@ and `online`, which only look.
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -22,13 +21,13 @@ from loffta.files.durable import sweep_tree
 from loffta.images.geometry import PixelGeometry, View
 from loffta.look import OLD, Look
 from loffta.machine import process
+from loffta.machine.progress import say
 from loffta.store.asked import asked_rows, rows_due
 from loffta.store.cache import MAX_THUMB_PX, Cache, CachedArray
 from loffta.store.paths import THUMB, CachePaths
 from loffta.store.purge import describe_lost, describe_missing, forget_missing, lost_metadata
 from loffta.store.table import ImageTable
 from loffta.store.units import Share
-from loffta.words import printable
 from loffta.zoo.names import ZOO
 
 
@@ -144,4 +143,4 @@ def _say_missing(lost: list[str], missing: dict[str, list[int]]) -> None:
             "\n".join(found) + "\n  was the file system purged? These units are not finished any more; "
             "this command writes anew those of its own stores"
         )
-        print(printable(said, keep="\n"), file=sys.stderr, flush=True)
+        say(said, keep="\n")

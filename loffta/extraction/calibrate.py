@@ -21,8 +21,8 @@ from loffta.images.batches import ImageStream
 from loffta.images.sources import ImageSource
 from loffta.machine.process import StopFlag
 from loffta.store.cache import Cache, CachedArray
-from loffta.store.quantise import Scales, dequantise, fit_scales, quantise
-from loffta.store.scales import create_scales, has_scales
+from loffta.store.quantise import dequantise, fit_scales, quantise
+from loffta.store.scales import Scales, create_scales, has_scales
 from loffta.store.writer import not_finite
 
 SAMPLE_IMAGES = 256

@@ -6,15 +6,9 @@ continues, and does nothing (loads no model) when all is there.
 
 from __future__ import annotations
 
-import functools
-import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from loffta.backbones import Backbone
 from loffta.config import BackboneConfig, ExtractConfig
@@ -29,20 +23,30 @@ from loffta.images.geometry import View
 from loffta.images.sources import ImageSource, open_source
 from loffta.look import OLD
 from loffta.machine import process
-from loffta.machine.progress import Progress
+from loffta.machine.progress import Progress, say
 from loffta.store.asked import asked_rows
 from loffta.store.cache import Cache, CachedArray
+from loffta.store.handover import Pixels
 from loffta.store.ledger import BAD, done_units
 from loffta.store.seen import read_seen
 from loffta.store.sink import UnitSink
 from loffta.store.space import check_room
 from loffta.store.table import ImageTable
-from loffta.store.writer import Stored
 
 _AS_OF_OLD = (
     "transparent images are shown on black and values are clipped, as when this cache was made; "
     "--background white --range auto makes a store of its own"
 )
+
+
+@dataclass(frozen=True)
+class StoreReport:
+    """One store as it is now."""
+
+    store: str  # its name in the cache
+    label: str
+    taps: list[str]
+    bytes: int
 
 
 @dataclass
@@ -61,7 +65,7 @@ class Report:
     waited_s: float = 0.0  # of these, for images that were not decoded in time
     unwritten_images: int = 0  # asked for, and of other shares: they have no features yet
     unwritten_of: list[str] = field(default_factory=list)  # these shares, as --shard takes them
-    stores: list[dict[str, Any]] = field(default_factory=list)
+    stores: list[StoreReport] = field(default_factory=list)
 
 
 def run(
@@ -111,9 +115,9 @@ def extract(
         check_room(begun.cache, begun.arrays, begun.asked)
     todo = [unit for unit in begun.asked if begun.lacks(unit)]
     if todo:
-        print(process.describe(begun.jobs[0].device), file=sys.stderr)
+        say(process.describe(begun.jobs[0].device))
         if begun.look == OLD and config.background is None and config.range is None:
-            print(_AS_OF_OLD, file=sys.stderr)
+            say(_AS_OF_OLD)
     n_images = sum(len(begun.due(unit)) for unit in todo)
     with stop.at_once("looking for the fastest batch size"):
         batch_size = set_batch_sizes(begun.jobs, config.batch_size, n_images)
@@ -121,7 +125,7 @@ def extract(
     with (
         Progress("extract", n_images, "images") as progress,
         decoding_threads(process.available_cpus()) as pool,
-        UnitSink() as sink,
+        UnitSink(begun.jobs[0].device) as sink,
     ):
         for job in begun.jobs if todo else []:
             if job.backbone is not None:
@@ -169,14 +173,13 @@ def _extract_unit(
     for batch in stop.each(images.batches(batch_size), doing):
         names = [begun.cache.table.keys[row] for row in batch.rows]
         if thumb_writer is not None:
-            thumbs = functools.partial(_thumb_values, batch.pixels[begun.thumb_geometry])
-            sink.append([(thumb_writer, thumbs)], batch.rows, names)
+            sink.append([(thumb_writer, Pixels(batch.pixels[begun.thumb_geometry]))], batch.rows, names)
         for job, writers in work:
             if writers:
-                parts = job.run(batch.pixels[job.geometry], [array for array, _ in writers], names)
+                parts = job.hand_over(batch.pixels[job.geometry], [array for array, _ in writers], names)
                 for part, found in stop.each(parts, doing):
-                    values = [(writer, cast.fetch) for (_, writer), cast in zip(writers, found, strict=True)]
-                    sink.append(values, batch.rows[part], names[part])
+                    handed = [(writer, tokens) for (_, writer), tokens in zip(writers, found, strict=True)]
+                    sink.append(handed, batch.rows[part], names[part])
         yield len(batch.rows)
     yield sum(status.status == BAD for status in images.statuses)
     of = begun.cache.table.identity(images.rows)
@@ -208,12 +211,6 @@ def _stoppable(load: Load, stop: process.StopFlag) -> Load:
     return load_or_stop
 
 
-def _thumb_values(pixels: NDArray[np.uint8]) -> Stored:
-    """[B, T, T, 3] as a target is stored: there are no taps to audit."""
-    n = len(pixels)
-    return Stored(pixels, np.ones((n, 0), bool), np.zeros((n, 0), np.float32))
-
-
 def _reread(begun: Begun) -> CachedArray:
     """An array that this extraction fills, as it is now; not the thumbnails: another look may have made those."""
     job = begun.jobs[0]
@@ -227,10 +224,10 @@ def _add_seen(report: Report, filled: CachedArray, listing: ImageTable) -> None:
     report.not_taken = dict(listing.not_taken)
 
 
-def _describe(job: Job) -> dict[str, Any]:
+def _describe(job: Job) -> StoreReport:
     taps = sorted({tap for array in job.arrays for tap in array.taps}, key=[s.tap for s in job.store.info.taps].index)
     n_bytes = sum(path.stat().st_size for array in job.arrays for path in array.paths.folder.glob("c.*"))
-    return {"store": job.store.name, "label": job.store.info.label, "taps": taps, "bytes": n_bytes}
+    return StoreReport(job.store.name, job.store.info.label, taps, n_bytes)
 
 
 def _judge_bad(cache: Cache, bad: dict[int, str], n_rows: int, max_bad_frac: float) -> None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,8 +19,10 @@ from torch import Tensor
 from loffta.backbones import Backbone, TapTokens
 from loffta.errors import LofftaError
 from loffta.images.geometry import PixelGeometry, View
+from loffta.machine.progress import say
 from loffta.pooling import pool_grid, pool_mean
 from loffta.store.cache import CachedArray, Store
+from loffta.store.handover import Batch, hand_over
 from loffta.store.writer import Cast, cast
 
 Result = TypeVar("Result")
@@ -64,17 +65,23 @@ class Job:
     def run(
         self, pixels: NDArray[np.uint8], arrays: Sequence[CachedArray], keys: Sequence[str]
     ) -> Iterator[tuple[slice, list[Cast]]]:
-        """Computes what `arrays` are to hold, in parts of the job's batch size, which is halved when memory runs out.
+        """Computes what `arrays` hold, in parts of the job's batch size, which is halved when memory runs out.
 
         Args:
             pixels: [B, S, S, 3].
             keys: the B images' names, for messages.
         Yields:
-            Which of the images, and per array what is to be written of them; the device may still be at work on it.
+            Which of the images, and per array their values; the device may still be at work on them.
         Raises:
             LofftaError: not even one image fits.
         """
         return self._in_parts(pixels, arrays, keys, lambda a, t: cast(t, a.layout.dtype.name, a.scales))
+
+    def hand_over(
+        self, pixels: NDArray[np.uint8], arrays: Sequence[CachedArray], keys: Sequence[str]
+    ) -> Iterator[tuple[slice, list[Batch]]]:
+        """As `run`, for who writes it: the values are in host memory when they are fetched."""
+        return self._in_parts(pixels, arrays, keys, lambda a, t: hand_over(t, a.layout.dtype.name, a.scales))
 
     def tokens(
         self, pixels: NDArray[np.uint8], arrays: Sequence[CachedArray], keys: Sequence[str]
@@ -127,7 +134,7 @@ class Job:
             ) from error
         self.batch_size = n_images // 2
         free_memory(self.device)
-        print(f"{self.store.name}: memory ran out; {self.batch_size} images at once from here on", file=sys.stderr)
+        say(f"{self.store.name}: memory ran out; {self.batch_size} images at once from here on")
 
 
 def free_memory(device: torch.device) -> None:

@@ -20,7 +20,7 @@ from loffta.images.geometry import VIEW_AREA, VIEW_ASPECT, VIEW_KIND, View
 from loffta.look import Look, look_fields, look_of
 from loffta.machine import process
 from loffta.store.cache import Cache, Store
-from loffta.store.recipe import StoreInfo, differing_fields
+from loffta.store.recipe import RecipeDict, StoreInfo, differing_fields
 from loffta.taps import merge_specs, resolve_taps
 from loffta.tokens import Kind, TokenSpec
 
@@ -123,13 +123,13 @@ def look_asked(config: ExtractConfig) -> Look:
     return look_of({name: value for name in Look._fields if (value := getattr(config, name)) is not None})
 
 
-def describe(backbone: Backbone, request: dict[str, Any]) -> StoreInfo:
-    """The store's description; its recipe holds all that decides the features' bytes, and no more.
+def recipe_of(backbone: Backbone, request: dict[str, Any]) -> RecipeDict:
+    """All that decides the features' bytes, and no more.
 
     Raises:
         UsageError: the request cannot be met by this backbone.
     """
-    recipe = {
+    return {
         "backbone": backbone.name,
         "weights": backbone.weights.digest,
         "input": {**_input(backbone, request), "mean": list(backbone.mean), "std": list(backbone.std)},
@@ -138,10 +138,15 @@ def describe(backbone: Backbone, request: dict[str, Any]) -> StoreInfo:
         "precision": request["precision"],
         "dtype": request["dtype"],
     }
+
+
+def describe(backbone: Backbone, request: dict[str, Any]) -> StoreInfo:
+    """The store's description; counting its multiply-accumulates takes a forward pass. Raises as `recipe_of`."""
     weights = {name: value for name, value in asdict(backbone.weights).items() if name != "digest"}
     rows, columns = request["pool"] or (1, 1)
     specs = tuple(replace(s, height=-(-s.height // rows), width=-(-s.width // columns)) for s in backbone.specs)
-    return StoreInfo(recipe, request, weights, specs, process.versions(), getattr(backbone, "macs", None))
+    macs = getattr(backbone, "macs", None)
+    return StoreInfo(recipe_of(backbone, request), request, weights, specs, process.versions(), macs)
 
 
 def _input(backbone: Backbone, request: dict[str, Any]) -> dict[str, Any]:

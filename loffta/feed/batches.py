@@ -6,7 +6,6 @@ carries every batch across a process boundary.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from loffta.dataset.features import Feature
 from loffta.feed.copies import Copy, DeviceCopies
-from loffta.feed.modes import Mode, ModeChoice, choose_placements, describe_placements, is_cold
+from loffta.feed.modes import Mode, ModeChoice, bytes_per_image, choose_placements, describe_placements, is_cold
 from loffta.feed.order import (
     Order,
     OrderChoice,
@@ -32,11 +31,11 @@ from loffta.feed.order import (
     uniform_order,
     windowed_order,
 )
+from loffta.feed.readers import IN_PLACE_BYTES, Readers
 from loffta.feed.sources import make_sources, read_bytes
 
 WARM_THREADS = 2  # saturate the page cache
 COLD_THREADS = 16  # a disk wants many requests at a time
-_MAX_READS = 4  # batches that are read at a time; more threads share them
 
 
 @dataclass(frozen=True)
@@ -108,26 +107,22 @@ class Feed:
             UsageError: a mode that this machine has no room for.
             DamageFound: a chunk that is kept in memory is missing or damaged.
         """
-        self.features = tuple(features)
-        self.rows = rows
-        self.batch_size = batch_size
-        self.waited_s = 0.0  # that the consumer waited for data, all epochs together
+        self.features, self.rows, self.batch_size = tuple(features), rows, batch_size
         self._device = device or torch.device("cpu")
-        self._seed = seed
-        self._n_alike = n_alike
+        self._seed, self._n_alike = seed, n_alike
         self._placements = choose_placements(features, len(rows), self._device, mode)
         from_disk = [f for f, m in zip(features, self.modes, strict=True) if m == "stream"]
         streamed = read_bytes(from_disk)
         cold = is_cold(streamed * len(rows))
         self._window = window or choose_window(max(1, streamed), len(rows), batch_size)
         self.order: Order = choose_order(from_disk, cold) if order == "auto" else order
-        n_threads = n_threads or (COLD_THREADS if cold else WARM_THREADS)
         # a window is read as one, by all threads, while the one before it is handed out
         self._slot_batches = self._window.n_images // batch_size if self.order == "windowed" and streamed else 1
-        n_reads = min(n_threads, _MAX_READS) if self._slot_batches == 1 else 1
-        self._n_parts = -(-n_threads // n_reads)
-        self._reads = ThreadPoolExecutor(n_reads, thread_name_prefix="loffta-feed")
-        self._helpers = ThreadPoolExecutor(n_threads, thread_name_prefix="loffta-feed-part")
+        self._readers = Readers(
+            n_threads or (COLD_THREADS if cold else WARM_THREADS),
+            one_by_one=self._slot_batches > 1,
+            in_place=not streamed and bytes_per_image(features) * batch_size < IN_PLACE_BYTES,
+        )
         self._copies = DeviceCopies(self._device)
         self._running: Generator[Batch, None, None] | None = None
         self._current: _Epoch | None = None  # of the epoch that runs
@@ -137,7 +132,8 @@ class Feed:
         try:
             with ThreadPoolExecutor(COLD_THREADS) as pool:  # what is loaded may come from a cold disk
                 self._sources = make_sources(features, self._placements, rows, self._device, pool, COLD_THREADS)
-            self._slots = [self._make_slot() for _ in range(n_reads + 2 if self._slot_batches == 1 else 2)]
+            n_slots = self._readers.n_reads + (2 if self._slot_batches == 1 else 1)
+            self._slots = [self._make_slot() for _ in range(n_slots)]
             self._free = deque(self._slots)
         except BaseException:
             self.close()
@@ -146,6 +142,11 @@ class Feed:
     def __len__(self) -> int:
         """Batches per epoch; the last may be smaller."""
         return -(-len(self.rows) // self.batch_size)
+
+    @property
+    def waited_s(self) -> float:
+        """That the consumer waited for data, all epochs together."""
+        return self._readers.waited_s
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -196,8 +197,7 @@ class Feed:
         """Ends the epoch that still runs, and the threads."""
         self._end_epoch()
         self._drop_reads()
-        self._reads.shutdown(cancel_futures=True)
-        self._helpers.shutdown(cancel_futures=True)
+        self._readers.close()
 
     def __enter__(self) -> Feed:
         return self
@@ -234,7 +234,7 @@ class Feed:
                     if self._ahead is None:
                         self._ahead = self._plan_epoch(self._order_of(following), 0, following)
                     self._fill_slots(self._ahead)
-                self._wait(current.parts[0].read)
+                self._readers.wait(current.parts[0].read)
                 part = current.parts.popleft()
                 copy = self._start_copy(part)
                 if self._copies.overlap:
@@ -267,7 +267,7 @@ class Feed:
         self._free = deque(self._slots)
 
     def _start_read(self, slot: _Slot, places: NDArray[np.int64]) -> list[_Part]:
-        read = self._reads.submit(self._fill, slot, places)
+        read = self._readers.read(self._fill, slot, places)
         firsts = range(0, len(places), self.batch_size)
         return [
             _Part(slot, read, i, places[i : i + self.batch_size], last=i + self.batch_size >= len(places))
@@ -278,16 +278,7 @@ class Feed:
         if slot.copied is not None:
             slot.copied.synchronize()
         for source, buffer in zip(self._sources, slot.buffers, strict=True):
-            source.fill(places, buffer.numpy()[: len(places)], self._helpers, self._n_parts)
-
-    def _wait(self, read: Future[None]) -> None:
-        if not read.done():
-            start = time.perf_counter()
-            try:
-                read.exception()
-            finally:
-                self.waited_s += time.perf_counter() - start
-        read.result()
+            source.fill(places, buffer.numpy()[: len(places)], self._readers.helpers, self._readers.n_parts)
 
     def _start_copy(self, part: _Part) -> Copy:
         if part.copy is None:

@@ -15,6 +15,7 @@ import torch
 from loffta.dataset.features import Feature
 from loffta.errors import UsageError
 from loffta.machine import process
+from loffta.words import human_size
 
 Mode = Literal["device", "host", "stream"]
 ModeChoice = Literal["auto", "device", "host", "stream"]
@@ -89,11 +90,11 @@ def choose_placements(
     for i in sorted(range(len(sizes)), key=sizes.__getitem__):
         n_bytes = sizes[i] * n_rows
         if near is not None and near.take(n_bytes):
-            found[i] = Placement("device", f"fits half of the {_size(near.free)} of {near.what}")
+            found[i] = Placement("device", f"fits half of the {human_size(near.free)} of {near.what}")
         elif host.take(n_bytes):
-            found[i] = Placement("host", f"fits half of the {_size(host.free)} of {host.what}")
+            found[i] = Placement("host", f"fits half of the {human_size(host.free)} of {host.what}")
         else:
-            found[i] = Placement("stream", f"more than the {_size(host.left)} left of half of {host.what}")
+            found[i] = Placement("stream", f"more than the {human_size(host.left)} left of half of {host.what}")
     return [found[i] for i in range(len(features))]
 
 
@@ -109,7 +110,7 @@ def describe_placements(features: Sequence[Feature], placements: Sequence[Placem
         groups.setdefault(placement, []).append(feature)
     return "; ".join(
         f"{placement.mode}: {', '.join(_names(members))} "
-        f"({_size(bytes_per_image(members) * n_rows)}, {placement.reason})"
+        f"({human_size(bytes_per_image(members) * n_rows)}, {placement.reason})"
         for placement, members in groups.items()
     )
 
@@ -136,7 +137,7 @@ def _check_fits(n_bytes: int, wanted: Literal["device", "host"], device: torch.d
     room = _room(wanted, device)
     if n_bytes > ASKED_SHARE * room.free:
         raise UsageError(
-            f"the features take {_size(n_bytes)}, and {_size(room.free)} of {room.what} are too little",
+            f"the features take {human_size(n_bytes)}, and {human_size(room.free)} of {room.what} are too little",
             where=f"--feed {wanted}",
             remedy="use --feed stream, or fewer taps or stores with --features",
         )
@@ -146,10 +147,3 @@ def _free_device_bytes(device: torch.device) -> int:
     """What CUDA has free, and what torch holds of it without using it."""
     free, _ = torch.cuda.mem_get_info(device)
     return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-
-
-def _size(n_bytes: int) -> str:
-    for power, unit in ((1e9, "GB"), (1e6, "MB")):
-        if n_bytes >= power:
-            return f"{n_bytes / power:,.1f} {unit}"
-    return f"{n_bytes / 1e3:,.1f} kB"

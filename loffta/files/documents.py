@@ -12,8 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 MAX_BYTES = 64 << 20  # results of 10,000 classes are a tenth of it
 MAX_YAML_BYTES = 1 << 20  # PyYAML reads about 1 MB/s
 MAX_DEPTH = 32  # loffta's own documents have 8 levels
@@ -63,6 +61,8 @@ def from_yaml(text: str) -> Any:
     Raises:
         ValueError: it is no YAML, too deep or too large, or its aliases stand for more than a person writes.
     """
+    import yaml  # the commands that only look at a cache read JSON alone
+
     if len(text) > MAX_YAML_BYTES:
         raise ValueError(f"the YAML is larger than {MAX_YAML_BYTES >> 20} MiB")
     try:
@@ -92,6 +92,8 @@ def _inside(value: dict[str, Any] | list[Any]) -> list[Any]:
 
 def _check_events(text: str) -> None:
     """Counts what the document would become, without making it: YAML's parser is a loop, its composer recurses."""
+    import yaml
+
     sizes: dict[str, int] = {}  # of finished anchors
     open_nodes: list[tuple[str | None, int]] = []  # anchor, and the count at which the node began
     count = 0

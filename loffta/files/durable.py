@@ -5,6 +5,7 @@ A temporary name tells its writer's host and process, so that what a killed writ
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import itertools
 import os
@@ -28,6 +29,7 @@ STALE_AFTER_S = 24 * 3600  # a part of another host: its process cannot be asked
 N_TRIES = 3  # for a part that others delete while it is written: a purge, an older loffta, somebody's `rm`
 # of fsync(2) on a folder: as PostgreSQL passes them over in fsync_fname_ext; the last two are FUSE's
 _NO_FOLDER_SYNC = (errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_SYNC_FILE_RANGE_WRITE = 2  # of Linux' fcntl.h
 _numbers = itertools.count(random.SystemRandom().randrange(1 << 16))
 
 
@@ -125,6 +127,17 @@ def put_in_place(fd: int, part: Path, path: Path, move: Callable[[Path, Path], b
             delete_part(part)  # what is left over, or a link's other name
     sync_folder(path.parent)
     return moved
+
+
+def begin_sync(fd: int, place: int, n_bytes: int) -> None:
+    """Lets the disk begin with bytes that were just written, so that the fsync has less to wait for; Linux alone.
+
+    By itself the kernel waits for seconds, or for a tenth of the memory, and the disk stands still meanwhile.
+    """
+    with suppress(AttributeError):  # no such call here
+        ctypes.CDLL(None).sync_file_range(
+            fd, ctypes.c_int64(place), ctypes.c_int64(n_bytes), ctypes.c_uint(_SYNC_FILE_RANGE_WRITE)
+        )
 
 
 def delete_part(part: Path) -> None:

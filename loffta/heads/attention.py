@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from loffta.heads.block import draw_torch_weight, make_torch_linear
 from loffta.heads.recipe import Recipe
 from loffta.heads.vectors import JITTER_PROBABILITY, JITTER_STD, apply_batch_norm, jitter
-from loffta.tokens import Logits
+from loffta.shapes import Logits
 
 Attention: TypeAlias = Float[Tensor, "B heads T"]  # softmax over T
 MIN_HEAD_WIDTH = 8  # ours; the paper's heads are 32 to 64 wide, and 2 * floor(D / heads) ends at 0

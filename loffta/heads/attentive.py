@@ -18,7 +18,8 @@ from loffta.heads.attention import Attention, AttentiveProbe, ProbeRecipe
 from loffta.heads.base import HeadBase
 from loffta.heads.recipe import check_features, check_specs
 from loffta.heads.vectors import check_vectors, count_vectors, unit_channels, unit_vectors
-from loffta.tokens import FeatureSpec, Kind, Logits
+from loffta.shapes import Logits
+from loffta.tokens import FeatureSpec, Kind
 
 Normalise: TypeAlias = Literal["channels", "tokens"]
 KINDS: tuple[Kind, ...] = ("prefix", "grid")

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loffta.tokens import Tokens
+from loffta.shapes import Tokens
 
 
 def make_linear(n_inputs: int, n_outputs: int, rng: torch.Generator, *, std: float = 0.02) -> nn.Linear:
     """A linear with truncated-normal weights and zero bias (timm's ViT); the global generator is not touched."""
-    linear = nn.Linear(n_inputs, n_outputs, device="meta").to_empty(device="cpu")  # else torch draws weights itself
+    linear = undrawn_linear(n_inputs, n_outputs)
     nn.init.trunc_normal_(linear.weight, std=std, generator=rng)
     nn.init.zeros_(linear.bias)
     return linear
@@ -25,10 +25,17 @@ def make_linear(n_inputs: int, n_outputs: int, rng: torch.Generator, *, std: flo
 
 def make_torch_linear(n_inputs: int, n_outputs: int, rng: torch.Generator) -> nn.Linear:
     """A linear with the weights and bias that torch's own would have, uniform within 1 / sqrt(inputs), from `rng`."""
-    linear = nn.Linear(n_inputs, n_outputs, device="meta").to_empty(device="cpu")
+    linear = undrawn_linear(n_inputs, n_outputs)
     draw_torch_weight(linear.weight, rng)
     bound = 1 / math.sqrt(n_inputs)
     nn.init.uniform_(linear.bias, -bound, bound, generator=rng)
+    return linear
+
+
+def undrawn_linear(n_inputs: int, n_outputs: int) -> nn.Linear:
+    """Before its weights are drawn: torch would draw them itself. Its own `to_empty` imports sympy, 0.4 s."""
+    linear = nn.Linear(n_inputs, n_outputs, device="meta")
+    linear.weight, linear.bias = (nn.Parameter(torch.empty(p.shape)) for p in (linear.weight, linear.bias))
     return linear
 
 

@@ -20,7 +20,8 @@ from loffta.heads.block import Block, check_width, make_linear, make_torch_linea
 from loffta.heads.recipe import Recipe, check_features, check_specs
 from loffta.heads.relevance import backbone_groups, penalty, tap_groups
 from loffta.pooling import Resize, normalise_layers, normalise_tokens, resize_grid
-from loffta.tokens import FeatureSpec, Kind, Logits
+from loffta.shapes import Logits
+from loffta.tokens import FeatureSpec, Kind
 
 Normalise: TypeAlias = Literal["embed_and_tokens", "embed_only"]  # the official code's names
 

@@ -19,7 +19,8 @@ from loffta.heads.attention import Attention, AttentiveProbe, ProbeRecipe, avera
 from loffta.heads.base import HeadBase
 from loffta.heads.recipe import check_features, check_specs
 from loffta.heads.vectors import check_vectors, count_vectors, unit_vectors
-from loffta.tokens import FeatureSpec, Kind, Logits
+from loffta.shapes import Logits
+from loffta.tokens import FeatureSpec, Kind
 
 KINDS: tuple[Kind, ...] = ("prefix", "mean")
 WITHOUT_CLASS_TOKEN = "give it the means of this backbone, too"

@@ -14,12 +14,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Bool, Float
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from loffta.heads.base import HeadBase
+from loffta.heads.block import undrawn_linear
 from loffta.heads.pooled_taps import PooledTaps
 from loffta.heads.recipe import Recipe
-from loffta.tokens import FeatureSpec, Kind, Logits
+from loffta.shapes import Logits
+from loffta.tokens import FeatureSpec, Kind
 
 
 class Head2ToeRecipe(Recipe, frozen=True):
@@ -95,7 +97,7 @@ class Head2ToeHead(HeadBase):
         self.keep_fraction = keep_fraction
         self.lasso_weight = lasso_weight
         n_inputs = sum(self.taps.sizes)
-        self.classify = nn.Linear(n_inputs, n_classes, device="meta").to_empty(device="cpu")
+        self.classify = undrawn_linear(n_inputs, n_classes)
         self.register_buffer("kept", torch.ones(n_inputs, dtype=torch.bool))
         self._phase = 0
         self._draw_weights(rng)

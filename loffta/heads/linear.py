@@ -29,7 +29,8 @@ from loffta.heads.vectors import (
     jitter,
     take_vectors,
 )
-from loffta.tokens import FeatureSpec, Kind, Logits
+from loffta.shapes import Logits
+from loffta.tokens import FeatureSpec, Kind
 
 Pooling: TypeAlias = Literal["mean", "cls", "cls+mean"]
 Practice: TypeAlias = Literal["mae", "alf"]

@@ -21,7 +21,8 @@ from loffta.heads.block import Block, check_width, make_linear
 from loffta.heads.recipe import Recipe, check_features
 from loffta.heads.sources import TapSource, pair_taps
 from loffta.pooling import pool_grid
-from loffta.tokens import FeatureSpec, Kind, Logits
+from loffta.shapes import Logits
+from loffta.tokens import FeatureSpec, Kind
 
 _NORM_EPS = 1e-6  # DeiT's, as timm's
 

@@ -21,7 +21,8 @@ from loffta.heads.block import make_linear
 from loffta.heads.pooled_taps import PooledTaps
 from loffta.heads.recipe import Recipe
 from loffta.heads.relevance import backbone_groups, penalty, tap_groups
-from loffta.tokens import FeatureSpec, Kind, Logits
+from loffta.shapes import Logits
+from loffta.tokens import FeatureSpec, Kind
 
 
 class SmpRecipe(Recipe, frozen=True):

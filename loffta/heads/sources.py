@@ -14,7 +14,8 @@ from torch import Tensor
 
 from loffta.errors import UsageError
 from loffta.heads.recipe import check_specs
-from loffta.tokens import FeatureSpec, Grid
+from loffta.shapes import Grid
+from loffta.tokens import FeatureSpec
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from loffta.images.rgb import is_flat, to_rgb
 from loffta.images.room import Held, Room
 from loffta.images.sources import ImageSource
 from loffta.machine import process
+from loffta.machine.borrowed import Shared
 from loffta.store.ledger import BAD, OK, ImageStatus
 from loffta.store.table import ImageTable
 
@@ -58,16 +59,28 @@ def decoding_threads(n_threads: int) -> Iterator[Executor]:
     comes in fresh pages, for which the threads of a process queue (a third of the time with 12 megapixels).
     """
     pool = ThreadPoolExecutor(n_threads, thread_name_prefix="decode")
-    memory: Any = vars(Image)["core"]
-    memory.set_blocks_max(min(_BLOCKS * n_threads, _MOST_BLOCKS))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\b")
+    with _decoding:
         try:
             yield pool
         finally:
             pool.shutdown(cancel_futures=True)  # a stop waits for the images in hand, not for two batches
-            memory.set_blocks_max(0)
-            memory.clear_cache()
+
+
+@contextmanager
+def _set_pillow() -> Iterator[None]:
+    memory: Any = vars(Image)["core"]
+    before = memory.get_blocks_max()
+    memory.set_blocks_max(max(before, min(_BLOCKS * process.available_cpus(), _MOST_BLOCKS)))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\b")
+            yield
+    finally:
+        memory.set_blocks_max(before)
+        memory.clear_cache()
+
+
+_decoding = Shared(_set_pillow)  # streams of several threads decode at a time
 
 
 def give_memory_back() -> None:

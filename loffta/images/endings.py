@@ -10,9 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 
-from PIL import Image, features
-
-from loffta.images.files import say
+from loffta.machine.progress import say
 
 # Formats that Pillow knows by name and does not decode itself: programs (EPS, WMF), and files that only a plug-in reads
 _FOREIGN = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
@@ -28,6 +26,8 @@ _SHOWN = 8
 @functools.cache
 def decodable() -> frozenset[str]:
     """Every ending, lower case with its dot, of a format that can be decoded here, by loaded plug-ins, too."""
+    from PIL import Image, features  # `loffta info` only counts endings
+
     Image.init()
     opened = {"MPO", *Image.OPEN} - set(_FOREIGN)
     opened -= {name for name, module in _OPTIONAL.items() if not features.check(module)}

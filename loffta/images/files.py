@@ -10,13 +10,13 @@ import os
 import posixpath
 import re
 import stat
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from loffta.errors import UsageError
-from loffta.words import lookalike, printable
+from loffta.machine.progress import say
+from loffta.words import lookalike
 
 _SYNONYMS = {
     "train": ("train", "training"),
@@ -238,8 +238,3 @@ def say_followed(source: str, root: FileRoot, keys: Iterable[str]) -> None:
             f"{source}: files behind links that lead out: {len(outside)}"
             + (f", in {first_of(folders, ', ')}" * bool(outside))
         )
-
-
-def say(line: str) -> None:
-    """One line to the user, beside the results."""
-    print(printable(line), file=sys.stderr, flush=True)

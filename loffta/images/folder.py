@@ -13,8 +13,9 @@ from pathlib import Path
 
 from loffta.errors import LofftaError, UsageError
 from loffta.images.endings import count_endings, decodable, ending_of, say_not_taken
-from loffta.images.files import FileRoot, Place, existing, first_of, key_fault, say, say_followed, split_name
+from loffta.images.files import FileRoot, Place, existing, first_of, key_fault, say_followed, split_name
 from loffta.images.labels import one_class
+from loffta.machine.progress import say
 from loffta.store.names import one_folder_down
 from loffta.store.table import ImageTable
 

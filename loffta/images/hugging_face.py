@@ -14,8 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
-
 from loffta.errors import LofftaError, UsageError, unknown_name
 from loffta.images.files import (
     FileRoot,
@@ -23,13 +21,13 @@ from loffta.images.files import (
     first_of,
     key_fault,
     refuse,
-    say,
     split_name,
     split_part,
     text_fault,
     user_path,
 )
 from loffta.images.labels import Labels, from_cells, from_numbers, many_classes, one_class
+from loffta.machine.progress import say
 from loffta.store.table import ImageTable
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w. -]+)?")
@@ -161,6 +159,8 @@ class HuggingFaceSet:
 
     def _sizes(self, split: Any, keys: list[str], faults: list[str]) -> list[int]:
         """Bytes per image; a row without an image has 0 and is set aside when it is read."""
+        import pyarrow.compute as pc  # 0.1 s, for this kind of source alone
+
         sizes: list[int] = []
         for cells in split.select_columns([self._image]).with_format("arrow").iter(batch_size=1000):
             data, paths = (pc.struct_field(cells[self._image], name) for name in ("bytes", "path"))

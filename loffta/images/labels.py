@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loffta.images.files import refuse, say, text_fault
+from loffta.images.files import refuse, text_fault
+from loffta.machine.progress import say
 from loffta.store.names import alike, in_order, spelled
 from loffta.store.table import ImageTable
 

@@ -20,8 +20,9 @@ from typing import Any
 from loffta.errors import UsageError
 from loffta.files.documents import from_json
 from loffta.images.endings import photos
-from loffta.images.files import FileRoot, file_fault, first_of, key_fault, refuse, say, split_name, to_key, user_path
+from loffta.images.files import FileRoot, file_fault, first_of, key_fault, refuse, split_name, to_key, user_path
 from loffta.images.labels import Labels, from_cells
+from loffta.machine.progress import say
 from loffta.store.table import ImageTable
 
 MAX_SHARDS = 100_000

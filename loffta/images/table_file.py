@@ -28,13 +28,13 @@ from loffta.images.files import (
     first_of,
     key_fault,
     refuse,
-    say,
     say_followed,
     split_name,
     text_fault,
     to_key,
 )
 from loffta.images.labels import NOTHING, Labels, from_cells, from_lists, from_numbers, to_text
+from loffta.machine.progress import say
 from loffta.store.table import ImageTable
 
 SUFFIXES = (".csv", ".tsv", ".parquet")

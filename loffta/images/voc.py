@@ -11,8 +11,9 @@ from pathlib import Path
 from xml.parsers import expat
 
 from loffta.errors import UsageError, unknown_name
-from loffta.images.files import FileList, FileRoot, existing, refuse, say, split_part, text_fault
+from loffta.images.files import FileList, FileRoot, existing, refuse, split_part, text_fault
 from loffta.images.labels import many_classes
+from loffta.machine.progress import say
 from loffta.store.table import ImageTable
 
 PARTS = {"": "Main", "segmentation": "Segmentation"}

@@ -11,8 +11,9 @@ import re
 from pathlib import Path
 
 from loffta.errors import UsageError, unknown_name
-from loffta.images.files import FileList, FileRoot, existing, is_there, refuse, say, user_path
+from loffta.images.files import FileList, FileRoot, existing, is_there, refuse, user_path
 from loffta.images.labels import one_class
+from loffta.machine.progress import say
 from loffta.store.table import ImageTable
 
 LISTS = {"train800": "train", "val200": "val", "test": "test"}

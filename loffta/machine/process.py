@@ -20,11 +20,12 @@ import torch
 
 from loffta.errors import LofftaError, Stopped, UsageError
 from loffta.machine import cgroups, signals
+from loffta.machine.borrowed import lent_threads
 
 Item = TypeVar("Item")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _NO_MEMORY = re.compile("out of memory|can't allocate memory")  # MPS and the CPU say it in a RuntimeError
-_LESS_MEMORY = (
+LESS_MEMORY = (
     "with --feed stream the features take next to none of it; a smaller batch (--set batch_size=...), fewer taps or "
     "--device cpu need less"
 )
@@ -69,8 +70,12 @@ def _told(variable: str) -> int | None:
 
 
 def cap_threads() -> int:
-    """Gives torch as many threads as there are CPUs for this job, no more; returns that number."""
+    """Gives torch as many threads as there are CPUs for this job, no more; returns that number.
+
+    In a process that is borrowed no more than its owner has.
+    """
     n_cpus = available_cpus()
+    n_cpus = min(n_cpus, lent_threads() or n_cpus)
     torch.set_num_threads(n_cpus)
     return n_cpus
 
@@ -79,8 +84,10 @@ def keep_freed_memory() -> None:
     """Lets glibc keep what is freed, for the batch that comes next; other C libraries are left as they are.
 
     By default it gives tensors of some MB back to the kernel and takes them anew, zeroed, page by page: 2-3 % of the
-    time of a ViT-B on two cores that keeps the outputs of its blocks.
+    time of a ViT-B on two cores that keeps the outputs of its blocks. Nobody can undo it: a borrowed process is let be.
     """
+    if lent_threads() is not None:
+        return
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc takes
@@ -88,7 +95,7 @@ def keep_freed_memory() -> None:
 
 
 @contextmanager
-def explain_memory(device: torch.device, where: str | Path, remedy: str = _LESS_MEMORY) -> Iterator[None]:
+def explain_memory(device: torch.device, where: str | Path, remedy: str = LESS_MEMORY) -> Iterator[None]:
     """Turns an allocator's error in a training or an evaluation into one that says what to do.
 
     Raises:

@@ -1,12 +1,37 @@
-"""Progress on stderr: one live bar on a terminal, one line every 30 s in a log, never a carriage return there."""
+"""Progress on stderr: one live bar on a terminal, one line every 30 s in a log, never a carriage return there.
+
+`say` writes all else that a user should see while work goes on.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 
+from loffta.words import printable
+
 LOG_EVERY_S = 30.0
+_silent: ContextVar[bool] = ContextVar("no progress", default=False)
+
+
+@contextmanager
+def silenced(silent: bool = True) -> Iterator[None]:
+    """Neither progress nor notes are shown inside."""
+    before = _silent.set(silent)
+    try:
+        yield
+    finally:
+        _silent.reset(before)
+
+
+def say(line: str, keep: str = "") -> None:
+    """One line to the user on stderr, beside the results; `keep` as `printable` has it."""
+    if not _silent.get():
+        print(printable(line, keep), file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -16,7 +41,7 @@ class Progress:
         self._title, self._total, self._unit = title, total, unit
         self._done = 0
         self._start = self._logged = time.monotonic()
-        self._bar = _terminal_bar(title, total) if sys.stderr.isatty() else None
+        self._bar = _terminal_bar(title, total) if sys.stderr.isatty() and not _silent.get() else None
 
     def advance(self, n: int, note: str = "") -> None:
         """Adds `n` finished items; `note` is shown behind the count."""
@@ -25,8 +50,7 @@ class Progress:
             self._bar.update(self._bar.task_ids[0], advance=n, note=f"{self._pace()} {note}")
         elif time.monotonic() - self._logged >= LOG_EVERY_S:
             self._logged = time.monotonic()
-            line = f"{self._title}: {self._done}/{self._total} {self._unit}, {self._pace()} {note}"
-            print(line.rstrip(), file=sys.stderr, flush=True)
+            say(f"{self._title}: {self._done}/{self._total} {self._unit}, {self._pace()} {note}".rstrip())
 
     @property
     def seconds(self) -> float:

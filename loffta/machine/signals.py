@@ -1,4 +1,4 @@
-"""The signals that ask a process to stop, taken over once and for all: whatever comes while it leaves, its code stands.
+"""The signals that ask a process to stop. They are taken over for good: one that comes while it leaves changes no code.
 
 Called by `machine.StopFlag` and by `stages`, which hands them on to the process of a stage.
 """

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from loffta.dataset.splits import name_some
 from loffta.dataset.targets import labelled_rows, read_targets
-from loffta.errors import LofftaError, NotSaved, unknown_name
+from loffta.errors import LofftaError, NotSaved
 from loffta.evaluation.evaluate import count_left_out, describe, describe_training
 from loffta.evaluation.findings import Findings
 from loffta.evaluation.measure import measure, prediction_columns
@@ -102,10 +102,7 @@ def rows_to_use(listing: ImageTable, split: str, task: str) -> NDArray[np.int64]
         UsageError: no such split.
         LofftaError: another kind of labels, or no image with one.
     """
-    sizes = listing.split_sizes()
-    for part in split.split("+"):
-        if part not in sizes:
-            raise unknown_name("split", part, sizes, where=f"--split, {listing.source}")
+    listing.check_split(split, where=f"--split, {listing.source}")
     return labelled_rows(listing, listing.rows_of(split), split, task)
 
 

@@ -44,19 +44,19 @@ class Network:
 
     @property
     def model(self) -> nn.Module:
-        """The network that can be trained.
+        """The network that can be trained; see `refuse_untrainable`."""
+        model = self.backbone.model  # type: ignore[attr-defined]
+        assert isinstance(model, nn.Module), "the caller refused what cannot be trained"
+        return model
 
-        Raises:
-            UsageError: a custom backbone, whose weights nobody but its function knows.
-        """
-        model = getattr(self.backbone, "model", None)
-        if not isinstance(model, nn.Module):
+    def refuse_untrainable(self) -> None:
+        """Raises UsageError for a custom backbone, whose weights nobody but its function knows."""
+        if not isinstance(getattr(self.backbone, "model", None), nn.Module):
             raise UsageError(
                 f"{self.backbone.name} is no timm model and cannot be trained",
                 where="--unfrozen",
                 remedy="leave it out",
             )
-        return model
 
     def features(self, pixels: UInt8[Tensor, "B 3 S S"], *, gradients: bool) -> list[Tensor]:
         """One [B, L, *shape] per spec, float32 (or as the autocast around it has it) on the backbone's device."""

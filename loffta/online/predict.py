@@ -33,6 +33,7 @@ from loffta.machine import process
 from loffta.machine.progress import Progress
 from loffta.online.opened import OpenedRun, open_for_images
 from loffta.online.stream import BATCH_SIZE, FreshBatch, FreshStream, judge_bad
+from loffta.store.arrow import to_column
 from loffta.store.ledger import OK
 
 ROW_GROUP = 4096  # rows that are gathered before they are written
@@ -181,7 +182,7 @@ def _columns(
         found = run.task.activation(run.predict(batch.features)).numpy()
     else:
         found = np.empty((len(run.heads), 0, len(run.origins.classes)), np.float32)
-    mean = found.mean(axis=0, dtype=np.float64).astype(np.float32)
+    mean = mean_of_seeds(found)
     parts = {"": mean} | {f"seed_{seed}_": part for seed, part in enumerate(found) if per_seed}
     for prefix, probabilities in parts.items():
         for name, values in _scores(probabilities, run).items():
@@ -192,6 +193,18 @@ def _columns(
     return columns, np.concatenate([np.empty(0, np.int64), *_decided(mean, run)])
 
 
+def mean_of_seeds(probabilities: Float[np.ndarray, "S B C"]) -> Float[np.ndarray, "B C"]:
+    """Summed in float64."""
+    mean: NDArray[np.float32] = probabilities.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return mean
+
+
+def name_classes(probabilities: Float[np.ndarray, "B C"], run: OpenedRun) -> list[Any]:
+    """What is predicted of each image: the name of a class, or a list of names where it may have several."""
+    names = [[run.origins.classes[i] for i in of_image] for of_image in _decided(probabilities, run)]
+    return names if run.task.label_kind == "multi-label" else [of_image[0] for of_image in names]
+
+
 def _decided(probabilities: Float[np.ndarray, "B C"], run: OpenedRun) -> list[NDArray[np.int64]]:
     """Positions of the classes of each image: one, or any number where the task is multi-label."""
     found = run.task.decide(probabilities - 0.5)  # of the logits' sign, and in their order
@@ -199,10 +212,8 @@ def _decided(probabilities: Float[np.ndarray, "B C"], run: OpenedRun) -> list[ND
 
 
 def _scores(probabilities: Float[np.ndarray, "B C"], run: OpenedRun) -> dict[str, list[Any]]:
-    names = [[run.origins.classes[i] for i in of_image] for of_image in _decided(probabilities, run)]
-    one = run.task.label_kind != "multi-label"
     return {
-        "predicted": [of_image[0] for of_image in names] if one else names,
+        "predicted": name_classes(probabilities, run),
         "confidence": probabilities.max(axis=1).tolist(),
         "probabilities": list(probabilities),
     }
@@ -223,7 +234,9 @@ def _writer(out: Path, schema: pa.Schema) -> Iterator[Any]:
                 waiting.clear()
 
         def write(columns: dict[str, list[Any]]) -> None:
-            waiting.append(pa.table(columns, schema=schema))
+            waiting.append(
+                pa.Table.from_arrays([to_column(columns[field.name], field.type) for field in schema], schema=schema)
+            )
             if sum(map(len, waiting)) >= ROW_GROUP:
                 flush()
 

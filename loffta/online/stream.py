@@ -7,7 +7,7 @@ once for all backbones, ahead of the networks, in threads; memory does not grow 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from loffta.config import BackboneConfig
 from loffta.dataset.features import Feature
 from loffta.errors import LofftaError, TooManyBadImages
 from loffta.extraction.forward import Job
-from loffta.extraction.jobs import Load, describe
+from loffta.extraction.jobs import Load, recipe_of
 from loffta.images.batches import ImageStream, PixelBatch, decoding_threads
 from loffta.images.geometry import PixelGeometry
 from loffta.images.sources import ImageSource
@@ -113,7 +113,7 @@ def read_pixels(
     sizes: Sequence[PixelGeometry],
     rows: Sequence[int],
     batch_size: int,
-) -> Iterator[tuple[list[ImageStatus], PixelBatch | None]]:
+) -> Generator[tuple[list[ImageStatus], PixelBatch | None], None, None]:
     """Decodes images ahead, in stretches of `batch_size` rows.
 
     Yields:
@@ -166,7 +166,7 @@ def _reload(store: Store, taps: Sequence[str], load: Load) -> Backbone:
             name=request["backbone"], weights=request["weights"], taps=",".join(taps), image_px=request["image_px"]
         )
     )
-    lines = differing_fields(store.info.recipe, describe(backbone, request).recipe)
+    lines = differing_fields(store.info.recipe, recipe_of(backbone, request))
     if lines:
         path = store.info.weights.get("path")
         raise LofftaError(

@@ -18,7 +18,7 @@ from loffta.config import ExtractConfig, StrictModel, TrainConfig, parse, read_y
 from loffta.dataset.command_lines import extract_arguments, train_arguments
 from loffta.errors import UsageError, unknown_name
 from loffta.heads import HEADS
-from loffta.online.fit import ONLINE_LINEAR, head_of
+from loffta.online import ONLINE_LINEAR, head_of
 from loffta.pipeline.stages import Stage
 from loffta.runs.run import RunPaths
 from loffta.words import brief, file_name

@@ -1,25 +1,28 @@
 """Reports: from run directories to rows, a text table for the terminal, and one self-contained HTML page.
 
-`read_good_runs` comes first. `format_table`, `format_comparison` and `format_worth` serve the terminal, `*_as_json`
-programs; `write_report` makes the page, with a StageCost per stage.
+`read_good_runs` comes first. `format_table`, `format_comparison` and `format_worth` serve the terminal, `compare_best`
+and `worth_of_backbones` programs; `write_report` makes the page, with a StageCost per stage.
 """
 
 from loffta.reporting.comparisons import Comparisons
-from loffta.reporting.facts import comparisons_as_json
+from loffta.reporting.facts import Compared, compare_best
 from loffta.reporting.page import write_report
-from loffta.reporting.tables import StageCost, read_good_runs, read_runs
+from loffta.reporting.tables import LoadedRun, StageCost, read_good_runs, read_runs
 from loffta.reporting.terminal import format_comparison, format_table, format_worth
-from loffta.reporting.worth import worth_as_json
+from loffta.reporting.worth import Worth, worth_of_backbones
 
 __all__ = [
+    "Compared",
     "Comparisons",
+    "LoadedRun",
     "StageCost",
-    "comparisons_as_json",
+    "Worth",
+    "compare_best",
     "format_comparison",
     "format_table",
     "format_worth",
     "read_good_runs",
     "read_runs",
-    "worth_as_json",
+    "worth_of_backbones",
     "write_report",
 ]

@@ -53,11 +53,26 @@ def best_against_others(
     ]
 
 
-def comparisons_as_json(runs: Sequence[LoadedRun], comparisons: Comparisons) -> list[dict[str, Any]]:
-    """The best run of each metric less every other: fractions with their interval, or why that is not known."""
+@dataclass(frozen=True)
+class Compared:
+    """The best run by a metric less another one."""
+
+    metric: str
+    run: str
+    other: str
+    found: Difference | str  # why it is not known
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs: fractions with their interval, or why that is not known."""
+        found = self.found
+        told = {"unknown": found} if isinstance(found, str) else asdict(found) | {"verdict": found.verdict}
+        return {"metric": self.metric, "run": self.run, "other": self.other} | told
+
+
+def compare_best(runs: Sequence[LoadedRun], comparisons: Comparisons) -> list[Compared]:
+    """The best run of each metric with every other."""
     return [
-        {"metric": best.row.headline, "run": best.row.name, "other": other.row.name}
-        | ({"unknown": found} if isinstance(found, str) else asdict(found) | {"verdict": found.verdict})
+        Compared(best.row.headline, best.row.name, other.row.name, found)
         for best, others in best_against_others(runs, comparisons)
         for other, found in others
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 
 from loffta.machine import terminal
-from loffta.words import printable
+from loffta.words import human_size, plural, printable
 
 _NBSP = "\N{NO-BREAK SPACE}"
 NONE = "\N{EN DASH}"  # stands where there is no value
@@ -32,14 +32,7 @@ def percent(fraction: float | int, digits: int = 1) -> str:
 
 def human_bytes(n_bytes: int | None) -> str:
     """1234567 -> '1.2 MB'; powers of 1,000, a no-break space before the unit."""
-    if n_bytes is None:
-        return NONE
-    size, units = float(n_bytes), ("B", "kB", "MB", "GB", "TB")
-    for unit in units:
-        if size < 999.95 or unit == units[-1]:
-            return f"{size:.0f}{_NBSP}B" if unit == "B" else f"{size:.1f}{_NBSP}{unit}"
-        size /= 1000
-    raise AssertionError("the last unit takes every size")
+    return NONE if n_bytes is None else human_size(n_bytes, gap=_NBSP)
 
 
 def human_seconds(seconds: float | int | None) -> str:
@@ -52,16 +45,11 @@ def human_seconds(seconds: float | int | None) -> str:
     return f"{minutes}{_NBSP}min{_NBSP}{rest}{_NBSP}s"
 
 
-def count(n: int, noun: str, plural: str = "") -> str:
+def count(n: int, noun: str, nouns: str = "") -> str:
     """(1, 'seed') -> '1 seed', (1200, 'image') -> '1,200 images'."""
-    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+    return f"{n:,} {plural(n, noun, nouns)}"
 
 
 def human_macs(n_macs: int) -> str:
     """17565000000 -> '17.6 GMACs'; multiply-accumulates."""
-    size, units = float(n_macs), ("MACs", "kMACs", "MMACs", "GMACs", "TMACs")
-    for unit in units:
-        if size < 999.95 or unit == units[-1]:
-            return f"{size:.0f}{_NBSP}MACs" if unit == "MACs" else f"{size:.1f}{_NBSP}{unit}"
-        size /= 1000
-    raise AssertionError("the last unit takes every size")
+    return human_size(n_macs, "MACs", _NBSP)

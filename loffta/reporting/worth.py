@@ -10,7 +10,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +131,9 @@ def sentence(worth: Worth, metric: str) -> str | None:
     return text
 
 
-def worth_as_json(runs: Sequence[LoadedRun], comparisons: Comparisons) -> dict[str, list[dict[str, Any]]]:
-    """For programs: by name of the run, a mapping per backbone."""
-    found = {run.row.name: [asdict(worth) for worth in judge_backbones(run, runs, comparisons)] for run in runs}
+def worth_of_backbones(runs: Sequence[LoadedRun], comparisons: Comparisons) -> dict[str, list[Worth]]:
+    """By name of the run; runs without relevance scores are not in it."""
+    found = {run.row.name: judge_backbones(run, runs, comparisons) for run in runs}
     return {name: worths for name, worths in found.items() if worths}
 
 

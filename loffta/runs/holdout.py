@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,20 +66,32 @@ def split_rows(
     """
     if split != HOLDOUT or config.holdout is None:
         return usable_rows(cache, features, split, partial=config.partial)
-    recorded = read_json(paths.holdout, Holdout)
-    held = np.array(recorded.rows, dtype=np.int64)
-    if _digest(cache.table, held) != recorded.keys_digest:
-        raise LofftaError(
-            "the images that this run held out are not in this cache",
-            where=cache.paths.root,
-            remedy="name the cache of the training with --cache, or another --split",
-        )
-    rows = np.intersect1d(held, usable_rows(cache, features, recorded.of, partial=config.partial))
+    held = held_rows(paths, cache.table, cache.paths.root)
+    rows = np.intersect1d(held, usable_rows(cache, features, config.train_on, partial=config.partial))
     if not len(rows):
         raise LofftaError(
             "no image that was held out has features", where=cache.paths.root, remedy="run `loffta extract` first"
         )
     return rows
+
+
+def held_rows(paths: RunPaths, table: ImageTable, where: str | Path) -> NDArray[np.int64]:
+    """What a run has held out of its training.
+
+    Args:
+        where: the table is, for messages.
+    Raises:
+        LofftaError: the table is not that of the training.
+    """
+    recorded = read_json(paths.holdout, Holdout)
+    held = np.array(recorded.rows, dtype=np.int64)
+    if _digest(table, held) != recorded.keys_digest:
+        raise LofftaError(
+            "the images that this run held out are not in this cache",
+            where=where,
+            remedy="name the cache of the training with --cache, or another --split",
+        )
+    return held
 
 
 def _record(config: TrainConfig, table: ImageTable, held: NDArray[np.int64]) -> Holdout:

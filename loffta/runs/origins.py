@@ -25,8 +25,8 @@ from loffta.runs.records import FeatureText, OriginsText, ScalesText, problem_of
 from loffta.store.cache import CachedArray, Store
 from loffta.store.metadata import image_layout
 from loffta.store.paths import ArrayPaths
-from loffta.store.quantise import Scales
 from loffta.store.recipe import StoreInfo
+from loffta.store.scales import Scales
 from loffta.tokens import FeatureSpec
 
 FORMAT = 1

@@ -1,6 +1,6 @@
 """What a run's small files say, as types: one that was edited or damaged is refused before anyone computes with it.
 
-In: JSON that `runs` read.   Out: Training, SearchTable, Holdout, Epoch, OriginsText; Results, of which is named what
+In: JSON that `runs` read.   Out: Training, SearchTable, Holdout, OriginsText; Results, of which is named what
 anyone computes with or draws. Numbers are numbers here, and nothing is turned into them.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from loffta.limits import MANY, MAX_PX, RECIPE_LIMITS
 from loffta.tasks import TASKS
@@ -81,16 +81,6 @@ class Holdout(Record):
     rows: list[Natural]
 
 
-class Epoch(Record):
-    """One line of an online training's metrics."""
-
-    epoch: int
-    step: int
-    loss: float
-    lr: float
-    seconds: float
-
-
 class Spec(Record):
     """stores.json: what a head is fed of one store; a FeatureSpec."""
 
@@ -133,6 +123,8 @@ class OriginsText(Record):
 
 class Part(Record, extra="allow", allow_inf_nan=False):
     """Base of what results.json holds: all of it is handed on, and nothing is drawn of what is no number."""
+
+    model_config = ConfigDict(frozen=True)
 
 
 class Metric(Part):
@@ -246,7 +238,10 @@ class Online(Part):
 
 
 class Results(Part):
-    """results.json and its likes: all that others compute with, print or draw."""
+    """results.json and its likes: all that others compute with, print or draw.
+
+    Metrics are fractions from 0 to 1, seconds are seconds; what else the file says is there by its name, too.
+    """
 
     task: str = "classification"
     head: str
@@ -268,6 +263,10 @@ class Results(Part):
     confused_pairs: list[ConfusedPair] = []
     per_class: list[ClassPrecision] = []
     online: Online | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """As in the file: what it does not say is left out."""
+        return self.model_dump(exclude_unset=True)
 
     @model_validator(mode="after")
     def _has_its_headline(self) -> Results:

@@ -9,7 +9,6 @@ import io
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,7 +28,9 @@ from loffta.files.documents import from_json, read_bytes
 from loffta.files.durable import replace_file
 from loffta.files.os_words import explain
 from loffta.files.tensor_file import read_tensors, write_tensors
+from loffta.machine.progress import say
 from loffta.runs.records import Record, Results, problem_of
+from loffta.store.arrow import from_numbers, to_column
 from loffta.words import file_name, printable
 
 Shape = TypeVar("Shape", bound=Record)
@@ -118,17 +119,22 @@ class RunPaths:
             return older
         return self.root / f"{stem}-{file_name(split)}{ending}"
 
+    def weights(self, seed: int, part: str) -> Path:
+        """The trained weights of a part of one seed: its head, or a backbone that was trained along."""
+        return self.root / f"seed-{seed}" / f"{part}.safetensors"
+
     def head(self, seed: int) -> Path:
         """The trained weights of one seed."""
-        return self.root / f"seed-{seed}" / "head.safetensors"
+        return self.weights(seed, "head")
 
     def backbone(self, seed: int) -> Path:
         """The weights of a backbone that was trained along with one seed's head (`train --online --unfrozen`)."""
-        return self.root / f"seed-{seed}" / "backbone.safetensors"
+        return self.weights(seed, "backbone")
 
-    def online_checkpoint(self, seed: int) -> Path:
-        """Where one seed's training online stands, between its epochs."""
-        return self.root / f"seed-{seed}" / "online.safetensors"
+    @property
+    def old_online_checkpoints(self) -> list[Path]:
+        """Of trainings online by an older version, which had one a seed."""
+        return sorted(self.root.glob("seed-*/online.safetensors"))
 
     def metrics(self, seed: int) -> Path:
         """One line per epoch of one seed's training."""
@@ -153,10 +159,10 @@ class RunLog:
                 file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n")
         except OSError as error:
             if not self._fails:
-                print(f"the log is not complete: {explain(error, self._path)}", file=sys.stderr, flush=True)
+                say(f"the log is not complete: {explain(error, self._path)}", keep="\n")
             self._fails = True
         if show:
-            print(line, file=sys.stderr, flush=True)
+            say(line)
 
 
 def open_run(root: Path) -> tuple[RunPaths, TrainConfig]:
@@ -233,15 +239,6 @@ def _fitting(path: Path, values: dict[str, Any], shape: type[Shape], *, remedy: 
         ) from error
 
 
-def read_lines(path: Path, shape: type[Shape]) -> list[Shape]:
-    """What `write_lines` wrote; raises what `read_json` does."""
-    try:
-        lines = [from_json(line) for line in read_bytes(path).decode().splitlines()]
-    except (FileNotFoundError, ValueError) as error:
-        raise LofftaError(f"this file of the run cannot be read ({error})", where=path, remedy=_LOST) from error
-    return [_fitting(path, line, shape, remedy=_LOST) for line in lines]
-
-
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
     """Writes results.json; a list of numbers takes one line, so that confusions can be read."""
     text = json.dumps(results, indent=2)
@@ -277,7 +274,7 @@ def read_results(path: Path) -> dict[str, Any]:
             remedy="run `loffta evaluate RUN`" if trained else "run its `loffta train` again until it is done",
         )
     values = _read_mapping(path, remedy=_AGAIN)
-    return _fitting(path, values, Results, remedy=_AGAIN).model_dump(exclude_unset=True)
+    return _fitting(path, values, Results, remedy=_AGAIN).as_json()
 
 
 def write_predictions(path: Path, columns: Mapping[str, NDArray[Any] | list[Any]]) -> None:
@@ -289,10 +286,9 @@ def write_predictions(path: Path, columns: Mapping[str, NDArray[Any] | list[Any]
 
 
 def _column(values: NDArray[Any] | list[Any]) -> pa.Array[Any]:
-    if isinstance(values, np.ndarray) and values.ndim == 2:
-        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-    column: pa.Array[Any] = pa.array(values)
-    return column
+    if isinstance(values, np.ndarray) and values.dtype != object:  # objects are what `read_predictions` makes of lists
+        return from_numbers(values)
+    return to_column(list(values), pa.string() if isinstance(values[0], str) else pa.list_(pa.int64()))
 
 
 def read_predictions(path: Path, columns: list[str] | None = None) -> dict[str, NDArray[Any]]:

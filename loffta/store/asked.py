@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from loffta.errors import unknown_name
 from loffta.store.cache import Cache, CachedArray
 from loffta.store.ledger import listed_rows
 
@@ -25,10 +24,8 @@ def asked_rows(cache: Cache, splits: str | None, limit: int | None) -> dict[int,
     """
     if splits is None and (limit is None or limit >= len(cache.table)):
         return {unit: cache.rows_of_unit(unit) for unit in range(cache.n_units)}
-    known = cache.table.split_sizes()
-    for split in splits.split("+") if splits is not None else ():
-        if split not in known:
-            raise unknown_name("split", split, known, where="--splits")
+    if splits is not None:
+        cache.table.check_split(splits, where="--splits")
     rows = np.arange(len(cache.table)) if splits is None else cache.table.rows_of(splits)
     if limit is not None and limit < len(rows):
         rows = rows[limited_rows([cache.table.splits[row] for row in rows], limit)]

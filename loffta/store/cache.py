@@ -23,10 +23,9 @@ from loffta.store.growth import grow
 from loffta.store.ledger import Ledger, check_made, read_ledger, settles
 from loffta.store.metadata import ArrayLayout, array_dtype, grid_layout, image_layout, read_layout
 from loffta.store.paths import THUMB, ArrayPaths, CachePaths
-from loffta.store.quantise import Scales
 from loffta.store.reads import REPAIR, read_document, read_file, reason
 from loffta.store.recipe import StoreInfo
-from loffta.store.scales import read_scales
+from loffta.store.scales import Scales, read_scales
 from loffta.store.table import ImageTable
 from loffta.store.units import count_units, rows_of
 from loffta.tokens import Kind, TokenSpec

@@ -296,33 +296,6 @@ def read_ledger(paths: ArrayPaths, layout: ArrayLayout, images: ImageTable | Non
     return Ledger(ready, bad, len(units), scales, saturated)
 
 
-def read_checksums(paths: ArrayPaths, unit: int, layout: ArrayLayout, n_rows: int) -> NDArray[np.uint32] | None:
-    """crc32c of every inner chunk of a unit's `n_rows` images, 0 where there is none, by its done file.
-
-    Returns:
-        [n_rows * chunks_per_image], or None where the done file does not vouch for the shard that is there: it lists
-        fewer rows, for the unit is being written anew, or has just gone.
-    Raises:
-        DamageFound: it cannot be read, or has other checksums than its array has chunks.
-    """
-    try:
-        table = read_done(paths.done(unit), ("row", "crc32c"))
-    except FileNotFoundError:
-        return None
-    if len(table) < n_rows:
-        return None
-    lists: Any = table["crc32c"].slice(0, n_rows).combine_chunks()
-    offsets: NDArray[Any] = np.from_dlpack(lists.offsets)
-    counts, per_image = offsets[1:] - offsets[:-1], layout.chunks_per_image
-    held = counts > 0
-    if lists.null_count or (counts[held] != per_image).any():
-        what = "done file has other checksums than its array has chunks"
-        raise DamageFound(what, where=paths.done(unit), remedy=REPAIR)
-    crcs = np.zeros((n_rows, per_image), dtype=np.uint32)
-    crcs[held] = np.from_dlpack(lists.flatten()).reshape(-1, per_image)
-    return crcs.reshape(-1)
-
-
 def rows_fault(rows: NDArray[np.int64], unit: int, layout: ArrayLayout) -> str | None:
     """Whether a done file lists rows of its own unit, each once and rising."""
     first = unit * layout.unit_images

@@ -8,53 +8,15 @@ once, so every device and every library decodes the same bits.
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int8
-from numpy.typing import NDArray
 from torch import Tensor
 
-CODES = 127  # codes are -CODES..CODES
-MISSING_CODE = -128
+from loffta.store.scales import CODES, MISSING_CODE, Scales
+
 _PAD = 0.1  # of a channel's range, added at each end: unseen images reach further (docs/decisions.md has the figures)
-
-
-@dataclass(frozen=True)
-class Scales:
-    """Decodes one array's codes; float32, on the CPU."""
-
-    scale: NDArray[np.float32]  # [L, D], over 0
-    zero: NDArray[np.float32]  # [L, D], whole numbers in -127..127
-
-    @cached_property
-    def digest(self) -> str:
-        """BLAKE2b-128 over both in little-endian bytes; done files keep it."""
-        little = [np.ascontiguousarray(part, dtype="<f4").tobytes() for part in (self.scale, self.zero)]
-        return hashlib.blake2b(b"".join(little), digest_size=16).hexdigest()
-
-    def take(self, taps: list[int]) -> Scales:
-        """Those of some taps."""
-        return Scales(self.scale[taps], self.zero[taps])
-
-    def to(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and zero on the device of `tokens` [B, L, ..., D], shaped to be broadcast over it."""
-        shape = (tokens.shape[1], *[1] * (tokens.ndim - 3), tokens.shape[-1])
-        key = (tokens.device, shape)
-        if key not in self._moved:  # a copy to the device for each batch would wait for the device
-            self._moved[key] = (
-                torch.from_numpy(self.scale).to(tokens.device).reshape(shape),
-                torch.from_numpy(self.zero).to(tokens.device).reshape(shape),
-            )
-        return self._moved[key]
-
-    @cached_property
-    def _moved(self) -> dict[tuple[torch.device, tuple[int, ...]], tuple[Tensor, Tensor]]:
-        return {}
 
 
 class Codes(NamedTuple):
@@ -88,7 +50,7 @@ def fit_scales(low: Float[Tensor, "L D"], high: Float[Tensor, "L D"]) -> Scales:
 
 def quantise(tokens: Float[Tensor, "B L ... D"], scales: Scales) -> Codes:
     """The nearest code of each value, on the device of `tokens`; NaN has none and gives an arbitrary one."""
-    scale, zero = scales.to(tokens)
+    scale, zero = _on_device(scales, tokens)
     nearest = (tokens.float() / scale).add_(zero).round_()
     saturated = (nearest.abs() > CODES).flatten(2).sum(dim=2)
     return Codes(nearest.clamp_(-CODES, CODES).to(torch.int8), saturated)
@@ -96,6 +58,18 @@ def quantise(tokens: Float[Tensor, "B L ... D"], scales: Scales) -> Codes:
 
 def dequantise(codes: Int8[Tensor, "B L ... D"], scales: Scales) -> Float[Tensor, "B L ... D"]:
     """What the codes stand for, float32 on their device; NaN for MISSING_CODE."""
-    scale, zero = scales.to(codes)
+    scale, zero = _on_device(scales, codes)
     values = codes.float().sub_(zero).mul_(scale)
     return values.masked_fill_(codes == MISSING_CODE, torch.nan)
+
+
+def _on_device(scales: Scales, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and zero on the device of `tokens` [B, L, ..., D], shaped to be broadcast over it."""
+    shape = (tokens.shape[1], *[1] * (tokens.ndim - 3), tokens.shape[-1])
+    key = (tokens.device, shape)
+    if key not in scales.copies:  # a copy to the device for each batch would wait for the device
+        scales.copies[key] = tuple(
+            torch.from_numpy(part).to(tokens.device).reshape(shape) for part in (scales.scale, scales.zero)
+        )
+    scale, zero = scales.copies[key]
+    return scale, zero

@@ -23,7 +23,7 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from loffta.errors import DamageFound, LofftaError
-from loffta.store.ledger import read_checksums
+from loffta.store.checksums import read_checksums
 from loffta.store.metadata import CRC_BYTES, ArrayLayout, read_layout
 from loffta.store.paths import ArrayPaths
 from loffta.store.reads import open_file, read_guard

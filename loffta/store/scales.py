@@ -1,4 +1,4 @@
-"""The scales of an int8 array on disk: a zarr group `<array>-int8` beside it that holds `scale` and `zero`.
+"""What decodes an int8 array, and how it lies on disk: a zarr group `<array>-int8` beside it, of `scale` and `zero`.
 
 The folder is made whole under a temporary name and put in place by one rename, which fails where there is one already:
 the first process wins, the others read what it wrote, and a kill leaves both arrays or none. They never change.
@@ -6,7 +6,10 @@ the first process wins, the others read what it wrote, and a kill leaves both ar
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,11 +20,35 @@ from loffta.errors import DamageFound
 from loffta.files.durable import create_folder
 from loffta.store.metadata import CRC_BYTES, ArrayLayout, table_json
 from loffta.store.paths import ArrayPaths
-from loffta.store.quantise import CODES, Scales
 from loffta.store.reads import read_document, read_file, reason
 
 FORMULA = "(q - zero) * scale; q = -128: missing"
+CODES = 127  # codes are -CODES..CODES
+MISSING_CODE = -128
 _PARTS = ("scale", "zero")
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Decodes one array's codes (`quantise` does it); float32, on the CPU."""
+
+    scale: NDArray[np.float32]  # [L, D], over 0
+    zero: NDArray[np.float32]  # [L, D], whole numbers in -127..127
+
+    @cached_property
+    def digest(self) -> str:
+        """BLAKE2b-128 over both in little-endian bytes; done files keep it."""
+        little = [np.ascontiguousarray(part, dtype="<f4").tobytes() for part in (self.scale, self.zero)]
+        return hashlib.blake2b(b"".join(little), digest_size=16).hexdigest()
+
+    @cached_property
+    def copies(self) -> dict[Any, Any]:
+        """On devices, as `quantise` has put them there."""
+        return {}
+
+    def take(self, taps: list[int]) -> Scales:
+        """Those of some taps."""
+        return Scales(self.scale[taps], self.zero[taps])
 
 
 def has_scales(paths: ArrayPaths) -> bool:

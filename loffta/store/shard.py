@@ -1,6 +1,7 @@
 """The bytes of one zarr v3 shard: inner chunks one after the other, then an index of (offset, length) pairs.
 
-Writing streams: each chunk goes to the file as it comes and the index goes last, so no unit is ever held in memory.
+Writing streams: chunks get their places in order, several threads write them there, and the index goes last, so no unit
+is ever held in memory.
 Reading takes offsets from the index, never from arithmetic: other writers put chunks in other orders.
 """
 
@@ -17,13 +18,14 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from loffta.errors import DamageFound
-from loffta.files.durable import delete_part, part_name, put_in_place
+from loffta.files.durable import begin_sync, delete_part, part_name, put_in_place
 from loffta.files.os_words import guard
 from loffta.store.metadata import CRC_BYTES
 from loffta.store.reads import read_guard
 
 MISSING = np.uint64(2**64 - 1)  # both halves of an index entry whose chunk was never written
-MAX_IOV = 1000  # buffers per readv or writev; Linux allows 1,024
+_WORTH_SYNC = 1 << 20  # bytes; less is left to the fsync
+MAX_IOV = 1000  # buffers per preadv or pwritev; Linux allows 1,024
 _REPAIR = "run `loffta verify CACHE --deep` to list all damage, with --repair to mend it"
 
 Buffer = memoryview | bytes
@@ -36,38 +38,48 @@ class ShardWriter:
         """Opens the temporary file; `n_chunks` is what the shard could hold, written or not."""
         self._final = final
         self._index = np.full((n_chunks, 2), MISSING, dtype="<u8")
-        self._offset = 0
+        self._end = 0  # of what has its place
         self._part = part_name(final)
         with guard(final):
             self._fd = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
 
-    def append(self, positions: Sequence[int], chunks: NDArray[Any]) -> list[int]:
-        """Streams chunks to the shard.
+    def reserve(self, positions: Sequence[int], chunk_bytes: int) -> list[int]:
+        """Gives chunks their places behind those that have one; called by one thread, which gives the file its order.
 
         Args:
             positions: each chunk's place in the shard's index, every one used once.
-            chunks: [n, ...] C-contiguous; chunks[i] holds the bytes of position i.
+        Returns:
+            Where each chunk begins in the file.
+        """
+        assert (self._index[list(positions), 0] == MISSING).all(), "a chunk was written twice"
+        stored = chunk_bytes + CRC_BYTES
+        places = range(self._end, self._end + stored * len(positions), stored)
+        self._index[list(positions), 0] = places
+        self._index[list(positions), 1] = stored
+        self._end += stored * len(positions)
+        return list(places)
+
+    def write(self, place: int, chunks: NDArray[Any]) -> list[int]:
+        """Writes chunks that have their places, one behind the other from `place` on; any thread may, several at once.
+
+        Args:
+            chunks: [n, ...] C-contiguous; chunks[i] holds the bytes of one of them.
         Returns:
             crc32c of each chunk.
         Raises:
             LofftaError: the disk or quota is full.
         """
-        data = chunks.reshape(-1).view(np.uint8).data
-        size = data.nbytes // max(len(positions), 1)
-        views = [data[i * size : (i + 1) * size] for i in range(len(positions))]
+        views = [chunk.data for chunk in chunks.reshape(len(chunks), -1).view(np.uint8)]
         crcs = [crc32c(view) for view in views]
-        assert (self._index[list(positions), 0] == MISSING).all(), "a chunk was written twice"
-        stored = size + CRC_BYTES
-        self._index[list(positions), 0] = self._offset + stored * np.arange(len(positions), dtype=np.uint64)
-        self._index[list(positions), 1] = stored
-        self._offset += stored * len(positions)
-        self._write([part for view, crc in zip(views, crcs, strict=True) for part in (view, _crc_bytes(crc))])
+        self._write([part for view, crc in zip(views, crcs, strict=True) for part in (view, _crc_bytes(crc))], place)
+        if chunks.nbytes >= _WORTH_SYNC:
+            begin_sync(self._fd, place, chunks.nbytes)
         return crcs
 
     def commit(self) -> None:
         """Adds the index, makes the file durable and puts it in place."""
         index = self._index.tobytes()
-        self._write([index, _crc_bytes(crc32c(index))])
+        self._write([index, _crc_bytes(crc32c(index))], self._end)
         put_in_place(self._fd, self._part, self._final)
         os.close(self._fd)
         self._fd = -1
@@ -80,10 +92,10 @@ class ShardWriter:
             with suppress(OSError):  # what was written is given up
                 os.close(fd)
 
-    def _write(self, buffers: list[Buffer]) -> None:
+    def _write(self, buffers: list[Buffer], place: int) -> None:
         with guard(self._final):
             for first in range(0, len(buffers), MAX_IOV):
-                _writev_all(self._fd, buffers[first : first + MAX_IOV])
+                place = _pwritev_all(self._fd, buffers[first : first + MAX_IOV], place)
 
 
 def read_index(fd: int, n_chunks: int, *, at_end: bool, path: Path) -> NDArray[np.uint64]:
@@ -130,10 +142,13 @@ def _crc_bytes(crc: int) -> bytes:
     return crc.to_bytes(CRC_BYTES, "little")
 
 
-def _writev_all(fd: int, buffers: Sequence[Buffer]) -> None:
+def _pwritev_all(fd: int, buffers: Sequence[Buffer], place: int) -> int:
+    """Writes all of `buffers` from byte `place` on, and gives the byte behind them."""
     pending = [memoryview(b) for b in buffers]
     while pending:
-        pending = _after(pending, os.writev(fd, pending))
+        done = os.pwritev(fd, pending, place)
+        pending, place = _after(pending, done), place + done
+    return place
 
 
 def _after(buffers: list[memoryview], done: int) -> list[memoryview]:

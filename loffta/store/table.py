@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from loffta.errors import DamageFound, LofftaError, UsageError
+from loffta.errors import DamageFound, LofftaError, UsageError, unknown_name
 from loffta.files.documents import from_json
 from loffta.store import FORMAT
 from loffta.store.arrow import to_numbers
@@ -82,6 +82,13 @@ class ImageTable:
         """Rows of one split, or of several joined by '+'."""
         wanted = set(split.split("+"))
         return np.flatnonzero([s in wanted for s in self.splits])
+
+    def check_split(self, split: str, *, where: str | Path) -> None:
+        """Raises UsageError where the set has no such split, or lacks one of several joined by '+'."""
+        known = self.split_sizes()
+        for part in split.split("+"):
+            if part not in known:
+                raise unknown_name("split", part, known, where=where)
 
     def split_sizes(self) -> dict[str, int]:
         """Rows per split, in order of appearance."""

@@ -5,7 +5,7 @@ In: storage-ready arrays and their audits from `extract`.   Out: one shard and o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,10 +18,11 @@ from loffta.errors import LofftaError
 from loffta.store.ledger import OK, Audit, ImageStatus, settles, write_done
 from loffta.store.metadata import ArrayLayout
 from loffta.store.paths import ArrayPaths
-from loffta.store.quantise import Scales, quantise
-from loffta.store.scales import read_scales
+from loffta.store.quantise import quantise
+from loffta.store.scales import Scales, read_scales
 from loffta.store.shard import ShardWriter
 
+Take = Callable[[Sequence[int], torch.dtype], Tensor]  # gives memory of a shape on the host
 _TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -42,38 +43,60 @@ class Cast(NamedTuple):
     abs_max: Tensor
     saturated: Tensor | None = None
 
-    def fetch(self) -> Stored:
-        """Waits for the device."""
+    def part(self, images: slice) -> Cast:
+        """Some of its images."""
+        saturated = None if self.saturated is None else self.saturated[images]
+        return Cast(self.values[images], self.finite[images], self.abs_max[images], saturated)
+
+    def fetch(self, take: Take | None = None) -> Stored:
+        """Waits for the device, whose current stream makes the copies.
+
+        Args:
+            take: memory for values that are not on the host; None: fresh memory.
+        """
+        values = self.values
+        if take is not None and values.device.type != "cpu":
+            values = take(values.shape, values.dtype).copy_(values, non_blocking=values.is_cuda)
         saturated = None if self.saturated is None else self.saturated.cpu().numpy()
-        values, finite, abs_max = (tensor.cpu().numpy() for tensor in (self.values, self.finite, self.abs_max))
-        return Stored(values, finite, abs_max, saturated)
+        finite, abs_max = self.finite.cpu().numpy(), self.abs_max.cpu().numpy()  # these wait, and for `values` too
+        return Stored(values.cpu().numpy(), finite, abs_max, saturated)
 
 
-def cast(taps: Sequence[Float[Tensor, "B ..."]], dtype: str, scales: Scales | None = None) -> Cast:
+def cast(
+    taps: Sequence[Float[Tensor, "B ..."]], dtype: str, scales: Scales | None = None, *, take: Take | None = None
+) -> Cast:
     """Casts on the tokens' device and audits each image and tap; waits for nothing.
 
-    Float types take each tap straight into its place in the result and find its extremes: 4 ms for a batch of 8 and 12
+    Float types find each tap's extremes and take it straight into its place in the result: 4 ms for a batch of 8 and 12
     taps of a ViT-B, where a stack, its absolute values and their test for infinity took 164 ms on the same two cores.
 
     Args:
         taps: L tensors of one shape, float32.
         scales: of the array, for int8: `UnitWriter.scales`.
+        take: memory for the result of float types, of tokens on the host; None: fresh memory on their device.
     Returns:
         `finite` is False where the input is NaN or infinite, or does not fit a float `dtype`. What does not fit int8 is
         stored as the end of its range and counted in `saturated`.
     """
-    flat = [tap.flatten(1) for tap in taps]
-    abs_max = torch.stack([torch.maximum(tap.amax(dim=1), -tap.amin(dim=1)) for tap in flat], dim=1)
     if dtype == "int8":
         assert scales is not None, "int8 needs the array's scales"
+        abs_max = torch.stack([_largest(tap) for tap in taps], dim=1)
         codes = quantise(torch.stack(list(taps), dim=1), scales)
         return Cast(codes.values.contiguous(), abs_max.isfinite(), abs_max, codes.saturated)
-    values = taps[0].new_empty((len(taps[0]), len(taps), *taps[0].shape[1:]), dtype=_TORCH_DTYPES[dtype])
+    shape, kept = (len(taps[0]), len(taps), *taps[0].shape[1:]), _TORCH_DTYPES[dtype]
+    values = taps[0].new_empty(shape, dtype=kept) if take is None else take(shape, kept)
+    largest = []
     for i, tap in enumerate(taps):
-        values[:, i] = tap
-    return Cast(
-        values, abs_max.to(values.dtype).isfinite(), abs_max
-    )  # rounding keeps order: if the largest fits, all do
+        largest.append(_largest(tap))
+        values[:, i] = tap  # which is in the processor's cache now
+    abs_max = torch.stack(largest, dim=1)
+    return Cast(values, abs_max.to(kept).isfinite(), abs_max)  # rounding keeps order: if the largest fits, all do
+
+
+def _largest(tap: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
+    """The largest absolute value of each image, NaN where there is one."""
+    flat = tap.flatten(1)
+    return torch.maximum(flat.amax(dim=1), -flat.amin(dim=1))
 
 
 def to_storage(tokens: Float[Tensor, "B L ..."], dtype: str, scales: Scales | None = None) -> Stored:
@@ -82,7 +105,7 @@ def to_storage(tokens: Float[Tensor, "B L ..."], dtype: str, scales: Scales | No
 
 
 class UnitWriter:
-    """Streams one unit of one array; nothing is visible before `commit`."""
+    """Writes one unit of one array; nothing is visible before `commit`."""
 
     def __init__(self, paths: ArrayPaths, layout: ArrayLayout, unit: int) -> None:
         self._paths, self._layout, self._unit = paths, layout, unit
@@ -92,11 +115,30 @@ class UnitWriter:
         n_chunks = layout.unit_images * layout.chunks_per_image
         self._shard = ShardWriter(paths.shard(unit, layout.ndim), n_chunks)
 
-    def append(self, rows: Sequence[int], stored: Stored, keys: Sequence[str]) -> None:
-        """Adds images.
+    @property
+    def image_bytes(self) -> int:
+        """Of one image's data."""
+        return self._layout.chunks_per_image * self._layout.chunk_bytes
+
+    def reserve(self, rows: Sequence[int]) -> list[int]:
+        """Gives images their places in the shard, one behind the other; called in the order in which they are to lie.
 
         Args:
             rows: row numbers inside this unit, each once.
+        Returns:
+            Where each image goes, for `write`.
+        """
+        layout, per_image = self._layout, self._layout.chunks_per_image
+        first = self._unit * layout.unit_images
+        assert all(0 <= row - first < layout.unit_images for row in rows), f"rows outside unit {self._unit}"
+        positions = [(row - first) * per_image + c for row in rows for c in range(per_image)]
+        return self._shard.reserve(positions, layout.chunk_bytes)[::per_image]
+
+    def write(self, rows: Sequence[int], places: Sequence[int], stored: Stored, keys: Sequence[str]) -> None:
+        """Writes images that have their places; any thread may, several at once.
+
+        Args:
+            places: of these images, which lie one behind the other.
             stored: their data; `values` [B, *item_shape].
             keys: the images' names, for messages.
         Raises:
@@ -106,15 +148,18 @@ class UnitWriter:
         assert stored.values.shape == (len(rows), *layout.item_shape), f"{layout.item_shape} is due"
         assert stored.values.dtype == layout.dtype, f"{layout.dtype} is due"
         refuse_non_finite(stored, layout, keys, where=self._paths.name)
+        if not rows:
+            return
         per_image = layout.chunks_per_image
-        first = self._unit * layout.unit_images
-        assert all(0 <= row - first < layout.unit_images for row in rows), f"rows outside unit {self._unit}"
-        positions = [(row - first) * per_image + c for row in rows for c in range(per_image)]
-        crcs = self._shard.append(positions, stored.values)
+        crcs = self._shard.write(places[0], stored.values.reshape(len(rows) * per_image, -1))
         for i, row in enumerate(rows):
             chunk_crcs = crcs[i * per_image : (i + 1) * per_image]
             saturated = None if stored.saturated is None else stored.saturated[i].tolist()
             self._audits[row] = Audit(stored.finite[i].tolist(), stored.abs_max[i].tolist(), chunk_crcs, saturated)
+
+    def append(self, rows: Sequence[int], stored: Stored, keys: Sequence[str]) -> None:
+        """`reserve` and `write` in one, for who has one thread."""
+        self.write(rows, self.reserve(rows), stored, keys)
 
     def commit(self, images: Sequence[ImageStatus], run: dict[str, Any]) -> bool:
         """Puts the shard in place, then its done file.

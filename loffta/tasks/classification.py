@@ -24,11 +24,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from loffta.shapes import Logits
 from loffta.tasks.bootstrap import Weights, mean_of_defined
-from loffta.tasks.counts import Classes, Counts, f1_of, recall_of
+from loffta.tasks.counts import Classes, Counted, Counts, f1_of, recall_of
+from loffta.tasks.curves import roc_area
 from loffta.tasks.kappa import Kappa, grades_of
 from loffta.tasks.ranking import RocAreas, log_odds
-from loffta.tokens import Logits
 
 N_TOP = 5
 MATRIX_CLASSES = 50  # results keep the confusion matrix of up to so many classes
@@ -52,8 +53,6 @@ def decide(logits: Float[np.ndarray, "*batch C"]) -> Int[np.ndarray, "*batch"]:
 
 def metrics(logits: Float[np.ndarray, "B C"], labels: Classes, classes: Sequence[str]) -> dict[str, float]:
     """The metrics of one seed; those that these labels do not define are left out, see `notes`."""
-    from sklearn.metrics import f1_score, roc_auc_score
-
     n_classes = len(classes)
     predicted = decide(logits)
     counted = Counts(predicted[None], labels, n_classes)(np.ones((1, len(labels)), np.float32))
@@ -61,14 +60,16 @@ def metrics(logits: Float[np.ndarray, "B C"], labels: Classes, classes: Sequence
     if n_classes > N_TOP:
         found["top5"] = among_top(logits, labels, N_TOP).mean()
     found["balanced_accuracy"] = mean_of_defined(recall_of(counted))[0, 0]
-    found["f1"] = f1_score(labels, predicted, average="macro")
+    of_class = f1_of(Counted(*(part.astype(np.float64) for part in counted)))[0, 0]
+    found["f1"] = of_class[~np.isnan(of_class)].mean()
     found["log_loss"] = _losses(logits, labels).mean()
     grades = grades_of(classes)
     if grades is not None and _has_kappa(labels):
         found["kappa"] = Kappa(predicted[None], labels, grades)(np.ones((1, len(labels)), np.float32))[0]
     if _has_roc_auc(labels, n_classes):
         one_hot = labels[:, None] == np.arange(n_classes)
-        found["roc_auc"] = roc_auc_score(_ranked(one_hot), _ranked(log_odds(logits)), average="macro")
+        curves = zip(_ranked(log_odds(logits)).T, _ranked(one_hot).T, strict=True)
+        found["roc_auc"] = np.mean([roc_area(scores, positive) for scores, positive in curves])
     return {name: float(value) for name, value in found.items()}
 
 

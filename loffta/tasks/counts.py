@@ -1,4 +1,4 @@
-"""How many images of each class are there, predicted, and rightly so: in any resample, and what follows from it.
+"""Counts per class in any resample: images with the label, images predicted so, and both; recall and F1 from them.
 
 In: predictions of S seeds, labels, weights of `bootstrap`.   Out: counts per seed and class, recall and F1. Called by
 the tasks.

@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from loffta.shapes import Logits
 from loffta.tasks.bootstrap import Weights, mean_of_defined, ratio
+from loffta.tasks.curves import average_precision, roc_area
 from loffta.tasks.ranking import RocAreas, average_precisions
-from loffta.tokens import Logits
 
 HasClass: TypeAlias = Int[np.ndarray, "B C"]  # 1 where the image has the class, else 0
 
@@ -46,27 +47,25 @@ def decide(logits: Float[np.ndarray, "*batch C"]) -> Bool[np.ndarray, "*batch C"
 
 def metrics(logits: Float[np.ndarray, "B C"], has_class: HasClass, _classes: Sequence[str]) -> dict[str, float]:
     """The metrics of one seed; those that these labels do not define are left out, see `notes`."""
-    from sklearn.metrics import f1_score, roc_auc_score
-
     found = {}
     positive, mixed = _kinds(has_class)
     if positive.any():
         found["map"] = float(np.nanmean(precisions(logits, has_class)))
-        found["f1"] = float(f1_score(has_class, decide(logits), average="macro", zero_division=np.nan))
+        decided, told = decide(logits), has_class > 0
+        of_class = ratio(2 * (decided & told).sum(axis=0), decided.sum(axis=0) + told.sum(axis=0))
+        found["f1"] = float(of_class[~np.isnan(of_class)].mean())
     found["log_loss"] = float(_losses(logits, has_class).mean())
     if mixed.any():
-        areas = [roc_auc_score(has_class[:, c], logits[:, c]) for c in np.flatnonzero(mixed)]
+        areas = [roc_area(logits[:, c], has_class[:, c] > 0) for c in np.flatnonzero(mixed)]
         found["roc_auc"] = float(np.mean(areas))
     return found
 
 
 def precisions(logits: Float[np.ndarray, "B C"], has_class: HasClass) -> Float[np.ndarray, " C"]:
     """Average precision per class, NaN where no image has it."""
-    from sklearn.metrics import average_precision_score
-
     found = np.full(logits.shape[1], np.nan)
     for c in np.flatnonzero(has_class.any(axis=0)):
-        found[c] = average_precision_score(has_class[:, c], logits[:, c])
+        found[c] = average_precision(logits[:, c], has_class[:, c] > 0)
     return found
 
 

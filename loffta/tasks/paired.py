@@ -4,12 +4,13 @@ In: what each run's seeds score in resamples of the images that both were tested
 interval. Two intervals that overlap say nothing about the difference: on the same images runs fail together.
 
 * Images are drawn anew, the same for both runs (paired bootstrap, `bootstrap.image_weights`).
-* Seeds are three or five, too few to be drawn anew: that, over images and seeds alike (Owen's pigeonhole bootstrap,
-  Annals of Applied Statistics 1, 2007; none is exact, McCullagh, Bernoulli 6, 2000), holds the truth in 89 % of the
-  comparisons simulated with seeds that differ much, in 98 % of others. So their variance is estimated, less what is
-  chance of the images, which the images' resamples hold already, and both sides of the interval grow by it: in
-  quadrature, and by Student's t with the degrees of freedom of a sum of variances (Satterthwaite, Biometrics Bulletin
-  2, 1946). The truth is held in 94-96 % of the simulated comparisons (docs/statistics.md).
+* Seeds are not drawn anew: there are three or five, too few. Drawing images and seeds alike (Owen's pigeonhole
+  bootstrap, Annals of Applied Statistics 1, 2007; none is exact, McCullagh, Bernoulli 6, 2000) held the truth in 89 %
+  of the comparisons simulated with seeds that differ much, and in 98 % of others.
+* Instead their variance is estimated. What of it is chance of the test images is taken out, for the images' resamples
+  hold that already. Both sides of the interval grow by the rest, in quadrature, and by Student's t with the degrees of
+  freedom of a sum of variances (Satterthwaite, Biometrics Bulletin 2, 1946). This held the truth in 94-96 % of the
+  simulated comparisons (docs/statistics.md).
 * One seed says nothing about others: then the interval is over the images alone.
 """
 

@@ -2,7 +2,7 @@
 
 In: scores and which images are positive, weights of `bootstrap`.   Out: area under the ROC curve and average precision
 per class and resample; the log-odds that classes of one softmax are ranked by. Values on the images as they are come
-from scikit-learn; this is for the intervals.
+from `curves`; this is for the intervals.
 """
 
 from __future__ import annotations

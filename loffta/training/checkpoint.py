@@ -1,8 +1,8 @@
 """Where a training stands, in one file: the same command goes on from there and ends with the same weights.
 
 In: members and a position.   Out: checkpoint.safetensors (tensors, and JSON in its metadata; nothing is pickled),
-replaced at once. Losses that were logged, generators and optimisers are in it, so no bit of the rest depends on the
-interruption.
+replaced at once. Losses that were logged, generators and optimisers are in it: a training that goes on from it ends
+with the very bits of one that was never interrupted.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The training loop: members side by side on one read of the data, from a checkpoint on if there is one.
 
-In: a Session, a Feed, members.   Out: the members, trained. The data order depends on `data_seed` alone and is shared
-by all members, so that a member trained among others equals the member trained alone.
+In: a Session, a TrainingFeed, members.   Out: the members, trained. Whether the features were stored or are computed
+on the way is the feed's business. The data order depends on `data_seed` alone and is shared by all members, so that a
+member trained among others equals the member trained alone.
 """
 
 from __future__ import annotations
@@ -21,10 +22,9 @@ from torch import Tensor
 
 from loffta import augment
 from loffta.config import TrainConfig
-from loffta.dataset.features import Feature, resolved_choices
 from loffta.dataset.targets import read_targets
 from loffta.errors import LofftaError
-from loffta.feed.batches import Batch, Feed
+from loffta.feed.batches import Batch
 from loffta.feed.order import ordering_of
 from loffta.heads import Head
 from loffta.heads.precision import autocast, matmul_precision, precision_of
@@ -33,12 +33,13 @@ from loffta.machine import process
 from loffta.machine.progress import Progress
 from loffta.runs.claims import Claim
 from loffta.runs.run import RunLog, RunPaths
-from loffta.store.cache import Cache
+from loffta.store.table import ImageTable
 from loffta.tasks import Task, find_task
 from loffta.training.checkpoint import Keeper, Position, read_checkpoint
 from loffta.training.loss import Mix, class_weights, reduce_loss
-from loffta.training.members import Member, build_member
+from loffta.training.members import Member
 from loffta.training.optim import adam_eps, lr_at, n_steps
+from loffta.training.supply import Supply, TrainingFeed
 from loffta.words import printable
 
 # Parameters times images a step below which torch gets one thread on the CPU. A linear probe of K = 512 (330,000) makes
@@ -54,8 +55,7 @@ class Session:
     """What all trainings of one run share."""
 
     config: TrainConfig
-    cache: Cache
-    features: Sequence[Feature]
+    supply: Supply
     device: torch.device
     paths: RunPaths
     log: RunLog
@@ -70,14 +70,13 @@ class Session:
     @cached_property
     def targets(self) -> Tensor:
         """Of every row of the table, on the device."""
-        return read_targets(self.cache.table, self.config.task).to(self.device)
+        return read_targets(self.supply.table, self.config.task).to(self.device)
 
     def member(self, recipe: Recipe, seed: int) -> Member:
         """A member before its first step."""
-        specs = [feature.spec for feature in self.features]
-        return build_member(self.config.head, specs, len(self.cache.table.classes), recipe, seed, self.device)
+        return self.supply.member(recipe, seed)
 
-    def feed(self, rows: NDArray[np.int64], recipe: Recipe, ordering: Mapping[str, Any] | None = None) -> Feed:
+    def feed(self, rows: NDArray[np.int64], recipe: Recipe, ordering: Mapping[str, Any] | None = None) -> TrainingFeed:
         """The feed of a training on some rows; it goes on in the order of a checkpoint that is there.
 
         Which order `auto` takes, and how large a window is, depends on the free memory: that may be another now.
@@ -89,17 +88,7 @@ class Session:
             ordering = kept[1]["identity"]["order"]
         order, window = (self.config.order, None) if ordering is None else ordering_of(ordering)
         with self.stop.at_once("reading the features; nothing has been trained yet"):
-            return Feed(
-                self.features,
-                rows,
-                batch_size=recipe.batch_size,
-                device=self.device,
-                mode=self.config.feed,
-                order=order,
-                window=window,
-                seed=self.config.data_seed,
-                n_alike=recipe.epochs if recipe.same_batches else 1,
-            )
+            return self.supply.feed(rows, recipe, order, window)
 
     @cached_property
     def augment(self) -> Augment | None:
@@ -107,7 +96,7 @@ class Session:
         settings = augment.resolve(self.config.augment)
         if settings == augment.AugmentConfig():
             return None
-        specs = [feature.spec for feature in self.features]
+        specs = self.supply.specs
 
         def change(features: Sequence[Tensor], rng: torch.Generator) -> tuple[Sequence[Tensor], Mix | None]:
             drawn = augment.draw(settings, len(features[0]), rng, self.device)
@@ -116,18 +105,18 @@ class Session:
 
         return change
 
-    def keeper(self, title: str, feed: Feed, members: Sequence[Member]) -> Keeper:
+    def keeper(self, title: str, feed: TrainingFeed, members: Sequence[Member]) -> Keeper:
         """The checkpoints of a training: only the same heads on the same images, in the same order, go on from them."""
         recipe = members[0].recipe.model_dump(mode="json", exclude={"lr", "weight_decay"})
         identity = {
             "training": title,
             "head": self.config.head,
-            "features": list(resolved_choices(self.features)),
+            "features": list(self.supply.names),
             "task": self.config.task,
             "data_seed": self.config.data_seed,
             "recipe": recipe,
             "members": [f"seed {member.seed}, {member.setting}" for member in members],
-            "images": digest_of(self.cache, feed.rows),
+            "images": digest_of(self.supply.table, feed.rows),
             "order": feed.ordering,
             "augment": self.config.augment,
             "device": self.device.type,
@@ -138,7 +127,7 @@ class Session:
 
 def fit(
     session: Session,
-    feed: Feed,
+    feed: TrainingFeed,
     members: Sequence[Member],
     keeper: Keeper,
     *,
@@ -177,12 +166,14 @@ def fit(
                 _keep(session, keeper, members, Position(epoch, i), f"training step {step} of {total}")
                 for member in _going(members):
                     _prepare_step(member, step - phase * per_phase, per_phase)
-                found = _train_batch(session, _going(members), batch, weights)
-                _note_losses(session, _going(members), found, step, batch, drop_diverged)
+                if len(batch.rows):  # else none of its images could be read
+                    found = _train_batch(session, _going(members), batch, weights)
+                    _note_losses(session, _going(members), found, step, batch, drop_diverged)
                 if not _going(members):
                     return
                 step += 1
-                progress.advance(1, f"loss {_going(members)[0].losses[-1]:.3f}")
+                last = _going(members)[0].losses[-1:]
+                progress.advance(1, f"loss {last[0]:.3f}" if last else "")
             _end_epoch(session.log, _going(members), epoch, step)
     for member in _going(members):
         if not member.is_finite():  # what the last step did shows in no loss
@@ -229,7 +220,7 @@ def _train_batch(session: Session, members: Sequence[Member], batch: Batch, weig
 def _prepare_step(member: Member, step: int, total: int) -> None:
     lr, eps = lr_at(step, total, member.recipe), adam_eps(step, member.recipe)
     for group in member.optimizer.param_groups:
-        group["lr"], group["eps"] = lr, eps
+        group["lr"], group["eps"] = lr * group.get("scale", 1.0), eps  # a backbone's rate is a share of the head's
 
 
 def _step(
@@ -267,7 +258,7 @@ def _note_losses(
 
 def _diverge(session: Session, member: Member, step: int, rows: list[int], drop: bool) -> None:
     """Leaves a member behind, or gives up."""
-    keys = [printable(session.cache.table.keys[row]) for row in rows]
+    keys = [printable(session.supply.table.keys[row]) for row in rows]
     what = f"the loss of seed {member.seed} is not finite at step {step} ({member.setting})"
     session.log.write(f"{what}; images of that step: {', '.join(keys) or 'not known'}")
     member.diverged_at = step
@@ -279,8 +270,7 @@ def _diverge(session: Session, member: Member, step: int, rows: list[int], drop:
     raise LofftaError(
         what,
         where=f"images {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}" if keys else "the last step",
-        remedy="lower the learning rate (--set lr=...) and give a new --out, or look for damage with `loffta verify "
-        f"CACHE --deep`; all images of the step stand in log.txt. {kept}",
+        remedy=f"{session.supply.against_divergence}; all images of the step stand in log.txt. {kept}",
     )
 
 
@@ -297,13 +287,12 @@ def _class_weights(session: Session, rows: NDArray[np.int64], recipe: Recipe) ->
     if not recipe.class_weights:
         return None
     labels = session.targets[torch.from_numpy(rows).to(session.device)]
-    return class_weights(labels, len(session.cache.table.classes))
+    return class_weights(labels, len(session.supply.table.classes))
 
 
-def digest_of(cache: Cache, rows: NDArray[np.int64]) -> str:
+def digest_of(table: ImageTable, rows: NDArray[np.int64]) -> str:
     """Which images, and of which class: the same words for the same ones."""
-    keys = "\n".join(cache.table.keys[row] for row in rows)
-    table = cache.table
+    keys = "\n".join(table.keys[row] for row in rows)
     labels = table.labels[rows] if table.label_sets is None else [table.label_sets[row] for row in rows]
     text = f"{keys}\n{list(labels)}"
     digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()

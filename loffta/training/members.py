@@ -22,13 +22,14 @@ _OPTIMIZER = "optimizer/"
 
 @dataclass
 class Member:
-    """One head in training."""
+    """One head in training; with a backbone that is trained along, the two of them as one."""
 
     seed: int
     recipe: Recipe
     head: Head
     optimizer: torch.optim.Optimizer
     rng: torch.Generator  # on the head's device: what its training draws
+    parts: Mapping[str, Any]  # modules that are kept of it when it is trained, by the names of their files
     losses: list[float] = field(default_factory=list)  # of the steps of this epoch
     log: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch
     diverged_at: int | None = None  # the step whose loss was not finite; it trains no more
@@ -56,7 +57,7 @@ class Member:
     def tensors(self) -> dict[str, Tensor]:
         """All that decides how it goes on, but for `log`."""
         found = {f"head/{name}": tensor for name, tensor in self.head.state_dict().items()}
-        found |= optimizer_tensors(self.optimizer)
+        found |= _optimizer_tensors(self.optimizer)
         found["rng"] = self.rng.get_state()
         found["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         return found
@@ -69,8 +70,8 @@ class Member:
         """
         for k in range(1, phase + 1):
             self.start_phase(k)  # brings the head into the form of this phase; its values follow
-        self.head.load_state_dict(below(tensors, "head/"))
-        restore_optimizer(self.optimizer, tensors)
+        self.head.load_state_dict(_below(tensors, "head/"))
+        _restore_optimizer(self.optimizer, tensors)
         self.rng.set_state(tensors["rng"])
         self.losses = tensors["losses"].tolist()
 
@@ -80,24 +81,25 @@ def build_member(
 ) -> Member:
     """A member before its first step; the seed decides its weights and all that its training draws."""
     built = build_head(head, specs, n_classes, recipe, seed).to(device).train()
-    return Member(seed, recipe, built, make_optimizer(built, recipe, device), torch.Generator(device).manual_seed(seed))
+    rng = torch.Generator(device).manual_seed(seed)
+    return Member(seed, recipe, built, make_optimizer(built, recipe, device), rng, {"head": built})
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The moments of an optimiser, by names that `restore_optimizer` understands."""
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The moments of an optimiser, by names that `_restore_optimizer` understands."""
     states = optimizer.state_dict()["state"].items()
     return {f"{_OPTIMIZER}{i}/{name}": value for i, state in states for name, value in state.items()}
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Gives an optimiser of the same parameters its moments back."""
     state: dict[int, dict[str, Tensor]] = {}
-    for name, value in below(tensors, _OPTIMIZER).items():
+    for name, value in _below(tensors, _OPTIMIZER).items():
         i, _, key = name.partition("/")
         state.setdefault(int(i), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Those whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

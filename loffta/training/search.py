@@ -15,12 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from loffta.dataset.splits import check_part, draw_part
-from loffta.dataset.targets import labelled_rows
 from loffta.errors import LofftaError
-from loffta.evaluation.evaluate import predict
 from loffta.heads.recipe import Recipe
 from loffta.machine import process
-from loffta.runs.holdout import split_rows
 from loffta.runs.records import Chosen, SearchTable, Setting
 from loffta.runs.run import read_json, write_json
 from loffta.tasks import Task
@@ -61,11 +58,9 @@ def search(session: Session, rows: NDArray[np.int64], recipe: Recipe) -> Recipe:
 
 def _parts(session: Session, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], str]:
     """Rows to train on while searching, rows to score on, and how one calls the latter."""
-    config, table = session.config, session.cache.table
+    config, table = session.config, session.supply.table
     if config.validate_on is not None:
-        found = split_rows(session.paths, config, session.cache, session.features, config.validate_on)
-        found = labelled_rows(table, found, config.validate_on, config.task)
-        return rows, found, f"split {config.validate_on}"
+        return rows, session.supply.rows(config.validate_on), f"split {config.validate_on}"
     held = draw_part(table.labels[rows], VALIDATION_SHARE, config.data_seed)
     if warning := check_part(held, table.labels[rows], table, "--search"):
         session.log.write(warning, show=True)
@@ -80,15 +75,15 @@ def _open_table(
     described: str,
 ) -> SearchTable:
     images = {
-        "trained_on": digest_of(session.cache, train_rows),
-        "scored_on": digest_of(session.cache, validation_rows),
+        "trained_on": digest_of(session.supply.table, train_rows),
+        "scored_on": digest_of(session.supply.table, validation_rows),
     }
     path = session.paths.search
     if path.exists():
         table = read_json(path, SearchTable)
         if table.images != images:
             raise LofftaError(
-                "the cache has other images than when this search began", where=path, remedy="choose another --out"
+                "there are other images than when this search began", where=path, remedy="choose another --out"
             )
         return table
     pairs = product(recipe.search_lr, recipe.search_weight_decay or (recipe.weight_decay,))
@@ -136,7 +131,7 @@ def _score_all(
 def _room(session: Session, member: Member, n_scored: int) -> int:
     """How many such members the free memory takes."""
     here = process.free_memory_bytes()
-    scores = 8 * n_scored * len(session.cache.table.classes)
+    scores = 8 * n_scored * len(session.supply.table.classes)
     taken = int(CHECKPOINT_COPIES * member.n_bytes()) + scores
     if session.device.type == "cuda":
         there, _ = torch.cuda.mem_get_info(session.device)
@@ -150,16 +145,9 @@ def _scores(session: Session, members: Sequence[Member], rows: NDArray[np.int64]
     if not going:
         return [None] * len(members)
     with session.stop.at_once("scoring the settings of the search; the training is kept up to its last checkpoint"):
-        logits = predict(
-            [member.head.eval() for member in going],
-            session.features,
-            rows,
-            recipe=members[0].recipe,
-            batch_size=members[0].recipe.batch_size,
-            device=session.device,
-        )
+        rows, logits = session.supply.predict([member.head.eval() for member in going], rows, members[0].recipe)
     targets = session.targets[torch.from_numpy(rows)].cpu().numpy()
-    classes = session.cache.table.classes
+    classes = session.supply.table.classes
     found = iter([_score(session.task, of_member, targets, classes) for of_member in logits])
     return [None if member.diverged_at is not None else next(found) for member in members]
 

@@ -1,12 +1,13 @@
 """Stage two: trains heads from a cache; several seeds side by side on one read of the data.
 
 In: a TrainConfig and a directory.   Out: a run with weights, metrics, predictions and results. The same command goes on
-from the last checkpoint and repeats nothing that is finished.
+from the last checkpoint and repeats nothing that is finished. `train` opens a cache; `run_training` is the driver, and
+serves `online.train` as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,10 @@ from numpy.typing import NDArray
 
 from loffta import augment
 from loffta.config import TrainConfig, parse
-from loffta.dataset.features import Feature, choose_features, resolved_choices, usable_rows
+from loffta.dataset.features import Feature, choose_features, resolved_choices
 from loffta.dataset.splits import HOLDOUT, check_part, choose_splits, name_some
-from loffta.dataset.targets import choose_task, fit_to_task, labelled_rows, read_targets, refuse_one_class
+from loffta.dataset.targets import choose_task, fit_to_task, read_targets, refuse_one_class
 from loffta.errors import LofftaError, UsageError
-from loffta.evaluation.evaluate import evaluate
 from loffta.heads import HEADS, find_head
 from loffta.heads.precision import precision_of
 from loffta.heads.recipe import Recipe
@@ -29,7 +29,6 @@ from loffta.runs.claims import claimed
 from loffta.runs.folder import check_out, has_work, start_run
 from loffta.runs.holdout import hold_out, record_holdout
 from loffta.runs.known_images import growth, read_known
-from loffta.runs.origins import write_origins
 from loffta.runs.records import Training
 from loffta.runs.run import (
     RunLog,
@@ -42,11 +41,13 @@ from loffta.runs.run import (
     write_lines,
 )
 from loffta.store.cache import Cache
+from loffta.training.cached import CachedSupply
 from loffta.training.fit import Session, fit
 from loffta.training.loss import check_weights
 from loffta.training.members import Member
 from loffta.training.optim import fit_to_images
 from loffta.training.search import search
+from loffta.training.supply import Supply
 
 SCORING_WEIGHT = 0.01  # lambda of ComBo's scoring run where none is given (second-hand from the paper)
 
@@ -64,7 +65,7 @@ def train(config: TrainConfig, out: Path, stop: process.StopFlag) -> dict[str, A
     paths = RunPaths(out)
     cache, grown = _as_known(paths, config, Cache.open(config.cache))
     config = config.model_copy(update={"task": choose_task(cache.table, config.task)})
-    config = _absolute(choose_splits(config, cache))
+    config = _absolute(choose_splits(config, cache.table, cache.paths.images))
     if config.select is not None:
         check_out(out, config, cache, ignore=("features", "recipe"))  # before the scoring run, not after it
         config = _select(config, cache, out, stop)
@@ -76,20 +77,39 @@ def train(config: TrainConfig, out: Path, stop: process.StopFlag) -> dict[str, A
             "augment": augment.words(augment.resolve(config.augment)),
         }
     )
-    check_out(out, config, cache)
+    supply = CachedSupply(config, cache, features)
+    return run_training(config, out, supply, recipe, stop, grown)
+
+
+def run_training(
+    config: TrainConfig,
+    out: Path,
+    supply: Supply,
+    recipe: Recipe,
+    stop: process.StopFlag,
+    grown: Mapping[str, int] = {},
+) -> dict[str, Any]:
+    """What a training is, whatever feeds it: from a resolved configuration to results on all splits to measure.
+
+    Args:
+        recipe: that of `config`, parsed.
+        grown: how the image set has grown since the run began, for its results.
+    """
+    check_out(out, config, supply.cache)
+    paths = RunPaths(out)
     if _is_trained(paths, config) and all(paths.results(split).exists() for split in _measured_on(config)):
         results = read_results(paths.results(config.test_on))
         if open_run(out)[1].cache != config.cache:  # moved since
             with suppress(LofftaError):  # a run that may not be written is read back all the same
-                start_run(out, config, cache)
+                start_run(out, config, supply.cache)
         return {**results, "images": results.get("images", {}) | grown}
-    rows, held = _check_splits(config, cache, features, recipe, paths)
+    rows, held = _check_splits(config, supply, recipe, paths)
     with claimed(paths) as claim:
-        start_run(out, config, cache)
+        start_run(out, config, supply.cache)
         if held is not None:
-            record_holdout(paths, cache.table, config, held)
+            record_holdout(paths, supply.table, config, held)
         device = process.resolve_device(config.device)
-        session = Session(config, cache, features, device, paths, RunLog(paths.log), stop, claim)
+        session = Session(config, supply, device, paths, RunLog(paths.log), stop, claim)
         if grown:
             session.log.write(f"{growth(**grown)}: the training goes on with those", show=True)
         return _finish(session, rows, held, recipe)
@@ -113,7 +133,7 @@ def _finish(
     config, paths = session.config, session.paths
     try:
         if not _is_trained(paths, config):
-            with process.explain_memory(session.device, paths.root):
+            with process.explain_memory(session.device, paths.root, session.supply.less_memory):
                 _train(session, rows, held, recipe)
     except LofftaError as error:
         session.log.write(f"ended: {error.what}")
@@ -122,15 +142,18 @@ def _finish(
     seconds = read_json(paths.training, Training).seconds
     for split in _measured_on(config):
         session.claim.check()
-        results = evaluate(
-            paths.root, split, cache=session.cache, device=config.device, train_seconds=seconds, stop=session.stop
-        )
+        results = session.supply.evaluate(paths, split, seconds, session.stop)
     return results
 
 
 def _is_trained(paths: RunPaths, config: TrainConfig) -> bool:
-    """Whether all heads are there; one that was deleted, because it was damaged, is trained again."""
-    return paths.training.exists() and all(paths.head(seed).exists() for seed in range(config.seeds))
+    """Whether all weights are there; one file that was deleted, because it was damaged, is trained again.
+
+    Of a training online, an older version left no training.json: its results say that it is finished.
+    """
+    ended = paths.training.exists() or (config.online is not None and paths.results(config.test_on).exists())
+    parts = ("head", "backbone") if config.online is not None and config.online.unfrozen else ("head",)
+    return ended and all(paths.weights(seed, part).exists() for seed in range(config.seeds) for part in parts)
 
 
 def _train(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | None, recipe: Recipe) -> None:
@@ -151,7 +174,7 @@ def _train(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | 
         log.write(f"{config.head}: {len(rows)} images, {feed.describe()}", show=True)
         fit(session, feed, members, keeper, title=f"train {config.head}")
     session.claim.check()
-    write_origins(paths.stores, session.features, session.cache.table.classes)
+    session.supply.save_origins(paths)
     _save(paths, members)
     write_json(
         paths.training,
@@ -168,7 +191,8 @@ def _train(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | 
 def _save(paths: RunPaths, members: Sequence[Member]) -> None:
     for member in members:
         write_lines(paths.metrics(member.seed), member.log)
-        save_head(paths.head(member.seed), member.head.state_dict())
+        for part, module in member.parts.items():
+            save_head(paths.weights(member.seed, part), module.state_dict())
 
 
 def _select(config: TrainConfig, cache: Cache, out: Path, stop: process.StopFlag) -> TrainConfig:
@@ -223,29 +247,28 @@ def _measured_on(config: TrainConfig) -> list[str]:
 
 
 def _check_splits(
-    config: TrainConfig, cache: Cache, features: Sequence[Feature], recipe: Recipe, paths: RunPaths
+    config: TrainConfig, supply: Supply, recipe: Recipe, paths: RunPaths
 ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
     """Rows to train on, and rows to hold out; all splits are looked at: what is wrong shows before the training."""
     process.resolve_device(config.device)
+    table = supply.table
     for split in [name for name in _measured_on(config) if name != HOLDOUT or config.holdout is None] + [
         config.train_on
     ]:
-        rows = labelled_rows(
-            cache.table, usable_rows(cache, features, split, partial=config.partial), split, config.task
-        )
+        rows = supply.rows(split)
     if not config.one_class:
-        refuse_one_class(cache.table, rows, config.train_on)
-    check_weights(recipe, read_targets(cache.table, config.task))
+        refuse_one_class(table, rows, config.train_on)
+    check_weights(recipe, read_targets(table, config.task))
     if config.holdout is None:
         return rows, None
-    held = hold_out(paths, config, cache.table, rows)
-    check_part(np.isin(rows, held), cache.table.labels[rows], cache.table, "--holdout")
+    held = hold_out(paths, config, table, rows)
+    check_part(np.isin(rows, held), table.labels[rows], table, "--holdout")
     return np.setdiff1d(rows, held), held
 
 
 def _warn(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | None) -> None:
     """Says what a user may not have meant: classes without images to learn from or to measure on."""
-    table = session.cache.table
+    table = session.supply.table
     targets = session.targets.cpu().numpy()[rows]
     present = set(np.unique(targets)) if targets.ndim == 1 else set(np.flatnonzero((targets > 0).any(axis=0)))
     missing = [name for i, name in enumerate(table.classes) if i not in present]
@@ -256,7 +279,7 @@ def _warn(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | N
     if n_unlabelled := int((~table.is_labelled()[table.rows_of(config.train_on)]).sum()):
         session.log.write(f"images of split {config.train_on} without a label: {n_unlabelled}, left out", show=True)
     settings = augment.resolve(config.augment)
-    if (settings.moves or settings.token_drop) and all(feature.spec.kind != "grid" for feature in session.features):
+    if (settings.moves or settings.token_drop) and all(spec.kind != "grid" for spec in session.supply.specs):
         session.log.write(
             f"head '{config.head}' reads no grids here: of --augment only mixing and noise reach it", show=True
         )

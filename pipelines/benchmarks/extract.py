@@ -1,15 +1,19 @@
 """Extraction end to end against the bare network: ViT-B/16 at 224 px, all 12 taps, photographs from JPEG files.
 
 Run:     python pipelines/benchmarks/extract.py [--images 256] [--pairs 5] [--dir DIR]
+         python pipelines/benchmarks/extract.py --null [--images 1024] [--pairs 5] [--dir DIR] [--memory /dev/shm]
 Needs:   the extra `test` (scikit-image's and scikit-learn's sample photographs); 4 MB of disk an image.
 Expect:  the goal is 0.95 of the bare forward pass; see docs/benchmarks.md for what was reached. About 45 s a pair.
+         --null: 0.8 of the bound, in memory and on the disk, in under 6 minutes on two cores.
 Method:  the limit is the same model's forward_features on ready, normalised tensors: no files, no decoding, no taps
-         kept. Ours is all of `loffta extract` but loading the model: listing, reading, decoding and resizing JPEGs of
-         500 x 375, the network, 12 taps of grid and prefix cast to float16, crc32c, writing, fsync, done files. A
-         third job tells what the disk alone takes: the same forward passes beside a thread that writes as many bytes
-         to one file and fsyncs it. They take turns in alternating order; the ratios are medians over the pairs.
-         Then: two backbones decode each image once (counted, not timed), and the largest resident memory of a process
-         that extracts few and many images (VmHWM, read by that process at its end; its parent's memory is no part).
+         kept. What the cores allow is less: the other parts, each alone as in extract_null.py, take their time of the
+         same cores, and the faster the network, the larger is their share. Ours is all of `loffta extract` but loading
+         the model: listing, reading, decoding and resizing JPEGs of 500 x 375, the network, 12 taps of grid and prefix
+         cast to float16, crc32c, writing, fsync, done files. Another job tells what the disk alone takes: the same
+         forward passes beside a thread that writes as many bytes to one file and fsyncs it. They take turns in
+         alternating order; the ratios are medians over the pairs. Then: two backbones decode each image once (counted,
+         not timed), and the largest resident memory of a process that extracts few and many images (VmHWM, read by
+         that process at its end; its parent's memory is no part).
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import argparse
 import math
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,6 +35,7 @@ import numpy as np
 import skimage.data
 import torch
 from clock import alternate, print_machine, ratio_text
+from extract_null import NullBackbone, Parts, measure_null, measure_writers
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -48,23 +54,38 @@ CHILD += "from loffta.machine.process import peak_rss_mib; print(peak_rss_mib())
 MEMORY_MODEL = ["--backbone", "vit_tiny_patch16_224", "--weights", "random:0", "--image-px", "112", "--taps", "all"]
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """Makes the photographs, measures, prints and deletes."""
     parser = argparse.ArgumentParser(description="extraction benchmark: loffta against the bare forward pass")
-    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--null", action="store_true", help="a network that costs nothing, see extract_null.py")
+    parser.add_argument("--images", type=int, default=None, help="256; 1024 with --null")
     parser.add_argument("--pairs", type=int, default=5, help="interleaved repeats")
     parser.add_argument("--dir", type=Path, default=None, help="where the temporary folder goes")
-    options = parser.parse_args()
+    parser.add_argument("--memory", type=Path, default=Path("/dev/shm"), help="a folder in memory, for --null")
+    options = parser.parse_args(words)
+    options.images = options.images or (1024 if options.null else 256)
     process.cap_threads()
     folder = Path(tempfile.mkdtemp(prefix="loffta-bench-", dir=options.dir))
     try:
         print_machine(("torch", "timm", "numpy", "Pillow"))
         make_photographs(folder / "photographs", options.images)
-        measure_speed(folder, options.images, options.pairs)
+        if options.null:
+            return run_null(folder, options.memory, options.images, options.pairs)
+        measure_speed(folder, options.memory, options.images, options.pairs)
         count_decodes(folder)
         measure_memory(folder)
     finally:
         shutil.rmtree(folder)
+
+
+def run_null(folder: Path, memory: Path, n_images: int, n_pairs: int) -> None:
+    """Both tables."""
+    with tempfile.TemporaryDirectory(prefix="loffta-bench-", dir=memory) as name:
+        places = {"memory": Path(name), "disk": folder}
+        parts = Parts(folder / "photographs", n_images, NullBackbone())
+        pairs = measure_null(parts, places, n_pairs)
+        bound = n_images / statistics.median(seconds for seconds, _ in pairs["memory"])
+        measure_writers(parts, places["memory"], bound, (1, 2, 4, 8))
 
 
 def make_photographs(folder: Path, n_images: int) -> None:
@@ -81,10 +102,11 @@ def make_photographs(folder: Path, n_images: int) -> None:
         )
 
 
-def measure_speed(folder: Path, n_images: int, n_pairs: int) -> None:
-    """The forward pass alone and the whole extraction, in turns."""
+def measure_speed(folder: Path, memory: Path, n_images: int, n_pairs: int) -> None:
+    """The forward pass alone, what else wants the same cores, and the whole extraction, in turns."""
     backbone = load_timm(MODEL, weights="random:0")
     ready = torch.randn(BATCH, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    null = NullBackbone(BATCH)
     n_batches = n_images // BATCH
     caches = iter(folder / f"cache-{i}" for i in range(1000))
     made: list[Path] = []
@@ -106,6 +128,12 @@ def measure_speed(folder: Path, n_images: int, n_pairs: int) -> None:
                 due.release()
         thread.join()
 
+    def others() -> None:
+        parts = Parts(folder / "photographs", n_images, null)
+        with tempfile.TemporaryDirectory(prefix="loffta-bench-", dir=memory) as name:
+            for part in (parts.decode, parts.cast, parts.check, lambda: parts.write(Path(name) / "raw")):
+                part()
+
     def whole() -> None:
         made.append(next(caches))
         run_extraction(folder, made[-1], {MODEL: backbone})
@@ -115,7 +143,9 @@ def measure_speed(folder: Path, n_images: int, n_pairs: int) -> None:
             shutil.rmtree(made[-1])
         (folder / "raw").unlink(missing_ok=True)
 
-    jobs: dict[str, Callable[[], None]] = {"forward": forward, "forward, raw write": forward_and_write, "loffta": whole}
+    jobs: dict[str, Callable[[], None]] = {
+        "forward": forward, "others": others, "forward, raw write": forward_and_write, "loffta": whole,
+    }  # fmt: skip
     alternate(jobs, 0, after=delete)  # warms up
     found: list[dict[str, float]] = []
     print(f"\n{MODEL}, {n_batches * BATCH} images, batches of {BATCH}", flush=True)
@@ -130,6 +160,8 @@ def measure_speed(folder: Path, n_images: int, n_pairs: int) -> None:
         ("forward, raw write", "loffta", "of that, for the extraction", None),
     ):
         print(f"  {ratio_text([(s[first], s[second]) for s in found], what, goal)}", flush=True)
+    pairs = [(s["forward"] + s["others"], s["loffta"]) for s in found]
+    print(f"  {ratio_text(pairs, 'of what the cores allow: forward, decoding, cast, checksums, writing to memory')}")
 
 
 def backbone_bytes(backbone: TimmBackbone) -> int:

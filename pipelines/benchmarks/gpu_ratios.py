@@ -8,11 +8,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from clock import alternate, median_ratio
+from extract_null import NullBackbone, Parts
 from gpu_values import Comparisons, Setup, all_features
 from train import Bench, measure_feed, measure_heads, measure_online, wait
 
@@ -56,6 +58,23 @@ def time_extraction(setup: Setup) -> Comparisons:
         found = repeat(setup, {"forward": forward, "whole": whole}, after=delete)
         what = f"of bare forward, {precision}, {'+'.join(kinds)}"
         yield what, median_ratio([(s["forward"], s["whole"]) for s in found]), None
+    yield "null network, of the bound by parts", time_null(setup), None
+
+
+def time_null(setup: Setup) -> float:
+    """A network that costs nothing, beside what the host's cores allow: the device casts, where there is one."""
+    images = Path(setup.source("many").removeprefix("folder:"))
+    parts = Parts(images, setup.n_images, NullBackbone(setup.batch, setup.device))
+    raw, cache = setup.folder / "raw", setup.folder / "timed"
+
+    def delete(_: str) -> None:
+        for folder in (raw, cache):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    jobs = {"decode": parts.decode, "check": parts.check, "write": lambda: parts.write(raw)}
+    jobs |= {"cast": parts.cast} if setup.device.type == "cpu" else {}
+    found = repeat(setup, jobs | {"whole": lambda: parts.whole(cache)}, after=delete)
+    return median_ratio([(sum(s[part] for part in jobs), s["whole"]) for s in found])
 
 
 def time_feed(setup: Setup) -> Comparisons:

@@ -186,8 +186,8 @@ def test_unreachable_hub_is_tried_once(hub_cache, monkeypatch):
         thread.start()
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
-        monkeypatch.setattr(weights, "hf_hub_url", lambda repo, file: f"{address}/{repo}/resolve/main/{file}")
-        monkeypatch.setattr(weights, "hf_hub_download", lambda *_: pytest.fail("the probe did not stop it"))
+        monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda repo, file: f"{address}/{repo}/resolve/main/{file}")
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_: pytest.fail("the probe did not stop it"))
         try:
             with pytest.raises(LofftaError, match="cannot fetch the weights of vit_tiny_patch16_224: ") as caught:
                 weights.find_file("hub", VIT)

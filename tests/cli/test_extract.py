@@ -1,90 +1,37 @@
 """`loffta extract`, `info` and `verify` as a user meets them: options, files, messages, exit codes, JSON."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 
 import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
 import yaml
-from loffta_cli.extract import pair_backbones, parse_share
 from loffta_cli.main import main
 from PIL import Image
 
+from loffta.door.options import pair_backbones, parse_share
 from loffta.errors import UsageError
 from loffta.extraction.extract import Report
 from loffta.machine.process import describe
 from loffta.runs.run import RunPaths
 from loffta.store.cache import Cache
 from loffta.store.zarr_reader import open_array
-
-# timm's own test models: seconds become milliseconds
-VIT = ["--backbone", "test_vit", "--weights", "random:0", "--image-px", "32"]
-SMALL = ["--limit", "6", "--unit-images", "4", "--device", "cpu"]
-
-
-@pytest.fixture
-def command(capsys):
-    """Runs one command; gives its exit code, stdout and stderr, and refuses tracebacks."""
-
-    def call(*args):
-        code = main([str(a) for a in args])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        assert "Traceback" not in out
-        return code, out, err
-
-    return call
-
-
-@pytest.fixture(autouse=True)
-def no_fsync(monkeypatch):
-    """No process here loses power."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    """Six of the digits, all taps of a small ViT."""
-    root = tmp_path_factory.mktemp("sound") / "cache"
-    assert main(["extract", "demo:digits", "--cache", str(root), *VIT, "--taps", "all", *SMALL]) == 0
-    return root
-
-
-@pytest.fixture
-def cache(sound, tmp_path):
-    return shutil.copytree(sound, tmp_path / "cache")
-
-
-def assert_error(result, code, *parts):
-    """One message in three parts on stderr, which holds `parts` in this order; nothing on stdout."""
-    found, out, err = result
-    assert (found, out) == (code, ""), err
-    assert err.startswith("error: ")
-    assert "\n  where:  " in err
-    assert "\n  remedy: " in err
-    place = 0
-    for part in parts:
-        assert part in err[place:], f"{part!r} in {err!r}"
-        place = err.index(part, place)
+from tests.cli.small import SMALL, VIT, assert_error
 
 
 def test_pairs():
     a, b = {"name": "a"}, {"name": "b"}
-    assert pair_backbones(("a", "b"), (), (), ()) == (a, b)
-    assert pair_backbones(("a", "b"), ("w",), (), (64,)) == (
+    assert pair_backbones(("a", "b"), weights=(), taps=(), image_px=()) == (a, b)
+    assert pair_backbones(("a", "b"), weights=("w",), taps=(), image_px=(64,)) == (
         a | {"weights": "w", "image_px": 64},
         b | {"weights": "w", "image_px": 64},
     )
-    assert pair_backbones(("a", "b"), ("v", "w"), ("last",), ()) == (
+    assert pair_backbones(("a", "b"), weights=("v", "w"), taps=("last",), image_px=()) == (
         a | {"weights": "v", "taps": "last"},
         b | {"weights": "w", "taps": "last"},
     )
-    assert pair_backbones((), (), (), ()) == ()
+    assert pair_backbones((), weights=(), taps=(), image_px=()) == ()
 
 
 @pytest.mark.parametrize(
@@ -286,102 +233,6 @@ def test_summary_and_json(command, tmp_path):
     assert (code, err) == (0, "")
     assert out.splitlines()[1] == "nothing to do; 0 bad images in the cache"
     assert json.loads(out.splitlines()[-1])["units"] == 0
-
-
-def test_info_on_a_partial_cache(command, cache):
-    code, out, err = command("info", cache, "--json")
-    assert (code, err) == (0, "")
-    held = json.loads(out.splitlines()[-1], parse_constant=pytest.fail)
-    assert (held["source"], held["images"], held["classes"], held["bad"]) == ("demo:digits", 1797, 10, {})
-    assert (held["splits"], held["unit_images"]) == ({"train": 1000, "test": 797}, 4)
-    (store,) = held["stores"]
-    assert store["recipe"]["input"]["image_px"] == 32
-    kinds = {array["kind"]: array for array in store["arrays"]}
-    assert set(kinds) == {"grid", "prefix"}
-    for array in (*store["arrays"], held["thumbnails"]):
-        assert (array["units_done"], array["units"], array["files"]) == (0, 450, 6)  # all part-filled
-        assert array["shape"][0] == 1797
-        assert array["bytes"] > 0
-        assert array["old_rows_only"] is False
-    assert "demo:digits: 1797 images (train 1000, test 797), 10 classes, single-label, 0 bad" in out
-    assert f"{store['store']}  test_vit [random:0 weights], 32 px, " in out
-    assert out.count("0/450 units") == 4  # two arrays, the store as a whole, thumbnails
-
-
-def test_info_on_a_complete_cache(command, tmp_path):
-    command("extract", "demo:digits", "--cache", tmp_path, *VIT, "--unit-images", "512", "--batch-size", "256")
-    code, out, err = command("info", tmp_path)
-    assert (code, err, out.count(" 4/4 units")) == (0, "", 4)
-    assert "\n{" not in out
-
-
-def test_one_image_one_unit_and_one_tap(command, tmp_path):
-    words = ["extract", "demo:digits", "--cache", tmp_path, *VIT, "--kinds", "grid", "--device", "cpu", "--limit", "1"]
-    _, out, _ = command(*words)
-    assert ": 1 tap, " in out
-    assert "\n1 unit, 1 image in " in out
-    _, out, _ = command("info", tmp_path)
-    assert out.count(" 0/8 units, 1 image  ") == 2  # of the unit's 256 images
-
-
-def test_columns_of_info_stand_under_each_other(command, tmp_path):
-    taps = ["--taps", "blocks.0.mlp.hidden,blocks.5.mlp.hidden", "--kinds", "grid"]
-    words = ["extract", "demo:digits", "--cache", tmp_path, "--unit-images", "2048", "--limit", "2", "--device", "cpu"]
-    command(*words, *VIT, *taps)
-    command(*words, *VIT, "--taps", "last", "--kinds", "grid,prefix")
-    code, out, _ = command("info", tmp_path)
-    assert code == 0
-    lines = [line.strip() for line in out.splitlines() if "/1 unit, 2 images" in line]
-    assert len(lines) == 4  # three arrays, thumbnails
-    assert any("blocks.0.mlp.hidden .. blocks.5.mlp.hidden" in line for line in lines)
-    assert len({line.index("/1 unit, ") for line in lines}) == 1
-    assert len({len(line) for line in lines}) == 1
-
-
-@pytest.mark.parametrize("name", ["info", "verify"])
-@pytest.mark.parametrize("there", [True, False])
-def test_a_folder_that_is_no_cache(command, tmp_path, name, there):
-    root = tmp_path if there else tmp_path / "nowhere"
-    assert_error(command(name, root), 1, "there is no cache here", str(root), "`loffta extract SOURCE --cache DIR")
-
-
-@pytest.mark.parametrize("name", ["info", "verify"])
-def test_a_file_that_is_no_cache(command, tmp_path, name):
-    (tmp_path / "f").write_text("")
-    assert_error(command(name, tmp_path / "f"), 1, "there is no cache here")
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99, "unit_images": 4, "thumb_px": 8}'])
-@pytest.mark.parametrize("name", ["info", "verify"])
-def test_a_damaged_or_newer_configuration(command, cache, name, text):
-    (cache / "cache.json").write_text(text)
-    assert_error(command(name, cache), 1, "cannot read the cache's configuration", "cache.json")
-
-
-def test_verify_json(command, cache):
-    assert command("verify", cache)[:2] == (0, "no damage found in the checksums; --deep reads every byte\n")
-    (shard,) = cache.glob("stores/*/grid-0/c.0.*")
-    shard.unlink()
-    code, out, err = command("verify", cache, "--json")
-    assert code == 4
-    assert "1 unit is damaged" in err
-    (damage,) = json.loads(out.splitlines()[-1])["damaged"]
-    assert damage["path"] == str(shard)
-    assert damage["unit"] == 0
-    assert damage["array"].endswith("/grid-0")
-
-
-@pytest.mark.smoke
-def test_extract_and_verify_from_end_to_end(tmp_path):
-    def loffta(*args):
-        words = [sys.executable, "-m", "loffta_cli", *map(str, args)]
-        result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-        assert result.returncode == 0, result.stderr
-        return json.loads(result.stdout.splitlines()[-1])
-
-    assert loffta("extract", "demo:digits", "--cache", "c", *VIT, *SMALL, "--json")["images"] == 6
-    nothing = {"damaged": [], "lost_metadata": [], "repaired": 0, "altered_images": [], "recomputed": []}
-    assert loffta("verify", "c", "--deep", "--json") == {"deep": True, **nothing}
 
 
 QUITS = """

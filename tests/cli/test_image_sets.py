@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import signal
 
 import datasets
@@ -19,7 +18,6 @@ VIT = ["--backbone", "test_vit", "--weights", "random:0", "--image-px", "32", "-
 @pytest.fixture(autouse=True)
 def own_process(monkeypatch, tmp_path):
     """`extract` takes over the signals of its process, which here is pytest's; and no process here loses power."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)

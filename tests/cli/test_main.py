@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from loffta_cli import main as module
-from loffta_cli.common import emit, json_option, plural
+from loffta_cli.common import emit, json_option
 from loffta_cli.main import COMMANDS, cli, main
 
 from loffta import errors
@@ -318,11 +318,6 @@ def test_json_is_strict_and_one_line(value, expected, capsys):
 def test_without_json_nothing_is_printed(capsys):
     emit({"value": 1}, False)
     assert capsys.readouterr().out == ""
-
-
-def test_one_of_a_thing_is_no_plural():
-    assert [plural(n, "tap") for n in (0, 1, 2)] == ["taps", "tap", "taps"]
-    assert [plural(n, "class", "classes") for n in (1, 2)] == ["class", "classes"]
 
 
 def test_what_json_cannot_say_is_a_bug():

@@ -1,8 +1,6 @@
 """`loffta models` as a user meets it."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 from loffta_cli.main import main
@@ -135,12 +133,3 @@ def test_as_many_as_allowed(monkeypatch, models):
     code, _, err = models("test_vit[23]*")
     assert code == 2
     assert err.startswith("error: 2 models match")
-
-
-def test_the_list_needs_neither_torch_nor_timm():
-    code = (
-        "import sys; from loffta_cli.main import main; code = main(['models', 'dinov2'])\n"
-        "print(code, [name for name in ('torch', 'timm', 'huggingface_hub') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "0 []"

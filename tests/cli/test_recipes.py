@@ -1,7 +1,6 @@
 """The options of `loffta extract` that decide a store: crop, interpolation, pooling, views, precision."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +18,6 @@ from loffta.store.cache import Cache
 VIT = ["--backbone", "test_vit", "--weights", "random:0", "--kinds", "grid,mean", "--dtype", "float32"]
 SMALL = ["--unit-images", "4", "--device", "cpu", "--batch-size", "4"]
 N = 6
-
-
-@pytest.fixture(autouse=True)
-def no_fsync(monkeypatch):
-    """No process here loses power."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture(scope="module")

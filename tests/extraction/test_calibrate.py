@@ -1,7 +1,6 @@
 """The ranges of int8 against the backbone called directly, and what becomes of images and processes that go wrong."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -24,11 +23,6 @@ from tests.extraction.test_extract import direct
 from tests.fakes import FakeBackbone, PngSource, cache_files, fake_config, picture
 
 N = 20
-
-
-@pytest.fixture(autouse=True)
-def no_fsync(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def fill(root, source=None, backbone=None, stop=None, only=None, **options):

@@ -1,8 +1,5 @@
 """Sources that changed behind a cache: altered, vanished, unreadable; against the images that were put there."""
 
-import os
-
-import pytest
 from loffta_cli.main import main
 
 from loffta.extraction.extract import extract
@@ -12,11 +9,6 @@ from loffta.store.cache import Cache
 from tests.fakes import FakeBackbone, PngSource, fake_config, picture, png
 
 N = 20  # two and a half units of 8
-
-
-@pytest.fixture(autouse=True)
-def no_fsync(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def fill(root, broken=None, backbone=None, **options):

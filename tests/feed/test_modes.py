@@ -120,7 +120,7 @@ def test_one_line_says_it_all(features, monkeypatch):
     placed = choose_placements(features, N_ROWS, CPU)
     big, small = (feature.array.paths.name for feature in features[:2])
     assert describe_placements(features, placed, N_ROWS) == (
-        f"stream: {big} (1.3 MB, more than the 0.0 kB left of half of free memory); "
+        f"stream: {big} (1.3 MB, more than the 0 B left of half of free memory); "
         f"host: {small}, mean of {big} (15.4 kB, fits half of the 30.7 kB of free memory)"
     )
     assert "\n" not in describe_placements(features, placed, N_ROWS)

@@ -76,9 +76,9 @@ def test_a_bare_path_is_a_folder_or_a_table(tmp_path, monkeypatch):
 
 def test_every_kind_has_its_line_in_the_documentation():
     text = (Path(__file__).parents[2] / "docs" / "image-sets.md").read_text()
-    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    rows = [line for line in text.partition("\n## ")[0].splitlines() if line.startswith("| `")]
     assert sorted(SOURCES) == sorted(row.removeprefix("| `").partition(":")[0] for row in rows)
-    assert ", ".join(KNOWN) in text  # the data sets of torchvision
+    assert ", ".join(KNOWN) in " ".join(text.split())  # the data sets of torchvision
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,8 @@ def config(**recipe):
     backbone = BackboneConfig(name="fake", weights="random:0", image_px=16, taps="blocks.1")
     online = OnlineConfig(source="fake:png", backbone=backbone)
     recipe = {"epochs": 4, "batch_size": 4, "lr": 0.1} | recipe
-    return TrainConfig(
-        cache=Path("fake:png"), head="online-linear", seeds=2, device="cpu", recipe=recipe, online=online
-    )
+    values = {"head": "online-linear", "seeds": 2, "device": "cpu", "checkpoint_s": 1e-3}
+    return TrainConfig(cache=Path("fake:png"), recipe=recipe, online=online, **values)
 
 
 def main():

@@ -1,7 +1,6 @@
 """`evaluate --online` against the cached evaluation of the same images, with the cache gone."""
 
 import json
-import os
 import shutil
 
 import numpy as np
@@ -23,17 +22,13 @@ from tests.online.runs import CPU, loader, make_fake_cache, make_run
 def finished(tmp_path_factory):
     """Runs of two seeds on the caches of two backbones, float16 and int8; the caches are gone."""
     root = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        for dtype in ("float16", "int8"):
-            names = ("fake", "fake1")
-            cache = make_fake_cache(root / dtype, names=names, dtype=dtype, kinds=("grid",), broken={8: b""})
-            make_run(cache, root / f"linear-{dtype}", lr=0.1)
-            combo = {"width": 8, "depth": 1, "relevance_weight": 0.01, "lr": 0.01}
-            make_run(
-                cache, root / f"combo-{dtype}", head="combo", features=("fake:blocks.0,stages.2", "fake1"), **combo
-            )
-            shutil.rmtree(root / dtype)
+    for dtype in ("float16", "int8"):
+        names = ("fake", "fake1")
+        cache = make_fake_cache(root / dtype, names=names, dtype=dtype, kinds=("grid",), broken={8: b""})
+        make_run(cache, root / f"linear-{dtype}", lr=0.1)
+        combo = {"width": 8, "depth": 1, "relevance_weight": 0.01, "lr": 0.01}
+        make_run(cache, root / f"combo-{dtype}", head="combo", features=("fake:blocks.0,stages.2", "fake1"), **combo)
+        shutil.rmtree(root / dtype)
     return root
 
 
@@ -113,7 +108,6 @@ def test_several_runs_share_one_pass(finished, tmp_path):
 
 
 def test_what_a_search_chose_stays_in_the_results(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
     cache = make_fake_cache(tmp_path / "cache", kinds=("mean",))
     grid = {"search_lr": (0.1, 1e-9), "search_weight_decay": (0.0,)}
     root = make_run(cache, tmp_path / "run", features=("fake:blocks.0",), seeds=1, search=True, lr=1e-3, **grid)
@@ -186,7 +180,6 @@ def test_a_signal_writes_nothing(run):
 
 
 def test_a_run_of_an_older_version(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
     expected = online([run])[0]["metrics"]
     RunPaths(run).stores.unlink()
     with pytest.raises(LofftaError, match=r"keeps no stores.json, and its cache is gone(.|\n)*--cache"):

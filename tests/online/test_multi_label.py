@@ -1,7 +1,6 @@
 """Several classes per image on every way without a cache, against the cached training and evaluation; int8 features."""
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,11 +36,9 @@ class Tagged(PngSource):
 @pytest.fixture(scope="module")
 def caches(tmp_path_factory):
     root = tmp_path_factory.mktemp("tagged")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        for dtype in ("int8", "float32"):
-            config = fake_config(root / dtype, names=("fake",), dtype=dtype, max_bad_frac=1.0)
-            extract(config, Tagged(N), loader(), StopFlag())
+    for dtype in ("int8", "float32"):
+        config = fake_config(root / dtype, names=("fake",), dtype=dtype, max_bad_frac=1.0)
+        extract(config, Tagged(N), loader(), StopFlag())
     return root
 
 
@@ -100,7 +97,6 @@ def test_class_weights_are_refused_before_a_run_is_begun(caches, tmp_path):
 
 
 def test_runs_of_two_tasks_are_refused_before_any_is_measured(caches, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
     train(config_of(caches / "float32"), tmp_path / "tags", StopFlag())
     make_run(make_fake_cache(tmp_path / "cache"), tmp_path / "classes")
     before = json.loads(RunPaths(tmp_path / "tags").results("test").read_text())

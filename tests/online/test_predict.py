@@ -26,14 +26,12 @@ from tests.online.runs import CPU, loader, make_fake_cache, make_run
 def run(tmp_path_factory):
     """Three seeds; tested on all of the 20 pictures; the cache is gone."""
     root = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        cache = make_fake_cache(root / "cache", kinds=("grid",))
-        make_run(cache, root / "run", seeds=3, lr=0.1)
-        from loffta.evaluation.evaluate import evaluate
+    cache = make_fake_cache(root / "cache", kinds=("grid",))
+    make_run(cache, root / "run", seeds=3, lr=0.1)
+    from loffta.evaluation.evaluate import evaluate
 
-        evaluate(root / "run", "train+test", device="cpu")
-        shutil.rmtree(root / "cache")
+    evaluate(root / "run", "train+test", device="cpu")
+    shutil.rmtree(root / "cache")
     return root / "run"
 
 

@@ -1,7 +1,6 @@
 """Fresh features against stored ones: equal when nothing changed, told apart when anything did."""
 
 import json
-import os
 import re
 from types import SimpleNamespace
 
@@ -25,7 +24,6 @@ N = 20  # two and a half units of 8
 
 @pytest.fixture(autouse=True)
 def no_fsync(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
     monkeypatch.setattr("loffta.machine.process.StopFlag.listen", lambda self: self)
 
 

@@ -1,7 +1,5 @@
 """Fresh features against those of a cache, from the same images by the same networks: equal in every bit."""
 
-import os
-
 import pytest
 import torch
 
@@ -15,11 +13,6 @@ from tests.online.runs import CPU, N, loader, make_fake_cache
 
 BATCH = 5
 BAD = {3: b"", 12: OSError("gone")}
-
-
-@pytest.fixture(autouse=True)
-def no_fsync(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def origins_of(cache, choices=(), kinds=("grid", "prefix", "mean")):

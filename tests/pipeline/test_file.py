@@ -106,8 +106,7 @@ def config_of(monkeypatch):
             found.append(config)
             raise Called
 
-        monkeypatch.setattr("loffta.training.train.train", note)
-        monkeypatch.setattr("loffta_cli.train.run_online", note)
+        monkeypatch.setattr("loffta.door.train.run", note)
         monkeypatch.setattr("loffta.extraction.extract.run", note)
         monkeypatch.setattr("loffta.machine.process.StopFlag.listen", lambda self: self)
         with pytest.raises(Called):

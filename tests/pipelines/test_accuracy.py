@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import sys
 import tarfile
 from pathlib import Path
@@ -23,7 +22,6 @@ BENCHMARKS = Path(__file__).parents[2] / "pipelines" / "benchmarks"
 def accuracy(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
-    monkeypatch.setattr(os, "fsync", lambda _: None)
     import accuracy
 
     yield accuracy

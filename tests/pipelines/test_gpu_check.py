@@ -1,7 +1,6 @@
 """The GPU check with the CPU as the device: it runs through, and what is wrong on the device is found."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -16,7 +15,6 @@ ONLY_ON_A_GPU = {"extraction": 0, "feed": 4 + 2, "memory": 2}  # rows that a CPU
 def gpu_check(monkeypatch):
     monkeypatch.syspath_prepend(str(PIPELINES))
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
-    monkeypatch.setattr(os, "fsync", lambda _: None)
     known = set(sys.modules)
     import gpu_check
 

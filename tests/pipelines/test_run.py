@@ -17,7 +17,7 @@ from loffta.heads import HEADS
 from loffta.heads.fusion import FusionRecipe
 from loffta.heads.linear import LinearRecipe
 from loffta.heads.recipe import Recipe
-from loffta.online.fit import head_of
+from loffta.online import head_of
 from loffta.pipeline import stages
 from loffta.pipeline.file import make_pipeline, read_pipeline
 from loffta.runs.run import RunPaths, read_results

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from loffta.reporting.comparisons import Comparisons
-from loffta.reporting.facts import comparisons_as_json, headline_facts
+from loffta.reporting.facts import compare_best, headline_facts
 from loffta.reporting.tables import read_runs
 from loffta.tasks.bootstrap import image_weights
 
@@ -54,7 +54,7 @@ def test_the_lead_of_the_best_run_is_paired_by_image(make_run, n_right, said):
     assert "chosen from 2 runs by its score on these very images" in fact.text
     assert "60.0\u2013100.0" in fact.text
     runs = read_runs(roots)
-    (told,) = comparisons_as_json(runs, Comparisons(runs))
+    (told,) = (found.as_json() for found in compare_best(runs, Comparisons(runs)))
     assert (told["metric"], told["run"], told["other"]) == ("top1", "a", "b")
     assert told["mean"] == pytest.approx((15 - n_right) / 15)
     assert told["ci95"] == pytest.approx((low / 100, high / 100))
@@ -93,7 +93,7 @@ def test_what_predictions_do_not_show_is_not_known(make_run, spoil):
     }
     assert f"whether it is more than chance is not known ({why[spoil]}" in fact.text
     runs = read_runs(roots)
-    assert comparisons_as_json(runs, Comparisons(runs))[0]["unknown"].startswith(why[spoil])
+    assert compare_best(runs, Comparisons(runs))[0].as_json()["unknown"].startswith(why[spoil])
 
 
 def test_one_run_is_not_called_best(make_run):

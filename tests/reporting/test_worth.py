@@ -15,7 +15,7 @@ from loffta.reporting.comparisons import Comparisons
 from loffta.reporting.page import render
 from loffta.reporting.tables import read_runs
 from loffta.reporting.terminal import format_worth
-from loffta.reporting.worth import gain_in_words, judge_backbones, judge_layers, sentence, worth_as_json
+from loffta.reporting.worth import gain_in_words, judge_backbones, judge_layers, sentence, worth_of_backbones
 from loffta.runs.run import RunPaths
 
 TAPS = ["stages.0", "stages.1", "stages.2"]
@@ -204,7 +204,7 @@ def test_runs_without_relevance_have_none(without):
     runs = read_runs([without()])
     found = Comparisons(runs)
     assert (judge_backbones(runs[0], runs, found), judge_layers(runs[0], runs, found)) == ([], [])
-    assert (format_worth(runs, found), worth_as_json(runs, found)) == ("", {})
+    assert (format_worth(runs, found), worth_of_backbones(runs, found)) == ("", {})
 
 
 def test_on_the_page(whole, without):

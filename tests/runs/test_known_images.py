@@ -14,6 +14,7 @@ from loffta_cli.main import main
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError, Stopped
 from loffta.evaluation.evaluate import _known_to, evaluate
+from loffta.feed.batches import Feed
 from loffta.machine.process import StopFlag
 from loffta.reporting.tables import read_runs
 from loffta.runs.known_images import KnownImages, read_known
@@ -155,10 +156,8 @@ def test_a_training_that_was_cut_off_goes_on_with_the_images_that_it_knows(cache
 
 def test_no_image_goes_from_test_to_train(cache, tmp_path, monkeypatch):
     """What one run holds out, no later run of the same seed trains on; by the rows that the feeds get."""
-    seen, make = [], loop.Feed.__init__
-    monkeypatch.setattr(
-        loop.Feed, "__init__", lambda self, f, rows, **k: seen.append(set(rows)) or make(self, f, rows, **k)
-    )
+    seen, make = [], Feed.__init__
+    monkeypatch.setattr(Feed, "__init__", lambda self, f, rows, **k: seen.append(set(rows)) or make(self, f, rows, **k))
     train(config_of(cache), tmp_path / "run", StopFlag())
     grow(cache)
     train(config_of(cache, test_on="holdout"), tmp_path / "later", StopFlag())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from loffta.store.ledger import BAD, OK, ImageStatus
 from loffta.store.metadata import ArrayLayout, grid_layout, image_layout
 from loffta.store.paths import ArrayPaths, CachePaths
+from loffta.store.shard import ShardWriter
 from loffta.store.units import count_units, rows_of
 from loffta.store.writer import Stored, UnitWriter
 
@@ -63,6 +65,12 @@ def as_stored(values: np.ndarray) -> Stored:
     """Audits in numpy what to_storage audits in torch."""
     flat = values.reshape(*values.shape[:2], -1).astype(np.float32)
     return Stored(values, np.isfinite(flat).all(2), np.abs(flat).max(2))
+
+
+def append(writer: ShardWriter, positions: Sequence[int], chunks: np.ndarray) -> list[int]:
+    """Gives chunks their places and writes them; their checksums."""
+    places = writer.reserve(positions, chunks[0].nbytes)
+    return writer.write(places[0], chunks)
 
 
 def write_unit(

@@ -1,7 +1,5 @@
 import json
 import multiprocessing
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from loffta.store.recipe import StoreInfo
 from loffta.store.table import ImageTable
 from loffta.store.verify import verify
 from loffta.tokens import TokenSpec
-from tests.caches import toy_cache
 
 from .conftest import assert_same, make_values, names, write_unit
 
@@ -377,15 +374,3 @@ def test_the_golden_int8_store_holds_its_values() -> None:
         spec = {"driver": "zarr3", "kvstore": f"file://{folder}/"}
         assert_same(tensorstore.open(spec, read=True).result().read().result(), expected)
     assert list(verify(Cache.open(GOLDEN_INT8), deep=True)) == []
-
-
-def test_opening_does_not_import_pandas(tmp_path: Path) -> None:
-    """pyarrow imports it on the sly where it is installed; that alone takes longer than opening 100,000 images."""
-    toy_cache(tmp_path, bad=(3,))
-    code = (
-        "import sys; from pathlib import Path; from loffta.store.cache import Cache\n"
-        f"array = Cache.open(Path({str(tmp_path)!r})).stores()[0].arrays[0]\n"
-        "assert (list(array.ledger.bad), array.ledger.units) == ([3], 8)\n"
-        "sys.exit('pandas' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

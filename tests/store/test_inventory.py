@@ -24,11 +24,6 @@ N = 20  # two and a half units of 8
 BROKEN = {3: b"", 9: b"", 11: b"no image"}
 
 
-@pytest.fixture(autouse=True)
-def no_fsync(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
 def fill(root, n_images=N, **options):
     options = {"max_bad_frac": 1.0, **options}
     extract(fake_config(root, **options), PngSource(n_images, BROKEN), lambda _: FakeBackbone(), StopFlag())

@@ -1,6 +1,5 @@
 """Shards deleted behind the cache's back: noticed at once, all of them listed, and written anew by `extract` alone."""
 
-import os
 import shutil
 
 import pytest
@@ -14,11 +13,6 @@ from tests.caches import toy_cache
 from tests.fakes import FakeBackbone, PngSource, cache_files, fake_config
 
 N = 36  # five units of 8
-
-
-@pytest.fixture(autouse=True)
-def no_fsync(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def fill(root, backbone=None):

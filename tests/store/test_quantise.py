@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loffta.store.quantise import CODES, MISSING_CODE, Scales, dequantise, fit_scales, quantise
+from loffta.store.quantise import dequantise, fit_scales, quantise
+from loffta.store.scales import CODES, MISSING_CODE, Scales
 
 
 def fit(values):

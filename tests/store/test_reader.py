@@ -18,7 +18,7 @@ from loffta.store.paths import ArrayPaths
 from loffta.store.reader import ArrayReader
 from loffta.store.shard import ShardWriter
 
-from .conftest import BAD_ROW, U, Written, assert_same, flip_bit, make_values, names, write_array, write_unit
+from .conftest import BAD_ROW, U, Written, append, assert_same, flip_bit, make_values, names, write_array, write_unit
 
 CHUNK = 2 * 4 * 5 * 2 + 4  # bytes of one tap of one image in the shard
 
@@ -50,7 +50,7 @@ def test_any_layout_rows_and_taps_are_numpy_indexing(
         writer = ShardWriter(paths.shard(unit, layout.ndim), unit_images * layout.chunks_per_image)
         flat = part.reshape(-1, 1 if not whole else n_taps, *item)
         order = data.draw(st.permutations(range(len(flat))))  # chunks may lie in any order
-        writer.append(order, np.ascontiguousarray(flat[order]))
+        append(writer, order, np.ascontiguousarray(flat[order]))
         writer.commit()
     rows = np.asarray(data.draw(st.lists(st.integers(0, n_rows - 1), max_size=30)), dtype=np.int64)
     taps = None if whole else data.draw(st.none() | st.lists(st.integers(0, n_taps - 1), min_size=1, max_size=6))
@@ -255,7 +255,7 @@ def test_more_shards_and_readers_than_descriptors(tmp_path: Path) -> None:
     paths.metadata.write_bytes(layout.to_json())
     for unit in range(100):
         writer = ShardWriter(paths.shard(unit, 3), 1)
-        writer.append([0], np.full((1, 1), unit, np.float32))
+        append(writer, [0], np.full((1, 1), unit, np.float32))
         writer.commit()
     done = subprocess.run([sys.executable, "-c", FEW_FILES, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.stdout == "all read\n", done.stderr

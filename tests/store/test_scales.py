@@ -16,8 +16,8 @@ import zarr
 from loffta.errors import DamageFound
 from loffta.files.durable import remove_folder, sweep_tree
 from loffta.store.paths import CachePaths
-from loffta.store.quantise import Scales, fit_scales
-from loffta.store.scales import create_scales, has_scales, read_facts, read_scales
+from loffta.store.quantise import fit_scales
+from loffta.store.scales import Scales, create_scales, has_scales, read_facts, read_scales
 
 from .conftest import TAPS, make_layout, names
 
@@ -114,8 +114,7 @@ from pathlib import Path
 import numpy as np
 from loffta.store.metadata import grid_layout
 from loffta.store.paths import CachePaths
-from loffta.store.quantise import Scales
-from loffta.store.scales import create_scales
+from loffta.store.scales import Scales, create_scales
 
 def child(root, left):
     def fatal(real):

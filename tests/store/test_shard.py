@@ -12,14 +12,14 @@ from loffta.errors import DamageFound, LofftaError
 from loffta.store import shard as shard_module
 from loffta.store.shard import ShardWriter, read_index, read_into
 
-from .conftest import BAD_ROW, MISSING, U, Written, names, parse_shard
+from .conftest import BAD_ROW, MISSING, U, Written, append, names, parse_shard
 
 
 def test_every_byte_of_a_shard(tmp_path: Path) -> None:
     chunks = np.arange(12, dtype="<u2").reshape(3, 4)
     writer = ShardWriter(tmp_path / "c.0.0", 5)
-    assert writer.append([3, 0], chunks[:2]) == [google_crc32c.value(c.tobytes()) for c in chunks[:2]]
-    writer.append([1], chunks[2:])
+    assert append(writer, [3, 0], chunks[:2]) == [google_crc32c.value(c.tobytes()) for c in chunks[:2]]
+    append(writer, [1], chunks[2:])
     writer.commit()
     body = b"".join(c.tobytes() + struct.pack("<I", google_crc32c.value(c.tobytes())) for c in chunks)
     index = struct.pack("<10Q", 12, 12, 24, 12, MISSING, MISSING, 0, 12, MISSING, MISSING)
@@ -40,39 +40,39 @@ def test_shards_of_a_store_parsed_by_hand(grid: Written) -> None:
 
 def test_a_shard_with_nothing_in_it(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path / "c.0", 4)
-    assert writer.append([], np.empty((0, 3), np.float16)) == []
+    assert writer.reserve([], 6) == []
     writer.commit()
     assert parse_shard((tmp_path / "c.0").read_bytes(), 4) == [None] * 4
 
 
-def test_more_chunks_than_one_writev_takes(tmp_path: Path) -> None:
+def test_more_chunks_than_one_pwritev_takes(tmp_path: Path) -> None:
     chunks = np.arange(3000, dtype="<u4").reshape(1500, 2)
     writer = ShardWriter(tmp_path / "c.0", 1500)
-    writer.append(range(1500), chunks)
+    append(writer, range(1500), chunks)
     writer.commit()
     assert parse_shard((tmp_path / "c.0").read_bytes(), 1500) == [c.tobytes() for c in chunks]
 
 
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_module.os, "writev", lambda fd, buffers: os.write(fd, bytes(buffers[0][:3])))
+    monkeypatch.setattr(shard_module.os, "pwritev", lambda fd, buffers, at: os.pwrite(fd, bytes(buffers[0][:3]), at))
     chunks = np.arange(20, dtype="<u2").reshape(4, 5)
     writer = ShardWriter(tmp_path / "c.0", 4)
-    writer.append(range(4), chunks)
+    append(writer, range(4), chunks)
     writer.commit()
     assert parse_shard((tmp_path / "c.0").read_bytes(), 4) == [c.tobytes() for c in chunks]
 
 
 def test_a_chunk_is_written_once(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path / "c.0", 4)
-    writer.append([1], np.zeros((1, 2), np.float16))
+    append(writer, [1], np.zeros((1, 2), np.float16))
     with pytest.raises(AssertionError, match="twice"):
-        writer.append([1], np.zeros((1, 2), np.float16))
+        append(writer, [1], np.zeros((1, 2), np.float16))
     writer.abort()
 
 
 def test_nothing_is_visible_before_commit_and_nothing_stays_after_abort(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path / "c.0", 4)
-    writer.append([1], np.zeros((1, 2), np.float16))
+    append(writer, [1], np.zeros((1, 2), np.float16))
     assert not (tmp_path / "c.0").exists()
     writer.abort()
     writer.abort()
@@ -85,7 +85,7 @@ def test_a_shard_that_another_process_sweeps_is_written_again(tmp_path: Path) ->
     chunks = rng.integers(0, 1 << 16, (4, 50_000), dtype=np.uint16)
     for name in ("swept", "whole"):
         writer = ShardWriter(tmp_path / name, 4)
-        writer.append([2, 0, 1, 3], chunks)
+        append(writer, [2, 0, 1, 3], chunks)
         if name == "swept":
             (part,) = tmp_path.iterdir()
             part.unlink()
@@ -121,7 +121,8 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 writer = ShardWriter(Path(sys.argv[1]) / "c.0", 100)
 try:
     for i in range(100):
-        writer.append([i], np.zeros((1, 250), np.float16))
+        data = np.zeros((1, 250), np.float16)
+        writer.write(writer.reserve([i], data.nbytes)[0], data)
     writer.commit()
 except LofftaError as error:
     print(i, error)

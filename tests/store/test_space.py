@@ -1,7 +1,5 @@
 """Sizes foretold against the sizes of files that were written; and extractions that have no room."""
 
-import os
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,11 +15,6 @@ from loffta.store.space import check_space, missing_work, shard_bytes, shortages
 from tests.fakes import FakeBackbone, PngSource, fake_config
 
 N = 20  # two and a half units of 8
-
-
-@pytest.fixture(autouse=True)
-def no_fsync(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def fill(root, n_images=N, only=None, **options):

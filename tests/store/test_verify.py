@@ -21,11 +21,6 @@ from tests.fakes import FakeBackbone, PngSource, cache_files, fake_config
 N, BAD = 20, 3  # two and a half units; one quarantined image
 
 
-@pytest.fixture(autouse=True)
-def no_fsync(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
 def fill(root, n_images=N, seed=0, **options):
     """The same source and, but for another seed, the same bytes."""
     backbone = FakeBackbone(seed=seed)

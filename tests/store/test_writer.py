@@ -14,8 +14,8 @@ from loffta.store import writer as writer_module
 from loffta.store.ledger import OK, ImageStatus, read_ledger
 from loffta.store.metadata import ArrayLayout
 from loffta.store.paths import ArrayPaths, CachePaths
-from loffta.store.quantise import Scales, fit_scales
-from loffta.store.scales import create_scales
+from loffta.store.quantise import fit_scales
+from loffta.store.scales import Scales, create_scales
 from loffta.store.units import Share, count_units, rows_of
 from loffta.store.writer import Stored, UnitWriter, to_storage
 
@@ -146,9 +146,9 @@ def test_a_row_of_another_unit_is_refused(paths: ArrayPaths) -> None:
 
 def test_another_shape_or_dtype_is_refused(paths: ArrayPaths) -> None:
     writer = open_writer(paths)
-    for values in (VALUES[:2, :2], VALUES[:2].astype(np.float32)):
+    for rows, values in (([0, 1], VALUES[:2, :2]), ([2, 3], VALUES[:2].astype(np.float32))):
         with pytest.raises(AssertionError, match="is due"):
-            writer.append([0, 1], as_stored(values), ["x", "y"])
+            writer.append(rows, as_stored(values), ["x", "y"])
     writer.abort()
 
 

@@ -75,6 +75,8 @@ CALL(ssize_t, preadv64, (int fd, const struct iovec *to, int n, off64_t place), 
 CALL(ssize_t, preadv64v2, (int fd, const struct iovec *to, int n, off64_t place, int flags), fd, NULL, READ, (fd, to, n, place, flags))
 CALL(ssize_t, write, (int fd, const void *from, size_t n), fd, NULL, WRITE, (fd, from, n))
 CALL(ssize_t, writev, (int fd, const struct iovec *from, int n), fd, NULL, WRITE, (fd, from, n))
+CALL(ssize_t, pwritev64, (int fd, const struct iovec *from, int n, off64_t place), fd, NULL, WRITE, (fd, from, n, place))
+CALL(ssize_t, pwritev64v2, (int fd, const struct iovec *from, int n, off64_t place, int flags), fd, NULL, WRITE, (fd, from, n, place, flags))
 CALL(int, fsync, (int fd), fd, NULL, SYNC, (fd))
 CALL(int, rename, (const char *from, const char *to), -1, to, MOVE, (from, to))
 CALL(int, link, (const char *from, const char *to), -1, to, LINK, (from, to))

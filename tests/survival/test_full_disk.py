@@ -134,17 +134,17 @@ def test_a_full_disk_under_a_training_and_a_report(tmp_path, whole):
 @pytest.mark.parametrize("n_writes", [1, 7, 20])
 def test_a_quota_in_the_thread_that_writes(tmp_path, monkeypatch, n_writes):
     """What a quota server says, at the n-th write of a shard."""
-    real, calls = os.writev, iter(range(1, 1 << 30))
+    real, calls = os.pwritev, iter(range(1, 1 << 30))
 
-    def writev(fd, buffers):
+    def pwritev(fd, buffers, place):
         if next(calls) >= n_writes:
             raise OSError(errno.EDQUOT, "Disk quota exceeded")
-        return real(fd, buffers)
+        return real(fd, buffers, place)
 
     monkeypatch.setattr(os, "fsync", lambda _: None)
     config = fake_config(tmp_path / "cache")
     with monkeypatch.context() as patched:
-        patched.setattr(os, "writev", writev)
+        patched.setattr(os, "pwritev", pwritev)
         with pytest.raises(
             LofftaError, match=r"Disk quota exceeded\)\n  where:  .*/cache/.*/c\.\d[^ ]*\n  remedy: free space or"
         ):

@@ -247,7 +247,7 @@ def test_a_checkpoint_on_other_images_is_refused(cache, tmp_path, monkeypatch):
         go(cache, tmp_path / "run", stop, checkpoint_s=1e-9)
     monkeypatch.undo()
     use_noisy_head(monkeypatch)
-    monkeypatch.setattr("loffta.training.train.usable_rows", lambda *a, **k: np.arange(30))
+    monkeypatch.setattr("loffta.training.cached.usable_rows", lambda *a, **k: np.arange(30))
     with pytest.raises(LofftaError, match=r"of another training:\n    images: 40, digest \w+ -> 30, digest"):
         go(cache, tmp_path / "run", checkpoint_s=1e-9)
     RunPaths(tmp_path / "run").checkpoint.unlink()

@@ -19,6 +19,7 @@ from loffta.runs.claims import take
 from loffta.runs.run import RunLog, RunPaths
 from loffta.store.zarr_reader import open_array
 from loffta.training import fit as loop
+from loffta.training.cached import CachedSupply
 from loffta.training.fit import Session, fit
 from loffta.training.loss import Mix
 from loffta.training.optim import lr_at, parameter_groups
@@ -45,7 +46,8 @@ def make_session(cache, out, **changes):
     features = choose_features(cache, (), ("mean",), default_taps="all")
     out.mkdir()
     paths = RunPaths(out)
-    return Session(config, cache, features, torch.device("cpu"), paths, RunLog(paths.log), StopFlag(), take(paths))
+    supply = CachedSupply(config, cache, features)
+    return Session(config, supply, torch.device("cpu"), paths, RunLog(paths.log), StopFlag(), take(paths))
 
 
 def go(session, recipe, *, n_seeds=2, **options):
@@ -58,11 +60,12 @@ def go(session, recipe, *, n_seeds=2, **options):
 
 def by_hand(session, recipe, seed):
     """No feed, no members: every step spelt out; clipping and weighting by their formulas or torch's own."""
-    labels = torch.tensor(session.cache.table.labels[:N_TRAIN])
-    inputs = [f.finish(torch.from_numpy(open_array(f.array.paths).read(np.arange(N_TRAIN)))) for f in session.features]
+    labels = torch.tensor(session.supply.cache.table.labels[:N_TRAIN])
+    features, rows = session.supply.features, np.arange(N_TRAIN)
+    inputs = [f.finish(torch.from_numpy(open_array(f.array.paths).read(rows))) for f in features]
     counts = torch.tensor([(labels == c).sum() for c in range(3)])
     weight = N_TRAIN / (3 * counts) if recipe.class_weights else None
-    head = build_head("noisy", [f.spec for f in session.features], 3, recipe, seed)
+    head = build_head("noisy", [f.spec for f in features], 3, recipe, seed)
     rng = torch.Generator().manual_seed(seed)
     total = recipe.epochs * math.ceil(N_TRAIN / recipe.batch_size)
     for phase in range(2):
@@ -254,10 +257,10 @@ def test_augmentation_equals_its_own_functions(cache, tmp_path):
     """What a session does to a batch is `draw` with the member's generator, then `apply`; mixing goes to the loss."""
     settings = augment.from_preset("loff-ta", {"mixup_alpha": 1.0})
     session = make_session(cache, tmp_path / "run", augment=augment.words(settings))
-    batch = [torch.randn(5, len(f.spec.taps), *f.spec.shape) for f in session.features]
+    batch = [torch.randn(5, len(f.spec.taps), *f.spec.shape) for f in session.supply.features]
     found, mix = session.augment(batch, torch.Generator().manual_seed(3))
     drawn = augment.draw(settings, 5, torch.Generator().manual_seed(3), torch.device("cpu"))
-    for one, other in zip(found, augment.apply(batch, [f.spec for f in session.features], drawn), strict=True):
+    for one, other in zip(found, augment.apply(batch, [f.spec for f in session.supply.features], drawn), strict=True):
         assert torch.equal(one, other)
     assert torch.equal(mix.partner, drawn.partner)
     assert torch.equal(mix.weight, drawn.weight)

@@ -14,6 +14,7 @@ from loffta.feed import batches
 from loffta.heads.recipe import Recipe
 from loffta.machine.process import StopFlag
 from loffta.runs.run import RunPaths
+from loffta.training import cached
 from loffta.training import fit as loop
 from loffta.training import search as module
 from loffta.training import train as trainer
@@ -82,8 +83,8 @@ def test_a_part_of_train_validates_where_no_split_does(cache, tmp_path, monkeypa
     parts, fit = [], loop.fit
     for where in (module, trainer):
         monkeypatch.setattr(where, "fit", lambda s, feed, *a, **k: parts.append(feed) or fit(s, feed, *a, **k))
-    measured, predict = [], module.predict
-    monkeypatch.setattr(module, "predict", lambda h, f, rows, **k: measured.append(rows) or predict(h, f, rows, **k))
+    measured, predict = [], cached.predict
+    monkeypatch.setattr(cached, "predict", lambda h, f, rows, **k: measured.append(rows) or predict(h, f, rows, **k))
     results = go(cache, tmp_path / "run", search=True, recipe=RECIPE | {"batch_size": 2048, "min_batches": 5})
     labels = cache.table.labels
     assert set(parts[0].rows) | set(measured[0]) == set(range(60))
@@ -225,7 +226,7 @@ def test_a_cache_that_has_changed(cache, tmp_path, monkeypatch):
     go(cache, tmp_path / "run", search=True)
     for path in (RunPaths(tmp_path / "run").results("test"), RunPaths(tmp_path / "run").training):
         path.unlink()
-    monkeypatch.setattr("loffta.training.train.usable_rows", lambda *a, **k: np.arange(50))
+    monkeypatch.setattr("loffta.training.cached.usable_rows", lambda *a, **k: np.arange(50))
     with pytest.raises(LofftaError, match=r"other images than when this search began(.|\n)*another --out"):
         go(cache, tmp_path / "run", search=True)
 

@@ -1,8 +1,6 @@
-"""Training on tiny caches: what is learnt, what it does not depend on, what a second run and a bad one do."""
+"""Training on tiny caches: what is learnt, what it does not depend on, what is said and refused."""
 
 import json
-import math
-import signal
 from dataclasses import replace
 
 import numpy as np
@@ -11,29 +9,21 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from loffta.config import TrainConfig
-from loffta.errors import LofftaError, Stopped, UsageError
+from loffta.errors import LofftaError, UsageError
 from loffta.heads import HEADS
 from loffta.heads.combo import ComboRecipe
 from loffta.heads.relevance import penalty
 from loffta.machine.process import StopFlag
 from loffta.reporting.tables import read_runs
 from loffta.runs.run import RunPaths
-from loffta.tasks import TASKS
+from loffta.training import cached, members
 from loffta.training import fit as loop
-from loffta.training import members
 from loffta.training import train as module
 from loffta.training.fit import SMALL_STEP
 from loffta.training.optim import lr_at
 from loffta.training.train import train
 from tests.caches import FakeStore, make_cache, make_table, separable, toy_cache
-
-TINY = {"grid": 2, "width": 8, "depth": 1, "epochs": 2, "batch_size": 16}
-SMALL = {
-    "combo": {"grid": 2, "width": 8, "depth": 1},
-    "loff": {"width": 8, "depth": 1, "n_heads": 2},
-    "head2toe": {"keep_fraction": 0.5, "min_steps": 60},  # there are ten features
-}
+from tests.training.runs import SMALL, TINY, go, log_of, make_config
 
 
 @pytest.fixture(autouse=True)
@@ -45,25 +35,6 @@ def one_thread(monkeypatch):
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return toy_cache(tmp_path_factory.mktemp("toy") / "cache")
-
-
-def make_config(cache, head="linear", **changes):
-    recipe = changes.pop("recipe", {"epochs": 2, "batch_size": 16, "min_steps": None} | SMALL.get(head, {}))
-    if head == "fusion":  # its own taps are a transformer's
-        changes.setdefault("features", tuple(f"{store.name}:all" for store in cache.stores()))
-    return TrainConfig(cache=cache.paths.root, head=head, device="cpu", recipe=recipe, **changes)
-
-
-def go(cache, out, head="linear", **changes):
-    return train(make_config(cache, head, **changes), out, StopFlag())
-
-
-def files(root):
-    return {p: p.stat().st_mtime_ns for p in sorted(root.rglob("*"))}
-
-
-def log_of(out, seed=0):
-    return [json.loads(line) for line in RunPaths(out).metrics(seed).read_text().splitlines()]
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -104,8 +75,8 @@ def test_seeds_side_by_side_equal_seeds_alone(cache, tmp_path, monkeypatch, head
 
 
 def test_same_run_whatever_the_feed(cache, tmp_path, monkeypatch):
-    make_feed, n_threads = loop.Feed, iter([1, 2, 5, 2])
-    monkeypatch.setattr(loop, "Feed", lambda *a, **k: make_feed(*a, **k, n_threads=next(n_threads)))
+    make_feed, n_threads = cached.Feed, iter([1, 2, 5, 2])
+    monkeypatch.setattr(cached, "Feed", lambda *a, **k: make_feed(*a, **k, n_threads=next(n_threads)))
     heads = []
     for i, feed in enumerate(["host", "stream", "stream"]):
         go(cache, tmp_path / str(i), "combo", feed=feed)
@@ -152,78 +123,6 @@ def test_the_optimiser_gets_the_learning_rate(cache, tmp_path, monkeypatch):
     assert seen == [[lr, lr] for lr in expected]
 
 
-def test_the_config_is_resolved_and_enough_to_repeat_the_run(cache, tmp_path):
-    go(cache, tmp_path / "run", "combo", recipe={**TINY, "grid": None})
-    saved = yaml.safe_load(RunPaths(tmp_path / "run").config.read_text())
-    store = cache.stores()[0].name
-    assert saved["features"] == [f"{store}:a.0,a.1"]
-    assert saved["recipe"] == ComboRecipe(**{**TINY, "grid": 4}).model_dump(mode="json")
-    train(TrainConfig(**saved), tmp_path / "again", StopFlag())
-    one, other = (load_file(RunPaths(tmp_path / name).head(0)) for name in ("run", "again"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_the_cache_may_be_named_from_another_folder(cache, tmp_path, monkeypatch):
-    monkeypatch.chdir(cache.paths.root.parent)
-    config = make_config(cache).model_copy(update={"cache": cache.paths.root.relative_to(cache.paths.root.parent)})
-    train(config, tmp_path / "run", StopFlag())
-    saved = yaml.safe_load(RunPaths(tmp_path / "run").config.read_text())
-    assert saved["cache"] == str(cache.paths.root)
-
-
-def test_finished_run_is_read_back(cache, tmp_path, monkeypatch):
-    first = go(cache, tmp_path / "run")
-    before = files(tmp_path / "run")
-    monkeypatch.setattr(module, "_train", None)
-    assert go(cache, tmp_path / "run") == first
-    assert files(tmp_path / "run") == before
-
-
-def test_run_of_another_configuration(cache, tmp_path):
-    go(cache, tmp_path / "run")
-    before = files(tmp_path / "run")
-    with pytest.raises(LofftaError, match="another configuration") as caught:
-        go(cache, tmp_path / "run", seeds=2, recipe={"epochs": 3, "batch_size": 16})
-    assert "    recipe.epochs: 2 -> 3\n    seeds: 1 -> 2\n" in str(caught.value)
-    assert "choose another --out" in caught.value.remedy
-    assert files(tmp_path / "run") == before
-
-
-@pytest.mark.parametrize("select", [None, 1])
-def test_foreign_folder_is_left_alone(cache, tmp_path, select):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    before = files(tmp_path)
-    with pytest.raises(LofftaError, match="holds something else"):
-        go(cache, tmp_path, "combo", select=select)
-    with pytest.raises(LofftaError, match="holds something else"):
-        go(cache, tmp_path / "thesis.tex")
-    assert files(tmp_path) == before
-
-
-def test_loss_that_is_not_finite(cache, tmp_path, monkeypatch):
-    task, calls = TASKS["classification"], []
-
-    def broken(logits, labels):
-        calls.append(1)
-        return task.loss(logits, labels) * (math.nan if len(calls) == 8 else 1)  # step 3, the second of two seeds
-
-    monkeypatch.setitem(TASKS, "classification", task._replace(loss=broken))
-    with pytest.raises(LofftaError, match="loss of seed 1 is not finite at step 3") as caught:
-        go(cache, tmp_path / "run", seeds=2)
-    assert caught.value.exit_code == 1
-    names = caught.value.where.removeprefix("images ").removesuffix(", ...").split(", ")
-    assert len(names) == 5
-    assert set(names) <= set(cache.table.keys[:40])
-    assert "--set lr=" in caught.value.remedy
-    monkeypatch.undo()
-    go(cache, tmp_path / "run", recipe={"epochs": 1, "lr": 1e-4})  # the remedy works in the same folder
-
-
-def test_real_divergence_is_found(cache, tmp_path):
-    with pytest.raises(LofftaError, match="is not finite at step"):
-        go(cache, tmp_path / "run", recipe={"epochs": 9, "batch_size": 16, "lr": 1e38, "weight_decay": 0.0})
-
-
 def test_the_log_says_what_is_fed_and_how_it_went(cache, tmp_path, capsys):
     go(cache, tmp_path / "run", feed="stream")
     n_train = cache.table.split_sizes()["train"]
@@ -236,34 +135,6 @@ def test_the_log_says_what_is_fed_and_how_it_went(cache, tmp_path, capsys):
     assert [text.rpartition(",")[0] for text in texts[2:4]] == [
         f"epoch {epoch}: loss {loss:.4f}" for epoch, loss in enumerate(losses)
     ]
-
-
-def test_stop(cache, tmp_path, monkeypatch):
-    stop = StopFlag()
-    step = loop._step
-
-    def stopping(*args):
-        stop.signal = signal.SIGTERM
-        return step(*args)
-
-    monkeypatch.setattr(loop, "_step", stopping)
-    with pytest.raises(Stopped, match=r"SIGTERM while training step 1 of 6; kept in checkpoint(.|\n)*same") as caught:
-        train(make_config(cache), tmp_path / "run", stop)
-    assert caught.value.exit_code == 75
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
-        "checkpoint.safetensors",
-        "config.yaml",
-        "images.json",
-        "log.txt",
-    ]
-    assert "ended: stopped by SIGTERM" in RunPaths(tmp_path / "run").log.read_text()
-    monkeypatch.undo()
-    go(cache, tmp_path / "run")
-    assert "train linear: goes on after step 1 of 6" in RunPaths(tmp_path / "run").log.read_text()
-    assert not RunPaths(tmp_path / "run").checkpoint.exists()
-    go(cache, tmp_path / "straight")
-    one, other = (load_file(RunPaths(tmp_path / name).head(0)) for name in ("run", "straight"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_what_is_wrong_with_a_split_shows_before_the_training(tmp_path, monkeypatch):
@@ -329,15 +200,6 @@ def test_every_head_learns_several_classes_an_image(tmp_path, head):
     assert not (tmp_path / "weighted").exists()
 
 
-def test_a_checkpoint_of_a_finished_training_goes_with_it(cache, tmp_path):
-    """What a kill leaves behind between the last two writes of a training."""
-    go(cache, tmp_path / "run")
-    RunPaths(tmp_path / "run").checkpoint.write_bytes(b"of the last minute")
-    RunPaths(tmp_path / "run").results("test").unlink()
-    go(cache, tmp_path / "run")
-    assert not RunPaths(tmp_path / "run").checkpoint.exists()
-
-
 def test_partial(tmp_path):
     labels, grids = separable(40)
     table = make_table(labels, ["train"] * 24 + ["test"] * 16)
@@ -378,84 +240,6 @@ def test_penalty_enters_the_loss(cache, tmp_path, monkeypatch):
     assert first - second == pytest.approx(fitted[0], rel=1e-4)
     assert "relevance" in with_it
     assert "relevance" not in without
-
-
-@pytest.fixture(scope="module")
-def backbones(tmp_path_factory):
-    """`noise` is twice as wide as `good`, and knows nothing."""
-    labels, grids = separable(60)
-    wide = np.random.default_rng(9).normal(size=(60, 2, 2, 12)).astype(np.float32)
-    table = make_table(labels, ["train"] * 40 + ["test"] * 20)
-    stores = [FakeStore("good", {"a.0": grids, "a.1": grids * 2}), FakeStore("noise", {"b.0": wide, "b.1": -wide})]
-    return make_cache(tmp_path_factory.mktemp("select") / "cache", table, stores)
-
-
-SELECTING = {**TINY, "epochs": 25, "lr": 1e-2}
-
-
-def test_select_keeps_the_backbone_that_knows(backbones, tmp_path, monkeypatch):
-    out = tmp_path / "run"
-    results = go(backbones, out, "combo", select=1, seeds=2, recipe=SELECTING)
-    good = backbones.stores()[0].name
-    assert [f["store"] for f in results["features"]] == [good]
-    assert results["recipe"]["relevance_weight"] == 0
-    assert "relevance" not in results
-    scoring = json.loads(RunPaths(RunPaths(out).scoring).results("test").read_text())
-    assert scoring["recipe"]["relevance_weight"] == 0.01
-    assert [entry["backbone"] for entry in scoring["relevance"]["backbones"]] == ["good", "noise"]
-    assert len(scoring["features"]) == 2
-    saved = yaml.safe_load(RunPaths(out).config.read_text())
-    assert (saved["features"], saved["select"]) == ([f"{good}:a.0,a.1"], 1)
-    assert load_file(RunPaths(out).head(0))["project.weight"].shape == (8, 12)
-
-    before = files(out)
-    monkeypatch.setattr(module, "_train", None)
-    assert go(backbones, out, "combo", select=1, seeds=2, recipe=SELECTING) == results
-    assert files(out) == before
-
-
-def test_select_uses_the_weight_that_is_given(backbones, tmp_path):
-    go(backbones, tmp_path / "run", "combo", select=1, recipe={**TINY, "relevance_weight": 0.2})
-    scoring = yaml.safe_load(RunPaths(RunPaths(tmp_path / "run").scoring).config.read_text())
-    assert scoring["recipe"]["relevance_weight"] == 0.2
-    assert scoring["select"] is None
-
-
-def test_select_leaves_a_head_its_own_regulariser(backbones, tmp_path):
-    recipe = {"epochs": 25, "batch_size": 16, "lr": 1e-2}
-    for name, given, weight in (("default", {}, 1e-3), ("given", {"relevance_weight": 5e-3}, 5e-3)):
-        results = go(backbones, tmp_path / name, "smp", select=1, recipe=recipe | given)
-        scoring = json.loads(RunPaths(RunPaths(tmp_path / name).scoring).results("test").read_text())
-        assert (scoring["recipe"]["relevance_weight"], results["recipe"]["relevance_weight"]) == (weight, weight)
-        assert [f["label"] for f in results["features"]] == [scoring["relevance"]["backbones"][0]["backbone"]]
-        assert len(results["relevance"]["backbones"]) == 1
-
-
-def test_select_of_one_backbone(cache, tmp_path):
-    with pytest.raises(UsageError, match=r"cannot select 1 of 1 backbones(.|\n)*several backbones"):
-        go(cache, tmp_path / "run", "combo", select=1)
-
-
-@pytest.mark.parametrize(
-    ("head", "select", "message"),
-    [
-        ("combo", 2, r"cannot select 2 of 2 backbones(.|\n)*choose 1, or leave"),
-        ("combo", 7, "cannot select 7 of 2 backbones"),
-        ("linear", 1, r"head 'linear' gives no relevance(.|\n)*use --head combo or smp"),
-    ],
-)
-def test_select_that_cannot_be(backbones, tmp_path, head, select, message):
-    with pytest.raises(UsageError, match=message):
-        go(backbones, tmp_path / "run", head, select=select)
-    assert not (tmp_path / "run").exists()
-
-
-def test_select_in_the_folder_of_another_run_fails_before_the_scoring(backbones, tmp_path, monkeypatch):
-    go(backbones, tmp_path / "run", "combo")
-    monkeypatch.setattr(module, "_train", None)
-    with pytest.raises(LofftaError, match="select: None -> 1"):
-        go(backbones, tmp_path / "run", "combo", select=1)
-    assert not RunPaths(tmp_path / "run").scoring.exists()
 
 
 @pytest.mark.parametrize(("limit", "n_threads"), [(SMALL_STEP, 1), (0, 2)])

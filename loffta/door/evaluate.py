@@ -1,0 +1,129 @@
+"""`loffta.evaluate`: measures trained heads on a split, of their cache or of images that no cache holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypedDict, Unpack, overload
+
+from loffta.door.options import PathLike, many, open_up
+from loffta.errors import NotSaved, UsageError
+from loffta.machine import process
+from loffta.machine.borrowed import borrowed
+from loffta.runs.records import Results
+
+
+class _Options(TypedDict, total=False):
+    split: str | None
+    cache: PathLike | None
+    online: PathLike | None
+    batch_size: int | None
+    max_bad_frac: float | None
+    image_root: PathLike | None
+    follow_links: bool
+    device: str
+    progress: bool
+    stop: process.StopFlag | None
+
+
+@overload
+def evaluate(runs: PathLike, **options: Unpack[_Options]) -> Results: ...  # type: ignore[overload-overlap]
+@overload
+def evaluate(runs: Sequence[PathLike], **options: Unpack[_Options]) -> list[Results]: ...
+def evaluate(
+    runs: PathLike | Sequence[PathLike],
+    *,
+    split: str | None = None,
+    cache: PathLike | None = None,
+    online: PathLike | None = None,
+    batch_size: int | None = None,
+    max_bad_frac: float | int | None = None,
+    image_root: PathLike | None = None,
+    follow_links: bool = False,
+    device: str = "auto",
+    progress: bool = True,
+    stop: process.StopFlag | None = None,
+) -> Results | list[Results]:
+    """Measures the trained heads of `runs` on a split; results and predictions are written into each run.
+
+    >>> results = loffta.evaluate("runs/linear", split="train", device="cpu")
+    >>> results.split, results.n, results.metrics["top1"].ci95[0] <= results.metrics["top1"].mean
+    ('train', 100, True)
+
+    Args:
+        runs: the folder of a run, or several.
+        split: or several joined by +. None: the run's own; with `online`: test.
+        cache: where the cache is now. None: where it was, or lay beside the run.
+        online: images that are not cached; several runs share one pass over them, and no cache is needed.
+        batch_size: with `online`: images per pass. None: 32.
+        max_bad_frac: with `online`: a share; more bad images are an error. None: 0.01.
+        progress: show progress and notes on stderr.
+        stop: looked at while the heads predict; the command line's.
+    Returns:
+        The results of the run, for several a list: metrics as fractions from 0 to 1.
+    Raises:
+        UsageError: an option, name or value that cannot be used.
+        LofftaError: no run, no trained head, or a cache that lacks its features.
+        NotSaved: measured, but a run could not be written to; the error has the results of all.
+        TooManyBadImages: over `max_bad_frac`; the results are written.
+    """
+    roots = [Path(run) for run in many(runs)]
+    options: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
+    options |= {} if max_bad_frac is None else {"max_bad_frac": float(max_bad_frac)}
+    if online is None and (options or image_root or follow_links):
+        name = next(iter(options), "image_root" if image_root else "follow_links").replace("_", "-")
+        raise UsageError(f"--{name} is for --online SOURCE", where=f"--{name}", remedy="add --online, or leave it out")
+    cache_root = None if cache is None else Path(cache)
+    stop = stop or process.StopFlag()
+    with borrowed(progress=progress):
+        if online is not None:
+            source = open_up(online, image_root, follow_links)
+            found = _on_images(roots, source, split or "test", device, cache_root=cache_root, stop=stop, **options)
+        else:
+            found = _one_by_one(roots, split, cache_root, device, stop)
+    results = [Results.model_validate(one) for one in found]
+    return results if isinstance(runs, Sequence) and not isinstance(runs, str) else results[0]
+
+
+def _one_by_one(
+    roots: Sequence[Path], split: str | None, cache: Path | None, device: str, stop: process.StopFlag
+) -> list[dict[str, Any]]:
+    """A run that cannot be written to does not keep the others from it."""
+    found: list[Any] = []
+    unsaved: NotSaved | None = None
+    for root in roots:
+        try:
+            found.append(_on_cache(root, split, cache, device, stop))
+        except NotSaved as error:
+            found += error.runs
+            unsaved = unsaved or error
+    if unsaved is not None:
+        raise unsaved.together(found)
+    return found
+
+
+def _on_cache(root: Path, split: str | None, cache: Path | None, device: str, stop: process.StopFlag) -> dict[str, Any]:
+    from loffta.evaluation.evaluate import evaluate as evaluate_cached
+    from loffta.runs.run import open_run, read_results
+
+    paths, config = open_run(root)
+    split = split or config.test_on
+    if config.online is None:
+        return evaluate_cached(root, split, cache_root=cache, device=device, stop=stop)
+    if split != config.test_on and not paths.results(split).exists():
+        raise UsageError(
+            f"this run was trained online, and measured on split '{config.test_on}' at its end",
+            where=f"--split {split}",
+            remedy=f"use --split {config.test_on}, or train with --test-on {split} and another --out",
+        )
+    return read_results(paths.results(split))
+
+
+def _on_images(roots: Sequence[Path], source: str, split: str, device: str, **options: Any) -> list[Any]:
+    from loffta.extraction.begin import backbone_loader
+    from loffta.images.sources import open_source
+    from loffta.online.evaluate import evaluate_online
+
+    process.cap_threads()
+    target = process.resolve_device(device)
+    return evaluate_online(roots, open_source(source), split, backbone_loader(target), device=target, **options)

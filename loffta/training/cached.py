@@ -1,0 +1,95 @@
+"""The supply of a training on a cache: its images that have features, and the feed that reads these.
+
+In: an open cache and Features, resolved.   Out: CachedSupply, which `train` hands to the driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from loffta.config import TrainConfig
+from loffta.dataset.features import Feature, resolved_choices, usable_rows
+from loffta.dataset.targets import labelled_rows
+from loffta.evaluation.evaluate import evaluate, predict
+from loffta.feed.batches import Feed
+from loffta.feed.order import OrderChoice, Window
+from loffta.heads import Head
+from loffta.heads.recipe import Recipe
+from loffta.machine import process
+from loffta.runs.origins import write_origins
+from loffta.runs.run import RunPaths
+from loffta.store.cache import Cache
+from loffta.store.table import ImageTable
+from loffta.tokens import FeatureSpec
+from loffta.training.members import Member, build_member
+
+
+@dataclass(frozen=True)
+class CachedSupply:
+    """A `Supply` from a cache; what its parts are, that protocol says."""
+
+    config: TrainConfig
+    cache: Cache
+    features: Sequence[Feature]
+    less_memory: ClassVar[str] = process.LESS_MEMORY
+    against_divergence: ClassVar[str] = (
+        "lower the learning rate (--set lr=...) and give a new --out, or look for damage with `loffta verify CACHE "
+        "--deep`"
+    )
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where heads are; asked for late, for a finished run is read back on a machine without it."""
+        return process.resolve_device(self.config.device)
+
+    @property
+    def table(self) -> ImageTable:
+        return self.cache.table
+
+    @property
+    def specs(self) -> Sequence[FeatureSpec]:
+        return [feature.spec for feature in self.features]
+
+    @property
+    def names(self) -> Sequence[str]:
+        return resolved_choices(self.features)
+
+    def rows(self, split: str) -> NDArray[np.int64]:
+        found = usable_rows(self.cache, self.features, split, partial=self.config.partial)
+        return labelled_rows(self.table, found, split, self.config.task)
+
+    def member(self, recipe: Recipe, seed: int) -> Member:
+        return build_member(self.config.head, self.specs, len(self.table.classes), recipe, seed, self.device)
+
+    def feed(self, rows: NDArray[np.int64], recipe: Recipe, order: OrderChoice, window: Window | None) -> Feed:
+        return Feed(
+            self.features,
+            rows,
+            batch_size=recipe.batch_size,
+            device=self.device,
+            mode=self.config.feed,
+            order=order,
+            window=window,
+            seed=self.config.data_seed,
+            n_alike=recipe.epochs if recipe.same_batches else 1,
+        )
+
+    def predict(
+        self, heads: Sequence[Head], rows: NDArray[np.int64], recipe: Recipe
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        size = recipe.batch_size
+        return rows, predict(heads, self.features, rows, recipe=recipe, batch_size=size, device=self.device)
+
+    def save_origins(self, paths: RunPaths) -> None:
+        write_origins(paths.stores, self.features, self.table.classes)
+
+    def evaluate(self, paths: RunPaths, split: str, seconds: float, stop: process.StopFlag) -> dict[str, Any]:
+        device = self.config.device
+        return evaluate(paths.root, split, cache=self.cache, device=device, train_seconds=seconds, stop=stop)

@@ -1,0 +1,35 @@
+"""What the tests of this folder share."""
+
+import shutil
+
+import pytest
+from loffta_cli.main import main
+
+from tests.cli.small import SMALL, VIT
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs one command; gives its exit code, stdout and stderr, and refuses tracebacks."""
+
+    def call(*args):
+        code = main([str(a) for a in args])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        assert "Traceback" not in out
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """Six of the digits, all taps of a small ViT."""
+    root = tmp_path_factory.mktemp("sound") / "cache"
+    assert main(["extract", "demo:digits", "--cache", str(root), *VIT, "--taps", "all", *SMALL]) == 0
+    return root
+
+
+@pytest.fixture
+def cache(sound, tmp_path):
+    return shutil.copytree(sound, tmp_path / "cache")
