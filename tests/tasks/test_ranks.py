@@ -52,7 +52,8 @@ def test_all_intervals_hold_in_93_to_97_of_100_tables(name):
 @pytest.mark.parametrize(("n_seeds", "spread"), [(1, 0.0), (3, 0.0), (3, 0.1), (5, 0.2)])
 @pytest.mark.parametrize("name", TABLES)
 def test_all_intervals_hold_in_93_to_97_of_100_tables_counted_long(name, n_seeds, spread):
-    assert 0.93 <= share_held(TABLES[name], 3000, n_seeds, spread) <= 0.975
+    """Of several seeds they are wider than they need be: they hold in up to all tables, never in fewer."""
+    assert 0.93 <= share_held(TABLES[name], 3000, n_seeds, spread) <= (0.97 if n_seeds == 1 else 1)
 
 
 def slow_better(runs):
