@@ -156,8 +156,12 @@ class Table:
         return lines
 
     def _aligned(self, cells: Sequence[str]) -> str:
-        padded = []
-        for i, (cell, width) in enumerate(zip(cells, self._widths, strict=True)):
-            free = width - cell_len(cell)
-            padded.append(" " * free + cell if i in self._right else set_cell_size(cell, width))
-        return (" " * self._indent + (" " * GAP).join(padded)).rstrip()
+        return (" " * self._indent + aligned(cells, self._widths, self._right)).rstrip()
+
+
+def aligned(cells: Sequence[str], widths: Sequence[int], right: Collection[int]) -> str:
+    """Cells side by side, those of the columns `right` at the end of their width."""
+    padded = []
+    for i, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+        padded.append(" " * (width - cell_len(cell)) + cell if i in right else set_cell_size(cell, width))
+    return (" " * GAP).join(padded)
