@@ -98,6 +98,6 @@ def read_options(ctx: click.Context, file: Path | None, options: dict[str, Any])
     options["kinds"] = tuple(kind.strip() for kind in options["kinds"].split(","))
     options["share"] = parse_share(options["share"]) if options["share"] else None
     values = merge_config(ctx, file, options)
-    if values.get("source"):
+    if isinstance(values.get("source"), str):  # else `parse` says what is wrong with it
         values["source"] = open_up(values["source"], *opened)
     return parse(ExtractConfig, values, where=file or ctx.command_path, options=_REQUIRED)

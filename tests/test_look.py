@@ -18,7 +18,7 @@ from loffta.extraction.repair import request_config
 from loffta.machine.process import StopFlag
 from loffta.online.recompute import recompute
 from loffta.online.stream import FreshStream
-from loffta.online.train import _with_look
+from loffta.online.train import _resolve
 from loffta.runs.origins import Origins
 from loffta.store.cache import Cache
 from loffta.store.inventory import take_inventory
@@ -187,13 +187,13 @@ def test_what_was_seen_of_the_images_is_in_the_result_and_in_info(tmp_path):
 
 def test_an_online_run_keeps_its_look_and_a_new_one_begins_white(tmp_path):
     online = OnlineConfig(source="fake:png", backbone=BackboneConfig(name="fake"))
-    new = _with_look(online, tmp_path / "new")
+    new = _resolve(online, tmp_path / "new")
     assert (new.background, new.range) == ("#ffffff", "auto")
     config = TrainConfig(cache=tmp_path, head="online-linear", online=online).model_dump(mode="json")
     for name in ("background", "range"):  # a run of old knows no such words
         del config["online"][name]
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.yaml").write_text(yaml.safe_dump(config))
-    assert _with_look(online, tmp_path / "old") == online  # as before: it goes on, and on black
+    assert _resolve(online, tmp_path / "old") == online  # as before: it goes on, and on black
     named = online.model_copy(update={"background": "#102030"})
-    assert _with_look(named, tmp_path / "old") == named
+    assert _resolve(named, tmp_path / "old") == named

@@ -255,7 +255,7 @@ def test_what_is_held_out_is_drawn_once(cache, tmp_path, monkeypatch):
     paths = RunPaths(tmp_path / "run")
     recorded = paths.holdout.read_bytes()
     paths.results("holdout").unlink()
-    monkeypatch.setattr("loffta.training.train.usable_rows", lambda *a, **k: np.arange(50))
+    monkeypatch.setattr("loffta.training.cached.usable_rows", lambda *a, **k: np.arange(50))
     assert go(cache, tmp_path / "run", holdout=0.25)["metrics"] == first["metrics"]
     assert paths.holdout.read_bytes() == recorded
     paths.results("holdout").unlink()

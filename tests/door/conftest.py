@@ -15,6 +15,6 @@ def in_a_folder_with_photos(tmp_path, monkeypatch):
     digits = load_digits()
     for split, rows in (("train", range(50, 150)), ("test", range(50))):
         for row in rows:
-            path = Path("photos", split, str(row % 10), f"{row:04d}.png")
+            path = Path("photos", split, str(digits.target[row]), f"{row:04d}.png")
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray((digits.images[row] * 15).astype(np.uint8)).resize((28, 28)).save(path)

@@ -11,6 +11,7 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "python.md"
 BEFORE = """
 import random
 import numpy
+import sklearn.linear_model  # its import draws from `random`
 seen = random.getstate(), str(numpy.random.get_state())
 """
 AFTER = """
