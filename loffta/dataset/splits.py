@@ -18,6 +18,7 @@ from loffta.errors import LofftaError, UsageError
 from loffta.store.table import ImageTable
 
 HOLDOUT = "holdout"  # the split's name
+_N_SHOWN = 5  # classes that a message names
 _STREAM = 2  # of the search's part; old runs drew their holdout from stream 1
 
 
@@ -90,12 +91,12 @@ def check_part(held: NDArray[np.bool_], labels: NDArray[np.int64], table: ImageT
     return f"{what}: {name_some(single)} with one image: it is trained on, and none is held out"
 
 
-def name_some(classes: Sequence[str], n_shown: int = 5) -> str:
+def name_some(classes: Sequence[str]) -> str:
     """`class a`, `classes a, b`, or the first few and their number."""
     if len(classes) == 1:
         return f"class {classes[0]}"
-    shown = ", ".join(classes[:n_shown])
-    return f"classes {shown}" if len(classes) <= n_shown else f"{len(classes)} classes ({shown}, ...)"
+    shown = ", ".join(classes[:_N_SHOWN])
+    return f"classes {shown}" if len(classes) <= _N_SHOWN else f"{len(classes)} classes ({shown}, ...)"
 
 
 def choose_splits(config: TrainConfig, table: ImageTable, where: str | Path) -> TrainConfig:

@@ -30,7 +30,6 @@ def measure(
     *,
     keys: Sequence[str] | None = None,
     seed: int = 0,
-    n_resamples: int = N_RESAMPLES,
 ) -> dict[str, Any]:
     """Metrics of a task, with their mean and standard deviation over seeds and 95 % intervals over images.
 
@@ -65,7 +64,7 @@ def measure(
             where=notes.get(task.headline, "targets"),
             remedy="measure on images that have labels of the run's classes",
         )
-    resampled = task.resampled(logits, targets, classes, image_weights(len(targets), n_resamples, seed=seed))
+    resampled = task.resampled(logits, targets, classes, image_weights(len(targets), N_RESAMPLES, seed=seed))
     found = {name: [of_seed[name] for of_seed in per_seed] for name in per_seed[0]}
     metrics = {name: summary(values) | {"ci95": list(interval(resampled[name]))} for name, values in found.items()}
     return {"metrics": metrics, "notes": notes, **task.details(logits, targets, classes)}

@@ -16,6 +16,7 @@ from loffta.store.cache import Cache
 from loffta.store.ledger import OK, done_units, read_done
 
 _COLUMNS = ("row", "status", "blake2b")
+_N_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Altered:
     what: str
 
 
-def verify_images(cache: Cache, source: ImageSource, *, n_threads: int = 8) -> Iterator[Altered]:
+def verify_images(cache: Cache, source: ImageSource) -> Iterator[Altered]:
     """Hashes every source image that has features and compares it with its done file.
 
     Quarantined images have no features and are left out; so are rows that were never extracted.
@@ -44,7 +45,7 @@ def verify_images(cache: Cache, source: ImageSource, *, n_threads: int = 8) -> I
         others = [array for array, digest in recorded[row].items() if digest != fresh]
         return Altered(row, key, f"other bytes than those that {', '.join(others)} were made from") if others else None
 
-    with Progress("verify --images", len(recorded), "images") as progress, ThreadPoolExecutor(n_threads) as pool:
+    with Progress("verify --images", len(recorded), "images") as progress, ThreadPoolExecutor(_N_THREADS) as pool:
         for found in pool.map(fault, sorted(recorded)):
             progress.advance(1)
             if found is not None:

@@ -23,13 +23,13 @@ _NARROWEST = 16  # a terminal below that is written to as if it had so many colu
 _AFTER = re.compile(r"[/\\,;:=&+._-]")  # where a long name is broken, if it can be
 
 
-def columns(fd: int = 1) -> int:
-    """Columns of COLUMNS, else of the terminal behind a descriptor, else NO_TERMINAL."""
+def columns() -> int:
+    """Columns of COLUMNS, else of the terminal behind stdout, else NO_TERMINAL."""
     asked = os.environ.get("COLUMNS", "")
     if asked.isdecimal() and int(asked):
         return max(_NARROWEST, int(asked))
     try:
-        return max(_NARROWEST, os.get_terminal_size(fd).columns or NO_TERMINAL)
+        return max(_NARROWEST, os.get_terminal_size(1).columns or NO_TERMINAL)
     except OSError:
         return NO_TERMINAL
 
@@ -76,18 +76,18 @@ def _prefix(word: str, room: int) -> int:
     return n
 
 
-def command(words: Sequence[str], width: int | None = None, indent: int = 2) -> list[str]:
+def command(words: Sequence[str]) -> list[str]:
     """A command to copy: quoted for a shell, which joins its lines at the backslashes again."""
-    room = (width or columns()) - 2  # for " \"
-    lines = [" " * indent + shlex.quote(words[0])]
+    room = columns() - 2  # for " \"
+    lines = [f"  {shlex.quote(words[0])}"]
     for word in words[1:]:
         quoted = shlex.quote(printable(word))
         if cell_len(f"{lines[-1]} {quoted}") <= room:
             lines[-1] += f" {quoted}"
             continue
         lines[-1] += " \\"
-        first, *further = _quoted_pieces(printable(word), room - 2 * indent, room)
-        lines += [" " * 2 * indent + first]
+        first, *further = _quoted_pieces(printable(word), room - HANG, room)
+        lines.append(" " * HANG + first)
         for piece in further:  # at the margin: a space would end the word
             lines[-1] += "\\"
             lines.append(piece)
@@ -118,7 +118,6 @@ class Table:
         *,
         right: Collection[int] = (),
         indent: int = 0,
-        width: int | None = None,
     ) -> None:
         """Lays the columns out.
 
@@ -127,10 +126,9 @@ class Table:
             heads: empty: none are written.
             right: columns of figures.
             indent: of all lines.
-            width: None: that of the terminal.
         """
-        self._indent, self._width = indent, width or columns()
-        room = self._width - indent
+        self._indent = indent
+        room = columns() - indent
         rows = [[printable(cell) for cell in row] for row in rows]
         self._heads, self._right = list(heads), right
         natural = [max(map(cell_len, column)) for column in zip(*rows, *([heads] if heads else []), strict=True)]
@@ -154,12 +152,16 @@ class Table:
         heads = self._heads or [""] * len(cells)
         below = ", ".join(f"{head} {cell}".strip() for head, cell in zip(heads[n:], cells[n:], strict=True) if cell)
         for text in filter(None, (below, *notes)):
-            lines += wrap(" " * (self._indent + HANG) + text, self._width, hang=0)
+            lines += wrap(" " * (self._indent + HANG) + text, hang=0)
         return lines
 
     def _aligned(self, cells: Sequence[str]) -> str:
-        padded = []
-        for i, (cell, width) in enumerate(zip(cells, self._widths, strict=True)):
-            free = width - cell_len(cell)
-            padded.append(" " * free + cell if i in self._right else set_cell_size(cell, width))
-        return (" " * self._indent + (" " * GAP).join(padded)).rstrip()
+        return (" " * self._indent + aligned(cells, self._widths, self._right)).rstrip()
+
+
+def aligned(cells: Sequence[str], widths: Sequence[int], right: Collection[int]) -> str:
+    """Cells side by side, those of the columns `right` at the end of their width."""
+    padded = []
+    for i, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+        padded.append(" " * (width - cell_len(cell)) + cell if i in right else set_cell_size(cell, width))
+    return (" " * GAP).join(padded)

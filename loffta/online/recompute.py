@@ -59,7 +59,7 @@ class Distance(NamedTuple):
     badness: float  # what is compared with the tolerance
 
 
-def recompute(cache: Cache, source: ImageSource, load: Load, n_images: int, *, seed: int = 0) -> Iterator[Comparison]:
+def recompute(cache: Cache, source: ImageSource, load: Load, n_images: int) -> Iterator[Comparison]:
     """Decodes random finished images of every store anew, runs its backbone and compares.
 
     Args:
@@ -69,7 +69,7 @@ def recompute(cache: Cache, source: ImageSource, load: Load, n_images: int, *, s
         LofftaError: the weights are not those of the store; the differing fields are given.
     """
     for store in cache.stores():
-        rows = choose_rows(store, n_images, seed)
+        rows = choose_rows(store, n_images, seed=0)
         if len(rows):
             job = reopen(cache, store, request_config(cache, store), load)
             yield from _compare_store(cache, source, job, rows)

@@ -181,13 +181,13 @@ def read_good_runs(
     return runs, left_out
 
 
-def read_runs(roots: Sequence[Path], split: str | None = None) -> list[LoadedRun]:
+def read_runs(roots: Sequence[Path]) -> list[LoadedRun]:
     """The same where all of them are to be shown.
 
     Raises:
         LofftaError: one of them cannot be read.
     """
-    runs, left_out = read_good_runs(roots, split)
+    runs, left_out = read_good_runs(roots)
     if left_out:
         raise left_out[0].error
     return runs

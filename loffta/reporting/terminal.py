@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import zip_longest
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 
+from loffta.machine.terminal import GAP, aligned
 from loffta.reporting.comparisons import Comparisons
 from loffta.reporting.facts import best_against_others, in_points
 from loffta.reporting.tables import LoadedRun, RunRow
@@ -43,11 +44,12 @@ def format_table(rows: Sequence[RunRow], width: int = 80) -> str:
     ]
     widths = [max(cell_len(line[i]) for line in [heads, *cells]) for i in range(len(heads))]
     widths[:2] = _name_widths(cells, widths, width)
-    lines = [_aligned(heads, widths), "  ".join("-" * w for w in widths)]
+    figures = range(2, len(heads))
+    lines = [aligned(line, widths, figures) for line in (heads, ["-" * w for w in widths])]
     for row, line in zip(rows, cells, strict=True):
         names = [wrap(name, w) for name, w in zip(line[:2], widths[:2], strict=True)]
         lines += [
-            _aligned([*pair, *(line[2:] if i == 0 else [""] * len(line[2:]))], widths)
+            aligned([*pair, *(line[2:] if i == 0 else [""] * len(figures))], widths, figures)
             for i, pair in enumerate(zip_longest(*names, fillvalue=""))
         ]
         further = [in_words(name, {"mean": m.mean, "std": m.std}) for name, m in row.further.items()]
@@ -98,17 +100,8 @@ def _paragraph(text: str, width: int) -> list[str]:
 
 def _name_widths(cells: Sequence[Sequence[str]], widths: Sequence[int], width: int) -> tuple[int, int]:
     """Of the first two columns: a head's name keeps its words whole if it can, the run's takes the rest; 8 at least."""
-    free = width - sum(widths[2:]) - 2 * (len(widths) - 1)
+    free = width - sum(widths[2:]) - GAP * (len(widths) - 1)
     longest_word = max(cell_len(word) for line in cells for word in line[1].split())
     run = max(8, widths[0])
     head = min(widths[1], max(8, free - run, min(longest_word, free - 8)))
     return max(8, min(run, free - head)), head
-
-
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """Names to the left, figures to the right."""
-    padded = []
-    for i, (cell, width) in enumerate(zip(cells, widths, strict=True)):
-        free = width - cell_len(cell)
-        padded.append(set_cell_size(cell, width) if i < 2 or free < 0 else " " * free + cell)
-    return "  ".join(padded)

@@ -27,7 +27,7 @@ from loffta.errors import LofftaError, NotSaved
 from loffta.files.documents import from_json, read_bytes
 from loffta.files.durable import replace_file
 from loffta.files.os_words import explain
-from loffta.files.tensor_file import read_tensors, write_tensors
+from loffta.files.tensor_file import read_tensors
 from loffta.machine.progress import say
 from loffta.runs.records import Record, Results, problem_of
 from loffta.store.arrow import from_numbers, to_column
@@ -175,13 +175,8 @@ def open_run(root: Path) -> tuple[RunPaths, TrainConfig]:
     return paths, parse(TrainConfig, read_yaml(paths.config), where=paths.config)
 
 
-def save_head(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Writes the weights of a head, or of a backbone that was trained along, with a checksum."""
-    write_tensors(path, state)
-
-
 def load_head(path: Path) -> dict[str, Tensor]:
-    """Reads the weights of a head or of a backbone.
+    """Reads the weights of a head, or of a backbone that was trained along: what `write_tensors` wrote.
 
     Raises:
         LofftaError: the training has not finished, or the file is damaged.
@@ -210,33 +205,22 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     replace_file(path, json.dumps(values).encode())
 
 
-def read_json(path: Path, shape: type[Shape]) -> Shape:
+def read_json(path: Path, shape: type[Shape], *, remedy: str = _LOST) -> Shape:
     """Reads what `write_json` wrote.
 
     Raises:
         LofftaError: the file is missing, damaged, or says something else than `shape`.
     """
-    values = _read_mapping(path, remedy=_LOST)
-    return _fitting(path, values, shape, remedy=_LOST)
-
-
-def _read_mapping(path: Path, *, remedy: str) -> dict[str, Any]:
     try:
         values = from_json(read_bytes(path))
         if not isinstance(values, dict):
             raise ValueError("it is no mapping")
-    except (FileNotFoundError, ValueError) as error:
-        raise LofftaError(f"this file of the run cannot be read ({error})", where=path, remedy=remedy) from error
-    return values
-
-
-def _fitting(path: Path, values: dict[str, Any], shape: type[Shape], *, remedy: str) -> Shape:
-    try:
         return shape.model_validate(values)
-    except ValidationError as error:
-        raise LofftaError(
-            f"this file of the run says what it cannot mean: {problem_of(error)}", where=path, remedy=remedy
-        ) from error
+    except (FileNotFoundError, ValueError) as error:
+        fault = f"cannot be read ({error})"
+        if isinstance(error, ValidationError):
+            fault = f"says what it cannot mean: {problem_of(error)}"
+        raise LofftaError(f"this file of the run {fault}", where=path, remedy=remedy) from error
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
@@ -273,8 +257,7 @@ def read_results(path: Path) -> dict[str, Any]:
             where=path,
             remedy="run `loffta evaluate RUN`" if trained else "run its `loffta train` again until it is done",
         )
-    values = _read_mapping(path, remedy=_AGAIN)
-    return _fitting(path, values, Results, remedy=_AGAIN).as_json()
+    return read_json(path, Results, remedy=_AGAIN).as_json()
 
 
 def write_predictions(path: Path, columns: Mapping[str, NDArray[Any] | list[Any]]) -> None:

@@ -201,11 +201,10 @@ def _checksum(buffers: Sequence[NDArray[Any]], readers: Sequence[ArrayReader]) -
             crc32c(data[first : first + size])
 
 
-def _timed(action: Callable[[], Any], device: torch.device | None = None) -> float:
+def _timed(action: Callable[[], Any], device: torch.device) -> float:
     start = time.perf_counter()
     action()
-    if device is not None:
-        wait_for(device)
+    wait_for(device)
     return time.perf_counter() - start
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,7 +76,7 @@ class Keeper:
             "diverged_at": [member.diverged_at for member in members],
         }
         tensors = {f"{i}/{name}": value for i, member in going.items() for name, value in member.tensors().items()}
-        write_checkpoint(self.path, tensors, state)
+        write_tensors(self.path, tensors, json.dumps(state))
         self._saved = time.monotonic()
         return True
 
@@ -114,13 +114,8 @@ class Keeper:
         return position
 
 
-def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Writes tensors and a JSON state, with a checksum over both."""
-    write_tensors(path, tensors, json.dumps(state))
-
-
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """What `write_checkpoint` wrote; None where there is no file.
+    """The tensors and the state that `Keeper` wrote; None where there is no file.
 
     Raises:
         LofftaError: it is damaged, or of a newer format.

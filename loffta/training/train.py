@@ -21,6 +21,7 @@ from loffta.dataset.features import Feature, choose_features, resolved_choices
 from loffta.dataset.splits import HOLDOUT, check_part, choose_splits, name_some
 from loffta.dataset.targets import choose_task, fit_to_task, read_targets, refuse_one_class
 from loffta.errors import LofftaError, UsageError
+from loffta.files.tensor_file import write_tensors
 from loffta.heads import HEADS, find_head
 from loffta.heads.precision import precision_of
 from loffta.heads.recipe import Recipe
@@ -36,7 +37,6 @@ from loffta.runs.run import (
     open_run,
     read_json,
     read_results,
-    save_head,
     write_json,
     write_lines,
 )
@@ -192,7 +192,7 @@ def _save(paths: RunPaths, members: Sequence[Member]) -> None:
     for member in members:
         write_lines(paths.metrics(member.seed), member.log)
         for part, module in member.parts.items():
-            save_head(paths.weights(member.seed, part), module.state_dict())
+            write_tensors(paths.weights(member.seed, part), module.state_dict())
 
 
 def _select(config: TrainConfig, cache: Cache, out: Path, stop: process.StopFlag) -> TrainConfig:

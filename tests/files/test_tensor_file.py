@@ -7,7 +7,7 @@ from safetensors.torch import save
 
 from loffta.errors import LofftaError
 from loffta.files.tensor_file import read_tensors, write_tensors
-from loffta.runs.run import load_head, save_head
+from loffta.runs.run import load_head
 
 WEIGHTS = {"classify.weight": torch.linspace(-1, 1, 12).reshape(3, 4), "classify.bias": torch.zeros(3).half()}
 
@@ -15,7 +15,7 @@ WEIGHTS = {"classify.weight": torch.linspace(-1, 1, 12).reshape(3, 4), "classify
 def test_a_bit_of_a_head_that_is_another_is_found(tmp_path):
     """Flipped one by one: the file is refused, or its weights are the same (padding, a name that says nothing)."""
     path = tmp_path / "head.safetensors"
-    save_head(path, WEIGHTS)
+    write_tensors(path, WEIGHTS)
     whole = np.frombuffer(path.read_bytes(), np.uint8)
     kept, messages = [], set()
     bits = range(0, 8 * len(whole), 13)  # of every third byte one

@@ -44,10 +44,11 @@ def test_words_are_broken_only_where_they_are_longer_than_a_line():
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_table_keeps_within_and_loses_nothing(width):
+def test_a_table_keeps_within_and_loses_nothing(width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
     heads = ["name", "px", "taps", "bytes", "timm id"]
     rows = [[name, "224", "blocks.0 .. blocks.11", "1.2 MB", "vit_tiny_patch16_224.augreg_in21k"] for name in NAMES]
-    table = Table(rows, heads, right={1, 3}, width=width, indent=2)
+    table = Table(rows, heads, right={1, 3}, indent=2)
     for row in rows:
         lines = table.lines(row, "note: " + row[0])
         assert max(map(wide, lines)) <= width
@@ -58,28 +59,32 @@ def test_a_table_keeps_within_and_loses_nothing(width):
     assert max(map(wide, table.head())) <= width
 
 
-def test_columns_are_aligned_and_the_last_go_below():
+def test_columns_are_aligned_and_the_last_go_below(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
     rows = [["a", "1", "blue"], ["bb", "22", ""]]
-    table = Table(rows, ["id", "n", "colour"], right={1}, width=20)
+    table = Table(rows, ["id", "n", "colour"], right={1})
     assert table.head() == ["id   n  colour", "--  --  ------"]
     assert [line for row in rows for line in table.lines(row)] == ["a    1  blue", "bb  22"]
-    narrow = Table([["a name", "1", "blue"]], ["id", "n", "colour of it"], right={1}, width=16)
+    monkeypatch.setenv("COLUMNS", "16")
+    narrow = Table([["a name", "1", "blue"]], ["id", "n", "colour of it"], right={1})
     assert narrow.head() == ["id      n", "------  -"]
     assert narrow.lines(["a name", "1", "blue"]) == ["a name  1", "    colour of it", "    blue"]
-    assert Table([["x", "y"]], width=16).lines(["x", "y"], "why") == ["x  y", "    why"]
+    assert Table([["x", "y"]]).lines(["x", "y"], "why") == ["x  y", "    why"]
 
 
-def test_wide_characters_take_two_columns():
+def test_wide_characters_take_two_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
     rows = [["写真", "1"], ["abcd", "2"]]
-    table = Table(rows, width=20)
+    table = Table(rows)
     assert [table.lines(row)[0] for row in rows] == ["写真  1", "abcd  2"]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", [*NAMES, "it's $HOME", "a\\b"])
-def test_a_command_is_the_same_for_a_shell(width, name):
+def test_a_command_is_the_same_for_a_shell(width, name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
     words = ["loffta", "predict", f"/scratch/{name}/runs", "IMAGES", "--out", f"{name}.parquet"]
-    lines = command(words, width)
+    lines = command(words)
     assert max(map(wide, lines)) <= width
     script = "loffta() { printf '%s\\n' loffta \"$@\"; }\n" + "\n".join(lines)
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True, timeout=60)
@@ -88,27 +93,31 @@ def test_a_command_is_the_same_for_a_shell(width, name):
 
 def test_how_wide_the_terminal_is(monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
+    size_of, stdout = os.get_terminal_size, {}
+    monkeypatch.setattr(os, "get_terminal_size", lambda fd: size_of(stdout[fd]))
     reader, writer = os.pipe()
+    stdout[1] = writer
     try:
-        assert columns(writer) == NO_TERMINAL == 120
+        assert columns() == NO_TERMINAL == 120
     finally:
         os.close(reader)
         os.close(writer)
     ours, theirs = os.openpty()
+    stdout[1] = theirs
     try:
         import fcntl
         import struct
         import termios
 
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 66, 0, 0))
-        assert columns(theirs) == 66
+        assert columns() == 66
         monkeypatch.setenv("COLUMNS", "80")
-        assert columns(theirs) == 80
+        assert columns() == 80
         monkeypatch.setenv("COLUMNS", "3")
         assert columns() == 16
         for nonsense in ("", "0", "wide", "-5"):
             monkeypatch.setenv("COLUMNS", nonsense)
-            assert columns(theirs) == 66
+            assert columns() == 66
     finally:
         os.close(ours)
         os.close(theirs)

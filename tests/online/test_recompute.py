@@ -34,9 +34,9 @@ def cache(tmp_path):
     return Cache.open(tmp_path / "cache")
 
 
-def compare(cache, n_images=5, source=None, backbone=None, seed=0):
+def compare(cache, n_images=5, source=None, backbone=None):
     load = lambda _: backbone or FakeBackbone()  # noqa: E731
-    return list(recompute(cache, source or PngSource(N), load, n_images, seed=seed))
+    return list(recompute(cache, source or PngSource(N), load, n_images))
 
 
 def test_unchanged_features_agree_in_every_bit(cache):

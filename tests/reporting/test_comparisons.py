@@ -23,7 +23,7 @@ def make(make_run):
         rng = np.random.default_rng(len(name))
         has_class = (np.random.default_rng(0).random((N_IMAGES, 3)) < [0.5, 0.3, 0.2]).astype(np.int8)
         logits = (np.random.default_rng(1).normal(size=(2, N_IMAGES, 3)) + signal * has_class).astype(np.float32)
-        measured = measure(MULTI_LABEL, logits, has_class, "abc", n_resamples=20)
+        measured = measure(MULTI_LABEL, logits, has_class, "abc")
         root = make_run(name, [0.5, 0.5], LAST, task="multi-label", n=N_IMAGES, **measured)
         order = rng.permutation(N_IMAGES)
         keys = [KEYS[i] for i in order]
@@ -41,6 +41,7 @@ def change(root, drop):
         del columns[name]
     columns |= {name: np.stack(columns[name]) for name in ("logits", "probabilities") if name in columns}
     columns |= {name: [list(v) for v in columns[name]] for name in ("label", "predicted")}
+    columns["key"] = list(columns["key"])
     write_predictions(path, columns)
 
 

@@ -13,6 +13,7 @@ import yaml
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError, UsageError
 from loffta.files.durable import part_name
+from loffta.files.tensor_file import write_tensors
 from loffta.runs.folder import check_out, start_run
 from loffta.runs.records import Training
 from loffta.runs.run import (
@@ -23,7 +24,6 @@ from loffta.runs.run import (
     read_json,
     read_predictions,
     read_results,
-    save_head,
     write_json,
     write_lines,
     write_predictions,
@@ -80,7 +80,7 @@ def test_another_configuration_is_refused_once_there_is_a_head(tmp_path):
     paths = start_run(tmp_path / "run", CONFIG)
     start_run(paths.root, other)  # nothing was there to lose
     assert open_run(paths.root)[1] == other
-    save_head(paths.head(0), {"w": torch.zeros(1)})
+    write_tensors(paths.head(0), {"w": torch.zeros(1)})
     with pytest.raises(LofftaError) as caught:
         start_run(paths.root, CONFIG)
     assert str(caught.value) == (
@@ -118,7 +118,7 @@ def test_config_that_cannot_be_read(tmp_path):
 def test_heads(tmp_path):
     state = {"a.weight": torch.randn(3, 4).t(), "n": torch.tensor(5), "half": torch.randn(2).half()}
     path = RunPaths(tmp_path).head(0)
-    save_head(path, state)
+    write_tensors(path, state)
     back = load_head(path)
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) and back[name].dtype == state[name].dtype for name in state)
@@ -240,7 +240,7 @@ def test_config_file_is_plain_yaml(tmp_path):
 
 def test_fields_that_an_older_loffta_did_not_know_have_their_defaults(tmp_path):
     paths = start_run(tmp_path / "run", CONFIG.model_copy(update={"recipe": {"lr": 0.1}}))
-    save_head(paths.head(0), {"weight": torch.zeros(1)})
+    write_tensors(paths.head(0), {"weight": torch.zeros(1)})
     check_out(paths.root, CONFIG.model_copy(update={"recipe": {"lr": 0.1, "practice": "mae"}}))
     with pytest.raises(LofftaError, match=r"recipe\.practice: mae -> alf"):
         check_out(paths.root, CONFIG.model_copy(update={"recipe": {"lr": 0.1, "practice": "alf"}}))

@@ -14,13 +14,13 @@ from loffta.config import TrainConfig
 from loffta.errors import LofftaError, Stopped
 from loffta.feed import batches
 from loffta.files import tensor_file
-from loffta.files.tensor_file import FORMAT
+from loffta.files.tensor_file import FORMAT, write_tensors
 from loffta.machine.process import StopFlag
 from loffta.runs.run import RunPaths
 from loffta.tokens import FeatureSpec
 from loffta.training import checkpoint as module
 from loffta.training import fit as loop
-from loffta.training.checkpoint import Keeper, Position, read_checkpoint, write_checkpoint
+from loffta.training.checkpoint import Keeper, Position, read_checkpoint
 from loffta.training.members import build_member
 from loffta.training.train import train
 from tests.caches import toy_cache
@@ -69,7 +69,7 @@ def test_tensors_and_state_come_back(tmp_path):
     state = {"losses": [0.1, 1e-300, 1 / 3], "words": "ä\n", "nothing": None}
     path = tmp_path / "deep" / "x.safetensors"
     assert read_checkpoint(path) is None
-    write_checkpoint(path, tensors, state)
+    write_tensors(path, tensors, json.dumps(state))
     back, words = read_checkpoint(path)
     assert words == state
     assert back.keys() == tensors.keys()
@@ -80,7 +80,7 @@ def test_tensors_and_state_come_back(tmp_path):
 
 def test_every_kind_of_damage_is_found(tmp_path):
     path = tmp_path / "x.safetensors"
-    write_checkpoint(path, {"a": torch.arange(40.0), "b": torch.zeros(3)}, {"position": [1, 2]})
+    write_tensors(path, {"a": torch.arange(40.0), "b": torch.zeros(3)}, json.dumps({"position": [1, 2]}))
     whole = path.read_bytes()
     torn = (whole[:-1], whole[:100], whole[:5], b"", save({"a": torch.zeros(2)}), b"x" * 300)
     assert all(complaint(path, data) for data in torn)
@@ -111,7 +111,7 @@ def complaint(path, data):
 def test_newer_format(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
     monkeypatch.setattr(tensor_file, "FORMAT", FORMAT + 1)
-    write_checkpoint(path, {"a": torch.zeros(1)}, {})
+    write_tensors(path, {"a": torch.zeros(1)}, "{}")
     monkeypatch.undo()
     with pytest.raises(LofftaError, match=f"has format {FORMAT + 1}, and this loffta knows {FORMAT}") as caught:
         read_checkpoint(path)
