@@ -13,6 +13,12 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "2")
 
 
+# What `nohup` or a shell's & made deaf to a signal hands that on to every process it starts.
+for number in STOPS:
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
 @pytest.fixture(autouse=True)
 def signal_handlers_come_back():
     handlers = {number: signal.getsignal(number) for number in STOPS}

@@ -181,7 +181,7 @@ def test_a_signal_leaves_nothing_new(run, tmp_path):
 
 @pytest.fixture
 def commands(monkeypatch):
-    monkeypatch.setattr("loffta.extraction.begin.backbone_loader", lambda _: loader())
+    monkeypatch.setattr("loffta.door.predict.backbone_loader", lambda _: loader())
 
 
 def test_the_command_on_a_folder_a_table_and_one_file(run, tmp_path, capsys, commands):
