@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,11 +123,11 @@ class CachePaths:
 
     def store_names(self) -> list[str]:
         """The stores that exist, in order."""
-        return sorted(path.parent.name for path in self.stores.glob("*/zarr.json"))
+        return sorted(_with_metadata(self.stores))
 
     def array_names(self, store: str) -> list[str]:
         """The arrays of a store that exist, as <kind>-<k>, by kind and then number."""
-        return _in_order(path.parent.name for path in self.store(store).glob("*/zarr.json"))
+        return _in_order(_with_metadata(self.store(store)))
 
     def remains(self) -> dict[str, list[str]]:
         """Stores of which anything is left, and so of their arrays, whatever was dropped, purged or damaged."""
@@ -159,3 +160,19 @@ def safe_name(name: str) -> str:
     Not `words.file_name`, whose digest would be a second one, and whose names older caches do not have.
     """
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".")[:100] or "backbone"
+
+
+def names_in(folder: Path) -> list[str]:
+    """What a folder holds; nothing where there is none. `glob` would take one that may not be read for empty."""
+    try:
+        return [path.name for path in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _with_metadata(folder: Path) -> Iterator[str]:
+    """The names in a folder that are folders with a zarr.json."""
+    for name in names_in(folder):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            (folder / name / "zarr.json").stat()
+            yield name

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from loffta.files.os_words import guard
 from loffta.store.cache import Cache, CachedArray
 from loffta.store.ledger import done_units
-from loffta.store.paths import TARGETS
+from loffta.store.paths import TARGETS, names_in
 
 
 def missing_shards(array: CachedArray) -> list[int]:
     """Finished units whose shard is not there, in order."""
     units = done_units(array.paths)  # first: a writer puts the shard in place before its done file
-    names = {path.name for path in array.paths.folder.glob("c.*")}  # none where the folder is gone, too
+    names = set(names_in(array.paths.folder))  # none where the folder is gone, too
     return [unit for unit in units if array.paths.shard(unit, array.layout.ndim).name not in names]
 
 
