@@ -20,7 +20,7 @@ from loffta.look import OLD, Look, look_fields, look_of
 from loffta.store import FORMAT
 from loffta.store.checks import array_fault, store_fault, target_fault
 from loffta.store.growth import grow
-from loffta.store.ledger import Ledger, check_made, read_ledger, settles
+from loffta.store.ledger import Ledger, check_made, done_units, read_ledger, settles
 from loffta.store.metadata import ArrayLayout, array_dtype, grid_layout, image_layout, read_layout
 from loffta.store.paths import THUMB, ArrayPaths, CachePaths
 from loffta.store.reads import REPAIR, read_document, read_file, reason
@@ -307,7 +307,7 @@ class Cache:
         while True:  # the next free number; another process may take it first, with these taps or with others
             paths = self.paths.array(store, f"{kind}-{number}")
             number += 1
-            if not paths.metadata.exists() and any(paths.done_folder.glob("u*.parquet")):
+            if not paths.metadata.exists() and done_units(paths):
                 continue  # its zarr.json was lost: these done files vouch for taps that nobody knows any more
             if create_file(paths.metadata, layout.to_json()):
                 return CachedArray(paths, layout, images=self.table)

@@ -215,8 +215,8 @@ def settles(paths: ArrayPaths, unit: int, rows: Sequence[int], unit_images: int)
 
 def read_made(paths: ArrayPaths) -> dict[str, Any]:
     """How the first unit that is there was made, as given to `write_done`; nothing where there is none to read."""
-    path = min(paths.done_folder.glob("u*.parquet"), default=None)
-    return {} if path is None else _made_in(path)
+    units = done_units(paths)
+    return _made_in(paths.done(units[0])) if units else {}
 
 
 def _made_in(path: Path) -> dict[str, Any]:
