@@ -16,6 +16,8 @@ from torch import Tensor
 
 Resize: TypeAlias = Literal["auto", "paper"]
 
+_BLOCK = 1 << 18  # values that are averaged at once: 1 MB in float32
+
 
 def pool_mean(grid: Float[Tensor, "*B H W D"]) -> Float[Tensor, "*B D"]:
     """Averages the patch tokens; the sum is taken in float32.
@@ -26,7 +28,26 @@ def pool_mean(grid: Float[Tensor, "*B H W D"]) -> Float[Tensor, "*B D"]:
     Returns:
         [..., D] in the dtype of `grid`.
     """
+    if grid.dtype == torch.float16 and grid.device.type == "cpu" and grid.ndim > 3 and not grid.requires_grad:
+        means = torch.empty((*grid.shape[:-3], grid.shape[-1]))
+        _pool_in_blocks(grid, means)
+        return means.to(grid.dtype)
     return grid.mean(dim=(-3, -2), dtype=torch.float32).to(grid.dtype)
+
+
+def _pool_in_blocks(grid: Float[Tensor, "*B H W D"], means: Float[Tensor, "*B D"]) -> None:
+    """The same sums, a few images at a time, so that their float32 copy stays in the processor's cache.
+
+    torch converts all of `grid` first, into fresh memory: 0.8 GB/s of ViT-B tokens on a core, in blocks 7 to 8.
+    """
+    if grid.ndim > 4:
+        for i in range(grid.shape[1]):
+            _pool_in_blocks(grid[:, i], means[:, i])
+        return
+    n_images = max(1, _BLOCK // max(1, math.prod(grid.shape[1:])))
+    held = torch.empty((min(n_images, len(grid)), *grid.shape[1:]))
+    for part, found in zip(grid.split(n_images), means.split(n_images), strict=True):
+        torch.mean(held[: len(part)].copy_(part), dim=(-3, -2), out=found)
 
 
 def pool_grid(grid: Float[Tensor, "*B H W D"], rows: int, columns: int) -> Float[Tensor, "*B h w D"]:

@@ -53,6 +53,15 @@ def test_mean_equals_numpy():
     np.testing.assert_allclose(pool_mean(grid[0, 0]), grid[0, 0].numpy().mean(axis=(0, 1)), atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(3, 2, 40, 40, 192), (70, 4, 4, 320), (5, 3, 1, 1, 7), (0, 2, 3, 3, 4)])
+def test_means_of_float16_have_the_bits_of_torch_however_many_are_averaged_at_once(shape):
+    grid = (draw(*shape) * 3 + 1).half()
+    expected = grid.mean(dim=(-3, -2), dtype=torch.float32).half()
+    assert torch.equal(pool_mean(grid), expected)
+    taps = grid.unsqueeze(1).expand(-1, 3, *grid.shape[1:])[:, 1:]  # no contiguous memory
+    assert torch.equal(pool_mean(taps), expected.unsqueeze(1).expand(-1, 2, *expected.shape[1:]))
+
+
 def test_right_size_keeps_every_value():
     grid = draw(2, 3, 7, 7, 5, dtype=torch.float16)
     assert resize_grid(grid, 7).dtype == torch.float32
