@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Positive
 from loffta.errors import LofftaError, UsageError, unknown_name
 from loffta.files.documents import MAX_YAML_BYTES, from_yaml, read_bytes
 from loffta.files.os_words import guard
-from loffta.limits import MANY, MAX_UNIT_IMAGES, BatchSize, Count, Pixels, Seed, Views
+from loffta.limits import MANY, MAX_UNIT_IMAGES, BatchSize, Count, Pixels, Seed, Views, between
 from loffta.look import parse_background, parse_range
 from loffta.tokens import Kind
 from loffta.words import brief
@@ -146,6 +146,32 @@ class TrainConfig(StrictModel, frozen=True):
     partial: bool = False  # train on the rows that are there, though the cache is not finished
     one_class: bool = False  # train though all images are of one class
     online: OnlineConfig | None = None  # no cache: `cache` is the source's name, and nothing is read there
+
+
+HeadName: TypeAlias = Literal["knn", "ncm", "ridge", "logreg"]
+Pooling: TypeAlias = Literal["mean", "cls", "cls+mean"]
+
+
+class ScanConfig(StrictModel, frozen=True):
+    """What `scan` measures: every layer with heads that need no training loop."""
+
+    cache: Path
+    features: tuple[str, ...] = Field((), max_length=MANY)  # STORE[:TAPS]; none: all stores, all that they hold
+    heads: tuple[HeadName, ...] | None = None  # None: those that fit the labels, but for the slow one
+    pooling: tuple[Pooling, ...] = Field(("mean",), min_length=1)  # as in `heads.linear`; each is a layer of its own
+    train_on: str = "train"
+    validate_on: str | None = None  # chooses the strengths of penalties; None: a fifth of the training images
+    holdout: float | None = Field(None, gt=0, lt=1)  # this share of train_on becomes the split "holdout"
+    test_on: str = "test"
+    folds: Annotated[int, between(3, MANY)] | None = None  # test all images of train_on, each by heads of other folds
+    shots: tuple[Count, ...] = Field((), max_length=MANY)  # train on so many images of each class
+    draws: Count = 5  # of `shots`
+    k: Annotated[int, between(1, 1 << 20)] | None = None  # neighbours; None: DINO's 20, or all of fewer images
+    temperature: PositiveFloat = 0.07  # of a neighbour's vote; DINO's
+    standardise: bool = False  # features to standard deviation 1, for ridge and logreg
+    data_seed: Seed = 0  # of what is held out or drawn
+    device: str = "auto"
+    partial: bool = False
 
 
 def parse(

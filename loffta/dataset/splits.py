@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loffta.config import TrainConfig
+from loffta.config import ScanConfig, TrainConfig
 from loffta.errors import LofftaError, UsageError
 from loffta.store.table import ImageTable
+
+Config = TypeVar("Config", TrainConfig, ScanConfig)
 
 HOLDOUT = "holdout"  # the split's name
 _N_SHOWN = 5  # classes that a message names
@@ -99,7 +102,7 @@ def name_some(classes: Sequence[str]) -> str:
     return f"classes {shown}" if len(classes) <= _N_SHOWN else f"{len(classes)} classes ({shown}, ...)"
 
 
-def choose_splits(config: TrainConfig, table: ImageTable, where: str | Path) -> TrainConfig:
+def choose_splits(config: Config, table: ImageTable, where: str | Path) -> Config:
     """The configuration with the split to test on settled: `holdout` where it is drawn and `test` has no label.
 
     Args:
