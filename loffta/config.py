@@ -164,6 +164,7 @@ class ScanConfig(StrictModel, frozen=True):
     holdout: float | None = Field(None, gt=0, lt=1)  # this share of train_on becomes the split "holdout"
     test_on: str = "test"
     folds: Annotated[int, between(3, MANY)] | None = None  # test all images of train_on, each by heads of other folds
+    group: str | None = None  # what the groups are called that are never on both sides of a fold: patient
     shots: tuple[Count, ...] = Field((), max_length=MANY)  # train on so many images of each class
     draws: Count = 5  # of `shots`
     k: Annotated[int, between(1, 1 << 20)] | None = None  # neighbours; None: DINO's 20, or all of fewer images

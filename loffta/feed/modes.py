@@ -125,6 +125,11 @@ def _names(features: Sequence[Feature]) -> list[str]:
     return [f"{store}/{{{names}}}" if "," in names else f"{store}/{names}" for store, names in listed.items()]
 
 
+def free_bytes(device: torch.device) -> int:
+    """Memory that tensors on a device may still take; on MPS and the CPU it is the host's."""
+    return _free_device_bytes(device) if device.type == "cuda" else process.free_memory_bytes()
+
+
 def _room(mode: Literal["device", "host"], device: torch.device) -> _Room:
     if mode == "device":
         free, what = _free_device_bytes(device), "free device memory"

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loffta.config import ScanConfig
-from loffta.dataset.folds import draw_folds, draw_shots
+from loffta.dataset.folds import draw_shots
+from loffta.dataset.parts import check_shots, part_rows
 from loffta.dataset.splits import HOLDOUT, check_part, draw_by_key, draw_part
 from loffta.dataset.targets import refuse_one_class
 from loffta.errors import UsageError
@@ -69,9 +70,10 @@ def make_plan(config: ScanConfig, table: ImageTable, usable: Callable[[str], Row
         usable: rows of a split that have features and a label.
     Raises:
         UsageError: options that exclude each other.
-        LofftaError: all training images are of one class, or nothing can be held out.
+        LofftaError: all training images are of one class, nothing can be held out, or the images are too few for the
+            folds or draws.
     """
-    _refuse_contradictions(config, table)
+    _refuse_contradictions(config)
     train = usable(config.train_on)
     refuse_one_class(table, train, config.train_on)
     held = None
@@ -99,6 +101,7 @@ def _trainings(config: ScanConfig, table: ImageTable, train: Rows) -> list[tuple
     """All training images; or so many of each class, drawn several times."""
     if not config.shots:
         return [(None, train)]
+    check_shots(table, train, config.shots)
     return [
         (n, train[draw_shots(table.labels[train], n, config.data_seed, draw)])
         for n in config.shots
@@ -125,8 +128,7 @@ def _trial(
 def _by_folds(config: ScanConfig, table: ImageTable, train: Rows) -> Plan:
     assert config.folds is not None
     n = config.folds
-    groups = None if table.groups is None else [table.groups[row] for row in train]
-    fold = draw_folds(table.labels[train], groups, n, config.data_seed)
+    fold = part_rows(table, train, n, config.group, config.data_seed)
     trials = []
     for i in range(n):
         others = tuple(j for j in range(n) if j != i)
@@ -136,7 +138,9 @@ def _by_folds(config: ScanConfig, table: ImageTable, train: Rows) -> Plan:
     return Plan([train[fold == i] for i in range(n)], trials, train, config.train_on, "the next fold")
 
 
-def _refuse_contradictions(config: ScanConfig, table: ImageTable) -> None:
+def _refuse_contradictions(config: ScanConfig) -> None:
+    if config.folds is None and config.group is not None:
+        raise UsageError("--group is for folds", where="--group", remedy="add --folds 5, or leave --group out")
     if config.folds is not None:
         given = [("--shots", bool(config.shots)), ("--validate-on", config.validate_on is not None)]
         given += [("--holdout", config.holdout is not None)]
@@ -147,9 +151,3 @@ def _refuse_contradictions(config: ScanConfig, table: ImageTable) -> None:
                     where=option,
                     remedy="leave one out: folds test every image of --train-on, and choose strengths on each other",
                 )
-    if config.shots and table.label_kind != "single-label":
-        raise UsageError(
-            f"so many images of each class cannot be drawn of {table.label_kind} labels",
-            where="--shots",
-            remedy="leave --shots out",
-        )
