@@ -23,6 +23,7 @@ from loffta.words import printable
 COMMANDS: dict[str, tuple[str, str]] = {
     "extract": (".extract:command", "Run frozen backbones over images once and cache their tokens."),
     "plan": (".plan:command", "Show what an extraction would take: bytes, files, hours."),
+    "scan": (".scan:command", "Tell which backbone and which layer suit a task, in seconds."),
     "train": (".train:command", "Train a head on cached tokens."),
     "evaluate": (".evaluate:command", "Measure a trained head on a split."),
     "predict": (".predict:command", "Tell the classes of new images by a trained head."),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from loffta.door.predict import predict
     from loffta.door.report import report
     from loffta.door.run import Run, load_run
+    from loffta.door.scan import scan
     from loffta.door.selection import Selection
     from loffta.door.train import train
     from loffta.errors import DamageFound, LofftaError, NotSaved, Stopped, TooManyBadImages, UsageError
@@ -24,6 +25,7 @@ _PLACES = {
     "extract": "door.extract",
     "plan": "door.plan",
     "open_cache": "door.cache",
+    "scan": "door.scan",
     "train": "door.train",
     "evaluate": "door.evaluate",
     "predict": "door.predict",
@@ -58,6 +60,7 @@ __all__ = [
     "plan",
     "predict",
     "report",
+    "scan",
     "train",
 ]
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from loffta.probes.logreg import CS, LogisticPath
 from loffta.probes.maps import LinearMap, PathLosses, sigmoid_loss, softmax_loss
 from loffta.probes.moments import Moments
-from loffta.scan.plan import Trial
+from loffta.scanning.plan import Trial
 
 if TYPE_CHECKING:
-    from loffta.scan.probing import Goal
+    from loffta.scanning.probing import Goal
 
 C = 1.0  # where no image can be spared to choose on: scikit-learn's
 PATIENCE = 2  # a path ends where so many Cs validate worse than the best; ours: large Cs cost most and seldom win

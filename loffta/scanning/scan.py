@@ -26,10 +26,10 @@ from loffta.feed.modes import AUTO_SHARE, ModeChoice, free_bytes
 from loffta.feed.sources import read_bytes
 from loffta.machine import process
 from loffta.machine.progress import Progress, say
-from loffta.scan.layers import Layer, in_groups, kinds_of, list_layers, only
-from loffta.scan.plan import Plan, Rows, make_plan
-from loffta.scan.probing import Found, Goal, Probe
-from loffta.scan.results import Answer, Scan, score_rows
+from loffta.scanning.layers import Layer, in_groups, kinds_of, list_layers, only
+from loffta.scanning.plan import Plan, Rows, make_plan
+from loffta.scanning.probing import Found, Goal, Probe
+from loffta.scanning.results import Answer, Scan, score_rows
 from loffta.store.cache import Cache
 from loffta.tasks import Task, find_task
 
@@ -105,6 +105,7 @@ def scan(config: ScanConfig, stop: process.StopFlag) -> Scan:
         chosen_on=plan.chosen_on,
         standardised=config.standardise,
         rows=rows,
+        depths={f.store.name: list(f.store.stored_taps()) for f in features},
         left_out={"bad": n_bad(cache, features, "+".join(splits)), "unlabelled": sum(unlabelled.values())},
         bytes_read=n_rows * sum(read_bytes(only(features, taps)) for taps in groups),
         seconds=time.monotonic() - start,

@@ -22,8 +22,8 @@ from loffta.probes.maps import LinearMap
 from loffta.probes.moments import Moments
 from loffta.probes.ncm import ClassMeans
 from loffta.probes.ridge import STRENGTHS, Ridge, mean_squares, signs
-from loffta.scan.logistic import Logistic
-from loffta.scan.plan import Plan, Trial
+from loffta.scanning.logistic import Logistic
+from loffta.scanning.plan import Plan, Trial
 
 K = 20  # DINO: "20 is usually working the best"
 _BLOCK = 4096  # tested images whose scores there are at a time

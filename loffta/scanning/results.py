@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loffta.config import HeadName, Pooling
-from loffta.scan.layers import Layer
+from loffta.scanning.layers import Layer
 from loffta.tasks import Task
 from loffta.tasks.bootstrap import image_weights, interval
 from loffta.tasks.paired import Scored
@@ -56,6 +56,7 @@ class Scan:
     chosen_on: str  # what strengths were chosen on
     standardised: bool
     rows: list[Row]
+    depths: dict[str, list[str]]  # of each store its taps, the shallowest first
     left_out: dict[str, int]  # images by why: bad, unlabelled
     bytes_read: int
     seconds: float
