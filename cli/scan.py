@@ -12,7 +12,9 @@ from .common import emit, json_option, show, show_lines
 
 @click.command("scan")
 @click.argument("cache", type=click.Path(path_type=Path))
-@click.option("--features", multiple=True, metavar="STORE[:TAPS]", help="Store or backbone, and taps.  [all, every tap]")
+@click.option(
+    "--features", multiple=True, metavar="STORE[:TAPS]", help="Store or backbone, and taps.  [all, every tap]"
+)
 @click.option("--heads", metavar="NAME,...", help="knn, ncm, ridge, logreg (slow).  [knn,ncm,ridge]")
 @click.option("--pooling", default="mean", show_default=True, help="A layer's vector: mean, cls, cls+mean, or several.")
 @click.option("--train-on", default="train", show_default=True, help="Split, or several joined by +.")
@@ -29,7 +31,9 @@ from .common import emit, json_option, show, show_lines
 @click.option("--data-seed", type=int, default=0, show_default=True, help="Of what is held out or drawn.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option("--partial", is_flag=True, help="Scan what is there though the cache is not finished.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Written: .csv, .md, .tex, .json or .html.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE", help="Written: .csv, .md, .tex, .json or .html."
+)
 @json_option
 def command(cache: Path, as_json: bool, **options: Any) -> None:
     """Measure every backbone and layer of CACHE with heads that need no training loop.

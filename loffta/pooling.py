@@ -46,8 +46,9 @@ def _pool_in_blocks(grid: Float[Tensor, "*B H W D"], means: Float[Tensor, "*B D"
         return
     n_images = max(1, _BLOCK // max(1, math.prod(grid.shape[1:])))
     held = torch.empty((min(n_images, len(grid)), *grid.shape[1:]))
-    for part, found in zip(grid.split(n_images), means.split(n_images), strict=True):
-        torch.mean(held[: len(part)].copy_(part), dim=(-3, -2), out=found)
+    for first in range(0, len(grid), n_images):
+        part = grid[first : first + n_images]
+        torch.mean(held[: len(part)].copy_(part), dim=(-3, -2), out=means[first : first + n_images])
 
 
 def pool_grid(grid: Float[Tensor, "*B H W D"], rows: int, columns: int) -> Float[Tensor, "*B h w D"]:

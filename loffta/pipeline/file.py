@@ -67,6 +67,7 @@ class PipelineConfig(StrictModel, frozen=True):
     optional: tuple[FolderName, ...] = ()  # runs that are made only where they are asked for by name
     test: Literal["cached", "online"] = "cached"  # online: test images are seen once for each run, and not cached
     report: str = "report.html"
+    scan: str | None = None  # every cache is scanned before anything is trained, into a file of this name
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,12 @@ def make_pipeline(config: PipelineConfig, out: Path, *, where: Path, data: Path 
             where=f"{where}: test",
             remedy="test on cached images (`test: cached`), or name the image set as a task",
         )
+    if config.test == "online" and config.scan is not None:
+        raise UsageError(
+            "a scan tests on cached images, and this pipeline caches none of them",
+            where=f"{where}: scan",
+            remedy="test on cached images (`test: cached`), or leave scan out",
+        )
     pipeline = Pipeline()
     for task in config.tasks or (None,):
         folder = out / task.name if task else out
@@ -172,6 +179,11 @@ def make_pipeline(config: PipelineConfig, out: Path, *, where: Path, data: Path 
             Stage(_stage_name(task, "extract", name if len(caches) > 1 else ""), extract_arguments(extract))
             for name, extract in caches.items()
         ]
+        if config.scan is not None:
+            pipeline.stages += [
+                _scan(task, name if len(caches) > 1 else "", extract.cache, folder / config.scan)
+                for name, extract in caches.items()
+            ]
         cached: dict[str, list[tuple[PlannedRun, Stage]]] = {name: [] for name in caches}
         made: list[Path] = []
         for name, values in config.train.items():
@@ -196,6 +208,13 @@ def make_pipeline(config: PipelineConfig, out: Path, *, where: Path, data: Path 
             ]
         pipeline.reports[folder / config.report] = made
     return pipeline
+
+
+def _scan(task: TaskConfig | None, name: str, cache: Path, out: Path) -> Stage:
+    """Which layer; its table is shown, and written beside the runs."""
+    out = out.with_stem(f"{out.stem}-{name}") if name else out
+    arguments = ["scan", str(cache), "--out", str(out)]
+    return Stage(_stage_name(task, "scan", name), arguments, (_stage_name(task, "extract", name),), shows=True)
 
 
 def _online_test(task: TaskConfig, cache: str, source: str, trained: Sequence[tuple[PlannedRun, Stage]]) -> Stage:

@@ -7,6 +7,7 @@ stage takes down only those that need it; a signal reaches the stage in flight a
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from loffta.errors import LofftaError, Stopped
 from loffta.files.documents import from_json, read_bytes
 from loffta.files.durable import replace_file
 from loffta.machine.signals import STOPS, take_over
+from loffta.machine.terminal import columns
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Stage:
     arguments: list[str]  # behind `loffta`
     needs: tuple[str, ...] = ()  # stages that must have succeeded before
     makes: tuple[Path, ...] = ()  # not begun where all are there: for a command that would do its work again
+    shows: bool = False  # what the command prints is an answer: it is shown
 
     @property
     def command(self) -> str:
@@ -109,6 +112,8 @@ def run_local(stages: Sequence[Stage], out: Path, say: Callable[[str], None]) ->
                 continue
             result = json.loads(text.splitlines()[-1])
             outcome.results.append(_keep(out, stage, time.monotonic() - start, result))
+            for line in text.splitlines()[:-1] if stage.shows else ():
+                say(line)
             say(f"  {outcome.results[-1].seconds:.0f} s")
     return outcome
 
@@ -165,7 +170,8 @@ class _Children:
 
     def run(self, command: Sequence[str]) -> tuple[int, str]:
         """Exit code and stdout."""
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        lines_fit = os.environ | {"COLUMNS": str(columns())}  # behind a pipe they would be as wide as in a file
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=lines_fit) as child:
             self._child = child
             if self.stopped:  # the signal came while the process was being made
                 child.send_signal(signal.SIGTERM)

@@ -49,7 +49,7 @@ def depth_chart(layers: Sequence[str], series: Sequence[Series], ticks: Sequence
         style = _STYLES[i % len(_STYLES)]
         shift = (i - (len(series) - 1) / 2) * min(5.0, step / (len(series) + 1))  # intervals beside each other
         xs = [_LEFT + step * (j + 0.5) + shift for j in range(len(layers))]
-        parts.append(_line(one, xs, [None if v is None else bottom - up(v) for v in one.values], style))
+        parts.append(_line(xs, [None if v is None else bottom - up(v) for v in one.values], style))
         parts += [_point(x, bottom, up, one, j, style) for j, x in enumerate(xs) if one.values[j] is not None]
     longest = max(map(len, layers))
     height = bottom + 14 + 6.6 * longest
@@ -62,7 +62,7 @@ def depth_chart(layers: Sequence[str], series: Sequence[Series], ticks: Sequence
     )
 
 
-def _line(one: Series, xs: Sequence[float], ys: Sequence[float | None], style: tuple[str, str, str]) -> str:
+def _line(xs: Sequence[float], ys: Sequence[float | None], style: tuple[str, str, str]) -> str:
     """Broken where a layer was not measured."""
     path, pen = "", "M"
     for x, y in zip(xs, ys, strict=True):
@@ -93,9 +93,8 @@ def _mark(x: float, y: float, style: tuple[str, str, str]) -> str:
 
 
 def _rule(width: float, y: float, text: str) -> str:
-    return (
-        f'<path d="M{_LEFT:.2f} {y:.2f}H{width - _RIGHT:.2f}" style="stroke:{_LINE};stroke-width:1"/>'
-        + _text(text, _LEFT - 6, y + 4, "end", _QUIET)
+    return f'<path d="M{_LEFT:.2f} {y:.2f}H{width - _RIGHT:.2f}" style="stroke:{_LINE};stroke-width:1"/>' + _text(
+        text, _LEFT - 6, y + 4, "end", _QUIET
     )
 
 

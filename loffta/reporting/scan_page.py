@@ -75,8 +75,8 @@ def _series(scan: Scan, rows: Sequence[Row], taps: Sequence[str]) -> list[Series
         found.append(
             Series(
                 f"{head}, {pooling}" if several else head,
-                [row and row.score for row in own],
-                [row and row.ci95 for row in own],
+                [None if row is None else row.score for row in own],
+                [None if row is None else row.ci95 for row in own],
                 ["" if row is None else f"{_name(row)}: {_score(scan, row)}" for row in own],
             )
         )

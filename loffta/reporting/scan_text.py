@@ -26,7 +26,19 @@ _LATEX = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
 }
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~&$-])")
-_FIELDS = ("backbone", "tap", "pooling", "n_columns", "head", "shots", "score", "low", "high", "best_rank", "worst_rank")
+_FIELDS = (
+    "backbone",
+    "tap",
+    "pooling",
+    "n_columns",
+    "head",
+    "shots",
+    "score",
+    "low",
+    "high",
+    "best_rank",
+    "worst_rank",
+)
 
 
 def scan_lines(scan: Scan) -> list[str]:
@@ -85,7 +97,11 @@ def cells_of(scan: Scan, row: Row) -> list[str]:
     pooling = [row.pooling] if len({other.pooling for other in scan.rows}) > 1 else []
     low, high = row.rank
     rank = f"{low}" if low == high else f"{low}\N{EN DASH}{high}"
-    figures = [show(scan.metric, row.score), show_interval(scan.metric, row.ci95), f"{rank} {_TIED if row.tied else ' '}"]
+    figures = [
+        show(scan.metric, row.score),
+        show_interval(scan.metric, row.ci95),
+        f"{rank} {_TIED if row.tied else ' '}",
+    ]
     return [f"{row.backbone} {row.tap}", *pooling, row.head, *figures]
 
 
@@ -107,9 +123,16 @@ def as_markdown(scan: Scan) -> str:
     lines = []
     for heads, rows in _tables(scan):
         rule = ["---" if i not in figures_of(scan) else "---:" for i in range(len(heads))]
-        lines += [_pipes(heads), _pipes(rule), *(_pipes([_MARKDOWN.sub(r"\\\1", cell) for cell in row]) for row in rows)]
+        lines += [
+            _pipes(heads),
+            _pipes(rule),
+            *(_pipes([_MARKDOWN.sub(r"\\\1", cell) for cell in row]) for row in rows),
+        ]
         lines.append("")
-    return "\n".join([*lines, *(f"{_MARKDOWN.sub(chr(92) + chr(92) + chr(49), note)}  " for note in notes_of(scan))]) + "\n"
+    return (
+        "\n".join([*lines, *(f"{_MARKDOWN.sub(chr(92) + chr(92) + chr(49), note)}  " for note in notes_of(scan))])
+        + "\n"
+    )
 
 
 def as_latex(scan: Scan) -> str:

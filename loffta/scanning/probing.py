@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from loffta.config import HeadName, ScanConfig
@@ -56,7 +55,9 @@ class Goal:
 
     def occurring(self, rows: Tensor) -> Tensor:
         """Rising numbers of the classes that there is something to learn of."""
-        return torch.arange(self.n_classes, device=self.labels.device) if self.several else self.labels[rows].unique()
+        if self.several:
+            return torch.arange(self.n_classes, device=self.labels.device)
+        return torch.unique(self.labels[rows])
 
     def whole(self, fitted: LinearMap, classes: Tensor) -> LinearMap:
         """A map to all classes, from one to these: a class without training images is never chosen."""
@@ -80,9 +81,7 @@ class Found:
 class Probe:
     """All heads on one layer."""
 
-    def __init__(
-        self, heads: Sequence[HeadName], tested: Tensor, plan: Plan, goal: Goal, config: ScanConfig
-    ) -> None:
+    def __init__(self, heads: Sequence[HeadName], tested: Tensor, plan: Plan, goal: Goal, config: ScanConfig) -> None:
         """Holds the vectors of the tested images.
 
         Args:
@@ -144,7 +143,7 @@ class Probe:
                 nearest = self._neighbours[i].nearest(self._neighbours[i].k)
                 labels = self._goal.labels[torch.cat(self._rows[i])]
                 scores = votes(nearest, labels, self._goal.n_classes, self._config.temperature)
-                found.scores.append(iter(scores.split(_BLOCK)))
+                found.scores.append(iter(torch.split(scores, _BLOCK)))
                 found.chosen.append({"k": self._neighbours[i].k})
                 continue
             fitted, chosen = self._fit(head, i, trial)
@@ -188,5 +187,5 @@ class Probe:
     def _apply(self, fitted: LinearMap, trial: Trial) -> Iterator[Tensor]:
         device = self._tested.device
         fitted = LinearMap(fitted.weight.to(device, torch.float32), fitted.bias.to(device, torch.float32))
-        for places in torch.from_numpy(trial.test).to(device).split(_BLOCK):
+        for places in torch.split(torch.from_numpy(trial.test).to(device), _BLOCK):
             yield fitted(self._tested[places])

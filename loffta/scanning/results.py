@@ -98,7 +98,7 @@ def score_rows(answers: Sequence[Answer], task: Task, labels: NDArray[Any]) -> l
         labels: of the tested images, as `task.recount` takes them.
     """
     recounts = [_recount(answer, task, labels) for answer in answers]
-    once = np.ones((1, len(labels)), np.float32)
+    once = np.ones((1, len(labels)))
     drawn: list[list[NDArray[Any]]] = [[] for _ in answers]
     for weights in image_weights(len(labels)):
         for blocks, recount in zip(drawn, recounts, strict=True):

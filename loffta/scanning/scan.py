@@ -18,9 +18,9 @@ from torch import Tensor
 
 from loffta.config import HeadName, ScanConfig
 from loffta.dataset.features import Feature, choose_features, n_bad, usable_rows
-from loffta.dataset.splits import HOLDOUT, choose_splits
+from loffta.dataset.splits import choose_splits
 from loffta.dataset.targets import choose_task, labelled_rows, read_targets
-from loffta.errors import LofftaError, UsageError
+from loffta.errors import UsageError
 from loffta.feed.batches import Feed
 from loffta.feed.modes import AUTO_SHARE, ModeChoice, free_bytes
 from loffta.feed.sources import read_bytes
@@ -139,7 +139,9 @@ def _hold(work: _Work, features: Sequence[Feature], layers: Sequence[Layer], pro
     held: list[Tensor] = []
     done = 0
     trained = work.plan.trained
-    with Feed(features, work.plan.tested, batch_size=_BATCH, device=work.device, mode="stream", order="uniform") as feed:
+    with Feed(
+        features, work.plan.tested, batch_size=_BATCH, device=work.device, mode="stream", order="uniform"
+    ) as feed:
         for batch in feed.in_order():
             found = [layer.take(batch.features) for layer in layers]
             if not held:
@@ -156,7 +158,12 @@ class _Passes:
     """The training images, batch after batch, as often as is asked: from the cache, or what is held of them."""
 
     def __init__(
-        self, work: _Work, features: Sequence[Feature], layers: Sequence[Layer], held: Sequence[Tensor], mode: ModeChoice
+        self,
+        work: _Work,
+        features: Sequence[Feature],
+        layers: Sequence[Layer],
+        held: Sequence[Tensor],
+        mode: ModeChoice,
     ) -> None:
         plan = work.plan
         self._layers, self._held, self._tested = layers, held, plan.tested

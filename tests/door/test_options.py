@@ -9,7 +9,7 @@ from loffta_cli.main import COMMANDS, main
 import loffta
 from loffta.errors import UsageError
 
-FUNCTIONS = ("extract", "plan", "train", "evaluate", "predict", "report")
+FUNCTIONS = ("extract", "plan", "scan", "train", "evaluate", "predict", "report")
 OF_COMMANDS = {"json", "config"}  # a program reads no JSON and no YAML: it has objects and keyword arguments
 OF_FUNCTIONS = {"progress", "stop"}  # a command always shows the one and always listens for the other
 
@@ -79,6 +79,25 @@ ONLINE = {
     "lr_backbone": 1e-4,
     "max_bad_frac": 0.5,
     "seeds": 2,
+}
+SCAN = {
+    "features": ["a:last", "b"],
+    "heads": "knn,logreg",
+    "pooling": "cls,cls+mean",
+    "train_on": "train+val",
+    "validate_on": "val2",
+    "holdout": 0.1,
+    "test_on": "other",
+    "folds": 3,
+    "group": "patient",
+    "shots": "1,5",
+    "draws": 3,
+    "k": 10,
+    "temperature": 0.1,
+    "standardise": True,
+    "data_seed": 4,
+    "device": "cpu",
+    "partial": True,
 }
 
 
@@ -172,6 +191,17 @@ def test_train_comes_to_the_same_configuration(options, monkeypatch, tmp_path):
             "images_digest",
             "backbone_hash",
         }
+
+
+@pytest.mark.parametrize("options", [{}, SCAN])
+def test_scan_comes_to_the_same_configuration(options, monkeypatch):
+    drivers = ["loffta.door.scan.measure"]
+    typed = given_to(drivers, monkeypatch, lambda: main(["scan", "c", *words_of(options)]))
+    called = given_to(drivers, monkeypatch, lambda: loffta.scan("c", **options))
+    listed = {"heads": ["knn", "logreg"], "pooling": ["cls", "cls+mean"], "shots": [1, 5]}
+    as_lists = given_to(drivers, monkeypatch, lambda: loffta.scan("c", **(options | listed if options else {})))
+    assert called == typed == as_lists
+    assert differ_from_defaults(typed) >= (set(type(typed).model_fields) if options else {"cache"})
 
 
 @pytest.mark.parametrize(
