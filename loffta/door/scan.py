@@ -27,7 +27,7 @@ def scan(
     test_on: str = "test",
     folds: int | None = None,
     group: str | None = None,
-    shots: int | str | Sequence[int] = (),
+    shots: int | str | Sequence[int] | None = None,
     draws: int = 5,
     k: int | None = None,
     temperature: float | int = 0.07,

@@ -17,7 +17,7 @@ from loffta.scanning.results import Row, Scan
 from loffta.tasks.figures import metric_head, metric_name, show, show_interval
 from loffta.words import human_size, printable
 
-_SHOWN = 40  # rows on a terminal
+_SHOWN = 20  # rows on a terminal
 _TIED = "*"
 _LATEX = {
     "\\": r"\textbackslash{}",

@@ -35,7 +35,8 @@ from loffta.tasks import Task, find_task
 
 DEFAULT_HEADS: tuple[HeadName, ...] = ("knn", "ncm", "ridge")
 FOR_SEVERAL: tuple[HeadName, ...] = ("ridge", "logreg")  # heads that know images of several classes
-_BATCH = 256
+_BATCH, _BATCH_BYTES = 256, 64 << 20  # images that are read at a time, and bytes: the feed holds a few batches
+_CHUNK = 1024  # images that are multiplied at a time: a matrix per layer is read and written for each chunk
 _LESS_MEMORY = "scan fewer layers at a time with --features STORE:TAPS, or on --device cpu"
 
 
@@ -138,10 +139,7 @@ def _hold(work: _Work, features: Sequence[Feature], layers: Sequence[Layer], pro
     """The vectors of the tested images, [n, K] of each layer."""
     held: list[Tensor] = []
     done = 0
-    trained = work.plan.trained
-    with Feed(
-        features, work.plan.tested, batch_size=_BATCH, device=work.device, mode="stream", order="uniform"
-    ) as feed:
+    with _feed(work, features, work.plan.tested, "stream") as feed:
         for batch in feed.in_order():
             found = [layer.take(batch.features) for layer in layers]
             if not held:
@@ -150,8 +148,12 @@ def _hold(work: _Work, features: Sequence[Feature], layers: Sequence[Layer], pro
                 whole[done : done + len(vectors)] = vectors
             done += len(batch.rows)
             progress.advance(0 if work.config.folds else len(batch.rows))
-    assert held, f"{len(trained)} images are trained on, and some are tested"
     return held
+
+
+def _feed(work: _Work, features: Sequence[Feature], rows: Rows, mode: ModeChoice) -> Feed:
+    n_images = max(1, min(_BATCH, _BATCH_BYTES // read_bytes(features)))
+    return Feed(features, rows, batch_size=n_images, device=work.device, mode=mode, order="uniform")
 
 
 class _Passes:
@@ -174,22 +176,27 @@ class _Passes:
         self._member = member.to(work.device)
         read = np.setdiff1d(plan.trained, plan.tested)
         self._again = np.flatnonzero(np.isin(plan.tested, plan.trained))
-        self._feed = (
-            Feed(features, read, batch_size=_BATCH, device=work.device, mode=mode, order="uniform")
-            if len(read)
-            else None
-        )
+        self._feed = _feed(work, features, read, mode) if len(read) else None
 
     def run(self) -> Iterator[tuple[list[Tensor], Tensor, Tensor]]:
-        """Vectors of every layer, rows, and which parts they are in; valid until the next."""
-        if self._feed is not None:
-            for batch in self._feed.in_order():
-                yield [layer.take(batch.features) for layer in self._layers], batch.rows, self._member[:, batch.rows]
-        for places in np.array_split(self._again, -(-len(self._again) // _BATCH) or 1):
-            if len(places):
-                rows = torch.from_numpy(self._tested[places]).to(self._device)
-                at = torch.from_numpy(places).to(self._device)
-                yield [vectors[at] for vectors in self._held], rows, self._member[:, rows]
+        """Vectors of every layer, rows, and which parts they are in; some _CHUNK images at a time."""
+        waiting: list[tuple[list[Tensor], Tensor]] = []
+        for batch in self._feed.in_order() if self._feed is not None else ():
+            waiting.append(([layer.take(batch.features).clone() for layer in self._layers], batch.rows.clone()))
+            if sum(len(rows) for _, rows in waiting) >= _CHUNK:
+                yield self._joined(waiting)
+                waiting = []
+        if waiting:
+            yield self._joined(waiting)
+        for first in range(0, len(self._again), _CHUNK):
+            places = self._again[first : first + _CHUNK]
+            rows, at = (torch.from_numpy(found).to(self._device) for found in (self._tested[places], places))
+            yield [vectors[at] for vectors in self._held], rows, self._member[:, rows]
+
+    def _joined(self, waiting: Sequence[tuple[list[Tensor], Tensor]]) -> tuple[list[Tensor], Tensor, Tensor]:
+        rows = torch.cat([rows for _, rows in waiting])
+        vectors = [torch.cat(parts) for parts in zip(*(found for found, _ in waiting), strict=True)]
+        return vectors, rows, self._member[:, rows]
 
     def __enter__(self) -> _Passes:
         return self

@@ -98,11 +98,11 @@ def main() -> None:
         shutil.rmtree(folder)
 
 
-def make_cache(root: Path, shape: Shape, n_images: int) -> list[Feature]:
-    """A cache of noise, written by loffta's own writer, and its features."""
-    keys = [f"{row:06d}.png" for row in range(n_images)]
+def make_cache(root: Path, shape: Shape, n_images: int, table: ImageTable | None = None) -> list[Feature]:
+    """A cache of noise, written by loffta's own writer, and its features; of images of one class, if none are given."""
+    keys = [f"{row:06d}.png" for row in range(n_images)] if table is None else table.keys
     zeros = np.zeros(n_images, dtype=np.int64)
-    table = ImageTable("folder:none", keys, zeros + 1, ["train"] * n_images, zeros, ("one", "two"))
+    table = table or ImageTable("folder:none", keys, zeros + 1, ["train"] * n_images, zeros, ("one", "two"))
     cache = Cache.create(root, table, unit_images=UNIT, thumb_px=8)
     specs = tuple(TokenSpec(f"blocks.{i}", shape.side, shape.side, 1, DIM) for i in range(shape.n_taps))
     recipe = {
