@@ -226,7 +226,7 @@ def _add_seen(report: Report, filled: CachedArray, listing: ImageTable) -> None:
 
 def _describe(job: Job) -> StoreReport:
     taps = sorted({tap for array in job.arrays for tap in array.taps}, key=[s.tap for s in job.store.info.taps].index)
-    n_bytes = sum(path.stat().st_size for array in job.arrays for path in array.paths.folder.glob("c.*"))
+    n_bytes = sum(sum(array.paths.shard_sizes().values()) for array in job.arrays)
     return StoreReport(job.store.name, job.store.info.label, taps, n_bytes)
 
 
