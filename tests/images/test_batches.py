@@ -11,10 +11,10 @@ from PIL import Image
 
 from loffta.errors import LofftaError
 from loffta.images.batches import ImageStream, decoding_threads
-from loffta.images.decode import decode
 from loffta.images.geometry import PixelGeometry, to_square
 from loffta.store.ledger import BAD, OK
 from tests.fakes import PngSource, picture
+from tests.imagesets import decode
 
 SIZES = [PixelGeometry(8), PixelGeometry(12, interpolation="bilinear"), PixelGeometry(8)]
 BROKEN = {4: b"", 11: OSError(5, "Input/output error")}
