@@ -50,12 +50,12 @@ def find_writers(parts: Iterable[Part]) -> list[Writer]:
     ]
 
 
-def images_per_s(cache: Cache, arrays: Sequence[CachedArray], now: float | None = None) -> float | None:
+def images_per_s(cache: Cache, arrays: Sequence[CachedArray]) -> float | None:
     """Rate at which units of a store were finished of late; None where fewer than two were.
 
     A unit is finished when the last of its arrays' done files is.
     """
-    now = time.time() if now is None else now
+    now = time.time()
     finished: dict[int, float] = {}
     for array in arrays:
         for unit in done_units(array.paths):

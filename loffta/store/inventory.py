@@ -116,11 +116,8 @@ def _settled_rows(cache: Cache, array: CachedArray, unit: int, sizes: dict[str, 
     """Rows that a done file settles; it is opened only where the shard's size leaves it open."""
     rows = cache.rows_of_unit(unit)
     whole = shard_bytes(array.layout, len(rows))
-    return (
-        len(rows)
-        if sizes.get(array.paths.shard(unit, array.layout.ndim).name) == whole
-        else count_done(array.paths, unit)
-    )
+    is_whole = sizes.get(array.paths.shard(unit, array.layout.ndim).name) == whole
+    return len(rows) if is_whole else count_done(array.paths, unit)
 
 
 def _weigh_int8(array: CachedArray) -> dict[str, Any]:
