@@ -7,9 +7,9 @@ Parts:   Each is run alone by as many threads as there are CPUs, on the same ima
          one a thread, each begun early and made durable by fsync.
 Bound:   In memory all parts want the same cores: the seconds of the four parts together. On a disk that, or the raw
          write with its fsync alone, whichever is longer. It is taken anew in each pair, beside the extraction.
-Loop:    What the cores really allow, the disk's interrupts and the memory's limits included: one loop a CPU that decodes,
-         casts, checks and writes an image at a time to files of its own. Nothing is between the parts: no queue, no
-         order of the images, no unit that is put in place.
+Loop:    What the cores really allow, with the disk and the memory at work at once: one loop a CPU that decodes, casts,
+         checks and writes an image at a time to files of its own. Nothing is between the parts: no queue, no order of
+         the images, no unit that is put in place.
 Writers: A storage that takes so many bytes a second from each thread, however many there are (a write sleeps that
          long), shows on few cores what more writers bring: the limit is their number times that, or the bound.
 """
