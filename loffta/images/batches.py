@@ -59,8 +59,10 @@ def decoding_threads(n_threads: int) -> Iterator[Executor]:
     The filters are set here, in one thread: they belong to the process, and threads that set and restore them for each
     image leave one another's behind. So does Pillow's pool of memory, off by default: without it each large photograph
     comes in fresh pages, for which the threads of a process queue (a third of the time with 12 megapixels).
+
+    The threads give way to who uses the images: what is decoded too early waits, what is written too late ends last.
     """
-    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="decode")
+    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="decode", initializer=process.give_way)
     with _decoding:
         try:
             yield pool
