@@ -28,7 +28,7 @@ from .standin import shrink
 from .summary import format_summary, summarise
 
 HERE = Path(__file__).parent
-TRAINING = ("train", "evaluate")
+TRAINING = ("scan", "train", "evaluate")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

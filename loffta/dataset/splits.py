@@ -134,11 +134,14 @@ def choose_splits(config: Config, table: ImageTable, where: str | Path) -> Confi
             remedy="hold a part of it back with --holdout 0.2, or name a split with labels with --test-on "
             f"(known: {', '.join(known)})",
         )
-    validate_on: str | None = config.validate_on
-    if validate_on is not None and {*validate_on.split("+")} & {*config.train_on.split("+")}:
+    _refuse_trained(config.validate_on, config.train_on)
+    return config
+
+
+def _refuse_trained(validate_on: str | None, train_on: str) -> None:
+    if validate_on is not None and {*validate_on.split("+")} & {*train_on.split("+")}:
         raise UsageError(
             f"split '{validate_on}' is trained on",
             where="--validate-on",
             remedy="validate on images that are not: leave it out of --train-on, or use --holdout 0.2",
         )
-    return config

@@ -43,7 +43,7 @@ def scan(
 
     >>> found = loffta.scan("cache", heads="knn,ridge", device="cpu")
     >>> len(found.rows), found.best.tied, found.metric
-    (2, True, 'top1')
+    (12, True, 'top1')
 
     Args:
         features: STORE[:TAPS], or several; none: all stores, all that they hold.

@@ -20,8 +20,8 @@ from loffta.probes.knn import Neighbours, votes
 from loffta.probes.maps import LinearMap
 from loffta.probes.moments import Moments
 from loffta.probes.ncm import ClassMeans
-from loffta.probes.ridge import STRENGTHS, Ridge, mean_squares, signs
-from loffta.scanning.logistic import Logistic
+from loffta.probes.ridge import STRENGTHS, Ridge, mean_squares, signs, solve
+from loffta.scanning.logistic import PATIENCE, Logistic
 from loffta.scanning.plan import Plan, Trial
 
 K = 20  # DINO: "20 is usually working the best"
@@ -57,7 +57,8 @@ class Goal:
         """Rising numbers of the classes that there is something to learn of."""
         if self.several:
             return torch.arange(self.n_classes, device=self.labels.device)
-        return torch.unique(self.labels[rows])
+        found: Tensor = torch.unique(self.labels[rows])
+        return found
 
     def whole(self, fitted: LinearMap, classes: Tensor) -> LinearMap:
         """A map to all classes, from one to these: a class without training images is never chosen."""
@@ -164,19 +165,20 @@ class Probe:
         return done.fitted, {"C": done.c}
 
     def _ridge(self, trial: Trial) -> tuple[LinearMap, dict[str, Any]]:
-        final = Ridge(self._sum(trial.refit), standardise=self._config.standardise)
+        final, standardise = self._sum(trial.refit), self._config.standardise
         if trial.validate:
-            fit, validate = Ridge(self._sum(trial.fit), standardise=self._config.standardise), self._sum(trial.validate)
-            losses = [float(mean_squares(validate, fit.map(strength)).mean()) for strength in fit.strengths()]
+            share = _choose_strength(self._sum(trial.fit), self._sum(trial.validate), standardise)
         else:
-            losses = [float(final.cross_validation(strength).mean()) for strength in final.strengths()]
-        best = int(np.nanargmin(losses))
+            fit = Ridge(final, standardise=standardise)
+            losses = [float(fit.cross_validation(strength).mean()) for strength in fit.strengths()]
+            share = STRENGTHS[int(np.nanargmin(losses))]
+        fitted = solve(final, share * final.weight, standardise=standardise)
         rows = torch.from_numpy(self._plan.rows(trial.refit)).to(self._goal.labels.device)
-        classes, fitted = self._goal.occurring(rows), final.map(final.strengths()[best])
+        classes = self._goal.occurring(rows)
         if len(fitted.bias) > 1:
             at = classes.to(fitted.bias.device)
             fitted = LinearMap(fitted.weight[:, at], fitted.bias[at])
-        return self._goal.whole(fitted, classes), {"strength": STRENGTHS[best]}
+        return self._goal.whole(fitted, classes), {"strength": share}
 
     def _sum(self, parts: Sequence[int]) -> Moments:
         found = self._moments[parts[0]]
@@ -189,3 +191,13 @@ class Probe:
         fitted = LinearMap(fitted.weight.to(device, torch.float32), fitted.bias.to(device, torch.float32))
         for places in torch.split(torch.from_numpy(trial.test).to(device), _BLOCK):
             yield fitted(self._tested[places])
+
+
+def _choose_strength(fit: Moments, validate: Moments, standardise: bool) -> float:
+    """The strength, of an image, with the lowest squared error; from the strongest on, as a path of C goes."""
+    losses: list[float] = []
+    for share in STRENGTHS[::-1]:
+        losses.append(float(mean_squares(validate, solve(fit, share * fit.weight, standardise=standardise)).mean()))
+        if len(losses) > losses.index(min(losses)) + PATIENCE:
+            break
+    return STRENGTHS[::-1][losses.index(min(losses))]

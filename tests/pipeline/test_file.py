@@ -11,7 +11,7 @@ from loffta.config import BackboneConfig, ExtractConfig, OnlineConfig, TrainConf
 from loffta.dataset.command_lines import extract_arguments, train_arguments
 from loffta.errors import LofftaError, UsageError
 from loffta.heads import HEADS
-from loffta.pipeline.file import choose, make_pipeline, overrule_recipes, read_pipeline
+from loffta.pipeline.file import PipelineConfig, choose, make_pipeline, overrule_recipes, read_pipeline
 
 EXTRACTIONS = [
     {"source": "demo:digits", "cache": "some cache", "backbones": [{"name": "a"}]},
@@ -158,8 +158,10 @@ def test_demo_loads():
         pipeline = make_pipeline(config, Path("out"), where=path)
         full = make_pipeline(overrule_recipes(config, {"epochs": 100}), Path("out"), where=path)
     names = ["linear-last-tap", "linear-all-taps", "combo-one-backbone", "combo-top2"]
-    assert [stage.name for stage in pipeline.stages] == ["extract", *names]
-    assert [stage.needs for stage in pipeline.stages] == [()] + [("extract",)] * 4
+    assert [stage.name for stage in pipeline.stages] == ["extract", "scan", *names]
+    assert [stage.needs for stage in pipeline.stages] == [()] + [("extract",)] * 5
+    assert pipeline.stages[1].command == "loffta scan out/cache --out out/scan.html"
+    assert [stage.name for stage in pipeline.stages if stage.shows] == ["scan"]
     assert pipeline.reports == {Path("out/report.html"): [Path("out/runs") / name for name in names]}
     last = pipeline.stages[-1].command
     assert last == (
@@ -167,10 +169,24 @@ def test_demo_loads():
         "--seeds 3 --select 2"
     )
     assert full.stages[-1].command == last.replace("epochs=12", "epochs=100")
-    assert full.stages[1] == pipeline.stages[1]  # a recipe that does not name its epochs stays
-    for stage in pipeline.stages[1:]:
+    assert full.stages[2] == pipeline.stages[2]  # a recipe that does not name its epochs stays
+    for stage in pipeline.stages[2:]:
         config = TrainConfig(cache="c", head=stage.arguments[3])
         parse(HEADS[config.head].recipe, config.recipe, where="test")
+
+
+def test_each_cache_has_a_scan_of_its_own(tmp_path):
+    extract = {name: {"source": "demo:digits", "backbones": [{"name": name}]} for name in ("one", "two")}
+    config = PipelineConfig(extract=extract, train={}, scan="layers.csv")
+    stages = make_pipeline(config, tmp_path, where=tmp_path).stages
+    scans = [stage for stage in stages if stage.arguments[0] == "scan"]
+    assert [stage.arguments[-1] for stage in scans] == [str(tmp_path / f"layers-{n}.csv") for n in ("one", "two")]
+    assert [stage.needs for stage in scans] == [("extract one",), ("extract two",)]
+    assert {need for stage in scans for need in stage.needs} <= {stage.name for stage in stages}
+    task = {"name": "t", "source": "demo:digits"}
+    online = PipelineConfig(tasks=(task,), extract=extract, train={}, scan="layers.csv", test="online")
+    with pytest.raises(UsageError, match="leave scan out"):
+        make_pipeline(online, tmp_path, where=tmp_path)
 
 
 TEMPLATE = """

@@ -48,6 +48,13 @@ def test_stages_run_in_order(tmp_path, processes):
     assert said[::2] == ["$ loffta one 'a b'", "$ loffta two", "$ loffta three"]
 
 
+def test_what_a_stage_answers_is_shown_where_it_is_to_be(tmp_path, processes):
+    said = []
+    run_local([Stage("first", ["one"]), Stage("second", ["two"], shows=True)], tmp_path, said.append)
+    assert said[2:] == ["$ loffta two", "text", said[-1]]
+    assert "text" not in said[:2]
+
+
 @pytest.mark.parametrize(("code", "passed_on"), [(2, 2), (4, 4), (-9, 1)])
 def test_a_failed_stage_takes_down_those_alone_that_need_it(tmp_path, processes, code, passed_on):
     codes, ran = processes

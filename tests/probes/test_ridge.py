@@ -9,7 +9,7 @@ from sklearn.model_selection import KFold
 from sklearn.preprocessing import StandardScaler
 
 from loffta.probes.moments import Moments
-from loffta.probes.ridge import Ridge, mean_squares, signs
+from loffta.probes.ridge import Ridge, mean_squares, signs, solve
 
 STRENGTHS = (1e-3, 0.1, 1.0, 30.0, 1e4)
 
@@ -93,6 +93,22 @@ def test_classification_is_scikit_learns(n_classes):
         close(logits.squeeze(), theirs.decision_function(x))
         found = (logits[:, 0] > 0).astype(int) if n_classes == 2 else logits.argmax(axis=1)
         np.testing.assert_array_equal(found, theirs.predict(x))
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+def test_one_strength_alone_is_the_same_by_another_factorisation(standardise):
+    """And scikit-learn's; also where there are more features than images."""
+    for n_images in (200, 15):
+        x, y = draw(n_images)
+        moments = moments_of(x, y)
+        for strength in (1e-3, 1.0, 100.0):
+            ours = solve(moments, strength, standardise=standardise)
+            whole = Ridge(moments, standardise=standardise).map(strength)
+            close(ours.weight.numpy(), whole.weight.numpy())
+            spread = x.std(axis=0)
+            scale = np.where(spread > 0, spread, 1.0) if standardise else np.ones(x.shape[1])
+            theirs = SklearnRidge(alpha=strength, solver="svd").fit(x / scale, y)
+            close(ours.weight.numpy() * scale[:, None], theirs.coef_.T)
 
 
 def test_every_subset_of_columns_comes_from_one_pass():

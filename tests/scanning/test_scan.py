@@ -72,7 +72,7 @@ def theirs(head, x, labels, train, chosen):
     elif head == "ridge":
         model = RidgeClassifier(chosen["strength"] * len(train), solver="svd")
     else:
-        model = LogisticRegression(C=chosen["C"], tol=1e-9, max_iter=20_000)
+        model = LogisticRegression(C=chosen["C"], tol=1e-7, max_iter=5_000)
     return model.fit(x[train] - x[train].mean(axis=0) if head == "logreg" else x[train], labels[train])
 
 
