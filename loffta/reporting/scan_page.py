@@ -54,9 +54,11 @@ def _name(row: Row) -> str:
 def _charts(scan: Scan, rows: Sequence[Row]) -> list[str]:
     """A chart for each backbone, all with the same axis."""
     low, high = min(row.ci95[0] for row in rows), max(row.ci95[1] for row in rows)
-    ticks = percent_ticks(int(low * 20) / 20, min(1.0, -(-high * 20 // 1) / 20))
+    ticks = percent_ticks(max(0, int(low * 20)) / 20, min(1.0, max(0.0, -(-high * 20 // 1) / 20)))
     if len(ticks) < 2:
         ticks = percent_ticks(0.0, 1.0)
+    if not unit(scan.metric):  # a share of the variance, say
+        ticks = [(value, show(scan.metric, value)) for value, _ in ticks]
     found = []
     for backbone in dict.fromkeys(row.backbone for row in rows):
         own = [row for row in rows if row.backbone == backbone]

@@ -32,7 +32,7 @@ _BLOCK = 4096  # tested images whose scores there are at a time
 class Goal:
     """What is to be learnt: one target per row of the table."""
 
-    labels: Tensor  # [n] classes, or [n, C] whether an image has a class
+    labels: Tensor  # [n] classes, or [n, C] whether an image has a class, or [n] numbers
     n_classes: int
 
     @property
@@ -40,9 +40,21 @@ class Goal:
         """Whether an image may have several classes."""
         return self.labels.ndim == 2
 
+    @property
+    def numbers(self) -> bool:
+        """Whether there are no classes, but a number per image."""
+        return self.labels.is_floating_point()
+
+    @property
+    def n_targets(self) -> int:
+        """Columns of `signs`."""
+        return 1 if self.numbers or (self.n_classes == 2 and not self.several) else self.n_classes
+
     def signs(self, rows: Tensor) -> Tensor:
-        """[B, T] of +1 and -1: a column per class, of two classes the second alone."""
+        """[B, T] of +1 and -1: a column per class, of two classes the second alone; or the numbers, as one column."""
         labels = self.labels[rows]
+        if self.numbers:
+            return labels[:, None].double()
         return labels.double() * 2 - 1 if self.several else signs(labels, self.n_classes)
 
     def hot(self, rows: Tensor, classes: Tensor) -> Tensor:
@@ -90,10 +102,9 @@ class Probe:
         """
         self._heads, self._tested, self._plan, self._goal, self._config = heads, tested, plan, goal, config
         n_columns, device = tested.shape[1], tested.device
-        n_targets = goal.n_classes if goal.several or goal.n_classes > 2 else 1
         self._moments: list[Moments] = []
         if "ridge" in heads or "logreg" in heads:
-            self._moments = [Moments.empty(n_columns, n_targets) for _ in plan.parts]
+            self._moments = [Moments.empty(n_columns, goal.n_targets) for _ in plan.parts]
         self._means: list[ClassMeans] = []
         if "ncm" in heads:
             self._means = [ClassMeans(goal.n_classes, n_columns, "euclidean", device) for _ in plan.parts]
@@ -173,6 +184,8 @@ class Probe:
             losses = [float(fit.cross_validation(strength).mean()) for strength in fit.strengths()]
             share = STRENGTHS[int(np.nanargmin(losses))]
         fitted = solve(final, share * final.weight, standardise=standardise)
+        if self._goal.numbers:
+            return fitted, {"strength": share}
         rows = torch.from_numpy(self._plan.rows(trial.refit)).to(self._goal.labels.device)
         classes = self._goal.occurring(rows)
         if len(fitted.bias) > 1:

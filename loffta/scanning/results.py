@@ -32,7 +32,7 @@ class Row:
     n_columns: int
     head: HeadName
     shots: int | None  # images of each class that it was trained on; None: all
-    score: float  # a fraction, mean over draws
+    score: float  # of the metric, mean over draws: a fraction
     per_draw: list[float]
     ci95: tuple[float, float]
     rank: tuple[int, int]  # places that it may have among the rows of the same shots

@@ -34,7 +34,11 @@ from loffta.store.cache import Cache
 from loffta.tasks import Task, find_task
 
 DEFAULT_HEADS: tuple[HeadName, ...] = ("knn", "ncm", "ridge")
-FOR_SEVERAL: tuple[HeadName, ...] = ("ridge", "logreg")  # heads that know images of several classes
+FITTING: dict[str, tuple[HeadName, ...]] = {  # heads by the kind of labels
+    "single-label": ("knn", "ncm", "ridge", "logreg"),
+    "multi-label": ("ridge", "logreg"),
+    "regression": ("ridge",),
+}
 _BATCH, _BATCH_BYTES = 256, 64 << 20  # images that are read at a time, and bytes: the feed holds a few batches
 _CHUNK = 1024  # images that are multiplied at a time: a matrix per layer is read and written for each chunk
 _LESS_MEMORY = "scan fewer layers at a time with --features STORE:TAPS, or on --device cpu"
@@ -247,15 +251,15 @@ def _as_recounted(labels: np.ndarray) -> np.ndarray:
 
 def _choose_heads(config: ScanConfig, task: Task) -> tuple[HeadName, ...]:
     """Those that were asked for, or the quick ones that fit the labels."""
-    several = task.label_kind != "single-label"
+    fitting = FITTING[task.label_kind]
     if config.heads is None:
-        return tuple(head for head in DEFAULT_HEADS if not several or head in FOR_SEVERAL)
+        return tuple(head for head in DEFAULT_HEADS if head in fitting)
     for head in config.heads:
-        if several and head not in FOR_SEVERAL:
+        if head not in fitting:
             raise UsageError(
-                f"head '{head}' needs one class per image, and the labels are {task.label_kind}",
+                f"head '{head}' needs {find_task('classification').targets}, and the labels are {task.label_kind}",
                 where="--heads",
-                remedy=f"use --heads {','.join(FOR_SEVERAL)}",
+                remedy=f"use --heads {','.join(fitting)}",
             )
     return tuple(dict.fromkeys(config.heads))
 

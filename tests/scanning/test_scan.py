@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
@@ -16,6 +16,7 @@ from loffta.probes.ridge import STRENGTHS
 from loffta.scanning import scan as driver
 from loffta.scanning.scan import scan
 from loffta.store.reader import ArrayReader
+from loffta.tasks import TASKS
 from tests.caches import FakeStore, make_cache, make_table
 
 N_TRAIN, N_TEST, N_CLASSES = 60, 40, 3
@@ -307,3 +308,23 @@ def test_every_byte_of_a_grid_is_read_once(cache, monkeypatch):
     monkeypatch.setattr(ArrayReader, "read", noted)
     run(cache, heads=ALL)
     assert len(rows) == len(set(rows))
+
+
+@pytest.mark.skipif("regression" not in TASKS, reason="there is no task for numbers")
+def test_a_number_per_image_is_ridges(tmp_path):
+    table = a_table()
+    x = hard(len(table), 5, 3)
+    values = x.mean(axis=(1, 2))[:, 0] * 10 + np.random.default_rng(0).normal(size=len(table)) + 500
+    object.__setattr__(table, "values", values)
+    object.__setattr__(table, "labels", np.full(len(table), -1))
+    cache = make_cache(tmp_path / "cache", table, two_stores(len(table))[1:])
+    found = run(cache)
+    (row,) = found.rows
+    vectors = written(cache, "net", "stages.1")
+    model = Ridge(row.chosen[0]["strength"] * N_TRAIN, solver="svd").fit(vectors[:N_TRAIN], values[:N_TRAIN])
+    assert (found.metric, row.head) == ("r2", "ridge")
+    assert row.score == pytest.approx(model.score(vectors[N_TRAIN:], values[N_TRAIN:]), abs=1e-4)
+    assert 0.1 < row.score < 0.999
+    assert run(cache, folds=4).n_images == N_TRAIN
+    with pytest.raises(UsageError, match="use --heads ridge$"):
+        run(cache, heads=("knn",))
