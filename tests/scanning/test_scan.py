@@ -326,5 +326,5 @@ def test_a_number_per_image_is_ridges(tmp_path):
     assert row.score == pytest.approx(model.score(vectors[N_TRAIN:], values[N_TRAIN:]), abs=1e-4)
     assert 0.1 < row.score < 0.999
     assert run(cache, folds=4).n_images == N_TRAIN
-    with pytest.raises(UsageError, match="use --heads ridge$"):
+    with pytest.raises(UsageError, match=r"use --heads ridge$"):
         run(cache, heads=("knn",))
