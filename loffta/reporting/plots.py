@@ -218,7 +218,7 @@ def percent_ticks(low: float | int, high: float | int) -> list[tuple[float, str]
 def round_ticks(low: float | int, high: float | int) -> list[float]:
     """Three to nine round numbers at equal distances, the first not above `low`, the last not below `high`."""
     span = (high - low) or abs(high) or 1.0
-    size = 10 ** math.floor(math.log10(span))
+    size = 10.0 ** math.floor(math.log10(span))
     step = next(part * size for part in (0.2, 0.25, 0.5, 1, 2) if span / (part * size) <= 6)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(step * i, 12 - math.floor(math.log10(step))) for i in range(first, max(last, first + 1) + 1)]
