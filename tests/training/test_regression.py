@@ -7,6 +7,10 @@ import signal
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from loffta.door.run import load_run
 from loffta.errors import LofftaError, Stopped, UsageError
@@ -189,3 +193,20 @@ def test_another_value_is_another_training(tmp_path):
     other = dataclasses.replace(table, values=values + (np.arange(60) == 5))
     assert digest_of(table, np.arange(5)) == digest_of(other, np.arange(5))
     assert digest_of(table, np.arange(6)) != digest_of(other, np.arange(6))
+
+
+def test_the_linear_head_is_as_good_as_ridge(tmp_path):
+    """The digit's number from its 64 pixels; in large batches, for a batch's mean moves."""
+    digits = load_digits()
+    pixels, values = digits.images.reshape(-1, 64) / 16, digits.target.astype(float)
+    order = np.random.default_rng(0).permutation(len(values))
+    pixels, values, n_train = pixels[order], values[order], 1000
+    splits = ["train"] * n_train + ["test"] * (len(values) - n_train)
+    table = dataclasses.replace(make_table([-1] * len(values), splits, classes=()), values=values)
+    cache = make_cache(tmp_path / "cache", table, [FakeStore("px", {"x": pixels[:, None, None]})])
+    model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 4, 13))).fit(pixels[:n_train], values[:n_train])
+    ridge = model.score(pixels[n_train:], values[n_train:])
+    recipe = {"batch_size": 1000, "epochs": 300, "lr": 0.01}
+    found = go(cache, tmp_path / "run", recipe=recipe)["metrics"]["r2"]["mean"]
+    assert found == pytest.approx(ridge, abs=0.02)
+    assert ridge > 0.4
