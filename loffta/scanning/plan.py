@@ -23,7 +23,7 @@ from loffta.config import ScanConfig
 from loffta.dataset.folds import draw_shots
 from loffta.dataset.parts import check_shots, part_rows
 from loffta.dataset.splits import HOLDOUT, check_part, draw_by_key, draw_part
-from loffta.dataset.targets import refuse_one_class
+from loffta.dataset.targets import refuse_one_class, spread_of
 from loffta.errors import UsageError
 from loffta.store.table import ImageTable
 
@@ -70,12 +70,14 @@ def make_plan(config: ScanConfig, table: ImageTable, usable: Callable[[str], Row
         usable: rows of a split that have features and a label.
     Raises:
         UsageError: options that exclude each other.
-        LofftaError: all training images are of one class, nothing can be held out, or the images are too few for the
-            folds or draws.
+        LofftaError: all training images are of one class, or have one value; nothing can be held out; or the images are
+            too few for the folds or draws.
     """
     _refuse_contradictions(config)
     train = usable(config.train_on)
     refuse_one_class(table, train, config.train_on)
+    if table.values is not None:
+        spread_of(table, train, config.train_on)
     held = None
     if config.holdout is not None:
         mask = draw_by_key([table.keys[row] for row in train], table.labels[train], config.holdout, config.data_seed)
@@ -84,6 +86,8 @@ def make_plan(config: ScanConfig, table: ImageTable, usable: Callable[[str], Row
     if config.folds is not None:
         return _by_folds(config, table, train)
     tested = held if held is not None and config.test_on == HOLDOUT else usable(config.test_on)
+    if table.values is not None:
+        spread_of(table, tested, config.test_on)
     validate, chosen_on = None, f"a fifth of split {config.train_on}"
     if config.validate_on is not None:
         validate, chosen_on = usable(config.validate_on), f"split {config.validate_on}"

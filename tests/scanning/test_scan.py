@@ -16,7 +16,6 @@ from loffta.probes.ridge import STRENGTHS
 from loffta.scanning import scan as driver
 from loffta.scanning.scan import scan
 from loffta.store.reader import ArrayReader
-from loffta.tasks import TASKS
 from tests.caches import FakeStore, make_cache, make_table
 
 N_TRAIN, N_TEST, N_CLASSES = 60, 40, 3
@@ -310,7 +309,6 @@ def test_every_byte_of_a_grid_is_read_once(cache, monkeypatch):
     assert len(rows) == len(set(rows))
 
 
-@pytest.mark.skipif("regression" not in TASKS, reason="there is no task for numbers")
 def test_a_number_per_image_is_ridges(tmp_path):
     table = a_table()
     x = hard(len(table), 5, 3)
@@ -328,3 +326,15 @@ def test_a_number_per_image_is_ridges(tmp_path):
     assert run(cache, folds=4).n_images == N_TRAIN
     with pytest.raises(UsageError, match=r"use --heads ridge$"):
         run(cache, heads=("knn",))
+
+
+def test_one_value_is_nothing_to_learn_or_to_measure(tmp_path):
+    for i, known in enumerate((slice(0, N_TRAIN), slice(N_TRAIN, None))):
+        table = a_table()
+        values = np.arange(len(table), dtype=float)
+        values[known] = 7
+        object.__setattr__(table, "values", values)
+        object.__setattr__(table, "labels", np.full(len(table), -1))
+        cache = make_cache(tmp_path / f"cache{i}", table, two_stores(len(table))[1:])
+        with pytest.raises(LofftaError, match=f"images of split '{('train', 'test')[i]}' have the value 7"):
+            run(cache)
