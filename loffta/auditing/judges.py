@@ -1,0 +1,138 @@
+"""What classifiers say of images that they were not trained on.
+
+In: vectors, labels, folds and groups of copies.   Out: chances [n, C], by the better of two judges.
+
+    neighbours   the votes of the 20 nearest others, weighted as DINO weighs them; copies of an image have none. They
+                 are known already, so no image is read
+    logreg       logistic regression, standardised, trained on the other folds, C chosen by the loss out of fold; some
+                 tens of passes for all folds and all C together
+
+The better one agrees with more labels out of fold. On pixels that is the neighbours, on networks' features logreg.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from loffta.auditing.vectors import Vectors
+from loffta.probes.knn import Nearest, votes
+from loffta.probes.logreg import LogisticPath
+from loffta.probes.maps import LinearMap, PathLosses, softmax_loss
+from loffta.probes.moments import Moments
+
+N_VOTES = 20  # DINO's; "20 is usually working the best"
+CS = tuple(10.0**power for power in range(-4, 2))  # more would fit wrong labels, too, and take longest
+UNUSED = -1  # the fold of an image that is neither trained on nor judged
+
+
+class Judged(NamedTuple):
+    """Chances of every image; those that are not judged have any."""
+
+    chances: NDArray[np.float32]  # [n, C]
+    judge: str
+    agreement: float  # the share of judged images whose label has the highest chance
+
+
+def judge(
+    vectors: Vectors,
+    nearest: Nearest,
+    labels: NDArray[np.int64],
+    folds: NDArray[np.int64],
+    first_copy: NDArray[np.int64],
+    n_classes: int,
+) -> Judged:
+    """The better judge's chances.
+
+    Args:
+        labels: [n] from 0; any where the fold is UNUSED.
+        folds: [n] of every image, copies in the same.
+        first_copy: [n] as in Copies.
+    """
+    used = folds != UNUSED
+    found = {
+        "neighbours": by_neighbours(nearest, np.where(used, labels, -1), first_copy, n_classes),
+        "logreg": by_logreg(vectors, labels, folds, n_classes),
+    }
+    agreement = {name: float((c[used].argmax(axis=1) == labels[used]).mean()) for name, c in found.items()}
+    best = max(agreement, key=lambda name: agreement[name])
+    return Judged(found[best], best, agreement[best])
+
+
+def by_neighbours(
+    nearest: Nearest, labels: NDArray[np.int64], first_copy: NDArray[np.int64], n_classes: int
+) -> NDArray[np.float32]:
+    """Shares of the votes; neighbours without label, and copies, do not vote.
+
+    Args:
+        labels: [n], -1 for none.
+    """
+    known, first = torch.from_numpy(labels), torch.from_numpy(first_copy)
+    row = nearest.row[:, :N_VOTES]
+    mute = (known[row] < 0) | (first[row] == first[:, None])
+    voting = Nearest(nearest.similarity[:, :N_VOTES], row.masked_fill(mute, -1))
+    shares: NDArray[np.float32] = votes(voting, known.clamp(min=0), n_classes).float().numpy()
+    return shares
+
+
+def by_logreg(
+    vectors: Vectors, labels: NDArray[np.int64], folds: NDArray[np.int64], n_classes: int
+) -> NDArray[np.float32]:
+    """Softmax of the maps that the other folds gave, of the C with the lowest loss over all folds."""
+    n_folds = int(folds.max()) + 1
+    on = torch.device("cpu") if vectors.device.type == "mps" else vectors.device
+    targets, of_fold = torch.from_numpy(labels).clamp(min=0), torch.from_numpy(folds)
+    paths = [
+        LogisticPath(moments, "softmax", n_classes, cs=CS, standardise=True)
+        for moments in _moments_of_others(vectors, of_fold, n_folds)
+    ]
+    while not all(path.is_done for path in paths):
+        for here, batch in vectors.batches():
+            goal = F.one_hot(targets[here], n_classes).to(on)
+            for fold, path in enumerate(paths):
+                learnt = ((of_fold[here] != fold) & (of_fold[here] != UNUSED)).to(on)
+                path.add(batch.to(on)[learnt], goal[learnt].double())
+        for path in paths:
+            path.step()
+    best = _best_c(vectors, paths, targets, of_fold, n_classes)
+    maps = [_as_floats(path.maps[best], vectors.device) for path in paths]
+    chances = torch.zeros((len(vectors), n_classes))
+    for here, batch in vectors.batches():
+        for fold, fitted in enumerate(maps):
+            asked = of_fold[here] == fold
+            chances[here][asked] = fitted(batch[asked.to(batch.device)]).softmax(dim=1).cpu()
+    return chances.numpy()
+
+
+def _moments_of_others(vectors: Vectors, of_fold: Tensor, n_folds: int) -> list[Moments]:
+    """For every fold the moments of the others' images."""
+    parts = [Moments.empty(vectors.n_columns) for _ in range(n_folds)]
+    for here, batch in vectors.batches():
+        for fold, part in enumerate(parts):
+            part.add(batch[(of_fold[here] == fold).to(batch.device)])
+    others = []
+    for fold in range(n_folds):
+        whole = Moments.empty(vectors.n_columns)
+        for other, part in enumerate(parts):
+            whole = whole.plus(part) if other != fold else whole
+        others.append(whole)
+    return others
+
+
+def _best_c(vectors: Vectors, paths: list[LogisticPath], targets: Tensor, of_fold: Tensor, n_classes: int) -> int:
+    losses = [PathLosses(path.maps, softmax_loss) for path in paths]
+    for here, batch in vectors.batches():
+        for fold, loss in enumerate(losses):
+            asked = of_fold[here] == fold
+            goal = F.one_hot(targets[here][asked], n_classes).to(batch.device)
+            loss.add(batch[asked.to(batch.device)], goal.float())
+    return int(torch.stack([loss.totals for loss in losses]).sum(dim=0).argmin())
+
+
+def _as_floats(fitted: LinearMap, device: torch.device) -> LinearMap:
+    return LinearMap(*(part.to(device, torch.float32) for part in fitted))
