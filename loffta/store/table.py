@@ -56,6 +56,8 @@ class ImageTable:
     label_sets: list[tuple[int, ...] | None] | None = None  # multi-label: rising positions in `classes`; None: unknown
     values: NDArray[np.float64] | None = None  # regression; NaN: unknown
     targets: dict[str, list[str | None]] = field(default_factory=dict)  # by name; a source reads them as it does keys
+    groups: list[str | None] | None = None  # who each image is of: a patient, a site; None: unknown
+    group_column: str | None = None  # what they are called
     alike: tuple[tuple[str, str], ...] = ()  # of a listing alone: classes or splits that look the same
     not_taken: dict[str, int] = field(default_factory=dict)  # files beside, by ending; not in the digest
 

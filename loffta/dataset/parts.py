@@ -1,0 +1,151 @@
+"""Which images of a table make the folds of a cross-validation or the draws of a few labels; what cannot be is refused.
+
+In: a table, rows to train on, options.   Out: folds of rows, by `folds.draw_folds`; or an error that names the class or
+the group that stands in the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loffta.dataset.folds import draw_folds
+from loffta.dataset.splits import name_some
+from loffta.errors import LofftaError, UsageError
+from loffta.store.table import ImageTable
+from loffta.words import printable
+
+
+def groups_of(table: ImageTable, rows: NDArray[np.int64], column: str) -> list[str]:
+    """The group of every row, which `column` is the name of.
+
+    Raises:
+        UsageError: the image set has no groups, or has others.
+        LofftaError: of a row it is not known: it might be of a group that is elsewhere.
+    """
+    if table.groups is None or table.group_column != column:
+        known = "has no groups" if table.groups is None else f"has groups '{printable(table.group_column or '')}' alone"
+        raise UsageError(
+            f"the image set {known}, and no '{printable(column)}'",
+            where=f"--group {printable(column)}",
+            remedy=f"add them: `loffta label CACHE FILE --group {printable(column)}`"
+            if table.groups is None
+            else f"use --group {printable(table.group_column or '')}",
+        )
+    found = [table.groups[row] for row in rows]
+    named = [name for name in found if name is not None]
+    if len(named) < len(found):
+        first = printable(table.keys[rows[found.index(None)]])
+        raise LofftaError(
+            f"{len(found) - len(named)} of {len(found)} images have no {printable(column)}",
+            where=f"--group {printable(column)}, first {first}",
+            remedy="fill the column in, or take these images out of the split: each might belong to any fold",
+        )
+    return named
+
+
+def part_rows(
+    table: ImageTable, rows: NDArray[np.int64], n_folds: int, group: str | None, seed: int
+) -> NDArray[np.int64]:
+    """The fold in which each of some labelled rows is tested; every fold can learn every class from the others.
+
+    Of several classes an image counts as one of the rarest that it has.
+
+    Args:
+        group: the name of the column whose groups are never on both sides.
+    Raises:
+        LofftaError: more folds than images, than images of a class or than groups; a class that a fold could not learn.
+    """
+    groups = None if group is None else groups_of(table, rows, group)
+    labels = _labels_of(table, rows)
+    what = "images" if groups is None else f"{printable(group or '')} groups"
+    n_units = len(rows) if groups is None else len({*groups})
+    if n_folds > n_units:
+        raise LofftaError(
+            f"{n_folds} folds cannot be made of {n_units} {what}",
+            where=f"--folds {n_folds}",
+            remedy=f"use --folds {n_units}"
+            if n_units > 1
+            else "there is nothing to part: use --holdout or more images",
+        )
+    if table.label_kind == "single-label":
+        _refuse_rare(table, labels, groups, n_folds)
+    folds = draw_folds(labels, groups, n_folds, seed)
+    if table.label_kind == "single-label" and groups is not None:
+        _refuse_unlearnt(table, labels, folds, n_folds)
+    return folds
+
+
+def check_shots(table: ImageTable, rows: NDArray[np.int64], shots: Sequence[int], option: str = "--shots") -> None:
+    """Refuses sizes that cannot be drawn.
+
+    Raises:
+        UsageError: the images have no class, or several.
+        LofftaError: a class has fewer images than are drawn of it.
+    """
+    if table.label_kind != "single-label":
+        raise UsageError(
+            f"so many images of every class can be drawn where each has one class; these labels are {table.label_kind}",
+            where=option,
+            remedy="leave it out",
+        )
+    classes, counts = np.unique(table.labels[rows], return_counts=True)
+    few = [printable(table.classes[c]) for c, n in zip(classes, counts, strict=True) if n < max(shots)]
+    if few:
+        n_least = int(counts.min())
+        raise LofftaError(
+            f"{max(shots)} images of every class are too many: {name_some(few)} (the fewest: {n_least})",
+            where=f"{option} {','.join(map(str, shots))}",
+            remedy=f"draw {n_least} at most, or extract more images",
+        )
+
+
+def _labels_of(table: ImageTable, rows: NDArray[np.int64]) -> NDArray[np.int64] | NDArray[np.float64]:
+    """What folds are to have alike."""
+    if table.values is not None:
+        return table.values[rows]
+    if table.label_sets is None:
+        return table.labels[rows]
+    sets = [table.label_sets[row] or () for row in rows]
+    often = np.bincount(np.array([c for found in sets for c in found], np.int64), minlength=len(table.classes))
+    return np.array([min(found, key=lambda c: (often[c], c), default=-1) for found in sets], np.int64)
+
+
+def _refuse_rare(table: ImageTable, labels: NDArray[Any], groups: Sequence[str] | None, n_folds: int) -> None:
+    classes, counts = np.unique(labels, return_counts=True)
+    rare = [printable(table.classes[c]) for c, n in zip(classes, counts, strict=True) if n < n_folds]
+    if rare:
+        n_least = int(counts.min())
+        raise LofftaError(
+            f"{name_some(rare)}: fewer images than {n_folds} folds (the fewest: {n_least})",
+            where=f"--folds {n_folds}",
+            remedy=(f"use --folds {n_least}, or " if n_least > 1 else "")
+            + "give these classes more images, or no label",
+        )
+    if groups is None:
+        return
+    names = np.asarray(groups, dtype=object)
+    for label in classes:
+        of_class = {*names[labels == label]}
+        if len(of_class) == 1:
+            raise LofftaError(
+                f"class {printable(table.classes[label])} is in one group alone, {printable(of_class.pop())}: "
+                "whoever is tested on it cannot have learnt it",
+                where=f"--folds {n_folds}",
+                remedy="give the class images of other groups, or no label",
+            )
+
+
+def _refuse_unlearnt(table: ImageTable, labels: NDArray[Any], folds: NDArray[np.int64], n_folds: int) -> None:
+    """Few groups may all lie in one fold."""
+    for label in np.unique(labels):
+        if len(found := np.unique(folds[labels == label])) == 1:
+            raise LofftaError(
+                f"all groups with class {printable(table.classes[label])} lie in fold {found[0]}, whose head could not "
+                "learn it",
+                where=f"--folds {n_folds}",
+                remedy="use more folds or another --data-seed, or give the class images of other groups",
+            )
