@@ -27,7 +27,7 @@ from loffta.auditing.vectors import Pooling, Vectors, choose_vectors
 from loffta.dataset.features import Feature, resolved_choices, usable_rows
 from loffta.dataset.folds import draw_folds
 from loffta.errors import LofftaError, UsageError
-from loffta.machine.process import resolve_device
+from loffta.machine import process
 from loffta.machine.progress import say
 from loffta.probes.knn import Nearest
 from loffta.probes.ncm import ClassMeans
@@ -64,6 +64,7 @@ def audit(
         raise UsageError(f"--near {near} is no fraction", where="--near", remedy="use 0 or more and less than 1: 0.13")
     if folds < 2:
         raise UsageError(f"{folds} folds leave nothing to learn from", where="--folds", remedy="use 2 or more")
+    process.cap_threads()
     table, chosen = cache.table, choose_vectors(cache, features, pooling)
     rows = usable_rows(cache, chosen, "+".join(table.split_sizes()), partial=partial)
     if len(rows) < 2:
@@ -72,7 +73,7 @@ def audit(
             where=cache.paths.root,
             remedy="extract more images",
         )
-    with Vectors(chosen, rows, resolve_device(device)) as vectors:
+    with Vectors(chosen, rows, process.resolve_device(device)) as vectors:
         say(f"comparing {len(rows)} images with each other, {vectors.n_columns} columns on {vectors.device}")
         nearest = find_nearest(vectors, min(N_VOTES, len(rows) - 1))
         copies = find_copies(nearest, _hashes(cache, chosen, rows), near)

@@ -24,7 +24,8 @@ from loffta.store.cache import Cache
 from loffta.tokens import Kind
 
 Pooling: TypeAlias = Literal["mean", "class"]
-_BATCH = 256  # images
+_BATCH = 256  # images that are read at a time: their grids may be large
+_HANDED = 4096  # and that are handed out: their vectors are not, and small multiplications cost more than they do
 
 
 def choose_vectors(cache: Cache, choices: Sequence[str], pooling: Pooling) -> list[Feature]:
@@ -66,11 +67,14 @@ class Vectors:
 
     def batches(self) -> Iterator[tuple[slice, Float[Tensor, "B K"]]]:
         """Where in `rows` each batch lies, and its vectors; one pass."""
-        done = 0
+        waiting: list[Tensor] = []
+        first = stop = 0
         for batch in self._feed.in_order():
-            here = slice(done, done + len(batch.rows))
-            yield here, join(batch.features)
-            done = here.stop
+            waiting.append(join(batch.features))
+            stop += len(batch.rows)
+            if stop - first >= _HANDED or stop == len(self):
+                yield slice(first, stop), torch.cat(waiting)
+                waiting, first = [], stop
 
     def block(self, first: int, stop: int) -> Float[Tensor, "Q K"]:
         """Those of neighbouring places, held together; one pass."""
