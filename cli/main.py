@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": (".train:command", "Train a head on cached tokens."),
     "evaluate": (".evaluate:command", "Measure a trained head on a split."),
     "predict": (".predict:command", "Tell the classes of new images by a trained head."),
+    "audit": (".audit:command", "Find copies, leaks, wrong labels and outliers of a cache's images."),
     "info": (".info:command", "Show what a cache holds and what it weighs."),
     "drop": (".drop:command", "Give the space of a store or an array back."),
     "verify": (".verify:command", "Check a cache for damage, and repair it."),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from loffta.door.audit import audit
     from loffta.door.cache import OpenCache, open_cache
     from loffta.door.evaluate import evaluate
     from loffta.door.extract import extract
@@ -24,6 +25,7 @@ _PLACES = {
     "extract": "door.extract",
     "plan": "door.plan",
     "open_cache": "door.cache",
+    "audit": "door.audit",
     "train": "door.train",
     "evaluate": "door.evaluate",
     "predict": "door.predict",
@@ -51,6 +53,7 @@ __all__ = [
     "TooManyBadImages",
     "UsageError",
     "__version__",
+    "audit",
     "evaluate",
     "extract",
     "load_run",

@@ -39,7 +39,9 @@ def choose_vectors(cache: Cache, choices: Sequence[str], pooling: Pooling) -> li
     without = [] if pooling == "mean" else [f.spec.backbone for f in chosen if not f.spec.has_class_token]
     if without:
         raise LofftaError(
-            f"{without[0]} has no class token", where="--pooling class", remedy="use --pooling mean, or other --features"
+            f"{without[0]} has no class token",
+            where="--pooling class",
+            remedy="use --pooling mean, or other --features",
         )
     return chosen
 

@@ -19,8 +19,8 @@ or 1/4 (Annals of the Institute of Statistical Mathematics 44, 1992), whose scat
 image weighs by how undecided it still is, counted anew for each C and after every RENEW passes. So the number of
 passes hardly depends on how features are scaled or correlated, and images that are decided count for nothing.
 
-A C is done where a step is expected to gain less than `gap` of the objective. In float64, which DINOv2's evaluation takes
-too: rounding in float32 hides the minimum of separated classes (1e-4 of it on the digits from C = 10 on).
+A C is done where a step is expected to gain less than `gap` of the objective. In float64, which DINOv2's evaluation
+takes too: rounding in float32 hides the minimum of separated classes (1e-4 of it on the digits from C = 10 on).
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from loffta import __version__
 from loffta.errors import UsageError
 from loffta.files.durable import replace_file
 from loffta.reporting.augmented import best_augmented
@@ -17,18 +16,16 @@ from loffta.reporting.classes import classes_section
 from loffta.reporting.comparisons import Comparisons
 from loffta.reporting.facts import headline_facts, is_random
 from loffta.reporting.layers import layer_sections
-from loffta.reporting.markup import figure, table
+from loffta.reporting.markup import document, figure, table
 from loffta.reporting.pictures import images_section
 from loffta.reporting.plots import Bar, bar_chart, percent_ticks
 from loffta.reporting.provenance import provenance_section
 from loffta.reporting.relevance import relevance_section
-from loffta.reporting.style import CSS
 from loffta.reporting.tables import LoadedRun, Measure, RunRow, StageCost
 from loffta.reporting.text import NONE, count, escape, human_bytes, human_seconds
 from loffta.tasks.figures import metric_head, metric_name, show, show_difference, unit
 from loffta.tasks.paired import Difference
 
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # a second lock: nothing is fetched or run
 _HEADLINES = {"Top-1": "Top-1 accuracy", "Mean AP": "Mean average precision"}
 _ZOOM_BELOW = 0.5  # the axis starts above zero where all intervals together span less than this
 _HOW_COMPARED = (
@@ -70,16 +67,8 @@ def render(runs: Sequence[LoadedRun], comparisons: Comparisons, stages: Sequence
         *[part for ranked in groups.values() for part in (classes_section(ranked[0]), images_section(ranked))],
         best_augmented([run for ranked in groups.values() for run in ranked]),
         provenance_section(runs),
-        f"<footer>Made by loffta {escape(__version__)}. This file is complete in itself.</footer>",
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)} - loffta report</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(f"{title} - loffta report", body)
 
 
 def _introduction(title: str, runs: Sequence[LoadedRun], comparisons: Comparisons) -> str:

@@ -9,7 +9,7 @@ from loffta_cli.main import COMMANDS, main
 import loffta
 from loffta.errors import UsageError
 
-FUNCTIONS = ("extract", "plan", "train", "evaluate", "predict", "report")
+FUNCTIONS = ("extract", "plan", "train", "evaluate", "predict", "report", "audit")
 OF_COMMANDS = {"json", "config"}  # a program reads no JSON and no YAML: it has objects and keyword arguments
 OF_FUNCTIONS = {"progress", "stop"}  # a command always shows the one and always listens for the other
 
