@@ -18,24 +18,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from loffta.errors import UsageError
-from loffta.images.files import (
-    FileList,
-    FileRoot,
-    Place,
-    existing,
-    file_fault,
-    first_of,
-    key_fault,
-    refuse,
-    say_followed,
-    split_name,
-    text_fault,
-    to_key,
-)
-from loffta.images.labels import NOTHING, Labels, from_cells, from_lists, from_numbers, to_text
+from loffta.errors import UsageError, refuse
+from loffta.images.files import FileList, FileRoot, Place, existing, file_fault, key_fault, say_followed, to_key
 from loffta.machine.progress import say
+from loffta.store.label_cells import NOTHING, Labels, from_cells, from_lists, from_numbers, to_text
+from loffta.store.names import split_name, text_fault
 from loffta.store.table import ImageTable
+from loffta.words import first_of
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 SEPARATORS = {

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loffta.images.files import refuse, text_fault
+from loffta.errors import refuse
 from loffta.machine.progress import say
-from loffta.store.names import alike, in_order, spelled
+from loffta.store.names import alike, in_order, spelled, text_fault
 from loffta.store.table import ImageTable
 
 SEPARATOR = ";"  # between the classes of one cell of text
