@@ -6,12 +6,11 @@ by `Cache`, `loffta label` and `info`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loffta.errors import unknown_name
+from loffta.errors import LofftaError, unknown_name
 from loffta.files.durable import replace_file
 from loffta.store.columns import SUFFIXES
 from loffta.store.label_file import read_label_file
@@ -96,15 +95,21 @@ def find_set(cache: Cache, name: str) -> Path:
     return cache.paths.label_set(name)
 
 
-def describe_sets(cache: Cache) -> Iterator[LabelFacts]:
-    """What every set says, `source` first; DamageFound as soon as one is not as it was written."""
-    yield _facts(SOURCE, cache.table)
+def take_sets(cache: Cache) -> tuple[list[LabelFacts], list[tuple[Path, str]]]:
+    """What every set says, `source` first; and those that cannot be read or are of other images, with why."""
+    sets, faults = [facts_of(cache, SOURCE)], []
     for name in cache.paths.label_names():
         if name != SOURCE:
-            yield _facts(name, labelled(cache, name).table)
+            try:
+                sets.append(facts_of(cache, name))
+            except LofftaError as error:
+                faults.append((cache.paths.label_set(name), error.what))
+    return sets, faults
 
 
-def _facts(name: str, table: ImageTable) -> LabelFacts:
+def facts_of(cache: Cache, name: str) -> LabelFacts:
+    """What one set says, with what it leaves to `source`."""
+    table = labelled(cache, name).table
     groups = None if table.groups is None else len({*table.groups} - {None})
     return LabelFacts(
         name,
