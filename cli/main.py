@@ -22,6 +22,7 @@ from loffta.words import printable
 # name -> (where the click command is, its line in `loffta --help`); in the order of work
 COMMANDS: dict[str, tuple[str, str]] = {
     "extract": (".extract:command", "Run frozen backbones over images once and cache their tokens."),
+    "label": (".label:command", "Put labels, splits or groups beside the images of a cache."),
     "plan": (".plan:command", "Show what an extraction would take: bytes, files, hours."),
     "train": (".train:command", "Train a head on cached tokens."),
     "evaluate": (".evaluate:command", "Measure a trained head on a split."),

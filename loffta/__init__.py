@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from loffta.door.cache import OpenCache, open_cache
     from loffta.door.evaluate import evaluate
     from loffta.door.extract import extract
+    from loffta.door.label import label
     from loffta.door.plan import plan
     from loffta.door.predict import predict
     from loffta.door.report import report
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "extract": "door.extract",
     "plan": "door.plan",
+    "label": "door.label",
     "open_cache": "door.cache",
     "audit": "door.audit",
     "train": "door.train",
@@ -56,6 +58,7 @@ __all__ = [
     "audit",
     "evaluate",
     "extract",
+    "label",
     "load_run",
     "open_cache",
     "plan",

@@ -102,6 +102,11 @@ class RunPaths:
         """Which images the training knew; see `loffta.runs.known_images`."""
         return self.root / "images.json"
 
+    @property
+    def labels(self) -> Path:
+        """What was said of the images when the training began, where that was not as in images.parquet."""
+        return self.root / "labels.parquet"
+
     def results(self, split: str) -> Path:
         """What `evaluate` measured on one split."""
         return self._of_split("results", split, ".json")

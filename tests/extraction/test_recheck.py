@@ -3,7 +3,7 @@
 from loffta_cli.main import main
 
 from loffta.extraction.extract import extract
-from loffta.extraction.recheck import Altered, recorded_hashes, verify_images
+from loffta.extraction.recheck import Altered, verify_images
 from loffta.machine.process import StopFlag
 from loffta.store.cache import Cache
 from tests.fakes import FakeBackbone, PngSource, fake_config, picture, png
