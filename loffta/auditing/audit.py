@@ -19,12 +19,11 @@ from loffta.auditing.copies import (
     find_copies,
     find_nearest,
     mean_distances,
-    read_hashes,
 )
 from loffta.auditing.found import Audit, CopyGroup, LabelError, Outlier
 from loffta.auditing.judges import N_VOTES, UNUSED, judge
 from loffta.auditing.vectors import Pooling, Vectors, choose_vectors
-from loffta.dataset.features import Feature, resolved_choices, usable_rows
+from loffta.dataset.features import resolved_choices, usable_rows
 from loffta.dataset.folds import draw_folds
 from loffta.errors import LofftaError, UsageError
 from loffta.machine import process
@@ -32,7 +31,7 @@ from loffta.machine.progress import say
 from loffta.probes.knn import Nearest
 from loffta.probes.ncm import ClassMeans
 from loffta.store.cache import Cache
-from loffta.store.paths import THUMB
+from loffta.store.hashes import recorded_hashes
 from loffta.store.table import ImageTable
 from loffta.tasks.confident import find_suspects
 
@@ -76,7 +75,7 @@ def audit(
     with Vectors(chosen, rows, process.resolve_device(device)) as vectors:
         say(f"comparing {len(rows)} images with each other, {vectors.n_columns} columns on {vectors.device}")
         nearest = find_nearest(vectors, min(N_VOTES, len(rows) - 1))
-        copies = find_copies(nearest, _hashes(cache, chosen, rows), near)
+        copies = find_copies(nearest, _hashes(cache, rows), near)
         distances = mean_distances(nearest)
         far = far_distance(distances)
         outliers = np.flatnonzero(distances > far)
@@ -95,10 +94,10 @@ def audit(
         return _with_label_errors(audited, vectors, nearest, copies, folds, seed)
 
 
-def _hashes(cache: Cache, features: Sequence[Feature], rows: NDArray[np.int64]) -> list[str]:
-    """By the thumbnails, which every extraction fills; by the features where these were purged."""
-    has_thumbs = cache.paths.target(THUMB).metadata.exists()
-    return read_hashes(cache.thumbs() if has_thumbs else features[0].array, rows)
+def _hashes(cache: Cache, rows: NDArray[np.int64]) -> list[str]:
+    """Of the images' bytes, by the first array that knows them; empty where none does."""
+    known = recorded_hashes(cache)
+    return [next(iter(known.get(row, {}).values()), "") for row in rows.tolist()]
 
 
 def _groups(table: ImageTable, rows: NDArray[np.int64], copies: Copies) -> tuple[CopyGroup, ...]:
@@ -170,13 +169,14 @@ def _with_copies(folds: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[
 
 
 def _learnable(labels: NDArray[np.int64], folds: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether the others folds have images of an image's class."""
+    """Whether the other folds have images of an image's class."""
     used = folds != UNUSED
     in_folds: dict[int, set[int]] = {}
     for label, fold in zip(labels[used].tolist(), folds[used].tolist(), strict=True):
         in_folds.setdefault(label, set()).add(fold)
     several = [label for label, found in in_folds.items() if len(found) > 1]
-    return used & np.isin(labels, several)
+    known: NDArray[np.bool_] = used & np.isin(labels, several)
+    return known
 
 
 def _typical(vectors: Vectors, table: ImageTable, n_shown: int = 8) -> dict[int, tuple[int, ...]]:

@@ -1,6 +1,6 @@
 """Images that are there more than once, and images that are far from all others.
 
-In: vectors, and the done files' content hashes.   Out: every image's nearest others; groups of copies; distances.
+In: vectors, and hashes of the images' bytes.   Out: every image's nearest others; groups of copies; distances.
 
 Two thresholds come from the data. *Near* is what cleanlab's Datalab calls so: nearer than a fraction, 0.13, of the
 median distance to the nearest image. *Far* is Tukey's fence (Exploratory Data Analysis, 1977), 1.5 interquartile
@@ -11,8 +11,6 @@ ranges above the upper quartile, of the logarithm of the mean distance to the 10
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +19,6 @@ from numpy.typing import NDArray
 
 from loffta.auditing.vectors import Vectors
 from loffta.probes.knn import Nearest, Neighbours
-from loffta.store.arrow import to_numbers
-from loffta.store.cache import CachedArray
-from loffta.store.ledger import READ_THREADS, done_units, read_done
 
 NEAR = 0.13  # Datalab's
 N_FAR = 10  # neighbours; Datalab's, too
@@ -90,21 +85,6 @@ def far_distance(distances: NDArray[np.float64]) -> float:
     """The distance beyond which an image is an outlier."""
     low, high = np.quantile(np.log(distances.clip(min=_SAME)), [0.25, 0.75])
     return float(np.exp(high + _FENCE * (high - low)))
-
-
-def read_hashes(array: CachedArray, rows: NDArray[np.int64]) -> list[str]:
-    """BLAKE2b of the bytes of some images, by the done files of an array; empty where none says it.
-
-    Raises:
-        DamageFound: a done file cannot be read.
-    """
-    files = [array.paths.done(unit) for unit in done_units(array.paths)]
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        tables = list(pool.map(partial(read_done, columns=("row", "blake2b")), files))
-    known: dict[int, str] = {}
-    for table in tables:
-        known |= zip(to_numbers(table["row"]).tolist(), table["blake2b"].to_pylist(), strict=True)
-    return [known.get(row) or "" for row in rows.tolist()]
 
 
 def _same_bytes(hashes: Sequence[str]) -> list[tuple[int, int]]:

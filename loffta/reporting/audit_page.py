@@ -41,7 +41,8 @@ def render(audit: Audit, cache: Cache, n_shown: int) -> str:
     copies, errors, outliers = audit.copies[:n_shown], audit.label_errors[:n_shown], audit.outliers[:n_shown]
     typical = {label: rows[:_OF_A_CLASS] for label, rows in [*audit.typical.items()][:_CLASSES]}
     shown = [row for group in copies for row in group.rows[:_IN_A_GROUP]]
-    shown += [found.row for found in (*errors, *outliers)] + [row for rows in typical.values() for row in rows]
+    shown += [error.row for error in errors] + [outlier.row for outlier in outliers]
+    shown += [row for rows in typical.values() for row in rows]
     tiles = _Tiles(audit, _read_pictures(cache, shown))
     names = audit.table.classes
     body = [

@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loffta.auditing.found import LABELS, Audit
-from loffta.machine.terminal import aligned
+from loffta.machine.terminal import GAP, aligned
 from loffta.reporting.text import count, wrap
 
 _INDENT = "    "
+_NARROWEST = 16  # columns of what stands beside figures
 
 
 def format_audit(audit: Audit, n_shown: int, width: int) -> str:
     """A table of counts, then the worst `n_shown` of every kind."""
     sections = [
         wrap(f"{count(len(audit.rows), 'image')} of {audit.table.source}, by {', '.join(audit.features)}", width),
-        _counts(audit),
+        _counts(audit, width),
         _worst(f"copies, from a similarity of {audit.similar_from:.4f}", copy_lines(audit), n_shown, width),
         _worst("labels that are probably wrong", label_lines(audit), n_shown, width),
         _worst(
@@ -69,11 +70,16 @@ def outlier_lines(audit: Audit) -> list[str]:
     return [f"{audit.table.keys[outlier.row]}: {outlier.distance:.3g}" for outlier in audit.outliers]
 
 
-def _counts(audit: Audit) -> list[str]:
-    rows = [("found", "", ""), *summary_rows(audit)]
+def _counts(audit: Audit, width: int) -> list[str]:
+    rows = summary_rows(audit)
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
-    lines = [f"{aligned(row[:2], widths, {1})}  {row[2]}".rstrip() for row in rows]
-    return [lines[0], "-" * (sum(widths) + 2), *lines[1:]]
+    margin = sum(widths) + 2 * GAP
+    lines = []
+    for *figures, told in rows:
+        first, *further = wrap(told, max(_NARROWEST, width - margin))
+        lines.append(f"{aligned(figures, widths, {1})}{' ' * GAP}{first}")
+        lines += [" " * margin + line for line in further]
+    return lines
 
 
 def _worst(title: str, lines: Sequence[str], n_shown: int, width: int) -> list[str]:
