@@ -145,10 +145,10 @@ def _with_label_errors(
             f"in two of the {n_folds} folds"
         )
     folds = np.where(judged, folds, UNUSED)
-    say(f"judging {int(judged.sum())} labels by {n_folds} folds")
-    verdict = judge(vectors, nearest, labels, folds, copies.first, len(table.classes))
-    places, chances = np.flatnonzero(judged), verdict.chances[judged]
-    suspects = find_suspects(chances, labels[judged])
+    places = np.flatnonzero(judged)
+    say(f"judging {len(places)} labels by {n_folds} folds")
+    chances = judge(vectors, nearest, labels, folds, copies.first, len(table.classes))[places]
+    suspects = find_suspects(chances, labels[places])
     errors = tuple(
         LabelError(
             int(rows[places[i]]),
@@ -158,7 +158,8 @@ def _with_label_errors(
         )
         for i, suggested in zip(suspects.place.tolist(), suspects.suggested.tolist(), strict=True)
     )
-    return found.with_labels(errors, verdict.judge, verdict.agreement, int(judged.sum()))
+    agreement = float((chances.argmax(axis=1) == labels[places]).mean())
+    return found.with_labels(errors, agreement, len(places))
 
 
 def _with_copies(folds: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.int64]:

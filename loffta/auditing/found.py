@@ -61,8 +61,7 @@ class Audit:
     outliers: tuple[Outlier, ...]
     typical: Mapping[int, tuple[int, ...]] = field(repr=False)  # by class, nearest to its mean first
     label_errors: tuple[LabelError, ...] = ()
-    judge: str | None = None  # of labels: neighbours or logreg
-    agreement: float | None = None  # the share of labels to which it gave the highest chance, out of fold
+    agreement: float | None = None  # the share of labels that have the highest chance out of fold
     n_judged: int = 0
     not_done: Mapping[str, str] = field(default_factory=dict)  # by kind, why it was not looked for
 
@@ -71,9 +70,9 @@ class Audit:
         """Copies in several splits."""
         return tuple(group for group in self.copies if group.leaks)
 
-    def with_labels(self, errors: tuple[LabelError, ...], judge: str, agreement: float, n_judged: int) -> Audit:
+    def with_labels(self, errors: tuple[LabelError, ...], agreement: float, n_judged: int) -> Audit:
         """The same, labels looked at."""
-        return replace(self, label_errors=errors, judge=judge, agreement=agreement, n_judged=n_judged)
+        return replace(self, label_errors=errors, agreement=agreement, n_judged=n_judged)
 
     def without_labels(self, why: str) -> Audit:
         """The same; labels could not be looked at."""
@@ -110,7 +109,6 @@ class Audit:
             "outliers": [{"image": keys[outlier.row], "distance": outlier.distance} for outlier in self.outliers],
             "typical": {classes[label]: [keys[row] for row in rows] for label, rows in self.typical.items()},
             "labels_judged": self.n_judged,
-            "judge": self.judge,
             "agreement": self.agreement,
             "not_done": dict(self.not_done),
         }

@@ -66,8 +66,8 @@ def audit(
     """Looks for faults of the image set of a cache, in all its splits; nothing of the cache changes.
 
     >>> audited = loffta.audit("cache", fix="fixes.csv", device="cpu")
-    >>> audited.found.n_judged, audited.found.judge in ("neighbours", "logreg"), audited.found.leaks
-    (150, True, ())
+    >>> audited.found.n_judged, audited.found.leaks, audited.corrections == len(audited.found.label_errors)
+    (150, (), True)
 
     Args:
         features: STORE[:TAPS] as `loffta train` takes them; TAPS: last where they are left out. None: all stores.

@@ -36,7 +36,7 @@ def summary_rows(audit: Audit) -> list[tuple[str, str, str]]:
     judged = (
         "not looked for"
         if LABELS in audit.not_done
-        else f"of {count(audit.n_judged, 'label')}, judged by {audit.judge} (agrees with {audit.agreement:.1%})"
+        else f"of {count(audit.n_judged, 'label')}, of which the judges agree with {audit.agreement:.1%}"
     )
     differ = sum(group.labels_differ for group in audit.copies)
     return [

@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from loffta.store.cache import Cache
-from loffta.store.ledger import OK, ImageStatus
+from loffta.store.ledger import BAD, OK, ImageStatus
 from loffta.store.table import ImageTable
 from loffta.store.writer import UnitWriter, to_storage
 from tests.caches import FakeStore
@@ -64,10 +64,9 @@ def write(cache, array, values, hashes, bad=()):
         rows = cache.rows_of_unit(unit)
         good = [row for row in rows if row not in bad]
         writer = UnitWriter(array.paths, array.layout, unit)
-        writer.append(
-            good, to_storage(torch.from_numpy(values[good]), "float32"), [cache.table.keys[row] for row in good]
-        )
-        status = [ImageStatus(row, "bad" if row in bad else OK, blake2b=hashes[row]) for row in rows]
+        stored = to_storage(torch.from_numpy(values[good]), "float32")
+        writer.append(good, stored, [cache.table.keys[row] for row in good])
+        status = [ImageStatus(row, BAD if row in bad else OK, blake2b=hashes[row]) for row in rows]
         writer.commit(status, {})
 
 
