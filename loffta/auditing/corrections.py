@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from loffta.auditing.found import Audit
 from loffta.errors import UsageError
 from loffta.files.durable import replace_file
+from loffta.store.table import ImageTable
 from loffta.words import brief
 
 SUFFIXES = (".csv", ".parquet")
@@ -38,6 +39,18 @@ def check_file(path: Path, option: str) -> None:
         )
 
 
+def refuse_formulas(table: ImageTable, path: Path) -> None:
+    """Raises UsageError where a CSV would hold a class or split that a spreadsheet runs."""
+    names = (*table.classes, *table.split_sizes()) if path.suffix.lower() == ".csv" else ()
+    risky = next((name for name in names if name.startswith(_FORMULA)), None)
+    if risky is not None:
+        raise UsageError(
+            f"a spreadsheet would run the class or split {brief(risky)} as a formula",
+            where=path,
+            remedy=f"write {path.stem}.parquet, which `loffta label` takes as well",
+        )
+
+
 def write_corrections(audit: Audit, path: Path, train_on: str) -> int:
     """Writes the file, or replaces it; the number of rows that differ from what the cache says.
 
@@ -46,9 +59,10 @@ def write_corrections(audit: Audit, path: Path, train_on: str) -> int:
     Raises:
         UsageError: a class or split that a spreadsheet would run, in a CSV.
     """
+    refuse_formulas(audit.table, path)
     columns = propose(audit, train_on)
     if path.suffix.lower() == ".csv":
-        replace_file(path, _as_csv(columns, path))
+        replace_file(path, _as_csv(columns))
     else:
         table = pa.table({name: pa.array(cells, _TYPES.get(name, pa.string())) for name, cells in columns.items()})
         buffer = io.BytesIO()
@@ -85,15 +99,7 @@ def propose(audit: Audit, train_on: str) -> dict[str, list[Any]]:
     return columns
 
 
-def _as_csv(columns: dict[str, list[Any]], path: Path) -> bytes:
-    for name in ("label", "split"):
-        risky = next((cell for cell in columns.get(name, ()) if cell and cell.startswith(_FORMULA)), None)
-        if risky is not None:
-            raise UsageError(
-                f"a spreadsheet would run the {name} {brief(risky)} as a formula",
-                where=path,
-                remedy=f"write {path.stem}.parquet, which `loffta label` takes as well",
-            )
+def _as_csv(columns: dict[str, list[Any]]) -> bytes:
     columns = columns | {"key": [f"./{key}" if key.startswith(_FORMULA) else key for key in columns["key"]]}
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")

@@ -9,7 +9,7 @@ from typing import Any
 
 from loffta.auditing.audit import audit as find
 from loffta.auditing.copies import NEAR
-from loffta.auditing.corrections import check_file, write_corrections
+from loffta.auditing.corrections import check_file, refuse_formulas, write_corrections
 from loffta.auditing.found import Audit
 from loffta.auditing.vectors import Pooling
 from loffta.door.options import PathLike, many
@@ -99,6 +99,7 @@ def audit(
             opened = opened.with_labels(str(labels))
         if file is not None:
             opened.table.check_split(train_on, where="--train-on")
+            refuse_formulas(opened.table, file)
         options: dict[str, Any] = {"near": float(near), "folds": folds, "seed": seed, "partial": partial}
         found = find(opened, many(features), pooling=pooling, device=device, **options)
         if page is not None:

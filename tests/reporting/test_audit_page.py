@@ -20,6 +20,12 @@ from tests.auditing.planted import make
 HOSTILE = ["<script>alert(1)</script>.png", '"><img src=x onerror=y>.png', "\x1b[31mred\u202e.png", "文" * 60 + ".png"]
 
 
+TAGS = set(
+    "html head meta title style body main header footer h1 h2 h3 p table thead tbody tr th td div ul li img b br "
+    "small".split()
+)
+
+
 class Parsed(HTMLParser):
     def __init__(self, page):
         super().__init__()
@@ -65,12 +71,7 @@ def made(cache, **fields):
 
 def test_nothing_of_a_name_is_markup(cache):
     page = Parsed(render(made(cache), cache, 10))
-    assert set(page.tags) <= {
-        *(
-            "html head meta title style body main header footer h1 h2 h3 p table thead tbody tr th td div ul li img b br"
-            " small"
-        ).split()
-    }
+    assert set(page.tags) <= TAGS
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert not [value for name, value in page.attributes if name == "src" and not value.startswith("data:image/png")]
     for name in (HOSTILE[0], HOSTILE[1], "<i>cat</i>", "<b>set</b>", "st<o>re:last"):
