@@ -105,11 +105,11 @@ def test_what_cannot_be_pooled_is_told(tmp_path):
     grids, prefix = rng.normal(size=(16, 2, 2, 4)), rng.normal(size=(16, 1, 4))
     store = FakeStore("vit", {"last": grids}, kinds=("prefix",), prefixes={"last": prefix})
     cache = make_cache(tmp_path / "a", make_table([0, 1] * 8, ["train"] * 16), [store])
-    with pytest.raises(LofftaError, match="(?s)not in the cache as .mean..*remedy: add it with"):
+    with pytest.raises(LofftaError, match=r"(?s)not in the cache as .mean..*remedy: add it with"):
         choose_vectors(cache, [], "mean")
     (chosen,) = choose_vectors(cache, [], "class")
     assert chosen.spec.kind == "prefix"
     registers = FakeStore("vit", {"last": grids}, kinds=("prefix",), prefixes={"last": prefix}, registers_only=True)
     cache = make_cache(tmp_path / "b", make_table([0, 1] * 8, ["train"] * 16), [registers])
-    with pytest.raises(LofftaError, match="(?s)no class token.*--pooling mean"):
+    with pytest.raises(LofftaError, match=r"(?s)no class token.*--pooling mean"):
         choose_vectors(cache, [], "class")

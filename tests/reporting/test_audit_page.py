@@ -20,9 +20,11 @@ from tests.auditing.planted import make
 HOSTILE = ["<script>alert(1)</script>.png", '"><img src=x onerror=y>.png', "\x1b[31mred\u202e.png", "文" * 60 + ".png"]
 
 
-TAGS = set(
-    "html head meta title style body main header footer h1 h2 h3 p table thead tbody tr th td div ul li img b br "
-    "small".split()
+DOCUMENT = {"html", "head", "meta", "title", "style", "body", "main", "header", "footer"}
+TAGS = (
+    DOCUMENT
+    | {"h1", "h2", "h3", "p", "table", "thead", "tbody", "tr", "th", "td", "div"}
+    | {*("ul", "li", "img", "b", "br", "small")}
 )
 
 
