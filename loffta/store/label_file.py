@@ -170,7 +170,9 @@ def _join(cells: Columns, chosen: _Chosen, table: ImageTable, where: str) -> Joi
     said: dict[str, Any] = {}
     if chosen.label is not None:
         column, parser = chosen.label
-        said |= _labels(_PARSERS[parser](*take(column), faults), table, where, spread)
+        labels = _PARSERS[parser](*take(column), faults)
+        refuse(faults, where=where, remedy=_REMEDY, of="the labels")
+        said |= _labels(labels, table, where, spread)
     if chosen.split is not None:
         said["splits"] = spread(from_splits(*take(chosen.split), faults, source=where, needed=False))
     if chosen.group is not None:
@@ -238,7 +240,7 @@ def match_keys(
             name = PurePosixPath(key).name
             if rows[i] >= 0 or not key:
                 continue
-            if name in by_name and given[name] == 1:
+            if name in by_name and (given[name] == 1 or "/" not in key):
                 rows[i], n_by_name = by_name[name], n_by_name + 1
             elif lookalike(key) in looks:
                 there = looks[lookalike(key)]
