@@ -42,7 +42,7 @@ def test_from_a_file_to_a_set_and_back(command, cache, file, monkeypatch):
     assert command("label", cache, file, "--split", "parity", "--name", "halves")[0] == 0
     code, out, _ = command("info", cache, "--json")
     assert "\n  labels 'source': 1797 of 1797 labelled, single-label, 10 classes (train 1000, test 797)\n" in out
-    assert "\n  labels 'halves': 1797 of 1797 labelled, single-label, 10 classes (even 49, odd 51)\n" in out
+    assert "\n  labels 'halves': 1797 of 1797 labelled, single-label, 10 classes (even 48, odd 52)\n" in out
     held = json.loads(out.splitlines()[-1])["labels"]
     assert [(s["name"], s["labelled"], s["groups"]) for s in held] == [
         ("source", 1797, None),
