@@ -88,7 +88,7 @@ def same_head_as_source(cache, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["name", "csv", "copy"])
-def test_a_run_is_the_same_after_the_labels_changed_again(cache, tmp_path, how):
+def test_a_run_is_the_same_after_the_labels_changed_again(cache, tmp_path, how, capsys):
     labels = say(cache, "mine")
     given = "mine"
     if how != "name":
@@ -99,12 +99,15 @@ def test_a_run_is_the_same_after_the_labels_changed_again(cache, tmp_path, how):
     first = go(cache, tmp_path / "run", labels=given)
     paths, head, targets = RunPaths(tmp_path / "run"), head_of(tmp_path / "run"), targets_of(tmp_path / "run")
     shutil.copytree(tmp_path / "run", tmp_path / "before")
+    go(cache, tmp_path / "run", labels=given)
+    assert "labels have changed" not in capsys.readouterr().err
     say(cache, "mine", seed=2)
     say(cache, SOURCE, seed=3)
     if how != "name":
         (tmp_path / "mine.csv").unlink()
         (tmp_path / "mine.parquet").unlink()
     assert go(cache, tmp_path / "run", labels=given)["metrics"] == first["metrics"]  # read back
+    assert "the labels have changed since this run began: it keeps its own" in capsys.readouterr().err
     assert evaluate(tmp_path / "run", "test", device="cpu")["metrics"] == first["metrics"]
     assert targets_of(tmp_path / "run") == targets
     (run,) = read_runs([tmp_path / "run"])
