@@ -111,6 +111,8 @@ def print_results(results: Mapping[str, Any]) -> None:
         low, high = metric["ci95"]
         interval = show_interval(name, (low, high))
         show(f"{in_words(name, metric)}{seeds}, 95 % interval {interval} ({images})")
+    if "labels" in results:
+        show(f"what is right is said by the labels '{results['labels']}'")
     if "now" in results.get("images", {}):
         from loffta.runs.known_images import growth
 

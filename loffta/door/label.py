@@ -41,6 +41,7 @@ def label(
 ) -> Labelled:
     """Adds a set of annotations to a cache, or replaces one; no feature is touched.
 
+    >>> import pyarrow.parquet
     >>> table = loffta.open_cache("cache").table().select(["key", "split", "label"])
     >>> pyarrow.parquet.write_table(table, "mine.parquet")
     >>> done = loffta.label("cache", "mine.parquet")

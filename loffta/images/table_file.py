@@ -39,6 +39,7 @@ class TableFile:
     def __init__(self, path: Path, root: Path | None = None, *, follow_links: bool = False) -> None:
         folder = path.parent.resolve()
         self._root = FileRoot(folder if root is None else root, follow_links=follow_links)
+        self.read = self._root.read  # of an image or target
         self._moved = None if root is None else folder  # where paths with `..` begin
         self._path = folder / path.name
         named = None if root is None else str(self._root.path)
@@ -95,10 +96,6 @@ class TableFile:
                     where=where,
                     remedy="save the images as files and write their paths, relative to the table's folder",
                 )
-
-    def read(self, key: str) -> bytes:
-        """The bytes of one image or target; OSError where it is gone or no longer lies in the table's folder."""
-        return self._root.read(key)
 
     def _targets(self, name: str, values: list[Any], faults: list[str]) -> list[str | None]:
         """The paths of one column, None where a cell is empty."""

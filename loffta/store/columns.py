@@ -53,7 +53,7 @@ def _read_text(path: Path, used: Collection[str], check: Check, where: str) -> C
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True))
     except (OSError, ValueError, csv.Error) as error:
         raise _unreadable(where, error) from error
-    if separator != _expected(path):
+    if separator != ("\t" if path.suffix.lower() == ".tsv" else ","):
         say(f"{where.removeprefix('SOURCE ')}: the cells are separated by {SEPARATORS[separator]}")
     lines = [line for line in lines if len(line) > 1 or "".join(line).strip()]  # a blank line is no row and no header
     header = [name.strip() for name in lines[0]] if lines else []
@@ -80,10 +80,6 @@ def _separator(text: str, used: Collection[str]) -> str:
         return len({name.strip() for name in names}.intersection(used))
 
     return max(SEPARATORS, key=n_known)  # of equals the first
-
-
-def _expected(path: Path) -> str:
-    return "\t" if path.suffix.lower() == ".tsv" else ","
 
 
 def _read_parquet(path: Path, used: Collection[str], check: Check, where: str) -> Columns:

@@ -77,6 +77,12 @@ def read_label_file(path: Path, table: ImageTable, columns: LabelColumns = Label
         fault = "there is no such file" if path.suffix.lower() in SUFFIXES else "it is neither .csv, .tsv nor .parquet"
         raise UsageError(f"{fault}: {brief(str(path))}", where="labels", remedy="name a table of labels that is there")
     if _is_own(path):
+        if any(vars(columns).values()):
+            raise UsageError(
+                "this file is a set of labels that loffta wrote: its columns are known",
+                where=path,
+                remedy="leave --key, --label, --value, --split and --group out",
+            )
         said = Annotations.read(path, remedy="take another copy of it")
         said.on(table, where=path)
         return Joined(said, len(said.keys), 0, [], table.keys[len(said.keys) :])
@@ -118,9 +124,9 @@ def _choose(names: list[str], columns: LabelColumns, where: str) -> _Chosen:
         )
     label = label or ((kinds[0], kinds[0]) if kinds else None)
     key = columns.key or next((name for name in _KEYS if name in names), None)
-    found = _Chosen(
-        key or "", label, *(given or (name if name in names else None) for given, name in _optional(columns))
-    )
+    split = columns.split or ("split" if "split" in names else None)
+    group = columns.group or ("group" if "group" in names else None)
+    found = _Chosen(key or "", label, split, group)
     if key is None or not (found.label or found.split or found.group):
         lacking = "image" if key is None else "label"
         raise UsageError(
@@ -135,8 +141,25 @@ def _choose(names: list[str], columns: LabelColumns, where: str) -> _Chosen:
     return found
 
 
-def _optional(columns: LabelColumns) -> tuple[tuple[str | None, str], tuple[str | None, str]]:
-    return (columns.split, "split"), (columns.group, "group")
+@dataclass(frozen=True)
+class _Found:
+    """The rows of a file that have an image."""
+
+    n_images: int  # of the cache
+    lines: list[int]  # in the file
+    rows: list[int]  # of the images, in the same order
+    places: list[str]  # what to call them
+
+    def take(self, cells: Sequence[Any]) -> list[Any]:
+        """Their cells of one column."""
+        return [cells[line] for line in self.lines]
+
+    def spread(self, values: Sequence[Any]) -> list[Any]:
+        """One value per image of the cache, None where the file has no row."""
+        whole: list[Any] = [None] * self.n_images
+        for row, value in zip(self.rows, values, strict=True):
+            whole[row] = value
+        return whole
 
 
 def _join(cells: Columns, chosen: _Chosen, table: ImageTable, where: str) -> Joined:
@@ -147,55 +170,56 @@ def _join(cells: Columns, chosen: _Chosen, table: ImageTable, where: str) -> Joi
     keys = [to_text(cell, place, faults) or "" for cell, place in zip(cells[chosen.key], places, strict=True)]
     rows, n_by_name = match_keys(keys, places, table, faults)
     refuse(faults, where=where, remedy=_REMEDY, of="the labels")
-    strangers = [key for key, row in zip(keys, rows, strict=True) if row < 0]
-    if len(strangers) == len(keys):
+    lines = [line for line, row in enumerate(rows) if row >= 0]
+    if not lines:
         raise UsageError(
             f"none of the {len(keys)} keys is that of an image: {brief(keys[0])} there, {brief(table.keys[0])} here",
             where=where,
             remedy="is it a file of another image set? Write the keys as `loffta.open_cache(CACHE).table()` has them, "
             "or name their column with --key",
         )
-    kept = [i for i, row in enumerate(rows) if row >= 0]
-    row_of = [rows[i] for i in kept]
+    found = _Found(len(table), lines, [rows[line] for line in lines], [places[line] for line in lines])
+    said = _read(cells, chosen, found, table, where)
+    _check(said, chosen, table, where)
+    known = {*found.rows}
+    return Joined(
+        Annotations(table.keys, table.identity(range(len(table))), **said),
+        len(lines),
+        n_by_name,
+        [key for key, row in zip(keys, rows, strict=True) if row < 0],
+        [table.key_now(row) for row in range(len(table)) if row not in known],
+    )
 
-    def take(column: str) -> tuple[list[Any], list[str]]:
-        return [cells[column][i] for i in kept], [places[i] for i in kept]
 
-    def spread(values: Sequence[Any]) -> list[Any]:
-        whole: list[Any] = [None] * len(table)
-        for row, value in zip(row_of, values, strict=True):
-            whole[row] = value
-        return whole
-
+def _read(cells: Columns, chosen: _Chosen, found: _Found, table: ImageTable, where: str) -> dict[str, Any]:
+    """What the chosen columns say, as fields of Annotations."""
+    faults: list[str] = []
     said: dict[str, Any] = {}
     if chosen.label is not None:
         column, parser = chosen.label
-        said |= _labels(_PARSERS[parser](*take(column), faults), table, where, spread)
+        labels = _PARSERS[parser](found.take(cells[column]), found.places, faults)
+        refuse(faults, where=where, remedy=_REMEDY, of="the labels")
+        said |= _labels(labels, found, table, where)
     if chosen.split is not None:
-        said["splits"] = spread(from_splits(*take(chosen.split), faults, source=where, needed=False))
+        splits = from_splits(found.take(cells[chosen.split]), found.places, faults, source=where, needed=False)
+        said["splits"] = found.spread(splits)
     if chosen.group is not None:
-        groups = [to_text(cell, place, faults) for cell, place in zip(*take(chosen.group), strict=True)]
+        pairs = zip(found.take(cells[chosen.group]), found.places, strict=True)
+        groups = [to_text(cell, place, faults) for cell, place in pairs]
         faults += [f"the group {group!r}: {f}" for group in dict.fromkeys(groups) if group and (f := text_fault(group))]
-        said |= {"groups": spread(groups), "group_column": chosen.group}
+        said |= {"groups": found.spread(groups), "group_column": chosen.group}
     refuse(faults, where=where, remedy=_REMEDY, of="the labels")
-    _check(said, chosen, table, where)
-    unknown = sorted({*range(len(table))} - {*row_of})
-    annotations = Annotations(table.keys, table.identity(range(len(table))), **said)
-    return Joined(annotations, len(kept), n_by_name, strangers, [table.key_now(row) for row in unknown])
+    return said
 
 
-def _labels(
-    found: Labels, table: ImageTable, where: str, spread: Callable[[Sequence[Any]], list[Any]]
-) -> dict[str, Any]:
+def _labels(labels: Labels, found: _Found, table: ImageTable, where: str) -> dict[str, Any]:
     """Labels in the order of the image set's classes, where these are all among them; else in their own."""
-    classes = found.classes
-    if {*classes} <= {*table.classes}:
-        classes = tuple(name for name in table.classes if name in {*found.classes})
-    n = len(found.labels)
-    numbered = found.table(where, [str(i) for i in range(n)], [0] * n, [])
-    numbered = numbered.numbered_by(classes)
+    names, n = {*labels.classes}, len(labels.labels)
+    classes = tuple(name for name in table.classes if name in names)
+    classes = classes if len(classes) == len(names) else labels.classes
+    numbered = labels.table(where, found.places, [0] * n, []).numbered_by(classes)
     said = Annotations.of(numbered)
-    return {"kind": said.kind, "classes": classes, "labels": spread(said.labels or ())}
+    return {"kind": said.kind, "classes": classes, "labels": found.spread(said.labels or ())}
 
 
 def _check(said: Mapping[str, Any], chosen: _Chosen, table: ImageTable, where: str) -> None:
@@ -238,7 +262,7 @@ def match_keys(
             name = PurePosixPath(key).name
             if rows[i] >= 0 or not key:
                 continue
-            if name in by_name and given[name] == 1:
+            if name in by_name and (given[name] == 1 or "/" not in key):
                 rows[i], n_by_name = by_name[name], n_by_name + 1
             elif lookalike(key) in looks:
                 there = looks[lookalike(key)]

@@ -26,6 +26,7 @@ from loffta.heads import HEADS, find_head
 from loffta.heads.precision import precision_of
 from loffta.heads.recipe import Recipe
 from loffta.machine import process
+from loffta.machine.progress import say
 from loffta.runs.claims import claimed
 from loffta.runs.folder import check_out, has_work, start_run
 from loffta.runs.holdout import hold_out, record_holdout
@@ -125,10 +126,16 @@ def _as_known(paths: RunPaths, config: TrainConfig) -> tuple[Cache, dict[str, in
         )  # the backbones that are kept are trained on the images that they were scored on
     if not has_work(paths.root):
         return (cache if config.labels is None else cache.with_labels(config.labels)), {}
-    cache = as_trained(paths, cache)
+    now, cache = cache, as_trained(paths, cache)
     known = read_known(paths)
     view = None if known is None else known.view(cache)
-    return (cache, {}) if known is None or view is None else (view, known.growth_in(cache))
+    if known is None or view is None:
+        return cache, {}
+    with suppress(LofftaError):  # a set or a file that is gone is as good as another one
+        now = now if config.labels is None else now.with_labels(config.labels)
+    if not known.begins(now):
+        say("the labels have changed since this run began: it keeps its own; another --out trains on those of now")
+    return view, known.growth_in(cache)
 
 
 def _finish(
