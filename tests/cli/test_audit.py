@@ -85,4 +85,4 @@ def test_defaults_are_those_of_the_function():
     assert set(told) == set(defaults) - {"progress"}
     same = {name for name, default in told.items() if isinstance(default, (int, float, str)) and name != "features"}
     assert {name: told[name] for name in same} == {name: defaults[name] for name in same}
-    assert {"pooling", "near", "folds", "seed", "show", "partial", "device", "train_on"} <= same
+    assert {"pooling", "near", "folds", "seed", "show", "device", "train_on"} <= same
