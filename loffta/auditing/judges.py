@@ -50,7 +50,7 @@ def judge(
     """
     near = by_neighbours(nearest, np.where(folds != UNUSED, labels, -1), first_copy, n_classes)
     fitted = by_logreg(vectors, labels, folds, n_classes)
-    return np.where(near.any(axis=1)[:, None], (near + fitted) / 2, fitted)
+    return np.where(near.any(axis=1, keepdims=True), (near + fitted) / 2, fitted)
 
 
 def by_neighbours(
