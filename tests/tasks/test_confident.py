@@ -67,7 +67,7 @@ def test_a_class_without_images_is_never_suggested():
 
 
 def test_a_class_whose_images_are_all_alike_reaches_its_own_mean():
-    """0.1 three times has a mean above 0.1 in floating point; the images would count as no class."""
-    chances = np.array([[0.1, 0.9]] * 3 + [[0.7, 0.3]] * 3)
-    labels = np.array([0, 0, 0, 1, 1, 1])
-    assert find_suspects(chances, labels).place.tolist() == [0, 1, 2, 3, 4, 5]
+    """The mean of three times this is above it in floating point; the images would count as the other class."""
+    alike = next(x for x in np.linspace(0.5, 0.9, 41) if np.full(3, x).sum() / 3 > x)
+    chances = np.array([[alike, 1 - alike]] * 3 + [[0.99, 0.01]] * 3)
+    assert find_suspects(chances, np.array([0, 0, 0, 1, 1, 1])).place.tolist() == [3, 4, 5]
