@@ -15,6 +15,7 @@ from .common import emit, json_option, show, show_lines
 @click.option(
     "--features", multiple=True, metavar="STORE[:TAPS]", help="Store or backbone, and taps.  [all, every tap]"
 )
+@click.option("--labels", metavar="NAME_OR_FILE", help="A set of labels of the cache, or a file.  [its source's]")
 @click.option("--heads", metavar="NAME,...", help="knn, ncm, ridge, logreg (slow).  [knn,ncm,ridge]")
 @click.option("--pooling", default="mean", show_default=True, help="A layer's vector: mean, cls, cls+mean, or several.")
 @click.option("--train-on", default="train", show_default=True, help="Split, or several joined by +.")

@@ -24,6 +24,7 @@ _REQUIRED = {"cache": "CACHE", "head": "--head NAME"}  # or in the --config file
 @click.option("--head", metavar="NAME", help="linear, attentive, fusion, combo, loff, head2toe or smp.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--features", multiple=True, metavar="STORE[:TAPS]", help="Store or backbone, and taps.  [all stores]")
+@click.option("--labels", metavar="NAME_OR_FILE", help="A set of labels of the cache, or a file.  [its source's]")
 @click.option(
     "--task", default="auto", show_default=True, help="By the labels: classification, multi-label, regression."
 )
@@ -112,6 +113,8 @@ def print_results(results: Mapping[str, Any]) -> None:
         low, high = metric["ci95"]
         interval = show_interval(name, (low, high))
         show(f"{in_words(name, metric)}{seeds}, 95 % interval {interval} ({images})")
+    if "labels" in results:
+        show(f"what is right is said by the labels '{results['labels']}'")
     if "now" in results.get("images", {}):
         from loffta.runs.known_images import growth
 

@@ -28,7 +28,9 @@ def extract_arguments(config: ExtractConfig) -> list[str]:
         if any(other.image_px is not None for other in config.backbones):
             arguments += ["--image-px", str(backbone.image_px or "native")]
     plain = ("resize", "interpolation", "background", "range", "views", "view_seed", "precision", "dtype")
-    changed = _changed(config, (*plain, "batch_size", "device", "unit_images", "splits", "limit", "max_bad_frac"))
+    changed = _changed(
+        config, (*plain, "batch_size", "device", "unit_images", "splits", "limit", "gone", "max_bad_frac")
+    )
     if config.pool:
         changed["pool"] = "{}x{}".format(*config.pool)
     if config.share != (0, 1):
@@ -51,7 +53,7 @@ def train_arguments(config: TrainConfig, run: Path) -> list[str]:
         arguments += ["--set", f"{key}={json.dumps(value)}"]
     arguments += [] if preset == "none" else ["--augment", str(preset)]
     splits = ("train_on", "validate_on", "holdout", "test_on")
-    plain = ("task", *splits, "seeds", "data_seed", "select", "device", "feed", "order", "checkpoint_s")
+    plain = ("labels", "task", *splits, "seeds", "data_seed", "select", "device", "feed", "order", "checkpoint_s")
     arguments += _options(_changed(config, plain))
     flags = ("search", "partial", "one_class")
     arguments += [f"--{name.replace('_', '-')}" for name in flags if getattr(config, name)]

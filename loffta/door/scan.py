@@ -19,6 +19,7 @@ def scan(
     cache: PathLike,
     *,
     features: str | Sequence[str] = (),
+    labels: PathLike | None = None,
     heads: str | Sequence[HeadName] | None = None,
     pooling: str | Sequence[Pooling] = "mean",
     train_on: str = "train",
@@ -47,6 +48,7 @@ def scan(
 
     Args:
         features: STORE[:TAPS], or several; none: all stores, all that they hold.
+        labels: a set of annotations of the cache, or a file; None: what the image set says.
         heads: of knn, ncm, ridge, logreg; none: knn, ncm and ridge.
         pooling: mean, cls, cls+mean, or several: what a layer's vector is.
         holdout: keep so much of `train_on` out, as split `holdout`; strengths are chosen on it, or heads tested.
@@ -79,6 +81,7 @@ def make_config(arguments: dict[str, Any]) -> ScanConfig:
     for name in ("out", "progress", "stop"):
         values.pop(name, None)
     values["features"] = many(values["features"])
+    values |= {"labels": str(values["labels"])} if "labels" in values else {}
     for name in ("heads", "pooling", "shots"):
         if name in values:
             values[name] = _listed(values[name])

@@ -50,6 +50,7 @@ def evaluate(
     *,
     cache: Cache | None = None,
     cache_root: Path | None = None,
+    labels: str | None = None,
     device: str = "auto",
     train_seconds: float | None = None,
     stop: process.StopFlag | None = None,
@@ -59,6 +60,8 @@ def evaluate(
     Args:
         cache: what `train` has open: the images that the run knows.
         cache_root: where the cache is now; None: see `open_cache`.
+        labels: a set of annotations of the cache, or a file, instead of the run's own: the results are those of the
+            split SPLIT@LABELS.
         train_seconds: what the training took; None: what the results of this split said before, if anything.
         stop: listened to while the heads predict.
     Raises:
@@ -69,7 +72,8 @@ def evaluate(
     start = time.monotonic()
     process.cap_threads()
     paths, config = open_run(run)
-    cache = cache or open_cache(paths, config, cache_root)
+    trained = cache or open_cache(paths, config, cache_root)
+    cache = trained if labels is None else Cache.open(trained.paths.root).with_labels(labels)
     recipe = trained_recipe(paths, config)
     features = choose_features(cache, config.features, recipe.kinds(), default_taps="all")
     whole, cache = cache.table, _as_trained(paths, cache)
@@ -86,16 +90,18 @@ def evaluate(
         keys = [cache.table.keys[row] for row in rows]
         measured = measure(task, logits, targets, cache.table.classes, keys=keys, seed=config.data_seed)
     left_out = count_left_out(n_bad(cache, features, split), len(asked) - len(rows))
-    results = describe(config, features, split, len(rows), left_out) | measured
+    saved_as = split if labels is None else f"{split}@{cache.labels}"
+    results = describe(config, features, saved_as, len(rows), left_out) | measured
+    results |= {} if cache.labels is None else {"labels": cache.labels}
     results |= describe_training(paths, config, recipe, heads) | told.entries()
-    results["images"] |= _compare(paths, replace(cache, table=whole))
+    results["images"] |= _compare(paths, trained)
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": process.peak_rss_mib()}
     results["versions"] = process.versions()
-    if train_seconds is None and paths.results(split).exists():
-        train_seconds = read_results(paths.results(split)).get("train_seconds")
+    if train_seconds is None and paths.results(saved_as).exists():
+        train_seconds = read_results(paths.results(saved_as)).get("train_seconds")
     if train_seconds is not None:
         results["train_seconds"] = train_seconds
-    save_results(paths, split, results, prediction_columns(task, logits, targets, rows, keys))
+    save_results(paths, saved_as, results, prediction_columns(task, logits, targets, rows, keys))
     return results
 
 

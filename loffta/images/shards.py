@@ -18,13 +18,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from loffta.errors import UsageError
+from loffta.errors import UsageError, refuse
 from loffta.files.documents import from_json
 from loffta.images.endings import photos
-from loffta.images.files import FileRoot, file_fault, first_of, key_fault, refuse, split_name, to_key, user_path
-from loffta.images.labels import Labels, from_cells, from_numbers
+from loffta.images.files import FileRoot, file_fault, key_fault, to_key, user_path
 from loffta.machine.progress import say
+from loffta.store.label_cells import Labels, from_cells, from_numbers
+from loffta.store.names import split_name
 from loffta.store.table import ImageTable
+from loffta.words import first_of
 
 MAX_SHARDS = 100_000
 MAX_LABEL_BYTES = 1 << 20

@@ -30,12 +30,12 @@ from loffta.images.batches import judge_bad
 from loffta.images.files import is_there, user_path
 from loffta.images.one_file import OneFile
 from loffta.images.sources import ImageSource, open_source
-from loffta.images.table_file import SUFFIXES as TABLES
 from loffta.machine import process
 from loffta.machine.progress import Progress
 from loffta.online.opened import OpenedRun, open_for_images
 from loffta.online.stream import BATCH_SIZE, FreshBatch, FreshStream
 from loffta.store.arrow import to_column
+from loffta.store.columns import SUFFIXES as TABLES
 from loffta.store.ledger import OK
 
 ROW_GROUP = 4096  # rows that are gathered before they are written

@@ -14,7 +14,7 @@ Column = tuple[str, bool]  # its head; True: figures, aligned right
 
 
 def document(title: str, body: Sequence[str]) -> str:
-    """A whole page of parts that are HTML already; empty ones are left out."""
+    """One self-contained page of sections, of which empty ones are left out; `body` is HTML already."""
     footer = f"<footer>Made by loffta {escape(__version__)}. This file is complete in itself.</footer>"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

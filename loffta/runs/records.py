@@ -274,6 +274,7 @@ class Results(Part):
     per_class: list[ClassPrecision] = []
     values: Spread | None = None
     online: Online | None = None
+    labels: str | None = None  # the set or file of annotations that says what is right; None: the image set's own
 
     def as_json(self) -> dict[str, Any]:
         """As in the file: what it does not say is left out."""

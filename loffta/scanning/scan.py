@@ -68,6 +68,7 @@ def scan(config: ScanConfig, stop: process.StopFlag) -> Scan:
     process.cap_threads()
     device = process.resolve_device(config.device)
     cache = Cache.open(config.cache)
+    cache = cache if config.labels is None else cache.with_labels(config.labels)
     name = choose_task(cache.table)
     task, table = find_task(name), cache.table
     heads = _choose_heads(config, task)

@@ -291,6 +291,17 @@ def test_quarantined_and_missing_images_are_left_out(tmp_path):
     assert found.left_out == {"bad": 2, "unlabelled": 0}
 
 
+def test_labels_beside_the_set_are_what_is_right(cache, tmp_path):
+    """Two classes in one: both are then told from the third alone."""
+    table, file = cache.table, tmp_path / "two.csv"
+    rows = [f"{key},{'a' if label else 'b'},{s}" for key, label, s in zip(table.keys, table.labels, table.splits)]
+    file.write_text("\n".join(["image,label,split", *rows]) + "\n")
+    labels, train, test = np.minimum(table.labels, 1), np.arange(N_TRAIN), np.arange(N_TRAIN, N_TRAIN + N_TEST)
+    for row in run(cache, labels=str(file), heads=("ncm",)).rows:
+        x = written(cache, row.backbone, row.tap)
+        assert row.score == pytest.approx(score("ncm", x, labels, train, test, {}), abs=1e-9)
+
+
 def test_images_that_are_trained_on_are_named_where_they_are_tested(cache, capsys):
     run(cache, test_on="train", heads=("knn",), k=1)
     assert f"{N_TRAIN} images of split 'train' are trained on, too" in capsys.readouterr().err
