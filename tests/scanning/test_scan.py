@@ -294,7 +294,10 @@ def test_quarantined_and_missing_images_are_left_out(tmp_path):
 def test_labels_beside_the_set_are_what_is_right(cache, tmp_path):
     """Two classes in one: both are then told from the third alone."""
     table, file = cache.table, tmp_path / "two.csv"
-    rows = [f"{key},{'a' if label else 'b'},{s}" for key, label, s in zip(table.keys, table.labels, table.splits)]
+    rows = [
+        f"{key},{'a' if label else 'b'},{s}"
+        for key, label, s in zip(table.keys, table.labels, table.splits, strict=True)
+    ]
     file.write_text("\n".join(["image,label,split", *rows]) + "\n")
     labels, train, test = np.minimum(table.labels, 1), np.arange(N_TRAIN), np.arange(N_TRAIN, N_TRAIN + N_TEST)
     for row in run(cache, labels=str(file), heads=("ncm",)).rows:
