@@ -127,12 +127,17 @@ class Part(Record, extra="allow", allow_inf_nan=False):
     model_config = ConfigDict(frozen=True)
 
 
-class Metric(Part):
-    """One metric, over seeds and images."""
+class Spread(Part):
+    """One figure over seeds."""
 
     mean: float
     std: float | None
     per_seed: list[float] = Field(min_length=1)
+
+
+class Metric(Spread):
+    """One metric, over seeds and images."""
+
     ci95: list[float] = Field(min_length=2, max_length=2)
 
 
@@ -237,6 +242,50 @@ class Online(Part):
     source: str
 
 
+class ReliabilityBin(Part):
+    """Images, of all seeds, that are about as sure; no mean where there are none."""
+
+    images: Natural
+    confidence: float | None
+    accuracy: float | None
+
+
+class Believed(Part):
+    """How far the heads' probabilities can be believed."""
+
+    figures: dict[str, Spread]
+    bins: list[ReliabilityBin] = Field(min_length=1)
+    risks: list[float] = Field(min_length=1)  # of the surest images, at equal steps of coverage up to all
+
+
+class FittedOn(Part):
+    """Images that temperatures were fitted on."""
+
+    split: str
+    images: Natural
+
+
+class TemperatureTold(FittedOn):
+    """What logits were divided by."""
+
+    per_seed: list[float] = Field(min_length=1)
+    of_mean: float
+
+
+class Calibration(Part):
+    """Of heads as they were trained; and with a temperature, where one was fitted."""
+
+    as_trained: Believed
+    calibrated: Believed | None = None
+    temperature: TemperatureTold | None = None
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Calibration:
+        if (self.calibrated is None) != (self.temperature is None):
+            raise ValueError("calibration: calibrated without a temperature, or the reverse")
+        return self
+
+
 class Results(Part):
     """results.json and its likes: all that others compute with, print or draw.
 
@@ -262,6 +311,7 @@ class Results(Part):
     confusion: Confusion | None = None
     confused_pairs: list[ConfusedPair] = []
     per_class: list[ClassPrecision] = []
+    calibration: Calibration | None = None
     online: Online | None = None
 
     def as_json(self) -> dict[str, Any]:

@@ -88,6 +88,11 @@ class RunPaths:
         """What the finished training took; there once all heads are."""
         return self.root / "training.json"
 
+    @property
+    def temperature(self) -> Path:
+        """What calibrates the heads, where images were held out to fit it; see `loffta.runs.temperature`."""
+        return self.root / "temperature.safetensors"
+
     def claim(self, number: int) -> Path:
         """Says which process is at work here; see `loffta.runs.claims`."""
         return self.root / f"claim-{number}.json"

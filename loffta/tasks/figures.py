@@ -17,6 +17,7 @@ class Figure:
 
     words: str
     percent: bool = True  # of a fraction; else as it is, with three decimals
+    higher_is_better: bool = True
 
 
 FIGURES = {
@@ -25,10 +26,16 @@ FIGURES = {
     "balanced_accuracy": Figure("balanced accuracy"),
     "macro_recall": Figure("macro recall"),  # of results of before: balanced accuracy under another name
     "f1": Figure("macro F1"),
-    "log_loss": Figure("log-loss", percent=False),
+    "log_loss": Figure("log-loss", percent=False, higher_is_better=False),
     "kappa": Figure("quadratic kappa"),
     "roc_auc": Figure("ROC AUC"),
     "map": Figure("mean AP"),
+    "ece_width15": Figure("ECE, 15 bins of equal width", higher_is_better=False),
+    "ece_mass15": Figure("ECE, 15 bins of equally many", higher_is_better=False),
+    "mce_width15": Figure("maximum calibration error, 15 bins of equal width", higher_is_better=False),
+    "brier_sum": Figure("Brier score, summed over classes", percent=False, higher_is_better=False),
+    "aurc": Figure("area under the risk-coverage curve", higher_is_better=False),
+    "top1_surest_90": Figure("top-1 of the surest 90 %"),
 }
 
 
@@ -73,6 +80,11 @@ def in_words(name: str, metric: Mapping[str, Any]) -> str:
 def unit(name: str) -> str:
     """' %', or nothing."""
     return " %" if _figure(name).percent else ""
+
+
+def higher_is_better(name: str) -> bool:
+    """Whether a larger value of this metric is the better one."""
+    return _figure(name).higher_is_better
 
 
 def _figure(name: str) -> Figure:
