@@ -17,7 +17,7 @@ class Figure:
 
     words: str
     percent: bool = True  # of a fraction; else as it is, with three decimals
-    higher_is_better: bool = True
+    smaller_is_better: bool = False
 
 
 FIGURES = {
@@ -26,15 +26,15 @@ FIGURES = {
     "balanced_accuracy": Figure("balanced accuracy"),
     "macro_recall": Figure("macro recall"),  # of results of before: balanced accuracy under another name
     "f1": Figure("macro F1"),
-    "log_loss": Figure("log-loss", percent=False, higher_is_better=False),
+    "log_loss": Figure("log-loss", percent=False, smaller_is_better=True),
     "kappa": Figure("quadratic kappa"),
     "roc_auc": Figure("ROC AUC"),
     "map": Figure("mean AP"),
-    "ece_width15": Figure("ECE, 15 bins of equal width", higher_is_better=False),
-    "ece_mass15": Figure("ECE, 15 bins of equally many", higher_is_better=False),
-    "mce_width15": Figure("maximum calibration error, 15 bins of equal width", higher_is_better=False),
-    "brier_sum": Figure("Brier score, summed over classes", percent=False, higher_is_better=False),
-    "aurc": Figure("area under the risk-coverage curve", higher_is_better=False),
+    "ece_width15": Figure("ECE, 15 bins of equal width", smaller_is_better=True),
+    "ece_mass15": Figure("ECE, 15 bins of equally many", smaller_is_better=True),
+    "mce_width15": Figure("maximum calibration error, 15 bins of equal width", smaller_is_better=True),
+    "brier_sum": Figure("Brier score, summed over classes", percent=False, smaller_is_better=True),
+    "aurc": Figure("area under the risk-coverage curve", smaller_is_better=True),
     "top1_surest_90": Figure("top-1 of the surest 90 %"),
 }
 
@@ -82,9 +82,9 @@ def unit(name: str) -> str:
     return " %" if _figure(name).percent else ""
 
 
-def higher_is_better(name: str) -> bool:
-    """Whether a larger value of this metric is the better one."""
-    return _figure(name).higher_is_better
+def smaller_is_better(name: str) -> bool:
+    """Which way is better."""
+    return _figure(name).smaller_is_better
 
 
 def _figure(name: str) -> Figure:

@@ -73,18 +73,20 @@ class Ranks:
         return np.asarray(self.low == 1)
 
 
-def rank_runs(runs: Sequence[Scored], *, higher_is_better: bool = True, seed: int = 0) -> Ranks:
+def rank_runs(runs: Sequence[Scored], *, seed: int = 0) -> Ranks:
     """Ranks by the headline metric over images and seeds.
 
     Args:
         runs: tested on the same images, with the same resamples; those in which a metric is undefined are left out.
         seed: of what is drawn for other seeds.
     """
-    values = np.array([run.values.mean() for run in runs])
-    drawn = np.stack([run.resampled.mean(axis=1) for run in runs], axis=1)
+    sign = -1 if runs[0].smaller_is_better else 1
+    values = sign * np.array([run.values.mean() for run in runs])
+    drawn = sign * np.stack([run.resampled.mean(axis=1) for run in runs], axis=1)
     drawn = drawn[~np.isnan(drawn).any(axis=1)]
     apart = drawn - drawn.mean(axis=0)
-    by_images, by_seeds, drawn_errors = _variances(apart), np.zeros(len(runs)), None
+    by_images, by_seeds = _variances(apart), np.zeros(len(runs))
+    drawn_errors: DrawnErrors | None = None
     n_seeds = np.array([len(run.values) for run in runs])
     if n_seeds.max() > 1:
         rng, free = np.random.default_rng(seed), n_seeds - 1
@@ -99,17 +101,12 @@ def rank_runs(runs: Sequence[Scored], *, higher_is_better: bool = True, seed: in
         apart = apart + np.sqrt(drawn_from / n_seeds) * rng.standard_normal(apart.shape)
         chi_squared = 2 * rng.standard_gamma(free / 2, size=apart.shape)
         again = _by_seeds((drawn_from + chance) * chi_squared / free.clip(1) - chance, free) / n_seeds
-
-        def drawn_errors(rows: slice) -> Float[np.ndarray, "R M M"]:
-            part = again[rows]
-            return np.asarray(np.sqrt(by_images + part[:, :, None] + part[:, None, :]))
-
+        drawn_errors = _drawn_errors(by_images, again)
     errors = np.sqrt(by_images + by_seeds[:, None] + by_seeds)
-    better = _stepdown(_ratio(values[:, None] - values, errors), apart, errors, drawn_errors)
-    return Ranks(better if higher_is_better else better.T)
+    return Ranks(_stepdown(_ratio(values[:, None] - values, errors), apart, errors, drawn_errors))
 
 
-def rank_over_tasks(scores: Float[np.ndarray, "M T"], *, higher_is_better: bool = True, seed: int = 0) -> Ranks:
+def rank_over_tasks(scores: Float[np.ndarray, "M T"], *, seed: int = 0) -> Ranks:
     """Ranks by the mean over tasks, for tasks like these: the tasks are drawn anew, each with its score as it is.
 
     A task's score differs from what other images would give; that is part of how scores differ between tasks, so the
@@ -118,7 +115,7 @@ def rank_over_tasks(scores: Float[np.ndarray, "M T"], *, higher_is_better: bool 
     (bootstrap-t), for tasks are few.
 
     Args:
-        scores: of M runs on T tasks, at least FEWEST_TASKS.
+        scores: of M runs on T tasks, the higher the better; at least FEWEST_TASKS.
     """
     n_runs, n_tasks = scores.shape
     assert n_tasks >= FEWEST_TASKS
@@ -130,11 +127,10 @@ def rank_over_tasks(scores: Float[np.ndarray, "M T"], *, higher_is_better: bool 
     squares = np.stack([weights @ (centred[:, [i]] - centred) ** 2 / n_tasks for i in range(n_runs)], axis=1)
     variances = squares - (apart[:, :, None] - apart[:, None, :]) ** 2
     drawn_errors = np.sqrt(variances.clip(0) / (n_tasks - 1))
-    better = _stepdown(_ratio(values[:, None] - values, errors), apart, errors, lambda rows: drawn_errors[rows])
-    return Ranks(better if higher_is_better else better.T)
+    return Ranks(_stepdown(_ratio(values[:, None] - values, errors), apart, errors, lambda rows: drawn_errors[rows]))
 
 
-def mean_ranks(scores: Float[np.ndarray, "M T"], *, higher_is_better: bool = True) -> Float[np.ndarray, "M 3"]:
+def mean_ranks(scores: Float[np.ndarray, "M T"]) -> Float[np.ndarray, "M 3"]:
     """Each run's rank on a task, mean over the tasks, with its 95 % interval for tasks like these (Student's t).
 
     Equal scores share the mean of their ranks. A mean over tasks is smooth where a rank is not, so its interval is
@@ -145,7 +141,7 @@ def mean_ranks(scores: Float[np.ndarray, "M T"], *, higher_is_better: bool = Tru
     """
     n_runs, n_tasks = scores.shape
     assert n_tasks >= FEWEST_TASKS
-    ahead = scores[:, None] - scores if higher_is_better else scores - scores[:, None]
+    ahead = scores[:, None] - scores
     ranks = 1 + (ahead < 0).sum(axis=1) + ((ahead == 0).sum(axis=1) - 1) / 2
     half = stdtrit(n_tasks - 1, 0.5 + LEVEL / 2) * ranks.std(axis=1, ddof=1) / np.sqrt(n_tasks)
     mean = ranks.mean(axis=1)
@@ -160,6 +156,11 @@ def _by_seeds(found: Float[np.ndarray, "*R M"], free: Int[np.ndarray, " M"]) -> 
 def _mean(found: Float[np.ndarray, "*R M"], free: Int[np.ndarray, " M"]) -> Float[np.ndarray, "*R 1"]:
     """By their degrees of freedom; none below 0."""
     return np.asarray(((found * free).sum(axis=-1, keepdims=True) / free.sum()).clip(0))
+
+
+def _drawn_errors(by_images: Float[np.ndarray, "M M"], by_seeds: Float[np.ndarray, "R M"]) -> DrawnErrors:
+    """Not for all resamples at once: of 100 runs they are 80 MB."""
+    return lambda rows: np.sqrt(by_images + by_seeds[rows, :, None] + by_seeds[rows, None, :])
 
 
 def _variances(apart: Float[np.ndarray, "R M"]) -> Float[np.ndarray, "M M"]:
