@@ -1,7 +1,7 @@
 """Two diagrams in the unit square as inline SVG: accuracy by confidence, and risk by coverage.
 
-In: bins and risks as results.json keeps them.   Out: one <svg> string each, for `calibration`; colours and sizes are those
-of `plots`.
+In: bins and risks as results.json keeps them.   Out: one <svg> string each, for `calibration`; colours and sizes are
+those of `plots`.
 """
 
 from __future__ import annotations

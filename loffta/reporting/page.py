@@ -37,7 +37,10 @@ _HOW_COMPARED = (
     "the difference with its 95 % interval, paired over the same test images and over the seeds of both; where it "
     "holds zero the difference is open."
 )
-_CHOSEN = " The best run was chosen by its score on these very images, and looks a little better than it is; so does its lead."
+_CHOSEN = (
+    " The best run was chosen by its score on these very images, and looks a little better than it is; so does its "
+    "lead."
+)
 
 
 def write_report(

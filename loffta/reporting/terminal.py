@@ -23,7 +23,7 @@ from loffta.words import printable
 _INDENT = "    "
 
 
-def format_table(rows: Sequence[RunRow], width: int = 80, places: Places = {}) -> str:
+def format_table(rows: Sequence[RunRow], width: int = 80, places: Places | None = None) -> str:
     """Figures per run, its features and further metrics below them.
 
     Args:
@@ -33,6 +33,7 @@ def format_table(rows: Sequence[RunRow], width: int = 80, places: Places = {}) -
     """
     metrics = {row.headline for row in rows}
     score = metric_head(min(metrics)) if len(metrics) == 1 else "score"
+    places = places or {}
     ranked = any(row.name in places for row in rows)
     heads = ("run", "head", *(["rank"] if ranked else []), score, "95 % CI", "seeds", "train", "read/image")
     cells = [

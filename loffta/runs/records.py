@@ -127,15 +127,15 @@ class Part(Record, extra="allow", allow_inf_nan=False):
     model_config = ConfigDict(frozen=True)
 
 
-class Spread(Part):
-    """One figure over seeds."""
+class OverSeeds(Part):
+    """One figure."""
 
     mean: float
     std: float | None
     per_seed: list[float] = Field(min_length=1)
 
 
-class Metric(Spread):
+class Metric(OverSeeds):
     """One metric, over seeds and images."""
 
     ci95: list[float] = Field(min_length=2, max_length=2)
@@ -220,6 +220,15 @@ class ClassPrecision(Part):
     ap: float | None
 
 
+class Spread(Part):
+    """Of the values that were measured on."""
+
+    mean: float
+    std: float
+    min: float
+    max: float
+
+
 class Schedule(Part):
     """What reports tell of a recipe or a training."""
 
@@ -253,7 +262,7 @@ class ReliabilityBin(Part):
 class Believed(Part):
     """How far the heads' probabilities can be believed."""
 
-    figures: dict[str, Spread]
+    figures: dict[str, OverSeeds]
     bins: list[ReliabilityBin] = Field(min_length=1)
     risks: list[float] = Field(min_length=1)  # of the surest images, at equal steps of coverage up to all
 
@@ -289,7 +298,8 @@ class Calibration(Part):
 class Results(Part):
     """results.json and its likes: all that others compute with, print or draw.
 
-    Metrics are fractions from 0 to 1, seconds are seconds; what else the file says is there by its name, too.
+    Metrics are fractions from 0 to 1, or in the unit of the values; seconds are seconds. What else the file says is
+    there by its name, too.
     """
 
     task: str = "classification"
@@ -312,6 +322,7 @@ class Results(Part):
     confused_pairs: list[ConfusedPair] = []
     per_class: list[ClassPrecision] = []
     calibration: Calibration | None = None
+    values: Spread | None = None
     online: Online | None = None
 
     def as_json(self) -> dict[str, Any]:
