@@ -102,7 +102,7 @@ def report(
         found, left_out = read_good_runs([Path(run) for run in many(runs)], elsewhere=[Path(c) for c in many(cache)])
         for bad in left_out:
             say(f"left out: {bad.why}")
-        reference = None if baseline is None else find_run(found, baseline)
+        reference = None if baseline is None else find_run(found, Path(baseline))
         comparisons = Comparisons(found)
         write_report(found, Path(out), comparisons, baseline=reference)
         return Written(

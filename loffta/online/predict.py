@@ -98,6 +98,7 @@ def predict(
     device: torch.device,
     cache_root: Path | None = None,
     per_seed: bool = False,
+    calibrated: bool = False,
     batch_size: int = BATCH_SIZE,
     max_bad_frac: float = 0.01,
     stop: process.StopFlag | None = None,
@@ -109,10 +110,12 @@ def predict(
         load: makes a backbone on `device`.
         cache_root: see `open_for_images`.
         per_seed: each seed's own prediction beside the mean.
+        calibrated: with the run's temperature, so that a confidence of 0.8 is right in 80 of 100.
         batch_size: images per forward pass.
     Raises:
         UsageError: `out` is a folder, or no .parquet.
-        LofftaError: `out` is something else, no run, no trained head, a backbone that is not the features'.
+        LofftaError: `out` is something else, no run, no trained head, a backbone that is not the features'; no
+            temperature.
         TooManyBadImages: over `max_bad_frac`; the file is written.
         Stopped: a signal came; nothing is written.
     """
@@ -121,7 +124,7 @@ def predict(
         check_out(out)
     doing = f"predicting; {out.name} was not written"
     with stop.at_once(doing):
-        run = open_for_images(root, device, cache_root)
+        run = open_for_images(root, device, cache_root, calibrated=calibrated)
         listing = source.listing()
         rows = range(len(listing))
         stream = FreshStream(
@@ -165,6 +168,8 @@ def _schema(run: OpenedRun, source: str, per_seed: bool) -> pa.Schema:
         "source": source,
         "loffta": __version__,
     }
+    if run.temperatures is not None:
+        meta["temperature"] = run.temperatures.of_mean
     return pa.schema(fields, metadata={_META: json.dumps(meta).encode()})
 
 
@@ -179,10 +184,10 @@ def _columns(
         "reason": [status.reason or None for status in batch.statuses],
     }
     if good:
-        found = run.task.activation(run.predict(batch.features)).numpy()
+        mean, found = run.probabilities(run.predict(batch.features))
     else:
         found = np.empty((len(run.heads), 0, len(run.origins.classes)), np.float32)
-    mean = mean_of_seeds(found)
+        mean = found[0]
     parts = {"": mean} | {f"seed_{seed}_": part for seed, part in enumerate(found) if per_seed}
     for prefix, probabilities in parts.items():
         for name, values in _scores(probabilities, run).items():
@@ -191,12 +196,6 @@ def _columns(
                 column[place] = value
             columns[prefix + name] = column
     return columns, np.concatenate([np.empty(0, np.int64), *_decided(mean, run)])
-
-
-def mean_of_seeds(probabilities: Float[np.ndarray, "S B C"]) -> Float[np.ndarray, "B C"]:
-    """Summed in float64."""
-    mean: NDArray[np.float32] = probabilities.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return mean
 
 
 def name_classes(probabilities: Float[np.ndarray, "B C"], run: OpenedRun) -> list[Any]:

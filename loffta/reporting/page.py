@@ -149,7 +149,7 @@ def _scores(ranked: Sequence[LoadedRun], comparisons: Comparisons, places: Place
         caption, low, high = "From zero", 0.0, 1.0
     chart = bar_chart(bars, title=name, low=low, high=high, ticks=percent_ticks(low, high))
     several = len(ranked) > 1
-    against = baseline if baseline in ranked else ranked[0]
+    against = baseline if baseline is not None and baseline in ranked else ranked[0]
     column = "Behind the best" if against is ranked[0] else f"Gain over {against.row.name}"
     told = f"{column}: {_HOW_COMPARED}{_CHOSEN if against is ranked[0] else ''} {HOW_RANKED}"
     return (

@@ -1,7 +1,7 @@
 """What a run's small files say, as types: one that was edited or damaged is refused before anyone computes with it.
 
-In: JSON that `runs` read.   Out: Training, SearchTable, Holdout, OriginsText; Results, of which is named what
-anyone computes with or draws. Numbers are numbers here, and nothing is turned into them.
+In: JSON that `runs` read.   Out: Training, SearchTable, Holdout; Results, of which is named what anyone
+computes with or draws. Numbers are numbers here, and nothing is turned into them.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from loffta.limits import MANY, MAX_PX, RECIPE_LIMITS
+from loffta.limits import MANY, RECIPE_LIMITS
 from loffta.tasks import TASKS
-from loffta.tokens import Kind
 from loffta.words import brief
 
 Natural: TypeAlias = Annotated[int, Field(ge=0)]
-Side: TypeAlias = Annotated[int, Field(ge=1, le=1 << 24)]  # of a tensor
 
 
 class Record(BaseModel, strict=True):
@@ -79,46 +77,6 @@ class Holdout(Record):
     seed: int
     keys_digest: str
     rows: list[Natural]
-
-
-class Spec(Record):
-    """stores.json: what a head is fed of one store; a FeatureSpec."""
-
-    backbone: str
-    taps: list[str] = Field(min_length=1, max_length=MANY)
-    kind: Kind
-    shape: list[Side] = Field(min_length=1, max_length=3)
-    image_px: int = Field(ge=1, le=MAX_PX)
-    registers_only: bool = False
-
-
-class ScalesText(Record):
-    """What decodes an int8 array: base64 of little-endian float32."""
-
-    shape: list[Side] = Field(min_length=2, max_length=2)
-    scale: str
-    zero: str
-
-
-class FeatureText(Record):
-    """One array that a head is fed from."""
-
-    store: str
-    array: str
-    kind: Kind
-    dtype: Literal["float16", "float32", "int8"]
-    shape: list[Side] = Field(min_length=2, max_length=4)
-    scales: ScalesText | None
-    spec: Spec
-
-
-class OriginsText(Record):
-    """stores.json."""
-
-    format: Natural
-    classes: list[str]
-    stores: dict[str, dict[str, Any]]
-    features: list[FeatureText] = Field(min_length=1, max_length=MANY)
 
 
 class Part(Record, extra="allow", allow_inf_nan=False):

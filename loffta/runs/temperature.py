@@ -9,15 +9,19 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from jaxtyping import Float
 
 from loffta.config import TrainConfig
 from loffta.dataset.splits import HOLDOUT
-from loffta.errors import LofftaError
+from loffta.errors import LofftaError, UsageError
 from loffta.files.documents import from_json
 from loffta.files.tensor_file import read_tensors, write_tensors
 from loffta.runs.records import FittedOn
 from loffta.runs.run import RunPaths
+from loffta.tasks import find_task
+from loffta.tasks.calibration import log_of_mean, log_softmax
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,12 @@ class Temperatures:
     of_mean: float  # of the mean of the seeds' probabilities
     split: str
     n_images: int
+
+    def apply(self, logits: Float[np.ndarray, "S B C"]) -> tuple[Float[np.ndarray, "B C"], Float[np.ndarray, "S B C"]]:
+        """Probabilities of the seeds together, and of each by itself."""
+        each = [np.exp(log_softmax(z / t)) for z, t in zip(logits, self.per_seed, strict=True)]
+        together = np.exp(log_softmax(log_of_mean(logits) / self.of_mean))
+        return together.astype(np.float32), np.stack(each).astype(np.float32)
 
 
 def held_out_split(config: TrainConfig) -> str | None:
@@ -72,8 +82,15 @@ def need_temperatures(paths: RunPaths, config: TrainConfig) -> Temperatures:
     """The same where they must be there.
 
     Raises:
+        UsageError: the task has no confidence.
         LofftaError: none were fitted; it says how to.
     """
+    if not find_task(config.task).has_confidence:
+        raise UsageError(
+            f"a temperature is for one class per image, and this run's task is {config.task}",
+            where=paths.config,
+            remedy="leave --calibrated out",
+        )
     found = read_temperatures(paths, config)
     if found is None:
         raise LofftaError("this run has no temperature", where=paths.temperature, remedy=_how_to_fit(config))
