@@ -162,7 +162,7 @@ def _schema(run: OpenedRun, source: str, per_seed: bool) -> pa.Schema:
         *score,
     ]
     fields += [(f"seed_{seed}_{name}", kind) for seed in seeds for name, kind in score]
-    meta = {
+    meta: dict[str, Any] = {
         "classes": list(run.origins.classes),
         "run": str(run.paths.root.absolute()),
         "source": source,
