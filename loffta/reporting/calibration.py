@@ -18,8 +18,9 @@ from loffta.tasks.figures import metric_head, show_spread
 _SHOWN = ("ece_width15", "mce_width15", "log_loss", "brier_sum", "aurc", "top1_surest_90")
 _ABOUT = (
     "A head that is 80 % sure should be right in 80 of 100 images. The expected calibration error (ECE) is how far the "
-    "two are apart on average, in 15 bins of confidence of equal width; the area under the risk-coverage curve is the "
-    "mean share of errors while more and more images are answered, the surest first."
+    "two are apart on average, in 15 bins of confidence of equal width, the MCE how far in the worst of them. The area "
+    "under the risk-coverage curve (AURC) is the mean share of errors while more and more images are answered, the "
+    "surest first."
 )
 
 

@@ -22,7 +22,8 @@ add to a score and what one would have estimated of it (a parametric bootstrap o
 Mathew, Computational Statistics & Data Analysis 51, 2007):
 
 * a run's variance by seeds is its own; other seeds are drawn with the mean of all runs where that is larger, for
-  three seeds that agree by chance are no reason to be sure. A run of one seed among others has the mean.
+  three seeds that agree by chance are no reason to be sure. The mean is drawn, too, as well as all seeds know it
+  (inverse chi-squared). A run of one seed among others has the mean.
 * what of it is chance of the images is taken out (`paired.chance_variance`), in the resamples as in the runs, for the
   images' resamples hold it already.
 
@@ -97,7 +98,8 @@ def rank_runs(runs: Sequence[Scored], *, seed: int = 0) -> Ranks:
         total, chance = np.array(several).T
         own = _by_seeds(total - chance, free)
         by_seeds = own / n_seeds
-        drawn_from = np.maximum(own, _mean(total - chance, free))
+        pooled = (total * free).sum() / rng.chisquare(free.sum(), size=(len(apart), 1))
+        drawn_from = np.maximum(own, pooled - (chance * free).sum() / free.sum())
         apart = apart + np.sqrt(drawn_from / n_seeds) * rng.standard_normal(apart.shape)
         chi_squared = 2 * rng.standard_gamma(free / 2, size=apart.shape)
         again = _by_seeds((drawn_from + chance) * chi_squared / free.clip(1) - chance, free) / n_seeds

@@ -78,6 +78,7 @@ def test_the_table_and_the_figure_show_what_results_json_says(make_run, report):
         "combo",
         "6",
         shown,
+        "not known",
         "\u2013",
         "2",
         "7",
