@@ -50,8 +50,9 @@ def calibrate(
     """
     if not find_task(config.task).has_confidence or logits.shape[2] < 2:
         return Calibrated({})
-    fitted = _fit(split, logits, targets) if may_fit and split == held_out_split(config) else None
-    found = fitted or read_temperatures(paths, config)
+    whole = len(logits) == config.seeds  # the run's heads, one a seed: temperatures are theirs
+    fitted = _fit(split, logits, targets) if may_fit and whole and split == held_out_split(config) else None
+    found = fitted or (read_temperatures(paths, config) if whole else None)
     told: dict[str, Any] = {"as_trained": _believed(list(logits), targets)}
     if found is not None:
         told["calibrated"] = _believed([z / t for z, t in zip(logits, found.per_seed, strict=True)], targets)
