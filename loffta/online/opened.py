@@ -55,7 +55,7 @@ class OpenedRun:
         if self.temperatures is not None:
             return self.temperatures.apply(logits.numpy())
         found = self.task.activation(logits).numpy()
-        return found.mean(axis=0, dtype=np.float64).astype(np.float32), found
+        return found.mean(axis=0, dtype=np.float64).astype(found.dtype), found
 
 
 def open_for_images(

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from loffta.reporting.comparisons import Comparisons
+from loffta.reporting.facts import rank
 from loffta.reporting.tables import LoadedRun
-from loffta.tasks.figures import smaller_is_better
 from loffta.tasks.ranks import rank_runs
 
 HOW_RANKED = (
@@ -74,7 +74,7 @@ def ranked_together(comparisons: Comparisons) -> list[RankedTogether]:
         RankedTogether(
             group[0].row.headline,
             group[0].row.n_images,
-            [_ranked(run, places[run.row.name]) for run in _best_first(group)],
+            [_ranked(run, places[run.row.name]) for run in sorted(group, key=rank)],
         )
         for group in comparisons.together()
     ]
@@ -82,8 +82,3 @@ def ranked_together(comparisons: Comparisons) -> list[RankedTogether]:
 
 def _ranked(run: LoadedRun, place: Place) -> RankedRun:
     return RankedRun(run.row.name, (place.low, place.high), place.tied_with_best)
-
-
-def _best_first(group: list[LoadedRun]) -> list[LoadedRun]:
-    sign = 1 if smaller_is_better(group[0].row.headline) else -1
-    return sorted(group, key=lambda run: sign * run.row.main.mean)
