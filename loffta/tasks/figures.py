@@ -39,7 +39,7 @@ FIGURES = {
     "mce_width15": Figure("MCE (15 bins of equal width)", smaller_is_better=True),
     "brier_sum": Figure("Brier score (summed over classes)", percent=False, smaller_is_better=True),
     "aurc": Figure("AURC", smaller_is_better=True),
-    "top1_surest_90": Figure("top-1 of the surest 90 %"),
+    "top1_surest_90": Figure("top-1 with a tenth refused"),
     "mae": Figure("MAE", percent=False, in_unit=True, smaller_is_better=True),
     "rmse": Figure("RMSE", percent=False, in_unit=True, smaller_is_better=True),
     "r2": Figure("R\N{SUPERSCRIPT TWO}", percent=False),

@@ -123,7 +123,7 @@ def test_json_is_the_results_file(cache, tmp_path, capsys):
         results["calibration"]["as_trained"]["figures"][n]["mean"] for n in ("ece_width15", "top1_surest_90")
     )
     assert lines[len(results["metrics"])] == (
-        f"calibration: ECE (15 bins of equal width) {100 * ece:.1f} %; top-1 of the surest 90 % {100 * surest:.1f} %"
+        f"calibration: ECE (15 bins of equal width) {100 * ece:.1f} %; top-1 with a tenth refused {100 * surest:.1f} %"
     )
     assert lines[len(results["metrics"]) + 1].startswith("written to ")
 
