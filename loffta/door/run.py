@@ -28,7 +28,6 @@ from loffta.machine.progress import Progress
 from loffta.online.opened import OpenedRun, open_for_images
 from loffta.online.predict import name_predicted
 from loffta.online.stream import BATCH_SIZE, FreshStream
-from loffta.online.stream import BATCH_SIZE, FreshStream
 from loffta.runs.holdout import split_rows
 from loffta.runs.known_images import open_cache
 from loffta.runs.records import Results

@@ -16,8 +16,8 @@ from loffta.reporting.tables import LoadedRun
 from loffta.tasks.ranks import rank_runs
 
 HOW_RANKED = (
-    "A rank is an interval of places; all of them hold together in 95 of 100 such tables, over images, paired, and over "
-    "seeds. Runs on other images are ranked apart."
+    "A rank is an interval of places; all of them hold together in 95 of 100 such tables, over images, paired, and "
+    "over seeds. Runs on other images are ranked apart."
 )
 TIED = "*"  # behind a rank on the terminal
 
