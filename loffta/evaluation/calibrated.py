@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Integer, Shaped
 from numpy.typing import NDArray
 
 from loffta.config import TrainConfig
@@ -39,7 +39,7 @@ def calibrate(
     config: TrainConfig,
     split: str,
     logits: Float[np.ndarray, "S B C"],
-    targets: Integer[np.ndarray, "B *target"],
+    targets: Shaped[np.ndarray, "B *target"],
     *,
     may_fit: bool,
 ) -> Calibrated:
