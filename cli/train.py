@@ -25,7 +25,9 @@ _REQUIRED = {"cache": "CACHE", "head": "--head NAME"}  # or in the --config file
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--features", multiple=True, metavar="STORE[:TAPS]", help="Store or backbone, and taps.  [all stores]")
 @click.option("--labels", metavar="NAME_OR_FILE", help="A set of labels of the cache, or a file.  [its source's]")
-@click.option("--task", default="auto", show_default=True, help="auto, by the labels; classification, multi-label.")
+@click.option(
+    "--task", default="auto", show_default=True, help="By the labels: classification, multi-label, regression."
+)
 @click.option("--train-on", default="train", show_default=True, help="Split, or several joined by +.")
 @click.option("--validate-on", metavar="SPLIT", help="Measured too; --search chooses by it.")
 @click.option("--holdout", type=float, metavar="SHARE", help="Keep so much of --train-on out, as split 'holdout': 0.2.")

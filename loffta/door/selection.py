@@ -185,7 +185,7 @@ def read_labels(table: ImageTable, rows: NDArray[np.int64]) -> NDArray[Any]:
             where=table.source,
             remedy="leave them out: `features(...).labelled()`",
         )
-    return table.values[rows] if table.values is not None else read_targets(table, choose_task(table))[rows].numpy()
+    return read_targets(table, choose_task(table))[rows].numpy()
 
 
 def describe_rows(table: ImageTable, rows: NDArray[np.int64]) -> dict[str, pa.Array[Any]]:

@@ -151,10 +151,10 @@ def _as_trained(paths: RunPaths, cache: Cache) -> Cache:
     Raises:
         LofftaError: the cache has none of them.
     """
-    if not paths.stores.exists():  # older runs do not keep them
+    # older runs do not keep them, and numbers have none
+    if not paths.stores.exists() or not (classes := read_origins(paths.stores).classes):
         return cache
-    classes = read_origins(paths.stores).classes
-    if classes and not {*classes} & {*cache.table.classes}:
+    if not {*classes} & {*cache.table.classes}:
         raise LofftaError(
             f"this cache has other classes than the training: '{cache.table.classes[0]}', ... instead of "
             f"'{classes[0]}', ..."
@@ -201,7 +201,7 @@ def predict(
     batch_size: int,
     device: torch.device,
     told: Findings | None = None,
-) -> NDArray[np.float32]:
+) -> NDArray[np.floating[Any]]:
     """Logits [S, B, C] of S heads for B rows, in the order of `rows`; one read feeds all heads, and `told`."""
     heads = [head.to(device) for head in heads]
     with Feed(features, rows, batch_size=batch_size, device=device, mode="stream") as feed:  # each is read once
@@ -210,7 +210,7 @@ def predict(
 
 def predict_batches(
     heads: Sequence[Head], batches: Iterable[Batch], recipe: Recipe, told: Findings | None = None
-) -> NDArray[np.float32]:
+) -> NDArray[np.floating[Any]]:
     """Logits [S, B, C] of S heads for the images of all batches, which lie on the heads' device."""
     return torch.cat([score(heads, batch.features, recipe, told) for batch in batches], dim=1).numpy()
 
@@ -220,6 +220,8 @@ def score(
     heads: Sequence[Head], features: Sequence[Tensor], recipe: Recipe, told: Findings | None = None
 ) -> Float[Tensor, "S B C"]:
     """Logits, in float32, of S heads for the images of one batch, on the CPU; `prepare` is done once for all heads.
+
+    Of heads that learn numbers these, [S, B, 1], in their unit and float64.
 
     Args:
         features: one [B, L, *shape] per Feature, on the heads' device.
@@ -231,7 +233,9 @@ def score(
         told.add(prepared, len(features[0]))
     with matmul_precision(recipe, features[0].device), autocast(recipe, features[0].device):
         logits = [head(prepared) for head in heads]
-    return torch.stack(logits).float().cpu()
+    found = torch.stack(logits).float().cpu()
+    scales = [head.scale for head in heads]
+    return torch.stack([o if s is None else s.to_values(o) for s, o in zip(scales, found, strict=True)])
 
 
 def relevance(heads: Sequence[Head]) -> dict[str, list[dict[str, Any]]]:

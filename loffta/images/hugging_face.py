@@ -201,7 +201,7 @@ class HuggingFaceSet:
                 where=f"SOURCE {self._source}",
                 remedy="choose one of ClassLabel, of Value, or a list of these: #COLUMN",
             )
-        if inner is feature and str(feature.dtype).startswith("float"):
+        if inner is feature and (name == "value" or str(feature.dtype).startswith("float")):
             return from_numbers(cells, keys, faults)
         return from_cells(cells, keys, faults)
 

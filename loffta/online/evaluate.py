@@ -137,7 +137,7 @@ def _measure(
     table: ImageTable,
     split: str,
     rows: NDArray[np.int64],
-    logits: NDArray[np.float32],
+    logits: NDArray[np.floating[Any]],
     told: Findings,
     left_out: dict[str, int],
 ) -> _Measured:

@@ -215,6 +215,15 @@ class ClassPrecision(Part):
     ap: float | None
 
 
+class Spread(Part):
+    """Of the values that were measured on."""
+
+    mean: float
+    std: float
+    min: float
+    max: float
+
+
 class Schedule(Part):
     """What reports tell of a recipe or a training."""
 
@@ -240,7 +249,8 @@ class Online(Part):
 class Results(Part):
     """results.json and its likes: all that others compute with, print or draw.
 
-    Metrics are fractions from 0 to 1, seconds are seconds; what else the file says is there by its name, too.
+    Metrics are fractions from 0 to 1, or in the unit of the values; seconds are seconds. What else the file says is
+    there by its name, too.
     """
 
     task: str = "classification"
@@ -262,6 +272,7 @@ class Results(Part):
     confusion: Confusion | None = None
     confused_pairs: list[ConfusedPair] = []
     per_class: list[ClassPrecision] = []
+    values: Spread | None = None
     online: Online | None = None
     labels: str | None = None  # the set or file of annotations that says what is right; None: the image set's own
 

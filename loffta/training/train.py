@@ -19,7 +19,7 @@ from loffta import augment
 from loffta.config import TrainConfig, parse
 from loffta.dataset.features import Feature, choose_features, resolved_choices
 from loffta.dataset.splits import HOLDOUT, check_part, choose_splits, name_some
-from loffta.dataset.targets import choose_task, fit_to_task, read_targets, refuse_one_class
+from loffta.dataset.targets import choose_task, fit_to_task, read_targets, refuse_one_class, spread_of
 from loffta.errors import LofftaError, UsageError
 from loffta.files.tensor_file import write_tensors
 from loffta.heads import HEADS, find_head
@@ -271,6 +271,8 @@ def _check_splits(
         config.train_on
     ]:
         rows = supply.rows(split)
+        if config.task == "regression":
+            spread_of(table, rows, split)
     if not config.one_class:
         refuse_one_class(table, rows, config.train_on)
     check_weights(recipe, read_targets(table, config.task))
