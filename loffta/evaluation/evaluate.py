@@ -22,6 +22,7 @@ from loffta.config import TrainConfig, parse
 from loffta.dataset.features import Feature, choose_features, n_bad
 from loffta.dataset.targets import labelled_rows, read_targets
 from loffta.errors import LofftaError
+from loffta.evaluation.calibrated import calibrate, save
 from loffta.evaluation.findings import Findings
 from loffta.evaluation.measure import measure, prediction_columns
 from loffta.feed.batches import Batch, Feed
@@ -35,7 +36,7 @@ from loffta.runs.holdout import split_rows
 from loffta.runs.known_images import open_cache, read_known
 from loffta.runs.origins import read_origins
 from loffta.runs.records import SearchTable, Training
-from loffta.runs.run import RunPaths, load_head, open_run, read_json, read_results, save_results
+from loffta.runs.run import RunPaths, load_head, open_run, read_json, read_results
 from loffta.store.cache import Cache
 from loffta.store.table import ImageTable
 from loffta.tasks import find_task
@@ -89,19 +90,22 @@ def evaluate(
         targets = read_targets(cache.table, config.task)[rows].numpy()
         keys = [cache.table.keys[row] for row in rows]
         measured = measure(task, logits, targets, cache.table.classes, keys=keys, seed=config.data_seed)
+        compared = _compare(paths, trained)
+        own = labels is None and "other_set" not in compared
+        calibrated = calibrate(paths, config, split, logits, targets, may_fit=own)
     left_out = count_left_out(n_bad(cache, features, split), len(asked) - len(rows))
     saved_as = split if labels is None else f"{split}@{cache.labels}"
     results = describe(config, features, saved_as, len(rows), left_out) | measured
     results |= {} if cache.labels is None else {"labels": cache.labels}
-    results |= describe_training(paths, config, recipe, heads) | told.entries()
-    results["images"] |= _compare(paths, trained)
+    results |= describe_training(paths, config, recipe, heads) | told.entries() | calibrated.told
+    results["images"] |= compared
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": process.peak_rss_mib()}
     results["versions"] = process.versions()
     if train_seconds is None and paths.results(saved_as).exists():
         train_seconds = read_results(paths.results(saved_as)).get("train_seconds")
     if train_seconds is not None:
         results["train_seconds"] = train_seconds
-    save_results(paths, saved_as, results, prediction_columns(task, logits, targets, rows, keys))
+    save(paths, saved_as, results, prediction_columns(task, logits, targets, rows, keys), calibrated.fitted)
     return results
 
 

@@ -21,7 +21,8 @@ from loffta.dataset.features import Feature
 from loffta.errors import LofftaError
 from loffta.files.documents import from_json, read_bytes
 from loffta.files.durable import replace_file
-from loffta.runs.records import FeatureText, OriginsText, ScalesText, problem_of
+from loffta.runs.records import problem_of
+from loffta.runs.stores_text import FeatureText, OriginsText, ScalesText
 from loffta.store.cache import CachedArray, Store
 from loffta.store.metadata import image_layout
 from loffta.store.paths import ArrayPaths

@@ -1,7 +1,7 @@
 """What a run's small files say, as types: one that was edited or damaged is refused before anyone computes with it.
 
-In: JSON that `runs` read.   Out: Training, SearchTable, Holdout, OriginsText; Results, of which is named what
-anyone computes with or draws. Numbers are numbers here, and nothing is turned into them.
+In: JSON that `runs` read.   Out: Training, SearchTable, Holdout; Results, of which is named what anyone
+computes with or draws. Numbers are numbers here, and nothing is turned into them.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from loffta.limits import MANY, MAX_PX, RECIPE_LIMITS
+from loffta.limits import MANY, RECIPE_LIMITS
 from loffta.tasks import TASKS
-from loffta.tokens import Kind
 from loffta.words import brief
 
 Natural: TypeAlias = Annotated[int, Field(ge=0)]
-Side: TypeAlias = Annotated[int, Field(ge=1, le=1 << 24)]  # of a tensor
 
 
 class Record(BaseModel, strict=True):
@@ -81,58 +79,23 @@ class Holdout(Record):
     rows: list[Natural]
 
 
-class Spec(Record):
-    """stores.json: what a head is fed of one store; a FeatureSpec."""
-
-    backbone: str
-    taps: list[str] = Field(min_length=1, max_length=MANY)
-    kind: Kind
-    shape: list[Side] = Field(min_length=1, max_length=3)
-    image_px: int = Field(ge=1, le=MAX_PX)
-    registers_only: bool = False
-
-
-class ScalesText(Record):
-    """What decodes an int8 array: base64 of little-endian float32."""
-
-    shape: list[Side] = Field(min_length=2, max_length=2)
-    scale: str
-    zero: str
-
-
-class FeatureText(Record):
-    """One array that a head is fed from."""
-
-    store: str
-    array: str
-    kind: Kind
-    dtype: Literal["float16", "float32", "int8"]
-    shape: list[Side] = Field(min_length=2, max_length=4)
-    scales: ScalesText | None
-    spec: Spec
-
-
-class OriginsText(Record):
-    """stores.json."""
-
-    format: Natural
-    classes: list[str]
-    stores: dict[str, dict[str, Any]]
-    features: list[FeatureText] = Field(min_length=1, max_length=MANY)
-
-
 class Part(Record, extra="allow", allow_inf_nan=False):
     """Base of what results.json holds: all of it is handed on, and nothing is drawn of what is no number."""
 
     model_config = ConfigDict(frozen=True)
 
 
-class Metric(Part):
-    """One metric, over seeds and images."""
+class OverSeeds(Part):
+    """One figure."""
 
     mean: float
     std: float | None
     per_seed: list[float] = Field(min_length=1)
+
+
+class Metric(OverSeeds):
+    """One metric, over seeds and images."""
+
     ci95: list[float] = Field(min_length=2, max_length=2)
 
 
@@ -246,6 +209,50 @@ class Online(Part):
     source: str
 
 
+class ReliabilityBin(Part):
+    """Images, of all seeds, that are about as sure; no mean where there are none."""
+
+    images: Natural
+    confidence: float | None
+    accuracy: float | None
+
+
+class Believed(Part):
+    """How far the heads' probabilities can be believed."""
+
+    figures: dict[str, OverSeeds]
+    bins: list[ReliabilityBin] = Field(min_length=1)
+    risks: list[float] = Field(min_length=1)  # of the surest images, at equal steps of coverage up to all
+
+
+class FittedOn(Part):
+    """Images that temperatures were fitted on."""
+
+    split: str
+    images: Natural
+
+
+class TemperatureTold(FittedOn):
+    """What logits were divided by."""
+
+    per_seed: list[float] = Field(min_length=1)
+    of_mean: float
+
+
+class Calibration(Part):
+    """Of heads as they were trained; and with a temperature, where one was fitted."""
+
+    as_trained: Believed
+    calibrated: Believed | None = None
+    temperature: TemperatureTold | None = None
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Calibration:
+        if (self.calibrated is None) != (self.temperature is None):
+            raise ValueError("calibration: calibrated without a temperature, or the reverse")
+        return self
+
+
 class Results(Part):
     """results.json and its likes: all that others compute with, print or draw.
 
@@ -272,6 +279,7 @@ class Results(Part):
     confusion: Confusion | None = None
     confused_pairs: list[ConfusedPair] = []
     per_class: list[ClassPrecision] = []
+    calibration: Calibration | None = None
     values: Spread | None = None
     online: Online | None = None
     labels: str | None = None  # the set or file of annotations that says what is right; None: the image set's own

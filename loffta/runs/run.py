@@ -57,6 +57,11 @@ class RunPaths:
         self.labels = root / "labels.parquet"  # what was said of them, where that was not as in images.parquet
         self.training = root / "training.json"  # what the finished training took; there once all heads are
 
+    @property
+    def temperature(self) -> Path:
+        """What calibrates the heads, where images were held out to fit it; see `loffta.runs.temperature`."""
+        return self.root / "temperature.safetensors"
+
     def claim(self, number: int) -> Path:
         """Says which process is at work here; see `loffta.runs.claims`."""
         return self.root / f"claim-{number}.json"
