@@ -94,7 +94,7 @@ def test_verbose_adds_the_traceback(flag, fake, capsys):
     assert err.endswith("error: no\n  where:  here\n  remedy: none\n")
 
 
-@pytest.mark.parametrize(("word", "remedy"), [("extrct", "did you mean extract"), ("zzzz", "known: extract, plan")])
+@pytest.mark.parametrize(("word", "remedy"), [("extrct", "did you mean extract"), ("zzzz", "known: extract, label")])
 def test_an_unknown_command_names_its_nearest(word, remedy, capsys):
     assert main([word]) == 2
     assert f"unknown command '{word}': {remedy}" in capsys.readouterr().err
