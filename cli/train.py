@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loffta.words import plural
+from loffta.words import plural, printable
 
 from .common import emit, json_option, merge_config, parse_settings, show, show_lines
 from .train_online import online_options
@@ -29,6 +29,10 @@ _REQUIRED = {"cache": "CACHE", "head": "--head NAME"}  # or in the --config file
 @click.option("--validate-on", metavar="SPLIT", help="Measured too; --search chooses by it.")
 @click.option("--holdout", type=float, metavar="SHARE", help="Keep so much of --train-on out, as split 'holdout': 0.2.")
 @click.option("--test-on", default="test", show_default=True, help="Split to evaluate at the end.")
+@click.option("--folds", type=int, metavar="K", help="Cross-validate: part --train-on, test each part by the others.")
+@click.option("--group", metavar="COLUMN", help="With --folds: what is never on both sides, for example patient.")
+@click.option("--shots", metavar="N,N,...", help="Train on so many images of every class, for each N: 1,2,5,10.")
+@click.option("--draws", type=int, metavar="D", help="With --shots: times that each N is drawn anew.  [5]")
 @click.option("--seeds", type=int, default=1, show_default=True, help="Heads trained side by side on one read.")
 @click.option("--data-seed", type=int, default=0, show_default=True, help="Decides the order of the images.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change the head's recipe: epochs=12.")
@@ -88,11 +92,14 @@ def command(
 
 def _print_next(out: Path, config: TrainConfig) -> None:
     """Where everything is, and what can be done with it."""
+    from loffta.dataset.splits import OUT_OF_FOLD
     from loffta.machine.terminal import command as to_type
     from loffta.runs.run import RunPaths
 
     paths = RunPaths(out)
-    files = [paths.results(config.test_on), paths.predictions(config.test_on), *map(paths.head, range(config.seeds))]
+    heads = [] if config.folds or config.shots else [*map(paths.head, range(config.seeds))]
+    split = OUT_OF_FOLD if config.folds else config.test_on
+    files = [paths.results(split), paths.predictions(split), *heads]
     show(f"written to {out}: {', '.join(str(path.relative_to(out)) for path in files if path.exists())}")
     show("next:")
     show_lines(to_type(["loffta", "report", str(out)]))
@@ -125,6 +132,20 @@ def print_results(results: Mapping[str, Any]) -> None:
             f"({in_words(results['search']['metric'], {'mean': chosen['score'], 'std': None})} "
             f"on {results['search']['validated_on']})"
         )
+    if "folds" in results:
+        folds = results["folds"]
+        of_groups = f" of {folds['groups']} groups by {printable(folds['group'])}" if folds.get("group") else ""
+        told = [in_words(name, found) for name, found in folds["metrics"].items()]
+        show(f"{folds['n']} folds{of_groups}, mean ± deviation over them: {', '.join(told)}")
+    if "learning_curve" in results:
+        curve = results["learning_curve"]
+        for point in curve["points"]:
+            told, interval = in_words(curve["metric"], point["metrics"][curve["metric"]]), point["interval"]
+            show(
+                f"{point['shots']:5} a class: {told}, 95 % interval {show_interval(curve['metric'], interval)} "
+                f"({plural(curve['draws'], 'draw')} {curve['draws']})"
+            )
+        show(curve["told"])
     for name, note in results.get("notes", {}).items():
         show(f"{metric_name(name)}: {note}")
     for entry in results.get("relevance", {}).get("backbones", []):

@@ -51,8 +51,22 @@ def train_arguments(config: TrainConfig, run: Path) -> list[str]:
         arguments += ["--set", f"{key}={json.dumps(value)}"]
     arguments += [] if preset == "none" else ["--augment", str(preset)]
     splits = ("train_on", "validate_on", "holdout", "test_on")
-    plain = ("task", *splits, "seeds", "data_seed", "select", "device", "feed", "order", "checkpoint_s")
+    plain = (
+        "task",
+        *splits,
+        "folds",
+        "group",
+        "draws",
+        "seeds",
+        "data_seed",
+        "select",
+        "device",
+        "feed",
+        "order",
+        "checkpoint_s",
+    )
     arguments += _options(_changed(config, plain))
+    arguments += ["--shots", ",".join(map(str, config.shots))] if config.shots else []
     flags = ("search", "partial", "one_class")
     arguments += [f"--{name.replace('_', '-')}" for name in flags if getattr(config, name)]
     return arguments + (_online_arguments(config.online) if config.online else [])

@@ -34,7 +34,7 @@ class OpenedRun:
     config: TrainConfig
     recipe: Recipe  # with the precision of the training
     origins: Origins
-    heads: list[Head]  # one per seed, in evaluation mode, on the device
+    heads: list[Head]  # one per seed and fold or draw, in evaluation mode, on the device
 
     @property
     def task(self) -> Task:
@@ -66,7 +66,7 @@ def open_for_images(root: Path, device: torch.device, cache_root: Path | None = 
         origins = read_origins(paths.stores)
     else:
         origins = _origins_of_cache(paths, config, recipe, cache_root)
-    heads = load_heads(paths, config, origins.features, recipe, len(origins.classes))
+    heads = load_heads(paths, config, origins.features, recipe, len(origins.classes), shown=True)
     return OpenedRun(paths, config, recipe, origins, [head.to(device) for head in heads])
 
 

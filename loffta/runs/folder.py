@@ -92,7 +92,14 @@ def has_work(root: Path) -> bool:
     """Whether a run's folder holds anything that took a training: a checkpoint, scores, heads."""
     paths = RunPaths(root)
     return paths.config.exists() and _others(
-        root, paths.config, paths.log, paths.scoring, paths.holdout, paths.images, *paths.claims().values()
+        root,
+        paths.config,
+        paths.log,
+        paths.scoring,
+        paths.holdout,
+        paths.turns,
+        paths.images,
+        *paths.claims().values(),
     )
 
 

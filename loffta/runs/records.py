@@ -10,9 +10,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from loffta.limits import MANY, MAX_PX, RECIPE_LIMITS
+from loffta.limits import MANY, RECIPE_LIMITS
 from loffta.tasks import TASKS
-from loffta.tokens import Kind
 from loffta.words import brief
 
 Natural: TypeAlias = Annotated[int, Field(ge=0)]
@@ -79,46 +78,6 @@ class Holdout(Record):
     seed: int
     keys_digest: str
     rows: list[Natural]
-
-
-class Spec(Record):
-    """stores.json: what a head is fed of one store; a FeatureSpec."""
-
-    backbone: str
-    taps: list[str] = Field(min_length=1, max_length=MANY)
-    kind: Kind
-    shape: list[Side] = Field(min_length=1, max_length=3)
-    image_px: int = Field(ge=1, le=MAX_PX)
-    registers_only: bool = False
-
-
-class ScalesText(Record):
-    """What decodes an int8 array: base64 of little-endian float32."""
-
-    shape: list[Side] = Field(min_length=2, max_length=2)
-    scale: str
-    zero: str
-
-
-class FeatureText(Record):
-    """One array that a head is fed from."""
-
-    store: str
-    array: str
-    kind: Kind
-    dtype: Literal["float16", "float32", "int8"]
-    shape: list[Side] = Field(min_length=2, max_length=4)
-    scales: ScalesText | None
-    spec: Spec
-
-
-class OriginsText(Record):
-    """stores.json."""
-
-    format: Natural
-    classes: list[str]
-    stores: dict[str, dict[str, Any]]
-    features: list[FeatureText] = Field(min_length=1, max_length=MANY)
 
 
 class Part(Record, extra="allow", allow_inf_nan=False):
@@ -237,6 +196,55 @@ class Online(Part):
     source: str
 
 
+class FoldMetric(Part):
+    """One metric on the images of each fold, by the heads that have not seen them; mean over seeds."""
+
+    mean: float
+    std: float | None  # over folds
+    per_fold: list[float | None] = Field(min_length=2)  # None: not defined on a fold's images
+
+
+class Folds(Part):
+    """What results.json says of a cross-validation, beside the metrics of all its predictions together."""
+
+    n: int = Field(ge=2)
+    group: str | None = None
+    groups: Natural | None = None  # how many
+    images: list[Natural]  # tested, per fold
+    metrics: dict[str, FoldMetric]
+
+
+class Point(Part):
+    """A size of a learning curve: the headline metric, mean over draws and seeds."""
+
+    shots: int = Field(ge=1)
+    images: int = Field(ge=1)  # of all classes
+    metrics: dict[str, Metric]
+    interval: list[float] = Field(min_length=2, max_length=2)  # of the headline, over images, draws and seeds
+
+
+class FittedCurve(Part):
+    """A power law of the error, a + b n^-c, n images a class; and how far off it was where it was not fitted."""
+
+    a: float
+    b: float
+    c: float
+    predicted: float  # at the largest size, by a fit to the others
+    off: float  # that less what was seen
+    holds: bool
+    more_per_point: float | None = None  # labels a class; None: the law does not hold, or none or too many are enough
+
+
+class LearningCurve(Part):
+    """How the headline metric rises with labels a class."""
+
+    metric: str
+    draws: int = Field(ge=1)
+    points: list[Point] = Field(min_length=1)
+    fit: FittedCurve | None = None
+    told: str  # in words
+
+
 class Results(Part):
     """results.json and its likes: all that others compute with, print or draw.
 
@@ -263,6 +271,8 @@ class Results(Part):
     confused_pairs: list[ConfusedPair] = []
     per_class: list[ClassPrecision] = []
     online: Online | None = None
+    folds: Folds | None = None
+    learning_curve: LearningCurve | None = None
 
     def as_json(self) -> dict[str, Any]:
         """As in the file: what it does not say is left out."""

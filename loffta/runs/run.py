@@ -84,6 +84,15 @@ class RunPaths:
         return self.root / "holdout.json"
 
     @property
+    def turns(self) -> Path:
+        """The rows of its folds, or of its draws of a few labels; see `loffta.runs.turns`."""
+        return self.root / "turns.json"
+
+    def turn(self, name: str) -> RunPaths:
+        """The training of one fold or draw: a folder with what a run of its own would have there."""
+        return RunPaths(self.root / name)
+
+    @property
     def training(self) -> Path:
         """What the finished training took; there once all heads are."""
         return self.root / "training.json"
