@@ -132,21 +132,26 @@ def print_results(results: Mapping[str, Any]) -> None:
             f"({in_words(results['search']['metric'], {'mean': chosen['score'], 'std': None})} "
             f"on {results['search']['validated_on']})"
         )
-    if "folds" in results:
-        folds = results["folds"]
-        of_groups = f" of {folds['groups']} groups by {printable(folds['group'])}" if folds.get("group") else ""
-        told = [in_words(name, found) for name, found in folds["metrics"].items()]
-        show(f"{folds['n']} folds{of_groups}, mean ± deviation over them: {', '.join(told)}")
-    if "learning_curve" in results:
-        curve = results["learning_curve"]
-        for point in curve["points"]:
-            told, interval = in_words(curve["metric"], point["metrics"][curve["metric"]]), point["interval"]
-            show(
-                f"{point['shots']:5} a class: {told}, 95 % interval {show_interval(curve['metric'], interval)} "
-                f"({plural(curve['draws'], 'draw')} {curve['draws']})"
-            )
-        show(curve["told"])
+    _print_turns(results)
     for name, note in results.get("notes", {}).items():
         show(f"{metric_name(name)}: {note}")
     for entry in results.get("relevance", {}).get("backbones", []):
         show(f"relevance {entry['score']:.3f}  {entry['backbone']}")
+
+
+def _print_turns(results: Mapping[str, Any]) -> None:
+    """What folds, or draws of a few labels, say beside the metrics."""
+    from loffta.tasks.figures import in_words, show_interval
+
+    if "folds" in results:
+        folds = results["folds"]
+        of_groups = f" of {folds['groups']} groups by {printable(folds['group'])}" if folds.get("group") else ""
+        told = ", ".join(in_words(name, found) for name, found in folds["metrics"].items())
+        show(f"{folds['n']} folds{of_groups}, mean and deviation over them: {told}")
+    if "learning_curve" in results:
+        curve = results["learning_curve"]
+        name, draws = curve["metric"], f"{curve['draws']} {plural(curve['draws'], 'draw')}"
+        for point in curve["points"]:
+            interval = f"95 % interval {show_interval(name, point['interval'])}"
+            show(f"{point['shots']:5} a class: {in_words(name, point['metrics'][name])}, {interval} ({draws})")
+        show(curve["told"])

@@ -51,20 +51,8 @@ def train_arguments(config: TrainConfig, run: Path) -> list[str]:
         arguments += ["--set", f"{key}={json.dumps(value)}"]
     arguments += [] if preset == "none" else ["--augment", str(preset)]
     splits = ("train_on", "validate_on", "holdout", "test_on")
-    plain = (
-        "task",
-        *splits,
-        "folds",
-        "group",
-        "draws",
-        "seeds",
-        "data_seed",
-        "select",
-        "device",
-        "feed",
-        "order",
-        "checkpoint_s",
-    )
+    turns = ("folds", "group", "draws", "seeds", "data_seed")
+    plain = ("task", *splits, *turns, "select", "device", "feed", "order", "checkpoint_s")
     arguments += _options(_changed(config, plain))
     arguments += ["--shots", ",".join(map(str, config.shots))] if config.shots else []
     flags = ("search", "partial", "one_class")

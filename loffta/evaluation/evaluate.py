@@ -86,7 +86,7 @@ def evaluate(
             told = [Findings(heads)]
             logits = predict(heads, features, rows, **how, told=told[0])
         else:
-            logits, told = _predict_folds(heads, features, rows, turns.fold_of(rows), **how)
+            logits, told = predict_folds(heads, features, rows, turns.fold_of(rows), **how)
         targets = read_targets(cache.table, config.task)[rows].numpy()
         keys = [cache.table.keys[row] for row in rows]
         measured = measure_run(task, config, turns, logits, targets, cache.table.classes, rows, keys)
@@ -220,7 +220,7 @@ def predict(
         return predict_batches(heads, feed.in_order(), recipe, told)
 
 
-def _predict_folds(
+def predict_folds(
     heads: Sequence[Head], features: Sequence[Feature], rows: NDArray[np.int64], folds: NDArray[np.int64], **how: Any
 ) -> tuple[NDArray[np.float32], list[Findings]]:
     """Logits [S, B, C] of each row by the S heads that have not seen it; and what they tell of these rows.

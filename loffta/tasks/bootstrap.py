@@ -43,8 +43,8 @@ def group_weights(groups: Sequence[str], n_resamples: int = N_RESAMPLES, *, seed
     for weights in image_weights(len(names), n_resamples, seed=seed):
         n_block = max(1, _BLOCK // len(of_image))
         for first in range(0, len(weights), n_block):
-            by_image = weights[first : first + n_block, of_image]
-            yield by_image * np.float32(len(of_image)) / by_image.sum(axis=1, keepdims=True)
+            by_image = weights[first : first + n_block, of_image].astype(np.float64)
+            yield by_image * (len(of_image) / by_image.sum(axis=1, keepdims=True))
 
 
 def interval(values: Float[np.ndarray, " R"]) -> tuple[float, float]:
