@@ -117,7 +117,5 @@ def _more_per_point(b: float, c: float, n: float) -> float | None:
 
 
 def _rounded(n: float) -> int:
-    """Upwards, to two digits."""
-    digits = max(0, len(str(math.ceil(n))) - 2)
-    step = int("1" + "0" * digits)
-    return step * math.ceil(n / step)
+    """To two digits; one label at least."""
+    return max(1, int(float(f"{n:.2g}")) if n >= 10 else round(n))

@@ -1,5 +1,7 @@
 """Learning curves against scipy's fit of the same law, and by laws that are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.optimize import least_squares
@@ -13,7 +15,7 @@ def law(n, a, b, c):
 
 @pytest.mark.parametrize("truth", [(0.05, 0.5, 0.5), (0.0, 0.6, 0.3), (0.1, 0.3, 1.0)])
 def test_a_law_is_found_again(truth):
-    sizes = np.array([1, 2, 5, 10, 20, 50])
+    sizes = np.array([1.0, 2, 5, 10, 20, 50])
     assert power_law(sizes, law(sizes, *truth), np.full(6, 0.01)) == pytest.approx(truth, abs=2e-3)
 
 
@@ -76,6 +78,14 @@ def test_no_number_where_no_labels_or_too_many_are_enough(scores):
     assert fit.holds
     assert fit.more_per_point is None
     assert tell("top1", 20, fit).startswith("a point more of top-1 takes more than 10 times the labels, if any")
+
+
+@pytest.mark.parametrize(
+    ("n", "told"), [(0.2, "about 1 more label "), (4.4, "about 4 more"), (137.0, "about 140 more")]
+)
+def test_numbers_of_labels_have_two_digits(n, told):
+    fit = replace(fit_curve([1, 2, 5, 10], draws_of([0.5, 0.6, 0.7, 0.75])), holds=True, more_per_point=n)
+    assert tell("top1", 10, fit).startswith(told)
 
 
 def test_scores_that_fall_are_no_law():
