@@ -25,6 +25,7 @@ from loffta.reporting.relevance import relevance_section
 from loffta.reporting.style import CSS
 from loffta.reporting.tables import LoadedRun, Measure, RunRow, StageCost
 from loffta.reporting.text import NONE, count, escape, human_bytes, human_seconds
+from loffta.reporting.turns import curves_section, folds_section
 from loffta.tasks.figures import metric_head, metric_name, show, show_difference, unit
 from loffta.tasks.paired import Difference
 
@@ -64,6 +65,8 @@ def render(runs: Sequence[LoadedRun], comparisons: Comparisons, stages: Sequence
     body = [
         _introduction(title, runs, comparisons),
         *[_scores(ranked, comparisons) for ranked in groups.values()],
+        folds_section(runs),
+        curves_section(runs),
         layer_sections(runs),
         *[relevance_section(run, runs, comparisons) for run in runs if run.results.get("relevance")],
         _costs(stages),

@@ -83,13 +83,13 @@ def bar_chart(
     top = 0.0
     for bar, lines, more, height in zip(bars, labels, details, heights, strict=True):
         middle = top + height - 16
-        parts.append(_text(lines, 0, top + 15, weight=600))
+        parts.append(text(lines, 0, top + 15, weight=600))
         if more:
-            parts.append(_text(more, 0, top + 15 + _LINE_HEIGHT * len(lines), size=12.5, colour=_QUIET))
+            parts.append(text(more, 0, top + 15 + _LINE_HEIGHT * len(lines), size=12.5, colour=_QUIET))
         parts.append(_marks(bar, scale, middle, 12, pattern, hollow=low > 0))
-        parts.append(_text([bar.text], WIDTH, middle + 5, anchor="end", weight=600))
+        parts.append(text([bar.text], WIDTH, middle + 5, anchor="end", weight=600))
         top += height
-    return _svg(title, bottom + (22 if ticks else 0), parts)
+    return svg(title, bottom + (22 if ticks else 0), parts)
 
 
 def grouped_chart(groups: Sequence[tuple[str, Sequence[Bar]]], *, title: str) -> str:
@@ -99,16 +99,16 @@ def grouped_chart(groups: Sequence[tuple[str, Sequence[Bar]]], *, title: str) ->
     parts, y = [_PATTERN.format(id=(pattern := _pattern_id(title)))], 0.0
     for heading, bars in groups:
         lines = wrap(heading, _ABOVE)
-        parts.append(_text(lines, 0, y + 15, weight=600))
+        parts.append(text(lines, 0, y + 15, weight=600))
         y += 10 + _LINE_HEIGHT * len(lines)
         for bar in bars:
             lines = wrap(bar.label, _LEFT)
-            parts.append(_text(lines, _LEFT_X - 10, y + 10, size=12.5, anchor="end", colour=_QUIET))
+            parts.append(text(lines, _LEFT_X - 10, y + 10, size=12.5, anchor="end", colour=_QUIET))
             parts.append(_marks(bar, scale, y + 6, 10, pattern))
-            parts.append(_text([bar.text], WIDTH, y + 10, size=12.5, anchor="end"))
+            parts.append(text([bar.text], WIDTH, y + 10, size=12.5, anchor="end"))
             y += 4 + _LINE_HEIGHT * len(lines)
         y += 10
-    return _svg(title, y, parts)
+    return svg(title, y, parts)
 
 
 def heat_map(counts: Sequence[Sequence[int]], names: Sequence[str], *, title: str) -> str:
@@ -122,7 +122,7 @@ def heat_map(counts: Sequence[Sequence[int]], names: Sequence[str], *, title: st
     start = 10 + _width(lines, size)
     parts = []
     for i, (row, truth) in enumerate(zip(counts, names, strict=True)):
-        parts.append(_text(lines[i], start - 6, start + cell * (i + 0.5) + 4, size=size, anchor="end", centred=True))
+        parts.append(text(lines[i], start - 6, start + cell * (i + 0.5) + 4, size=size, anchor="end", centred=True))
         parts.append(_upright(lines[i], start + cell * (i + 0.5) + 4, start - 6, size))
         parts += [
             _count_cell(start + cell * j, start + cell * i, cell, count / sum(row), count, truth, names[j], i == j)
@@ -130,8 +130,8 @@ def heat_map(counts: Sequence[Sequence[int]], names: Sequence[str], *, title: st
             if count
         ]
     side = cell * len(names)
-    parts.append(_frame(start, start, side, side))
-    return _svg(title, start + side + 2, parts, max(WIDTH, start + side + 2))
+    parts.append(frame(start, start, side, side))
+    return svg(title, start + side + 2, parts, max(WIDTH, start + side + 2))
 
 
 def weight_map(
@@ -159,10 +159,10 @@ def weight_map(
         left = start + cell * j
         parts.append(_upright(names[j], left + cell / 2 + 4, top - 6, size))
         if j == 0 or group != columns[j - 1][0]:
-            parts.append(_text([group], left + (4 if j else 0), 12, size=12.5, weight=600))  # clear of the dashed line
+            parts.append(text([group], left + (4 if j else 0), 12, size=12.5, weight=600))  # clear of the dashed line
     for i, (row, label) in enumerate(zip(weights, rows, strict=True)):
         y = top + height * i
-        parts.append(_text(labels[i], start - 6, y + height / 2 + 4, size=12.5, anchor="end", centred=True))
+        parts.append(text(labels[i], start - 6, y + height / 2 + 4, size=12.5, anchor="end", centred=True))
         for j, ((group, name), weight) in enumerate(zip(columns, row, strict=True)):
             if weight is not None:
                 hover = f"{escape(label)}, {escape(group)} of {escape(name)}: {100 * weight:.1f} %"
@@ -175,8 +175,8 @@ def weight_map(
         for j in range(1, len(columns))
         if columns[j][0] != columns[j - 1][0]
     ]
-    parts.append(_frame(start, top, side, bottom - top))
-    return _svg(title, bottom + 2, parts, max(WIDTH, start + side + 2))
+    parts.append(frame(start, top, side, bottom - top))
+    return svg(title, bottom + 2, parts, max(WIDTH, start + side + 2))
 
 
 def _count_cell(
@@ -191,12 +191,12 @@ def _cell(x: float, y: float, width: float, height: float, share: float, colour:
     return (
         f'<g><title>{hover}</title><rect class="cell" x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" '
         f'height="{height:.2f}" style="fill:{colour};fill-opacity:{0.12 + 0.88 * share:.3f}"/>'
-        + (_text([shown], x + width / 2, y + height / 2 + 4, size=11.5, anchor="middle") if width >= 24 else "")
+        + (text([shown], x + width / 2, y + height / 2 + 4, size=11.5, anchor="middle") if width >= 24 else "")
         + "</g>"
     )
 
 
-def _frame(x: float, y: float, width: float, height: float) -> str:
+def frame(x: float, y: float, width: float, height: float) -> str:
     return (
         f'<rect x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}" '
         f'style="fill:none;stroke:{_LINE};stroke-width:1"/>'
@@ -242,15 +242,15 @@ def _marks(bar: Bar, scale: Scale, middle: float, thickness: float | int, patter
 
 def _axis(scale: Scale, ticks: Sequence[tuple[float, str]], bottom: float, pattern: str) -> str:
     parts = [_PATTERN.format(id=pattern)]
-    for value, text in ticks:
+    for value, words in ticks:
         x = scale(value)
         anchor = "start" if x < 12 else "middle"
         parts.append(f'<path d="M{x:.2f} 0V{bottom:.2f}" style="stroke:{_LINE};stroke-width:1"/>')
-        parts.append(_text([text], x, bottom + 15, size=12.5, anchor=anchor, colour=_QUIET))
+        parts.append(text([words], x, bottom + 15, size=12.5, anchor=anchor, colour=_QUIET))
     return "".join(parts)
 
 
-def _text(
+def text(
     lines: Sequence[str],
     x: float | int,
     y: float | int,
@@ -272,7 +272,7 @@ def _text(
 
 
 def _upright(lines: Sequence[str], x: float, y: float, size: float) -> str:
-    return f'<g transform="rotate(-90 {x:.2f} {y:.2f})">{_text(lines, x, y, size=size, centred=True)}</g>'
+    return f'<g transform="rotate(-90 {x:.2f} {y:.2f})">{text(lines, x, y, size=size, centred=True)}</g>'
 
 
 def _width(names: Sequence[Sequence[str]], size: float) -> float:
@@ -280,7 +280,7 @@ def _width(names: Sequence[Sequence[str]], size: float) -> float:
     return 0.64 * size * max(cell_len(line) for lines in names for line in lines)
 
 
-def _svg(title: str, height: float, parts: Sequence[str], width: float = WIDTH) -> str:
+def svg(title: str, height: float, parts: Sequence[str], width: float = WIDTH) -> str:
     name = escape(title)
     return (
         f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{name}"><title>{name}</title>'
