@@ -110,10 +110,11 @@ def print_results(results: Mapping[str, Any]) -> None:
     """One line per metric; relevance where there is one."""
     from loffta.tasks.figures import in_words, metric_name, show_interval
 
-    images = f"{results['n']} {plural(results['n'], 'image')}"
+    images, few = f"{results['n']} {plural(results['n'], 'image')}", "learning_curve" in results
     for name, metric in results["metrics"].items():
         n_seeds = len(metric["per_seed"])
-        seeds = f" over {n_seeds} seeds" if n_seeds > 1 else ""
+        several = f"draws of {results['learning_curve']['points'][-1]['shots']} a class" if few else "seeds"
+        seeds = f" over {n_seeds} {several}" if n_seeds > 1 else ""
         low, high = metric["ci95"]
         interval = show_interval(name, (low, high))
         show(f"{in_words(name, metric)}{seeds}, 95 % interval {interval} ({images})")
