@@ -11,6 +11,8 @@ import tarfile
 import numpy as np
 from PIL import Image
 
+from loffta.images.decode import open_image
+
 VOC_XML = """<annotation><filename>{name}.jpg</filename><size><width>8</width></size>{objects}</annotation>"""
 VOC_OBJECT = "<object><name>{name}</name><difficult>0</difficult><part><name>head</name></part></object>"
 
@@ -18,6 +20,10 @@ VOC_OBJECT = "<object><name>{name}</name><difficult>0</difficult><part><name>hea
 def pixels(seed, size=(8, 6)):
     """[H, W, 3] uint8."""
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def decode(data):
+    return open_image(data).decode()
 
 
 def encoded(seed, kind="PNG"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from math import isqrt, prod
 from pathlib import Path
@@ -73,9 +74,7 @@ def load_checkpoint(
         except LofftaError:
             return {}
 
-    def n_fitting(found: StateDict) -> int:
-        return _n_fitting(found, model)
-
+    n_fitting = partial(_n_fitting, model)
     choice = choose_part(tensors, len(needed) // 2, (by_name, by_order), n_fitting, wanted=part, where=path)
     found = choice.part.tensors
     px = _set_size(model, found, path)
@@ -102,7 +101,7 @@ def _notes(prefix: str, others: Sequence[str], left: Sequence[str], tensors: Sta
     return [*notes, *(f"would fit, too: --weights 'FILE#{other}'" for other in others)]
 
 
-def _n_fitting(found: StateDict, model: nn.Module) -> int:
+def _n_fitting(model: nn.Module, found: StateDict) -> int:
     """Tensors outside the head that have their place; what depends on the input's size counts by its name."""
     return sum(
         name in found and (found[name].shape == tensor.shape or name.endswith((*POSITIONS, *RESAMPLED)))

@@ -22,7 +22,7 @@ from loffta.errors import LofftaError, UsageError
 from loffta.images.geometry import Interpolation, PixelGeometry
 from loffta.shapes import Grid, Prefix
 from loffta.taps import SETS
-from loffta.tokens import TokenSpec
+from loffta.tokens import Kind, TokenSpec
 
 CUSTOM = "custom:"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -219,13 +219,10 @@ def _check_tokens(backbone: Backbone, where: str) -> None:
     for spec in backbone.specs:
         if spec.tap not in together or not isinstance(together[spec.tap], TapTokens):
             raise _fault(f"it gives no TapTokens for its tap {spec.tap}", where)
-        for kind, got, single in _kinds(together[spec.tap], alone[spec.tap]):
-            wanted = (2, spec.height, spec.width, spec.dim) if kind == "grid" else (2, spec.n_prefix, spec.dim)
-            _check_tensor(f"{kind} of {spec.tap}", got, single, wanted, where)
-
-
-def _kinds(together: TapTokens, alone: TapTokens) -> list[tuple[str, Any, Any]]:
-    return [("grid", together.grid, alone.grid), ("prefix", together.prefix, alone.prefix)]
+        kinds: tuple[Kind, ...] = ("grid", "prefix")
+        for kind in kinds:
+            got, single = getattr(together[spec.tap], kind), getattr(alone[spec.tap], kind)
+            _check_tensor(f"{kind} of {spec.tap}", got, single, (2, *spec.shape(kind)), where)
 
 
 def _check_tensor(what: str, got: Any, single: Any, wanted: tuple[int, ...], where: str) -> None:

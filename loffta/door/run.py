@@ -22,12 +22,13 @@ from loffta.errors import UsageError
 from loffta.evaluation.evaluate import predict, predict_folds
 from loffta.extraction.begin import backbone_loader
 from loffta.feed.batches import Batch, Feed
+from loffta.images.batches import judge_bad
 from loffta.machine import process
 from loffta.machine.borrowed import borrowed
 from loffta.machine.progress import Progress
 from loffta.online.opened import OpenedRun, open_for_images
 from loffta.online.predict import mean_of_seeds, name_classes
-from loffta.online.stream import BATCH_SIZE, FreshStream, judge_bad
+from loffta.online.stream import BATCH_SIZE, FreshStream
 from loffta.runs.holdout import split_rows
 from loffta.runs.known_images import open_cache
 from loffta.runs.records import Results

@@ -27,7 +27,6 @@ from loffta.store.cache import MAX_THUMB_PX, Cache, CachedArray
 from loffta.store.paths import THUMB, CachePaths
 from loffta.store.purge import describe_lost, describe_missing, forget_missing, lost_metadata
 from loffta.store.table import ImageTable
-from loffta.store.units import Share
 from loffta.zoo.names import ZOO
 
 
@@ -88,14 +87,14 @@ def begin(
 
     Args:
         listing: the image set as it is now.
-        load: makes a backbone; called only when something of it has to be computed.
         only: units to look at; None: all of this process's share.
         views: stores of each backbone to look at; None: those `config` asks for.
     Raises:
         LofftaError: another recipe under the same name, a changed image set.
     """
     load = functools.cache(load)
-    views = _views(config) if views is None else views
+    if views is None:  # the plain store of every backbone, and one per view
+        views = [None, *(View(config.view_seed, index) for index in range(config.views))]
     wanted = [(backbone, view) for backbone in config.backbones for view in views]
     new = with_look(config, Look())
     if not CachePaths(config.cache).config.exists():  # what cannot be had or is misspelt leaves no empty cache behind
@@ -111,16 +110,11 @@ def begin(
     _say_missing(lost_metadata(cache), forget_missing(cache))
     fresh = not cache.paths.target(THUMB).metadata.exists()  # a finished cache is not even touched
     thumbs = cache.extend(cache.thumbs(create=fresh))
-    share = Share(*config.share)
+    index, count = config.share  # units are shared out by their numbers: no locks are needed
     asked = asked_rows(cache, config.splits, config.limit)
-    asked = {unit: asked[unit] for unit in asked if share.owns(unit) and (only is None or unit in only)}
+    asked = {unit: asked[unit] for unit in asked if unit % count == index and (only is None or unit in only)}
     jobs = [prepare(cache, backbone, view, config, load, asked) for backbone, view in wanted]
     return Begun(cache, thumbs, jobs, asked, look_asked(config))
-
-
-def _views(config: ExtractConfig) -> list[View | None]:
-    """The stores of every backbone: the plain one, and one per view."""
-    return [None, *(View(config.view_seed, index) for index in range(config.views))]
 
 
 def backbone_loader(device: str | torch.device) -> Load:

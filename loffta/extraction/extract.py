@@ -12,20 +12,19 @@ from dataclasses import asdict, dataclass, field
 
 from loffta.backbones import Backbone
 from loffta.config import BackboneConfig, ExtractConfig
-from loffta.errors import TooManyBadImages
 from loffta.extraction.batch_size import set_batch_sizes
 from loffta.extraction.begin import Begun, backbone_loader, begin, settle
 from loffta.extraction.calibrate import calibrate
 from loffta.extraction.forward import Job
 from loffta.extraction.jobs import Load
-from loffta.images.batches import ImageStream, UnitImages, decoding_threads
+from loffta.images.batches import ImageStream, UnitImages, decoding_threads, judge_bad
 from loffta.images.geometry import View
 from loffta.images.sources import ImageSource, open_source
 from loffta.look import OLD
 from loffta.machine import process
 from loffta.machine.progress import Progress, say
 from loffta.store.asked import asked_rows
-from loffta.store.cache import Cache, CachedArray
+from loffta.store.cache import CachedArray
 from loffta.store.handover import Pixels
 from loffta.store.ledger import BAD, done_units
 from loffta.store.seen import read_seen
@@ -77,9 +76,7 @@ def run(
 ) -> Report:
     """Extracts all that `config` asks for and the cache lacks.
 
-    Args:
-        only: units to look at; None: all of this process's share.
-        views: stores of each backbone to look at, None standing for the plain one; None: those `config` asks for.
+    `only` and `views` as `extract` has them.
     """
     process.cap_threads()
     config = settle(config)
@@ -98,7 +95,6 @@ def extract(
     """The driver: prepare a job per backbone and view, then unit by unit decode once and feed every job.
 
     Args:
-        load: makes a backbone; called only when something of it has to be computed.
         only: units to look at; None: all of this process's share.
         views: stores of each backbone to look at, None standing for the plain one; None: those `config` asks for.
     Raises:
@@ -148,13 +144,22 @@ def _sum_up(report: Report, begun: Begun, config: ExtractConfig, listing: ImageT
     """What the cache holds now, written by whichever process; TooManyBadImages where these are too many."""
     filled = _reread(begun)
     bad = filled.ledger.bad
-    _add_seen(report, filled, listing)
+    for name, value in asdict(read_seen(filled.paths)).items():
+        setattr(report, name, value)
+    report.not_taken = dict(listing.not_taken)
     report.bad = len(bad)
     report.stores = [_describe(job) for job in begun.jobs]
     report.unwritten_images, report.unwritten_of = _look_at_others(begun, config)
     asked = asked_rows(begun.cache, config.splits, config.limit)  # by all processes
     found = {row: reason for row, reason in bad.items() if row in asked.get(row // begun.cache.unit_images, ())}
-    _judge_bad(begun.cache, found, sum(map(len, asked.values())), config.max_bad_frac)
+    judge_bad(
+        found,
+        begun.cache.table.keys,
+        sum(map(len, asked.values())),
+        config.max_bad_frac,
+        done=begun.cache.paths.root,
+        remedy="mend or remove the images and extract into a new cache",
+    )
 
 
 def _extract_unit(
@@ -218,23 +223,7 @@ def _reread(begun: Begun) -> CachedArray:
     return next(array for array in arrays if array.paths.name == job.arrays[0].paths.name)
 
 
-def _add_seen(report: Report, filled: CachedArray, listing: ImageTable) -> None:
-    for name, value in asdict(read_seen(filled.paths)).items():
-        setattr(report, name, value)
-    report.not_taken = dict(listing.not_taken)
-
-
 def _describe(job: Job) -> StoreReport:
     taps = sorted({tap for array in job.arrays for tap in array.taps}, key=[s.tap for s in job.store.info.taps].index)
-    n_bytes = sum(path.stat().st_size for array in job.arrays for path in array.paths.folder.glob("c.*"))
+    n_bytes = sum(sum(array.paths.shard_sizes().values()) for array in job.arrays)
     return StoreReport(job.store.name, job.store.info.label, taps, n_bytes)
-
-
-def _judge_bad(cache: Cache, bad: dict[int, str], n_rows: int, max_bad_frac: float) -> None:
-    if len(bad) > max_bad_frac * n_rows:
-        row, reason = next(iter(bad.items()))
-        raise TooManyBadImages(
-            f"{len(bad)} of {n_rows} images cannot be used; the first: {cache.table.keys[row]}: {reason}",
-            where=cache.paths.root,
-            remedy="mend or remove the images and extract into a new cache, or accept them with --max-bad-frac",
-        )

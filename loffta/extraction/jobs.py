@@ -24,7 +24,7 @@ from loffta.store.recipe import RecipeDict, StoreInfo, differing_fields
 from loffta.taps import merge_specs, resolve_taps
 from loffta.tokens import Kind, TokenSpec
 
-Load = Callable[[BackboneConfig], Backbone]
+Load = Callable[[BackboneConfig], Backbone]  # on the device of who hands it in; called where something is computed
 
 
 def prepare(
@@ -111,6 +111,12 @@ def make_request(wanted: BackboneConfig, view: View | None, config: ExtractConfi
         "precision": config.precision,
         "dtype": config.dtype,
     }
+
+
+def backbone_asked(request: Mapping[str, Any], taps: Sequence[str]) -> BackboneConfig:
+    """What a store's request says of its backbone, for some of its taps."""
+    named = {name: request[name] for name in ("weights", "image_px")}
+    return BackboneConfig(name=request["backbone"], taps=",".join(taps), **named)
 
 
 def with_look(config: ExtractConfig, look: Look) -> ExtractConfig:

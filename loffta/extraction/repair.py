@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from loffta.config import BackboneConfig, ExtractConfig
+from loffta.config import ExtractConfig
 from loffta.errors import LofftaError
 from loffta.extraction.extract import run
+from loffta.extraction.jobs import backbone_asked
 from loffta.files.durable import remove_folder, replace_file
 from loffta.images.geometry import View
 from loffta.look import look_of
@@ -99,16 +100,12 @@ def request_config(cache: Cache, store: Store, damages: Sequence[Damage] = ()) -
             remedy="run the `loffta extract` that made it: it writes the units anew that are set aside",
         )
     taps = [spec.tap for spec in store.info.taps if any(spec.tap in array.taps for array in arrays)]
-    backbone = BackboneConfig(
-        name=request["backbone"], weights=request["weights"], taps=",".join(taps), image_px=request["image_px"]
-    )
-    kinds = tuple(dict.fromkeys(array.kind for array in arrays))
     return ExtractConfig.model_validate(
         {
             "source": cache.table.source,
             "cache": cache.paths.root,
-            "backbones": (backbone,),
-            "kinds": kinds,
+            "backbones": (backbone_asked(request, taps),),
+            "kinds": tuple(dict.fromkeys(array.kind for array in arrays)),
             **{name: request[name] for name in _OPTIONS},
             **look_of(request)._asdict(),
             "max_bad_frac": 1.0,  # what was accepted when the unit was written is no error now

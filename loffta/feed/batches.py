@@ -140,21 +140,15 @@ class Feed:
         self._running: Generator[Batch, None, None] | None = None
         self._current: _Epoch | None = None  # of the epoch that runs
         self._ahead: _Epoch | None = None  # of the one behind it
-        self._slots: list[_Slot] = []
-        self._free: deque[_Slot] = deque()
-        try:
-            self._sources: list[Source]
-            if of:
-                self._sources = [PartOf(source, np.searchsorted(of.rows, rows)) for source in of._sources]
-            else:
-                with ThreadPoolExecutor(COLD_THREADS) as pool:  # what is loaded may come from a cold disk
-                    self._sources = make_sources(features, self._placements, rows, self._device, pool, COLD_THREADS)
-            n_slots = self._readers.n_reads + (2 if self._slot_batches == 1 else 1)
-            self._slots = [self._make_slot() for _ in range(n_slots)]
-            self._free = deque(self._slots)
-        except BaseException:
-            self.close()
-            raise
+        self._sources: list[Source]
+        if of:
+            self._sources = [PartOf(source, np.searchsorted(of.rows, rows)) for source in of._sources]
+        else:
+            with ThreadPoolExecutor(COLD_THREADS) as pool:  # what is loaded may come from a cold disk
+                self._sources = make_sources(features, self._placements, rows, self._device, pool, COLD_THREADS)
+        n_slots = self._readers.n_reads + (2 if self._slot_batches == 1 else 1)
+        self._slots = [self._make_slot() for _ in range(n_slots)]
+        self._free = deque(self._slots)
 
     def __len__(self) -> int:
         """Batches per epoch; the last may be smaller."""

@@ -264,23 +264,12 @@ def find_parts(root: Path) -> list[Part]:
     return found
 
 
-def sweep_parts(folder: Path) -> list[Path]:
-    """Deletes what dead writers left in `folder`; a living writer's part stays, and what may not be deleted.
-
-    Returns:
-        The files and folders deleted.
-    """
-    swept = []
+def sweep_parts(folder: Path) -> None:
+    """Deletes what dead writers left in `folder`; a living writer's part stays, and what may not be deleted."""
     for path in folder.glob(".*.part"):
         match = _PART.fullmatch(path.name)
         if match and _is_stale(path, match["host"], int(match["pid"]), match["began"]):
-            with suppress(OSError):  # a read-only cache is used as it is
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)  # another process may sweep it as well
-                else:
-                    path.unlink(missing_ok=True)
-                swept.append(path)
-    return swept
+            delete_part(path)
 
 
 def sweep_tree(root: Path) -> None:

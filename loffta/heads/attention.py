@@ -6,7 +6,7 @@ Called by the heads `attentive` and `fusion`, which differ in their tokens and i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -140,20 +140,9 @@ def drop(weights: Attention, probability: float | int, rng: torch.Generator) -> 
     return weights * kept / (1 - probability)
 
 
-def average_attention(batches: Iterable[Float[Tensor, "_ heads T"]]) -> Float[Tensor, " T"]:
-    """Mean weight per token over images, then over heads, as in ALF's heat-maps; sums to 1.
-
-    Args:
-        batches: [B, heads, T] of some images each, at least one image in all.
-
-    Returns:
-        float64 on the CPU.
-    """
-    total, n_images = torch.zeros((), dtype=torch.float64), 0
-    for attention in batches:
-        total = total + attention.detach().sum(dim=0).cpu().double()
-        n_images += len(attention)
-    return (total / n_images).mean(dim=0)
+def average_attention(attention: Attention) -> Float[Tensor, " T"]:
+    """Mean weight per token over images, then over heads, as in ALF's heat-maps; float64 on the CPU, sums to 1."""
+    return (attention.detach().sum(dim=0).cpu().double() / len(attention)).mean(dim=0)
 
 
 def _make_map(n_heads: int, head_width: int, dim: int, rng: torch.Generator) -> nn.Parameter:

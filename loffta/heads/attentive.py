@@ -14,7 +14,7 @@ from jaxtyping import Float
 from pydantic import PositiveInt
 from torch import Tensor
 
-from loffta.heads.attention import Attention, AttentiveProbe, ProbeRecipe
+from loffta.heads.attention import AttentiveProbe, ProbeRecipe
 from loffta.heads.base import HeadBase
 from loffta.heads.recipe import check_features, check_specs
 from loffta.heads.vectors import check_vectors, count_vectors, unit_channels, unit_vectors
@@ -51,7 +51,6 @@ class AttentiveHead(HeadBase):
 
     Args:
         specs: features of kind "prefix" or "grid".
-        rng: CPU generator that draws the initial weights.
         normalise: over the channels of each token, or, as ALF's feature loader, over the tokens in each channel.
         noise: `attention_dropout`, `jitter_std` and `jitter_probability` of AttentiveProbe.
     """
@@ -98,7 +97,3 @@ class AttentiveHead(HeadBase):
     def no_decay(self) -> set[str]:
         """None: the official code has one group of parameters."""
         return set()
-
-    def attention(self, prepared: Float[Tensor, "B T D"]) -> Attention:
-        """The weights over the tokens that each head gives them, without noise."""
-        return self.probe.attention(prepared)

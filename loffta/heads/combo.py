@@ -69,7 +69,6 @@ class ComboHead(HeadBase):
 
     Args:
         specs: features of kind "grid"; K is the sum of L * D over them.
-        rng: CPU generator that draws the initial weights.
         grid: cells per side of the common grid; None: see `choose_grid`.
         resize: see `resize_grid`.
         normalise: by one mean and standard deviation per image and tap, or per token.

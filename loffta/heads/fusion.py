@@ -57,7 +57,6 @@ class FusionHead(HeadBase):
 
     Args:
         specs: features of kind "prefix" or "mean".
-        rng: CPU generator that draws the initial weights.
         n_heads: None: as many as tokens.
         noise: `attention_dropout`, `jitter_std` and `jitter_probability` of AttentiveProbe.
     """
@@ -108,7 +107,7 @@ class FusionHead(HeadBase):
 
     def observe(self, prepared: Float[Tensor, "B T D"]) -> Float[Tensor, " T"]:
         """The batch's mean weight of every token, over images and heads."""
-        return average_attention([self.attention(prepared)])
+        return average_attention(self.attention(prepared))
 
     def findings(self, observed: Float[Tensor, " T"] | None) -> dict[str, list[dict[str, Any]]]:
         """The mean weight of every token, as `attention`; all together are 1."""

@@ -69,7 +69,6 @@ class Head2ToeHead(HeadBase):
 
     Args:
         specs: features of the kinds "grid" and "prefix"; registers are left out.
-        rng: CPU generator that draws the initial weights.
         pooled_size: see `PooledTaps`.
         keep_fraction: of the K features.
         lasso_weight: of the group lasso in phase 0.
@@ -135,16 +134,11 @@ class Head2ToeHead(HeadBase):
         self._phase = 1
         self._draw_weights(rng)
 
-    def kept_per_tap(self) -> dict[str, float]:
-        """The share of each tap's features that is kept, by BACKBONE:TAP."""
-        parts = torch.split(self.kept.cpu(), self.taps.sizes)
-        names = [f"{spec.backbone}:{spec.taps[0]}" for spec in self.taps.specs]
-        return {name: float(part.float().mean()) for name, part in zip(names, parts, strict=True)}
-
     def findings(self, observed: Float[Tensor, " X"] | None) -> dict[str, list[dict[str, Any]]]:  # noqa: ARG002
         """The share that is kept of the features of every tap, as `kept`."""
-        shares = zip(self.taps.specs, self.kept_per_tap().values(), strict=True)
-        return {"kept": [{"backbone": s.backbone, "tap": s.taps[0], "value": share} for s, share in shares]}
+        shares = [float(part.float().mean()) for part in torch.split(self.kept.cpu(), self.taps.sizes)]
+        named = zip(self.taps.specs, shares, strict=True)
+        return {"kept": [{"backbone": s.backbone, "tap": s.taps[0], "value": share} for s, share in named]}
 
     @torch.no_grad()
     def _draw_weights(self, rng: torch.Generator) -> None:

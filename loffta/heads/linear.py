@@ -71,7 +71,6 @@ class LinearHead(HeadBase):
 
     Args:
         specs: features of the kinds that `pooling` needs; K is the sum of L * D over them, registers left out.
-        rng: CPU generator that draws the initial weights.
         practice: mae standardises each column over the batch, and draws weights with 0.01; alf gives each vector length
             1 and, in training, noise to half of the images; its weights are drawn as torch draws them, and all decay.
 

@@ -63,7 +63,6 @@ class LoffHead(HeadBase):
 
     Args:
         specs: features of the kinds "grid" and "prefix"; registers are left out.
-        rng: CPU generator that draws the initial weights.
         pool: average windows of 2 x 2 cells first.
         patch_drop: share of the patch tokens left out, drawn anew for every image.
     """

@@ -28,11 +28,6 @@ class ColumnGroup:
     ranges: tuple[tuple[int, int], ...]  # start, stop; several where its taps differ in shape
 
     @property
-    def name(self) -> str:
-        """As reports print it."""
-        return self.backbone if self.tap is None else f"{self.backbone}:{self.tap}"
-
-    @property
     def n_columns(self) -> int:
         """Inputs p of the group."""
         return sum(stop - start for start, stop in self.ranges)

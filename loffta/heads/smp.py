@@ -50,7 +50,6 @@ class SmpHead(HeadBase):
 
     Args:
         specs: features of the kinds "grid" and "prefix"; registers are left out.
-        rng: CPU generator that draws the initial weights.
         pooled_size: see `PooledTaps`.
         hidden: units of the hidden layer; None: there is none.
         relevance_weight: of the group lasso over taps.

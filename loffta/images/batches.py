@@ -14,12 +14,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from loffta.errors import TooManyBadImages
 from loffta.files.os_words import PASSING, explain
 from loffta.images.decode import BadImage, Opened, one_line, open_image
 from loffta.images.geometry import PixelGeometry, to_square
@@ -57,8 +59,10 @@ def decoding_threads(n_threads: int) -> Iterator[Executor]:
     The filters are set here, in one thread: they belong to the process, and threads that set and restore them for each
     image leave one another's behind. So does Pillow's pool of memory, off by default: without it each large photograph
     comes in fresh pages, for which the threads of a process queue (a third of the time with 12 megapixels).
+
+    The threads give way to who uses the images: what is decoded too early waits, what is written too late ends last.
     """
-    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="decode")
+    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="decode", initializer=process.give_way)
     with _decoding:
         try:
             yield pool
@@ -88,6 +92,30 @@ def give_memory_back() -> None:
     memory: Any = vars(Image)["core"]
     memory.clear_cache()
     process.trim_memory()
+
+
+def judge_bad(
+    bad: dict[int, str],
+    keys: Sequence[str],
+    n_images: int,
+    max_bad_frac: float,
+    *,
+    done: str | Path,
+    remedy: str = "mend or remove the images and run the command again",
+) -> None:
+    """Raises TooManyBadImages where more images than allowed were quarantined.
+
+    Args:
+        n_images: that were looked at.
+        done: what there is nevertheless, for the message.
+    """
+    if len(bad) > max_bad_frac * n_images:
+        row, reason = next(iter(bad.items()))
+        raise TooManyBadImages(
+            f"{len(bad)} of {n_images} images cannot be used; the first: {keys[row]}: {reason}",
+            where=done,
+            remedy=f"{remedy}, or accept them with --max-bad-frac",
+        )
 
 
 class UnitImages:

@@ -7,7 +7,6 @@ An image's labels are the categories of its objects, crowds too; an image withou
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ class CocoYear:
 
     def __init__(self, path: Path, year: str) -> None:
         self._root = FileRoot(path)
+        self.read = self._root.read  # of an image or mask
         self._year = year
         self._source = f"coco:{self._root.path}#{year}"
 
@@ -48,20 +48,17 @@ class CocoYear:
             for name, found in self._annotated(split, classes, files.faults):
                 if key := files.add(f"{split}{self._year}/{name}", f"instances_{split}{self._year}.json"):
                     rows.append((key, split, found))
-        for name in self._unannotated():
-            if key := files.add(f"test{self._year}/{name}", "the folder"):
+        for path in sorted((self._root.path / f"test{self._year}").glob("*.jpg")):
+            if key := files.add(f"test{self._year}/{path.name}", "the folder"):
                 rows.append((key, "test", None))
-        masks = [files.companion(path) for path in self._masks(key for key, _, _ in rows)]
+        # where COCO-Stuff's masks are if they are there
+        masks = [files.companion(f"stuffthingmaps/{key.removesuffix('.jpg')}.png") for key, _, _ in rows]
         refuse(files.faults, where=f"SOURCE {self._source}", remedy=_REMEDY)
         if not rows:
             raise UsageError("the annotations name no images", where=f"SOURCE {self._source}", remedy=_REMEDY)
         keys, splits, names = zip(*rows, strict=True)
         labels = many_classes(names, [classes[i] for i in sorted(classes)])
         return labels.table(self._source, keys, list(files.sizes.values()), splits, {"mask": masks})
-
-    def read(self, key: str) -> bytes:
-        """The bytes of one image or mask; OSError where it is gone or no longer lies in the folder."""
-        return self._root.read(key)
 
     def _annotated(self, split: str, classes: dict[int, str], faults: list[str]) -> list[tuple[str, set[str]]]:
         """(file name, classes) of one split by name; `classes` gains the categories by their ids."""
@@ -86,17 +83,6 @@ class CocoYear:
             absent = f"category {category}" if image in found else f"image {image}"
             faults.append(f"{name}: an annotation names {absent}, which is not listed")
         return sorted(((names[image], found[image]) for image in names), key=lambda row: row[0])
-
-    def _unannotated(self) -> list[str]:
-        """File names of the test split: all images of its folder, if there is one."""
-        folder = self._root.path / f"test{self._year}"
-        if not folder.is_dir():
-            return []
-        return sorted(path.name for path in folder.glob("*.jpg"))
-
-    def _masks(self, keys: Iterable[str]) -> Iterable[str]:
-        """Where COCO-Stuff's masks of these images are if they are there."""
-        return (f"stuffthingmaps/{key.removesuffix('.jpg')}.png" for key in keys)
 
 
 def parse_instances(data: bytes) -> tuple[dict[int, str], dict[int, str], list[tuple[int, int]]]:

@@ -117,11 +117,6 @@ def open_image(data: bytes) -> Opened:
         raise _bad(error, data) from error
 
 
-def decode(data: bytes) -> Picture:
-    """Decodes one image; raises BadImage as `open_image` and `Opened.decode` do."""
-    return open_image(data).decode()
-
-
 def one_line(text: str) -> str:
     """A reason as it is kept and printed: no control characters, which files can put into error texts, and not long."""
     clean = printable(_ADDRESS.sub("", text))

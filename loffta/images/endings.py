@@ -10,8 +10,6 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 
-from loffta.machine.progress import say
-
 # Formats that Pillow knows by name and does not decode itself: programs (EPS, WMF), and files that only a plug-in reads
 _FOREIGN = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
 _OPTIONAL = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # of Pillow's own, where it was built with them
@@ -57,9 +55,3 @@ def describe_endings(counts: dict[str, int]) -> str:
     rest = sum(counts.values()) - sum(n for _, n in shown)
     parts = [f"{n} {ending if ending != 'none' else 'without an ending'}" for ending, n in shown]
     return ", ".join(parts) + (f" and {rest} more" if rest else "")
-
-
-def say_not_taken(source: str, counts: dict[str, int]) -> None:
-    """One line about the files that were not taken, if there are any."""
-    if counts:
-        say(f"{source}: not taken (no image that can be decoded here): {describe_endings(counts)}")

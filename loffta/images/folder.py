@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from loffta.errors import LofftaError, UsageError
-from loffta.images.endings import count_endings, decodable, ending_of, say_not_taken
+from loffta.images.endings import count_endings, decodable, describe_endings, ending_of
 from loffta.images.files import FileRoot, Place, existing, first_of, key_fault, say_followed, split_name
 from loffta.images.labels import one_class
 from loffta.machine.progress import say
@@ -25,6 +25,7 @@ class ImageFolder:
 
     def __init__(self, path: Path, *, follow_links: bool = False) -> None:
         self._root = FileRoot(path, follow_links=follow_links)
+        self.read = self._root.read
         self._source = f"folder:{Place(str(self._root.path), follow_links=follow_links)}"
 
     def listing(self) -> ImageTable:
@@ -49,7 +50,8 @@ class ImageFolder:
             shown = first_of([repr(key) for key in sorted(keys)], ", ")
             say(f"{self._source}: skipped {len(keys)} ({reason}): {shown}")
         not_taken = count_endings(other)
-        say_not_taken(self._source, not_taken)
+        if not_taken:
+            say(f"{self._source}: not taken (no image that can be decoded here): {describe_endings(not_taken)}")
         say_followed(self._source, self._root, sizes)
         if not splits:
             raise UsageError(
@@ -66,10 +68,6 @@ class ImageFolder:
         if len(table.classes) == 1 and (cause := one_folder_down(self._source, table.keys, table.classes[0])):
             say(f"{self._source}: all images are of one class, '{table.classes[0]}': {cause}")
         return table
-
-    def read(self, key: str) -> bytes:
-        """The bytes of one image; OSError where it is gone or no longer lies in the folder."""
-        return self._root.read(key)
 
     def _scan(self, skipped: dict[str, list[str]], other: list[str]) -> Iterator[tuple[str, int]]:
         """(key, bytes) of every image in no order; `skipped` is filled by reason, `other` with what is no image."""

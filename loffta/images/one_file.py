@@ -19,13 +19,10 @@ class OneFile:
         if fault:
             raise UsageError(f"the file's name cannot be used: {fault}", where=f"SOURCE {path}", remedy="rename it")
         self._root, self._key = FileRoot(path.parent), path.name
+        self.read = self._root.read
 
     def listing(self) -> ImageTable:
         """One row; OSError where the file is gone."""
         size = self._root.size(self._key)
         source = str(self._root.path / self._key)
         return ImageTable(source, [self._key], np.array([size]), ["train"], np.array([-1]), ())
-
-    def read(self, key: str) -> bytes:
-        """The bytes of the file."""
-        return self._root.read(key)

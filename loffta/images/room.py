@@ -32,7 +32,7 @@ class Room:
     def hold(self, n_bytes: int) -> Iterator[Held]:
         """Waits until there is room; whoever holds something must not wait for more."""
         with self._changed:
-            self._changed.wait_for(lambda: self._fits(n_bytes))
+            self._changed.wait_for(lambda: self._held + n_bytes <= self._n_bytes or self._held == 0)
             self._held += n_bytes
         held = Held(self, n_bytes)
         try:
@@ -45,9 +45,6 @@ class Room:
             self._held += n_bytes
             held.n_bytes += n_bytes
             self._changed.notify_all()
-
-    def _fits(self, n_bytes: int) -> bool:
-        return self._held + n_bytes <= self._n_bytes or self._held == 0
 
     def grow(self, held: Held, n_bytes: int) -> bool:
         """Takes more for one holder without waiting; False where it does not fit beside the others."""

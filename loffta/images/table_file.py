@@ -61,6 +61,7 @@ class TableFile:
     def __init__(self, path: Path, root: Path | None = None, *, follow_links: bool = False) -> None:
         folder = path.parent.resolve()
         self._root = FileRoot(folder if root is None else root, follow_links=follow_links)
+        self.read = self._root.read  # of an image or target
         self._moved = None if root is None else folder  # where paths with `..` begin
         self._path = folder / path.name
         named = None if root is None else str(self._root.path)
@@ -99,10 +100,6 @@ class TableFile:
         if not images.sizes:
             raise UsageError("the table has no rows", where=f"SOURCE {self._source}", remedy="list an image a row")
         return labels.table(self._source, list(images.sizes), list(images.sizes.values()), splits, targets)
-
-    def read(self, key: str) -> bytes:
-        """The bytes of one image or target; OSError where it is gone or no longer lies in the table's folder."""
-        return self._root.read(key)
 
     def _targets(self, name: str, values: list[Any], faults: list[str]) -> list[str | None]:
         """The paths of one column, None where a cell is empty."""
@@ -168,7 +165,7 @@ def _read_text(path: Path) -> Columns:
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _unreadable(path, error) from error
-    if separator != _expected(path):
+    if separator != ("\t" if path.suffix.lower() == ".tsv" else ","):
         say(f"table:{path}: the cells are separated by {SEPARATORS[separator]}")
     lines = [line for line in lines if len(line) > 1 or "".join(line).strip()]  # a blank line is no row and no header
     header = [name.strip() for name in lines[0]] if lines else []
@@ -195,10 +192,6 @@ def _separator(text: str) -> str:
         return len({name.strip() for name in names}.intersection(USED))
 
     return max(SEPARATORS, key=n_known)  # of equals the first
-
-
-def _expected(path: Path) -> str:
-    return "\t" if path.suffix.lower() == ".tsv" else ","
 
 
 def _read_parquet(path: Path) -> Columns:

@@ -27,6 +27,7 @@ class VocYear:
 
     def __init__(self, path: Path, part: str) -> None:
         self._root = FileRoot(path)
+        self.read = self._root.read  # of an image or target
         self._lists = f"ImageSets/{PARTS[part]}"
         self._source = f"voc:{self._root.path}" + (f"#{part}" if part else "")
 
@@ -57,10 +58,6 @@ class VocYear:
         return many_classes(names).table(
             self._source, list(splits), list(files.sizes.values()), list(splits.values()), targets
         )
-
-    def read(self, key: str) -> bytes:
-        """The bytes of one image or target; OSError where it is gone or no longer lies in the folder."""
-        return self._root.read(key)
 
     def _splits(self) -> dict[str, str]:
         """Split by list; trainval.txt only where it is all there is, else its images would be listed twice."""

@@ -27,6 +27,7 @@ class VtabDump:
 
     def __init__(self, path: Path) -> None:
         self._root = FileRoot(path)
+        self.read = self._root.read
         self._source = f"vtab:{self._root.path}"
 
     def listing(self) -> ImageTable:
@@ -56,10 +57,6 @@ class VtabDump:
         keys, numbers, splits = zip(*rows, strict=True)
         labels = one_class([str(i) for i in numbers], [str(i) for i in range(max(numbers) + 1)])
         return labels.table(self._source, keys, list(images.sizes.values()), splits)
-
-    def read(self, key: str) -> bytes:
-        """The bytes of one image; OSError where it is gone or no longer lies in the folder."""
-        return self._root.read(key)
 
     def _list(self, name: str) -> Path:
         return self._root.path / f"{name}.txt"

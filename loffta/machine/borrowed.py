@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from types import TracebackType
 
 import torch
 
@@ -40,9 +39,7 @@ class Shared:
                 self._change.__enter__()
             self._n_inside += 1
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._lock:
             self._n_inside -= 1
             if self._n_inside == 0 and self._change is not None:

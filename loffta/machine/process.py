@@ -8,6 +8,7 @@ import re
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +26,7 @@ from loffta.machine.borrowed import lent_threads
 Item = TypeVar("Item")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _NO_MEMORY = re.compile("out of memory|can't allocate memory")  # MPS and the CPU say it in a RuntimeError
+_BEHIND = 5  # of the 19 steps of `nice`: a third of the weight
 LESS_MEMORY = (
     "with --feed stream the features take next to none of it; a smaller batch (--set batch_size=...), fewer taps or "
     "--device cpu need less"
@@ -78,6 +80,17 @@ def cap_threads() -> int:
     n_cpus = min(n_cpus, lent_threads() or n_cpus)
     torch.set_num_threads(n_cpus)
     return n_cpus
+
+
+def give_way() -> None:
+    """Lets the calling thread run behind its process's others where there are fewer CPUs than threads, till it ends.
+
+    On Linux, where threads have priorities of their own; elsewhere, and where that is forbidden, nothing.
+    """
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _BEHIND)
 
 
 def keep_freed_memory() -> None:

@@ -23,12 +23,13 @@ from loffta.evaluation.evaluate import count_left_out, describe, describe_traini
 from loffta.evaluation.findings import Findings
 from loffta.evaluation.measure import measure, prediction_columns
 from loffta.extraction.jobs import Load
+from loffta.images.batches import judge_bad
 from loffta.images.files import first_of
 from loffta.images.sources import ImageSource
 from loffta.machine import process
 from loffta.machine.progress import Progress
 from loffta.online.opened import OpenedRun, open_for_images
-from loffta.online.stream import BATCH_SIZE, FreshStream, judge_bad
+from loffta.online.stream import BATCH_SIZE, FreshStream
 from loffta.runs.run import read_results, save_results
 from loffta.store.names import in_order
 from loffta.store.table import ImageTable
@@ -49,9 +50,7 @@ def evaluate_online(
     """Evaluates every seed of finished trainings on images that are not cached.
 
     Args:
-        load: makes a backbone on `device`.
         cache_root: see `open_for_images`.
-        batch_size: images per forward pass.
     Returns:
         The results of each run, as in its results file.
     Raises:

@@ -19,11 +19,11 @@ from loffta.config import OnlineConfig
 from loffta.errors import LofftaError
 from loffta.feed.batches import Batch
 from loffta.feed.order import uniform_order
-from loffta.images.batches import PixelBatch
+from loffta.images.batches import PixelBatch, judge_bad
 from loffta.images.geometry import View
 from loffta.images.sources import ImageSource
 from loffta.online.network import Network
-from loffta.online.stream import judge_bad, read_pixels
+from loffta.online.stream import read_pixels
 from loffta.store.ledger import BAD
 from loffta.store.table import ImageTable
 

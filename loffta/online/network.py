@@ -25,7 +25,7 @@ from loffta.pooling import pool_mean
 from loffta.store.cache import Store
 from loffta.store.recipe import StoreInfo
 from loffta.taps import resolve_taps
-from loffta.tokens import FeatureSpec, Kind, TokenSpec
+from loffta.tokens import FeatureSpec, Kind
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def network_for(backbone: Backbone, config: OnlineConfig, kinds: Sequence[Kind],
     specs: list[FeatureSpec] = []
     for kind in kinds:
         chosen = [s for s in backbone.specs if s.tap in names and (kind != "prefix" or s.n_prefix)]
-        for (shape, registers_only), run in groupby(chosen, key=lambda spec: _looks(spec, kind)):
+        for (shape, registers_only), run in groupby(chosen, key=lambda spec: (spec.shape(kind), spec.registers_only)):
             names_of_run = tuple(spec.tap for spec in run)
             specs.append(FeatureSpec(info.label, names_of_run, kind, shape, px, registers_only))
     if not specs:
@@ -124,10 +124,6 @@ def network_for(backbone: Backbone, config: OnlineConfig, kinds: Sequence[Kind],
             remedy="use another head or backbone, or for the linear head --set pooling=mean",
         )
     return Network(backbone, info, tuple(specs))
-
-
-def _looks(spec: TokenSpec, kind: Kind) -> tuple[tuple[int, ...], bool]:
-    return spec.shape(kind), spec.registers_only
 
 
 def _describe(backbone: Backbone, config: OnlineConfig) -> StoreInfo:

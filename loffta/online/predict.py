@@ -25,6 +25,7 @@ from loffta.errors import LofftaError, UsageError
 from loffta.extraction.jobs import Load
 from loffta.files.durable import new_file
 from loffta.files.os_words import guard
+from loffta.images.batches import judge_bad
 from loffta.images.files import is_there, user_path
 from loffta.images.one_file import OneFile
 from loffta.images.sources import ImageSource, open_source
@@ -32,7 +33,7 @@ from loffta.images.table_file import SUFFIXES as TABLES
 from loffta.machine import process
 from loffta.machine.progress import Progress
 from loffta.online.opened import OpenedRun, open_for_images
-from loffta.online.stream import BATCH_SIZE, FreshBatch, FreshStream, judge_bad
+from loffta.online.stream import BATCH_SIZE, FreshBatch, FreshStream
 from loffta.store.arrow import to_column
 from loffta.store.ledger import OK
 
@@ -106,10 +107,8 @@ def predict(
 
     Args:
         out: the file; replaced at once when all of it is written, if it was one of predictions.
-        load: makes a backbone on `device`.
         cache_root: see `open_for_images`.
         per_seed: each seed's own prediction beside the mean.
-        batch_size: images per forward pass.
     Raises:
         UsageError: `out` is a folder, or no .parquet.
         LofftaError: `out` is something else, no run, no trained head, a backbone that is not the features'.

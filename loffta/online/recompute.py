@@ -63,7 +63,6 @@ def recompute(cache: Cache, source: ImageSource, load: Load, n_images: int) -> I
     """Decodes random finished images of every store anew, runs its backbone and compares.
 
     Args:
-        load: makes a backbone.
         n_images: of each store; all where it has fewer.
     Raises:
         LofftaError: the weights are not those of the store; the differing fields are given.

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from loffta.backbones import Backbone
-from loffta.config import BackboneConfig
 from loffta.dataset.features import Feature
-from loffta.errors import LofftaError, TooManyBadImages
+from loffta.errors import LofftaError
 from loffta.extraction.forward import Job
-from loffta.extraction.jobs import Load, recipe_of
+from loffta.extraction.jobs import Load, backbone_asked, recipe_of
 from loffta.images.batches import ImageStream, PixelBatch, decoding_threads
 from loffta.images.geometry import PixelGeometry
 from loffta.images.sources import ImageSource
@@ -72,7 +71,6 @@ class FreshStream:
         Args:
             features: of `origins`; of several runs, if need be: what they share is computed once.
             listing: of the source; `rows` count in it.
-            load: makes a backbone on `device`.
             batch_size: images per forward pass and batch.
         Raises:
             LofftaError: a backbone cannot be had, or is not the one that made the features.
@@ -126,22 +124,6 @@ def read_pixels(
             yield images.statuses, batch
 
 
-def judge_bad(bad: dict[int, str], keys: Sequence[str], n_images: int, max_bad_frac: float, *, done: str) -> None:
-    """Raises TooManyBadImages where more images than allowed were quarantined.
-
-    Args:
-        n_images: that were looked at.
-        done: what there is nevertheless, for the message.
-    """
-    if len(bad) > max_bad_frac * n_images:
-        row, reason = next(iter(bad.items()))
-        raise TooManyBadImages(
-            f"{len(bad)} of {n_images} images cannot be used; the first: {keys[row]}: {reason}",
-            where=done,
-            remedy="mend or remove the images and run the command again, or accept them with --max-bad-frac",
-        )
-
-
 def _make_parts(features: Sequence[Feature], load: Load, device: torch.device, batch_size: int) -> list[_Part]:
     """One per store: what it makes for several features, or for several runs, takes one forward pass."""
     parts = []
@@ -161,11 +143,7 @@ def _reload(store: Store, taps: Sequence[str], load: Load) -> Backbone:
         LofftaError: it is not the one that made the store.
     """
     request = store.info.request
-    backbone = load(
-        BackboneConfig(
-            name=request["backbone"], weights=request["weights"], taps=",".join(taps), image_px=request["image_px"]
-        )
-    )
+    backbone = load(backbone_asked(request, taps))
     lines = differing_fields(store.info.recipe, recipe_of(backbone, request))
     if lines:
         path = store.info.weights.get("path")

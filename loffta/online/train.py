@@ -40,8 +40,6 @@ def train_online(
 ) -> dict[str, Any]:
     """Trains on images as they come, and evaluates; a finished run is read back, not repeated.
 
-    Args:
-        load: makes a backbone on the device of `config`.
     Raises:
         UsageError: unknown head, key, tap or split; a backbone that cannot be trained, or not with this head; an option
             that is for caches alone; class weights of labels that have none.

@@ -10,7 +10,6 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,60 +41,25 @@ _AGAIN = "delete the file: `loffta evaluate RUN` writes it anew"
 _CLAIM = re.compile(r"claim-(\d{1,9})\.json")
 
 
-@dataclass(frozen=True)
 class RunPaths:
     """The files of one run."""
 
-    root: Path
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration."""
-        return self.root / "config.yaml"
-
-    @property
-    def stores(self) -> Path:
-        """Where the features come from: enough to make them anew from images without the cache."""
-        return self.root / "stores.json"
-
-    @property
-    def scoring(self) -> Path:
-        """The run that scored the backbones for --select."""
-        return self.root / "scoring"
-
-    @property
-    def log(self) -> Path:
-        """What happened, with times; only ever appended to."""
-        return self.root / "log.txt"
-
-    @property
-    def checkpoint(self) -> Path:
-        """Where a training that goes on stands."""
-        return self.root / "checkpoint.safetensors"
-
-    @property
-    def search(self) -> Path:
-        """Settings and scores of --search."""
-        return self.root / "search.json"
-
-    @property
-    def holdout(self) -> Path:
-        """The rows that --holdout keeps out of the training."""
-        return self.root / "holdout.json"
-
-    @property
-    def turns(self) -> Path:
-        """The rows of its folds, or of its draws of a few labels; see `loffta.runs.turns`."""
-        return self.root / "turns.json"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.yaml"  # the resolved configuration
+        self.stores = root / "stores.json"  # where the features come from: enough to make them anew without the cache
+        self.scoring = root / "scoring"  # the run that scored the backbones for --select
+        self.log = root / "log.txt"  # what happened, with times; only ever appended to
+        self.checkpoint = root / "checkpoint.safetensors"  # where a training that goes on stands
+        self.search = root / "search.json"  # settings and scores of --search
+        self.holdout = root / "holdout.json"  # the rows that --holdout keeps out of the training
+        self.turns = root / "turns.json"  # the rows of its folds or draws; see `loffta.runs.turns`
+        self.images = root / "images.json"  # which images the training knew; see `loffta.runs.known_images`
+        self.training = root / "training.json"  # what the finished training took; there once all heads are
 
     def turn(self, name: str) -> RunPaths:
         """The training of one fold or draw: a folder with what a run of its own would have there."""
         return RunPaths(self.root / name)
-
-    @property
-    def training(self) -> Path:
-        """What the finished training took; there once all heads are."""
-        return self.root / "training.json"
 
     def claim(self, number: int) -> Path:
         """Says which process is at work here; see `loffta.runs.claims`."""
@@ -105,11 +69,6 @@ class RunPaths:
         """The claims that are there, by their rising numbers."""
         found = [(match, path) for path in self.root.glob("claim-*.json") if (match := _CLAIM.fullmatch(path.name))]
         return dict(sorted((int(match[1]), path) for match, path in found))
-
-    @property
-    def images(self) -> Path:
-        """Which images the training knew; see `loffta.runs.known_images`."""
-        return self.root / "images.json"
 
     def results(self, split: str) -> Path:
         """What `evaluate` measured on one split."""
@@ -129,16 +88,12 @@ class RunPaths:
         return self.root / f"{stem}-{file_name(split)}{ending}"
 
     def weights(self, seed: int, part: str) -> Path:
-        """The trained weights of a part of one seed: its head, or a backbone that was trained along."""
+        """The trained weights of a part of one seed: `head`, or `backbone` where one was trained along."""
         return self.root / f"seed-{seed}" / f"{part}.safetensors"
 
     def head(self, seed: int) -> Path:
         """The trained weights of one seed."""
         return self.weights(seed, "head")
-
-    def backbone(self, seed: int) -> Path:
-        """The weights of a backbone that was trained along with one seed's head (`train --online --unfrozen`)."""
-        return self.weights(seed, "backbone")
 
     @property
     def old_online_checkpoints(self) -> list[Path]:

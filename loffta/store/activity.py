@@ -13,7 +13,7 @@ from pathlib import Path
 from loffta.files.durable import Part
 from loffta.store.cache import Cache, CachedArray
 from loffta.store.ledger import done_units
-from loffta.store.paths import TARGETS
+from loffta.store.paths import TARGETS, ArrayPaths, names_in
 
 WINDOW_S = 600.0  # units that were finished in these last seconds make the rate
 
@@ -50,12 +50,12 @@ def find_writers(parts: Iterable[Part]) -> list[Writer]:
     ]
 
 
-def images_per_s(cache: Cache, arrays: Sequence[CachedArray], now: float | None = None) -> float | None:
+def images_per_s(cache: Cache, arrays: Sequence[CachedArray]) -> float | None:
     """Rate at which units of a store were finished of late; None where fewer than two were.
 
     A unit is finished when the last of its arrays' done files is.
     """
-    now = time.time() if now is None else now
+    now = time.time()
     finished: dict[int, float] = {}
     for array in arrays:
         for unit in done_units(array.paths):
@@ -79,10 +79,13 @@ def find_orphans(cache: Cache, arrays: Iterable[CachedArray], parts: Iterable[Pa
     """
     orphans = []
     for array in arrays:
-        shards = {path.name: path for path in array.paths.folder.glob("c.*")}  # before the done files that come later
+        shards = array.paths.shard_sizes()  # before the done files that come later
         vouched = {array.paths.shard(unit, array.layout.ndim).name for unit in done_units(array.paths)}
-        orphans += [_orphan("a shard without done file", shards[name]) for name in sorted({*shards} - vouched)]
-    for folder in sorted(path for path in cache.paths.stores.glob("*") if path.is_dir()):
+        orphans += [
+            Orphan("a shard without done file", array.paths.folder / name, shards[name])
+            for name in sorted({*shards} - vouched)
+        ]
+    for folder in sorted(path for path in map(cache.paths.store, names_in(cache.paths.stores)) if path.is_dir()):
         if not cache.paths.store_metadata(folder.name).exists():
             orphans.append(_orphan("a store without zarr.json", folder))
             continue
@@ -90,20 +93,19 @@ def find_orphans(cache: Cache, arrays: Iterable[CachedArray], parts: Iterable[Pa
             f for f in folder.iterdir() if f.is_dir() and not cache.paths.array(folder.name, f.name).metadata.exists()
         ]
         orphans += [_orphan("an array without zarr.json", path) for path in sorted(bare)]
-    done = sorted(path for path in cache.paths.done.glob("*/*") if any(path.iterdir()))
-    orphans += [_orphan("done files without array", path) for path in done if not _has_array(cache, path)]
+    done = [paths for paths in cache.paths.done_arrays() if names_in(paths.done_folder)]
+    orphans += [_orphan("done files without array", paths.done_folder) for paths in done if not _is_there(cache, paths)]
     return orphans + [Orphan("left by a killed process", part.path, part.bytes) for part in parts if part.stale]
 
 
-def _has_array(cache: Cache, done: Path) -> bool:
-    """Whether there is an array that a folder of done files speaks of."""
-    owner, paths = done.parent.name, cache.paths.named(f"{done.parent.name}/{done.name}")
+def _is_there(cache: Cache, paths: ArrayPaths) -> bool:
+    """Whether there is an array, and its store."""
+    owner = paths.name.partition("/")[0]
     return paths.metadata.exists() and (owner == TARGETS or cache.paths.store_metadata(owner).exists())
 
 
-def _orphan(what: str, path: Path) -> Orphan:
-    files = [path, *path.rglob("*")] if path.is_dir() else [path]
-    return Orphan(what, path, sum(_size(file) for file in files if not file.is_dir()))
+def _orphan(what: str, folder: Path) -> Orphan:
+    return Orphan(what, folder, sum(_size(file) for file in folder.rglob("*") if not file.is_dir()))
 
 
 def _size(path: Path) -> int:

@@ -55,7 +55,7 @@ def limited_rows(splits: Sequence[str], limit: int) -> NDArray[np.int64]:
     exact = limit * sizes / sizes.sum()
     shares = np.minimum(np.maximum(np.floor(exact).astype(np.int64), 1), sizes)
     while shares.sum() > limit:
-        shares[np.argmax(shares - exact)] -= 1
+        shares[np.argmax(shares - exact + (limit + 1) * (shares > 1))] -= 1  # the last image of a split goes last
     while shares.sum() < min(limit, sizes.sum()):
         shares[np.argmax(np.where(shares < sizes, exact - shares, -np.inf))] += 1
     found = [_spread(rows, int(share)) for rows, share in zip(rows_of_split, shares, strict=True)]

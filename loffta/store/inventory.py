@@ -92,7 +92,7 @@ def _describe(cache: Cache, store: Store) -> dict[str, Any]:
 
 def _weigh(cache: Cache, array: CachedArray) -> tuple[dict[str, Any], set[int]]:
     """The array's entry, and its settled units."""
-    sizes = {path.name: size for path in array.paths.folder.glob("c.*") if (size := _size(path)) is not None}
+    sizes = array.paths.shard_sizes()
     counts = {unit: _settled_rows(cache, array, unit, sizes) for unit in done_units(array.paths)}
     settled = {unit for unit, n in counts.items() if unit < cache.n_units and n >= len(cache.rows_of_unit(unit))}
     entry = {
@@ -116,18 +116,8 @@ def _settled_rows(cache: Cache, array: CachedArray, unit: int, sizes: dict[str, 
     """Rows that a done file settles; it is opened only where the shard's size leaves it open."""
     rows = cache.rows_of_unit(unit)
     whole = shard_bytes(array.layout, len(rows))
-    return (
-        len(rows)
-        if sizes.get(array.paths.shard(unit, array.layout.ndim).name) == whole
-        else count_done(array.paths, unit)
-    )
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:  # a repair or a drop was faster
-        return None
+    is_whole = sizes.get(array.paths.shard(unit, array.layout.ndim).name) == whole
+    return len(rows) if is_whole else count_done(array.paths, unit)
 
 
 def _weigh_int8(array: CachedArray) -> dict[str, Any]:

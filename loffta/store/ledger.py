@@ -182,10 +182,9 @@ def made_of(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
     return made if isinstance(made, dict) else {}
 
 
-def scales_of(table: pa.Table) -> str | None:
+def scales_of(made: Mapping[str, Any]) -> str | None:
     """The digest of the scales that an int8 array's unit was written with; None where its done file has none."""
-    scales = made_of(table.schema.metadata).get("scales")
-    return None if scales is None else str(scales)
+    return None if made.get("scales") is None else str(made["scales"])
 
 
 def count_done(paths: ArrayPaths, unit: int) -> int:
@@ -283,7 +282,7 @@ def read_ledger(paths: ArrayPaths, layout: ArrayLayout, images: ImageTable | Non
         fault = rows_fault(listed, unit, layout) or unit_fault(said, listed, layout, images)
         if fault is not None:
             raise DamageFound(fault, where=paths.done(unit), remedy=REPAIR)
-    scales = frozenset(None if said.get("scales") is None else str(said["scales"]) for said in made)
+    scales = frozenset(map(scales_of, made))
     saturated = sum(_count_saturated(table) for table in tables)
     table = pa.concat_tables(table.select(_LISTED) for table in tables)
     rows = to_numbers(table["row"])

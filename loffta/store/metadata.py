@@ -109,23 +109,10 @@ class ArrayLayout:
             "index_codecs": [_LITTLE, _CRC],
             "index_location": "end" if self.index_at_end else "start",
         }
-        document = {
-            "zarr_format": 3,
-            "node_type": "array",
-            "shape": list(self.shape),
-            "data_type": self.dtype.name,
-            "chunk_grid": {
-                "name": "regular",
-                "configuration": {"chunk_shape": [self.unit_images, *self.shape[1:]]},
-            },
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-            # a missing shard must never pass for data: NaN poisons a loss visibly, zeros would not
-            "fill_value": "NaN" if self.dtype.kind == "f" else -128 if self.dtype == np.int8 else 0,
-            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-            "attributes": self.attributes,
-            "storage_transformers": [],
-        }
-        return json.dumps(document, indent=2).encode()
+        codecs = [{"name": "sharding_indexed", "configuration": sharding}]
+        outer = (self.unit_images, *self.shape[1:])
+        more = {"attributes": self.attributes, "storage_transformers": []}
+        return _array_json(self.shape, self.dtype, outer, codecs, more)
 
 
 def grid_layout(n_rows: int, shape: tuple[int, ...], dtype: Any, unit_images: int, **attributes: Any) -> ArrayLayout:
@@ -140,15 +127,27 @@ def image_layout(n_rows: int, shape: tuple[int, ...], dtype: Any, unit_images: i
 
 def table_json(shape: tuple[int, ...]) -> bytes:
     """The zarr.json of a small float32 array in one chunk, followed by its crc32c: an int8 array's scales."""
+    return _array_json(shape, np.dtype(np.float32), shape, [_LITTLE, _CRC], {})
+
+
+def _array_json(
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    chunk: tuple[int, ...],
+    codecs: list[dict[str, Any]],
+    more: dict[str, Any],
+) -> bytes:
     document = {
         "zarr_format": 3,
         "node_type": "array",
         "shape": list(shape),
-        "data_type": "float32",
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shape)}},
+        "data_type": dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "fill_value": "NaN",
-        "codecs": [_LITTLE, _CRC],
+        # a missing shard must never pass for data: NaN poisons a loss visibly, zeros would not
+        "fill_value": "NaN" if dtype.kind == "f" else -128 if dtype == np.int8 else 0,
+        "codecs": codecs,
+        **more,
     }
     return json.dumps(document, indent=2).encode()
 

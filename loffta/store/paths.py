@@ -50,6 +50,15 @@ class ArrayPaths:
         """The shard of one unit: a flat key, so that a shard costs one inode and no folders."""
         return self.folder / ".".join(["c", str(unit), *["0"] * (ndim - 1)])
 
+    def shard_sizes(self) -> dict[str, int]:
+        """Bytes of every shard that is there, by its name; one that a repair or a drop has just taken is left out."""
+        sizes = {}
+        for name in names_in(self.folder):
+            if name.startswith("c."):
+                with suppress(FileNotFoundError):
+                    sizes[name] = (self.folder / name).stat().st_size
+        return sizes
+
     def done(self, unit: int) -> Path:
         """The file that says this unit of this array is there."""
         return self.done_folder / f"u{unit:06d}.parquet"
@@ -131,15 +140,17 @@ class CachePaths:
 
     def remains(self) -> dict[str, list[str]]:
         """Stores of which anything is left, and so of their arrays, whatever was dropped, purged or damaged."""
-        names = {p.name for folder in (self.stores, self.done) for p in folder.glob("*") if p.suffix != ".part"}
-        return {
-            name: _in_order(
-                path.name.removesuffix("-int8")
-                for folder in (self.store(name), self.done_store(name))
-                for path in folder.glob("*")
-            )
-            for name in sorted(names - {TARGETS})
-        }
+        names = {name for name in names_in(self.stores) + names_in(self.done) if not name.endswith(".part")}
+        found = {}
+        for name in sorted(names - {TARGETS}):
+            arrays = names_in(self.store(name)) + names_in(self.done_store(name))
+            found[name] = _in_order(array.removesuffix("-int8") for array in arrays)
+        return found
+
+    def done_arrays(self) -> list[ArrayPaths]:
+        """Every array that has a folder of done files, whether it is there itself or not; by name."""
+        stores = sorted(names_in(self.done))
+        return [self.named(f"{store}/{name}") for store in stores for name in sorted(names_in(self.done / store))]
 
 
 def _in_order(names: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from loffta.files.os_words import guard
 from loffta.store.cache import Cache, CachedArray
 from loffta.store.ledger import done_units
-from loffta.store.paths import TARGETS, names_in
+from loffta.store.paths import TARGETS, ArrayPaths, names_in
 
 
 def missing_shards(array: CachedArray) -> list[int]:
@@ -39,15 +39,14 @@ def lost_metadata(cache: Cache) -> list[str]:
 
     Nothing else shows that they were there: commands would go on with fewer backbones or taps than there are.
     """
-    folders = sorted(path.parent for path in cache.paths.done.glob("*/*/u*.parquet"))
     lost = []
-    for folder in dict.fromkeys(folders):
-        owner, name = folder.parent.name, folder.name
-        known = cache.paths.target(name) if owner == TARGETS else cache.paths.array(owner, name)
-        if owner != TARGETS and not cache.paths.store_metadata(owner).exists():
-            lost.append(owner)
-        if not known.metadata.exists():
-            lost.append(known.name)
+    for paths in cache.paths.done_arrays():
+        if done_units(paths):
+            owner = paths.name.partition("/")[0]
+            if owner != TARGETS and not cache.paths.store_metadata(owner).exists():
+                lost.append(owner)
+            if not paths.metadata.exists():
+                lost.append(paths.name)
     return list(dict.fromkeys(lost))
 
 
@@ -65,17 +64,21 @@ def forget_missing(cache: Cache) -> dict[str, list[int]]:
         What was missing, by array.
     """
     for name in lost_metadata(cache):
-        for done in (cache.paths.done / name).glob("u*.parquet"):  # a lost store has none of its own
-            with guard(done):
-                done.unlink(missing_ok=True)
+        paths = cache.paths.named(name)
+        for unit in done_units(paths):  # a lost store has none of its own
+            _forget(paths, unit)
     arrays = [*cache.arrays()]
     missing = all_missing_shards(arrays)
     for array in arrays:
         for unit in missing.get(array.paths.name, []):
             if not array.paths.shard(unit, array.layout.ndim).exists():  # else another process has just written it
-                with guard(array.paths.done(unit)):
-                    array.paths.done(unit).unlink(missing_ok=True)
+                _forget(array.paths, unit)
     return missing
+
+
+def _forget(paths: ArrayPaths, unit: int) -> None:
+    with guard(paths.done(unit)):
+        paths.done(unit).unlink(missing_ok=True)
 
 
 def _spans(units: Sequence[int]) -> str:

@@ -26,8 +26,8 @@ from loffta.errors import DamageFound, LofftaError
 from loffta.store.checksums import read_checksums
 from loffta.store.metadata import CRC_BYTES, ArrayLayout, read_layout
 from loffta.store.paths import ArrayPaths
-from loffta.store.reads import open_file, read_guard
-from loffta.store.shard import MAX_IOV, MISSING, read_index, read_into
+from loffta.store.reads import REPAIR, open_file, read_guard
+from loffta.store.shard import MAX_IOV, MISSING, REPAIR_DEEP, read_index, read_into
 from loffta.store.units import rows_of
 
 Check = Literal["first", "never"]
@@ -242,7 +242,7 @@ class ArrayReader:
             if missing
             else f"row {row} has a chunk of another length than its array says",
             where=self._path(row // self.layout.unit_images),
-            remedy="run `loffta verify CACHE` to list all damage, with --repair to mend it",
+            remedy=REPAIR,
         )
 
     def _refuse_damage(self, chunk: int, what: str) -> None:
@@ -251,7 +251,7 @@ class ArrayReader:
         raise DamageFound(
             f"row {row}, {tap}: {what}",
             where=self._path(row // self.layout.unit_images),
-            remedy="run `loffta verify CACHE --deep` to list all damage, with --repair to mend it",
+            remedy=REPAIR_DEEP,
         )
 
     def _path(self, unit: int) -> Path:

@@ -26,7 +26,7 @@ from loffta.store.reads import read_guard
 MISSING = np.uint64(2**64 - 1)  # both halves of an index entry whose chunk was never written
 _WORTH_SYNC = 1 << 20  # bytes; less is left to the fsync
 MAX_IOV = 1000  # buffers per preadv or pwritev; Linux allows 1,024
-_REPAIR = "run `loffta verify CACHE --deep` to list all damage, with --repair to mend it"
+REPAIR_DEEP = "run `loffta verify CACHE --deep` to list all damage, with --repair to mend it"
 
 Buffer = memoryview | bytes
 
@@ -110,16 +110,16 @@ def read_index(fd: int, n_chunks: int, *, at_end: bool, path: Path) -> NDArray[n
     with read_guard(path):
         length = os.fstat(fd).st_size
     if length < size:
-        raise DamageFound(f"shard is truncated: {length} bytes cannot hold its index", where=path, remedy=_REPAIR)
+        raise DamageFound(f"shard is truncated: {length} bytes cannot hold its index", where=path, remedy=REPAIR_DEEP)
     data = bytearray(size)
     read_into(fd, [memoryview(data)], length - size if at_end else 0, path=path)
     if crc32c(memoryview(data)[:-CRC_BYTES]) != int.from_bytes(data[-CRC_BYTES:], "little"):
-        raise DamageFound("shard index does not match its crc32c", where=path, remedy=_REPAIR)
+        raise DamageFound("shard index does not match its crc32c", where=path, remedy=REPAIR_DEEP)
     index = np.frombuffer(data, dtype="<u8", count=n_chunks * 2).reshape(n_chunks, 2)
     held = index[:, 0] != MISSING
     ends = index[held, 0] + index[held, 1]
     if held.any() and (int(ends.max()) > length or (ends < index[held, 0]).any()):  # or over the end of 64 bits
-        raise DamageFound("shard is truncated: its index points behind its end", where=path, remedy=_REPAIR)
+        raise DamageFound("shard is truncated: its index points behind its end", where=path, remedy=REPAIR_DEEP)
     return index
 
 
@@ -133,7 +133,7 @@ def read_into(fd: int, buffers: list[memoryview], offset: int, *, path: Path) ->
         with read_guard(path):
             done = os.preadv(fd, buffers, offset)
         if done == 0:
-            raise DamageFound(f"shard ends at byte {offset}, before its data does", where=path, remedy=_REPAIR)
+            raise DamageFound(f"shard ends at byte {offset}, before its data does", where=path, remedy=REPAIR_DEEP)
         offset += done
         buffers = _after(buffers, done)
 

@@ -2,20 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which units one of several processes owns: those with unit % count == index; no locks are needed."""
-
-    index: int = 0
-    count: int = 1
-
-    def owns(self, unit: int) -> bool:
-        """Whether this process writes `unit`."""
-        return unit % self.count == self.index
-
 
 def count_units(n_rows: int, unit_images: int) -> int:
     """Units that cover `n_rows`; the last may be part-filled."""

@@ -150,7 +150,7 @@ def _scales_said(paths: ArrayPaths) -> Iterator[tuple[Path, str | None]]:
     """Each readable done file with the digest of the scales that its unit was written with."""
     for done in map(paths.done, done_units(paths)):
         with suppress(DamageFound, FileNotFoundError):  # _check_unit names it
-            yield done, scales_of(read_done(done))
+            yield done, scales_of(made_of(read_done(done).schema.metadata))
 
 
 def _check_unit(cache: Cache, array: CachedArray, unit: int, done: Path, path: Path, *, deep: bool) -> None:

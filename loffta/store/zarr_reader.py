@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from loffta.store.metadata import read_layout
 from loffta.store.paths import ArrayPaths
-from loffta.store.reader import ArrayReader, Check
+from loffta.store.reader import ArrayReader
 
 
 class ZarrReader:
@@ -51,6 +51,6 @@ class ZarrReader:
         return np.empty((n_rows, *item), self.dtype)
 
 
-def open_array(paths: ArrayPaths, *, check: Check = "first") -> ArrayReader | ZarrReader:
+def open_array(paths: ArrayPaths) -> ArrayReader | ZarrReader:
     """The fastest reader that understands the array."""
-    return ZarrReader(paths) if read_layout(paths.metadata) is None else ArrayReader(paths, check=check)
+    return ZarrReader(paths) if read_layout(paths.metadata) is None else ArrayReader(paths)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,14 @@ MEMORY_SHARE = 0.5  # of the free memory that members may take
 CHECKPOINT_COPIES = 1.5
 
 
+class _Images(NamedTuple):
+    """Rows to train on while searching, rows to score on, and how one calls the latter."""
+
+    train: NDArray[np.int64]
+    score: NDArray[np.int64]
+    described: str
+
+
 def search(session: Session, rows: NDArray[np.int64], recipe: Recipe) -> Recipe:
     """The recipe with the learning rate and weight decay that score best; of equals, the first of the grid.
 
@@ -42,10 +50,10 @@ def search(session: Session, rows: NDArray[np.int64], recipe: Recipe) -> Recipe:
         LofftaError: every setting diverged, nothing can be held out, or the images are others than at the beginning.
         Stopped: a signal came; what is finished, and a checkpoint, are kept.
     """
-    train_rows, validation_rows, described = _parts(session, rows)
-    table = _open_table(session, recipe, train_rows, validation_rows, described)
+    images = _part(session, rows)
+    table = _open_table(session, recipe, images)
     if table.chosen is None:
-        _score_all(session, fit_to_part(recipe, len(rows), len(train_rows)), train_rows, validation_rows, table)
+        _score_all(session, fit_to_part(recipe, len(rows), len(images.train)), images, table)
         # before the retraining may write its own: a checkpoint that is still there is the search's
         session.paths.checkpoint.unlink(missing_ok=True)
         table.chosen = chosen = _best(session, table.settings)
@@ -56,32 +64,23 @@ def search(session: Session, rows: NDArray[np.int64], recipe: Recipe) -> Recipe:
     return _with(recipe, table.chosen)
 
 
-def _parts(session: Session, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], str]:
-    """Rows to train on while searching, rows to score on, and how one calls the latter."""
+def _part(session: Session, rows: NDArray[np.int64]) -> _Images:
     config, table = session.config, session.supply.table
     if config.validate_on is not None:
-        return rows, session.supply.rows(config.validate_on), f"split {config.validate_on}"
+        return _Images(rows, session.supply.rows(config.validate_on), f"split {config.validate_on}")
     held = draw_part(table.labels[rows], VALIDATION_SHARE, config.data_seed)
     if warning := check_part(held, table.labels[rows], table, "--search"):
         session.log.write(warning, show=True)
-    return rows[~held], rows[held], f"{100 * VALIDATION_SHARE:.0f} % of {config.train_on}"
+    return _Images(rows[~held], rows[held], f"{100 * VALIDATION_SHARE:.0f} % of {config.train_on}")
 
 
-def _open_table(
-    session: Session,
-    recipe: Recipe,
-    train_rows: NDArray[np.int64],
-    validation_rows: NDArray[np.int64],
-    described: str,
-) -> SearchTable:
-    images = {
-        "trained_on": digest_of(session.supply.table, train_rows),
-        "scored_on": digest_of(session.supply.table, validation_rows),
-    }
+def _open_table(session: Session, recipe: Recipe, images: _Images) -> SearchTable:
+    known = session.supply.table
+    digests = {"trained_on": digest_of(known, images.train), "scored_on": digest_of(known, images.score)}
     path = session.paths.search
     if path.exists():
         table = read_json(path, SearchTable)
-        if table.images != images:
+        if table.images != digests:
             raise LofftaError(
                 "there are other images than when this search began", where=path, remedy="choose another --out"
             )
@@ -89,19 +88,13 @@ def _open_table(
     pairs = product(recipe.search_lr, recipe.search_weight_decay or (recipe.weight_decay,))
     return SearchTable(
         metric=session.task.main_metric,
-        validated_on=described,
-        images=images,
+        validated_on=images.described,
+        images=digests,
         settings=[Setting(lr=lr, weight_decay=decay) for lr, decay in pairs],
     )
 
 
-def _score_all(
-    session: Session,
-    recipe: Recipe,
-    train_rows: NDArray[np.int64],
-    validation_rows: NDArray[np.int64],
-    table: SearchTable,
-) -> None:
+def _score_all(session: Session, recipe: Recipe, images: _Images, table: SearchTable) -> None:
     """Trains and scores what has no score yet, as many settings at once as the memory takes."""
     waiting = [entry for entry in table.settings if entry.score is None and entry.diverged_at is None]
     if not waiting:
@@ -109,18 +102,18 @@ def _score_all(
     if table.group == 0:
         session.paths.checkpoint.unlink(missing_ok=True)  # of a group that has its scores
     n_settings = len(table.settings)
-    session.log.write(f"search: {n_settings} settings on {len(train_rows)} images, {table.validated_on}", show=True)
-    with session.feed(train_rows, recipe, table.order) as feed:
+    session.log.write(f"search: {n_settings} settings on {len(images.train)} images, {table.validated_on}", show=True)
+    with session.feed(images.train, recipe, table.order) as feed:
         table.order = feed.ordering  # of all settings, or their scores could not be compared
         while waiting:
             members = [session.member(_with(recipe, waiting[0]), SEED)]
-            room = table.group or _room(session, members[0], len(validation_rows))
+            room = table.group or _room(session, members[0], len(images.score))
             members += [session.member(_with(recipe, entry), SEED) for entry in waiting[1:room]]
             table.group = len(members)
             _write(session, table)  # a checkpoint of this group goes with these settings
             keeper = session.keeper("search", feed, members)
             fit(session, feed, members, keeper, title=f"search {session.config.head}", drop_diverged=True)
-            for entry, member, score in zip(waiting, members, _scores(session, members, validation_rows), strict=False):
+            for entry, member, score in zip(waiting, members, _scores(session, members, images.score), strict=False):
                 entry.score, entry.diverged_at = score, member.diverged_at
             waiting = waiting[len(members) :]
             table.group, table.seconds = 0, table.seconds + keeper.seconds

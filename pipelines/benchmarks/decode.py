@@ -31,7 +31,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from loffta.images.batches import decoding_threads
-from loffta.images.decode import decode
+from loffta.images.decode import open_image
 from loffta.images.geometry import PixelGeometry, to_square
 from loffta.images.rgb import to_rgb
 
@@ -79,7 +79,8 @@ def make_photographs(folder: Path, n_images: int, suffix: str, size: tuple[int, 
 def work(paths: list[Path]) -> list[list[np.ndarray]]:
     """What one worker does with some of the images."""
     return [
-        [to_square(to_rgb(decode(path.read_bytes()), size.look), size, path.name) for size in SIZES] for path in paths
+        [to_square(to_rgb(open_image(path.read_bytes()).decode(), size.look), size, path.name) for size in SIZES]
+        for path in paths
     ]
 
 

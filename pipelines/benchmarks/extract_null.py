@@ -7,6 +7,9 @@ Parts:   Each is run alone by as many threads as there are CPUs, on the same ima
          one a thread, each begun early and made durable by fsync.
 Bound:   In memory all parts want the same cores: the seconds of the four parts together. On a disk that, or the raw
          write with its fsync alone, whichever is longer. It is taken anew in each pair, beside the extraction.
+Loop:    What the cores really allow, with the disk and the memory at work at once: one loop a CPU that decodes, casts,
+         checks and writes an image at a time to files of its own. Nothing is between the parts: no queue, no order of
+         the images, no unit that is put in place.
 Writers: A storage that takes so many bytes a second from each thread, however many there are (a write sleeps that
          long), shows on few cores what more writers bring: the limit is their number times that, or the bound.
 """
@@ -18,9 +21,10 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +37,7 @@ from loffta.backbones import TapTokens, WeightsSource
 from loffta.config import BackboneConfig, ExtractConfig
 from loffta.extraction.extract import extract
 from loffta.files.durable import begin_sync
-from loffta.images.batches import ImageStream, decoding_threads
+from loffta.images.batches import ImageStream, PixelBatch, decoding_threads
 from loffta.images.geometry import PixelGeometry
 from loffta.images.sources import open_source
 from loffta.machine import process
@@ -65,6 +69,16 @@ class NullBackbone:
         return {tap: TapTokens(grid, grid.new_zeros(len(grid), 0, DIM)) for tap, grid in grids.items()}
 
 
+class Inline(Executor):
+    """Runs what it is given at once."""
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """A future that is done."""
+        future: Future[Any] = Future()
+        future.set_result(work(*args, **kwargs))
+        return future
+
+
 @dataclass
 class Parts:
     """What stage one consists of, each alone on all CPUs; every method works through all images."""
@@ -74,27 +88,20 @@ class Parts:
     network: NullBackbone
     n_threads: int = field(default_factory=process.available_cpus)
 
+    @cached_property
+    def taps(self) -> list[torch.Tensor]:
+        """The network's tokens on the host, as float32."""
+        return [tap.cpu() for tap in self.network.tokens.values()]
+
     def decode(self) -> None:
         """Reads, decodes and resizes all, as an extraction does."""
-        source = open_source(f"folder:{self.photographs}")
-        sizes = [self.network.geometry, PixelGeometry(THUMB_PX, interpolation="bilinear")]
         with decoding_threads(self.n_threads) as pool:
-            listing = source.listing()
-            units = [(0, range(self.n_images))]
-            for images in ImageStream(source, listing, sizes, pool, units, n_ahead=2 * self.network.batch):
-                for _ in images.batches(self.network.batch):
-                    pass
+            for _ in self._decoded(pool, range(self.n_images), self.network.batch):
+                pass
 
     def cast(self) -> None:
         """float32 to float16, and the extremes of each tap and image."""
-        taps = [tap.cpu() for tap in self.network.tokens.values()]
-
-        def one_image(i: int, ready: torch.Tensor) -> None:
-            for tap, out in zip(taps, ready, strict=True):
-                torch.aminmax(tap[i % len(tap)])
-                out.copy_(tap[i % len(tap)])
-
-        self._in_threads(one_image, lambda: torch.empty(N_TAPS, SIDE, SIDE, DIM, dtype=torch.float16))
+        self._in_threads(self._cast_one, ready_buffer)
 
     def check(self) -> None:
         """crc32c of every chunk."""
@@ -120,6 +127,31 @@ class Parts:
         with ThreadPoolExecutor(self.n_threads) as pool:
             list(pool.map(one_unit, range(0, self.n_images, UNIT)))
 
+    def loop(self, folder: Path) -> None:
+        """All parts, an image at a time on each CPU."""
+        folder.mkdir()
+
+        def share(thread: int) -> None:
+            torch.set_num_threads(1)
+            buffer = ready_buffer()
+            chunks = buffer.numpy().reshape(N_TAPS, -1).view(np.uint8)
+            rows = range(thread, self.n_images, self.n_threads)
+            images = self._decoded(Inline(), rows, 1)
+            for first in range(0, len(rows), UNIT):
+                with (folder / f"{thread}-{first}").open("xb", buffering=0) as file:
+                    for i, row in enumerate(rows[first : first + UNIT]):
+                        next(images)
+                        self._cast_one(row, buffer)
+                        for chunk in chunks:
+                            crc32c(chunk.data)
+                        file.write(chunks.data)
+                        begin_sync(file.fileno(), i * chunks.nbytes, chunks.nbytes)
+                    os.fsync(file.fileno())
+
+        with ThreadPoolExecutor(self.n_threads) as pool:
+            list(pool.map(share, range(self.n_threads)))
+        torch.set_num_threads(self.n_threads)
+
     def whole(self, cache: Path) -> None:
         """All of `loffta extract`."""
         config = ExtractConfig(
@@ -131,6 +163,18 @@ class Parts:
             device=str(self.network.device),
         )
         extract(config, open_source(config.source), lambda _: self.network, StopFlag())
+
+    def _decoded(self, pool: Executor, rows: Sequence[int], batch: int) -> Iterator[PixelBatch]:
+        """Batches of these images, decoded ahead by two where the pool is of threads."""
+        source = open_source(f"folder:{self.photographs}")
+        sizes = [self.network.geometry, PixelGeometry(THUMB_PX, interpolation="bilinear")]
+        for images in ImageStream(source, source.listing(), sizes, pool, [(0, rows)], n_ahead=2 * batch):
+            yield from images.batches(batch)
+
+    def _cast_one(self, i: int, ready: torch.Tensor) -> None:
+        for tap, out in zip(self.taps, ready, strict=True):
+            torch.aminmax(tap[i % len(tap)])
+            out.copy_(tap[i % len(tap)])
 
     def _in_threads(self, work: Callable[[int, Any], None], ready: Callable[[], Any]) -> None:
         """`work` on every image, on one thread for each CPU, each with a buffer of its own."""
@@ -144,6 +188,11 @@ class Parts:
         with ThreadPoolExecutor(self.n_threads) as pool:
             list(pool.map(share, range(self.n_threads)))
         torch.set_num_threads(self.n_threads)
+
+
+def ready_buffer() -> torch.Tensor:
+    """For one image's tokens as they are stored."""
+    return torch.empty(N_TAPS, SIDE, SIDE, DIM, dtype=torch.float16)
 
 
 def bound_s(seconds: dict[str, float], place: str) -> float:
@@ -163,6 +212,7 @@ def measure_null(parts: Parts, places: dict[str, Path], n_pairs: int) -> dict[st
     jobs: dict[str, Callable[[], None]] = {"decode": parts.decode, "cast": parts.cast, "check": parts.check}
     for place, folder in places.items():
         jobs[f"write, {place}"] = lambda folder=folder: parts.write(folder / "raw")
+        jobs[f"loop, {place}"] = lambda folder=folder: parts.loop(folder / "raw")
         jobs[f"loffta, {place}"] = lambda folder=folder: parts.whole(folder / "cache")
 
     def delete(_: str) -> None:
@@ -182,6 +232,8 @@ def measure_null(parts: Parts, places: dict[str, Path], n_pairs: int) -> dict[st
         print(f"  {f'bound, {place}':36} {rate:10.1f} {rate * IMAGE_BYTES / 1e9:6.2f}")
     for place, both in pairs.items():
         print(f"  {ratio_text(both, f'of the bound, {place}', GOAL)}", flush=True)
+        loops = [(s[f"loop, {place}"], s[f"loffta, {place}"]) for s in found]
+        print(f"  {ratio_text(loops, f'of one loop a CPU, {place}', GOAL)}", flush=True)
     return pairs
 
 

@@ -87,7 +87,7 @@ def test_a_part_that_cannot_be_swept_stays(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(Path, "unlink", refuse)
-    assert sweep_parts(tmp_path) == []
+    sweep_parts(tmp_path)
     assert stale.exists()
 
 
@@ -139,7 +139,8 @@ def test_only_parts_of_dead_writers_are_swept(tmp_path: Path) -> None:
     strange = [tmp_path / name for name in (".notes.part", "c.0.0", ".c.0.part")]
     for path in strange:
         path.touch()
-    assert sorted(sweep_parts(tmp_path)) == sorted(stale)
+    assert set(names(tmp_path)) > {path.name for path in stale}
+    sweep_parts(tmp_path)
     assert names(tmp_path) == sorted(path.name for path in [*alive, *strange])
 
 
@@ -167,9 +168,7 @@ def test_when_a_process_began_is_what_psutil_says() -> None:
     assert processes.began(child.pid) == processes.UNKNOWN
 
 
-SWEEP = (
-    "import sys, pathlib; from loffta.files.durable import sweep_parts; print(sweep_parts(pathlib.Path(sys.argv[1])))"
-)
+SWEEP = "import sys, pathlib; from loffta.files.durable import sweep_parts; sweep_parts(pathlib.Path(sys.argv[1]))"
 
 
 def test_a_container_of_the_same_name_sweeps_nothing_of_a_living_writer(tmp_path: Path) -> None:
@@ -182,7 +181,7 @@ def test_a_container_of_the_same_name_sweeps_nothing_of_a_living_writer(tmp_path
         done = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
         if done.returncode and "unshare" in done.stderr:
             pytest.skip(f"no namespace can be made here: {done.stderr.strip()}")
-        assert done.stdout == "[]\n", done.stderr
+        assert done.returncode == 0, done.stderr
         assert names(tmp_path) == [living]
     assert (tmp_path / "c.0.0").read_bytes() == b"half"
 
@@ -272,7 +271,7 @@ def test_a_file_system_that_syncs_no_folders(tmp_path: Path, monkeypatch: pytest
 
 
 def test_sweeping_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    assert sweep_parts(tmp_path / "none") == []
+    sweep_parts(tmp_path / "none")
 
 
 def test_a_folder_comes_whole_and_the_first_wins(tmp_path: Path) -> None:

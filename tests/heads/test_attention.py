@@ -173,9 +173,9 @@ def test_dropout_keeps_the_expectation():
 def test_average_attention_is_over_images_then_heads():
     probe, tokens = make_probe(), draw_tokens()
     weights = probe.attention(tokens)
-    average = average_attention([weights[:4], weights[4:]])
+    average = average_attention(weights)
     for token in range(5):
         per_head = [sum(weights[i, head, token].item() for i in range(6)) / 6 for head in range(N_HEADS)]
         assert average[token].item() == pytest.approx(sum(per_head) / N_HEADS)
     assert average.sum().item() == pytest.approx(1)
-    assert average_attention(iter([weights.float()])).dtype == torch.float64
+    assert average_attention(weights.float()).dtype == torch.float64

@@ -35,8 +35,8 @@ def test_tokens_are_class_token_and_patches_normalised_over_channels():
     expected = torch.stack([F.pad(v / v.norm(dim=1, keepdim=True), (0, 8 - v.shape[1])) for v in vectors], dim=1)
     torch.testing.assert_close(tokens, expected)
     torch.testing.assert_close(tokens.norm(dim=2), torch.ones(2, 13))
-    assert head.attention(tokens).shape == (2, 8, 13)
-    torch.testing.assert_close(head.attention(tokens).sum(dim=2), torch.ones(2, 8))
+    assert head.probe.attention(tokens).shape == (2, 8, 13)
+    torch.testing.assert_close(head.probe.attention(tokens).sum(dim=2), torch.ones(2, 8))
 
 
 def test_size():

@@ -169,11 +169,12 @@ def test_step_in_bf16_is_near_float32():
 
 def test_groups_follow_the_columns():
     head = ComboHead(MIXED, 2, rng=torch.Generator())
-    assert [(group.name, group.ranges) for group in head.backbone_groups] == [
+    assert [(group.backbone, group.ranges) for group in head.backbone_groups] == [
         ("dino", ((0, 6), (6, 12))),
         ("net", ((12, 15), (15, 25))),
     ]
-    assert [group.name for group in head.tap_groups] == ["dino:3", "dino:last", "net:s3", "net:s4"]
+    named = [f"{group.backbone}:{group.tap}" for group in head.tap_groups]
+    assert named == ["dino:3", "dino:last", "net:s3", "net:s4"]
     assert head.project.weight.shape == (128, 25)
 
 

@@ -24,7 +24,7 @@ def norms(weight, blocks):
 
 
 def test_groups_are_columns():
-    assert [(g.name, g.ranges, g.n_columns) for g in backbone_groups(UNEQUAL)] == [
+    assert [(g.backbone, g.ranges, g.n_columns) for g in backbone_groups(UNEQUAL)] == [
         ("a", ((0, 3), (11, 18)), 10),
         ("b", ((3, 7), (7, 11)), 8),
     ]

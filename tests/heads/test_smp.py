@@ -47,12 +47,12 @@ def test_mlp_of_the_pooled_taps():
 def test_lasso_is_over_taps(hidden):
     head = build(hidden=hidden, relevance_weight=0.25)
     # of each vit tap one window of int(5 / (8 / 6)) tokens; of net 2 x 2 windows of 2 x 2 cells of 2 channels
-    assert [(group.name, group.ranges) for group in head.tap_groups] == [
+    assert [(f"{group.backbone}:{group.tap}", group.ranges) for group in head.tap_groups] == [
         ("vit:blocks.0", ((0, 6),)),
         ("vit:blocks.1", ((6, 12),)),
         ("net:stages.0", ((12, 20),)),
     ]
-    assert [group.name for group in head.backbone_groups] == ["vit", "net"]
+    assert [(group.backbone, group.tap) for group in head.backbone_groups] == [("vit", None), ("net", None)]
     torch.testing.assert_close(head.penalty(), 0.25 * penalty(head.project.weight, head.tap_groups))
     assert build(relevance_weight=0).penalty() is None
 

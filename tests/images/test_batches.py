@@ -1,6 +1,8 @@
 """Batches of one unit: the same whatever the threads, each image read once."""
 
 import errno
+import os
+import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +13,10 @@ from PIL import Image
 
 from loffta.errors import LofftaError
 from loffta.images.batches import ImageStream, decoding_threads
-from loffta.images.decode import decode
 from loffta.images.geometry import PixelGeometry, to_square
 from loffta.store.ledger import BAD, OK
 from tests.fakes import PngSource, picture
+from tests.imagesets import decode
 
 SIZES = [PixelGeometry(8), PixelGeometry(12, interpolation="bilinear"), PixelGeometry(8)]
 BROKEN = {4: b"", 11: OSError(5, "Input/output error")}
@@ -152,6 +154,17 @@ def test_what_pil_warns_of_is_no_bad_image():
         images = unit(Warning_(3), range(3), pool)
         (batch,) = images.batches(8)
     assert batch.rows == [0, 1, 2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
+def test_decoding_threads_give_way():
+    def priority():
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before = priority()
+    with decoding_threads(1) as pool:
+        assert pool.submit(priority).result() == min(before + 5, 19)
+    assert priority() == before
 
 
 def test_leaving_early_drops_what_is_pending():

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from loffta.extraction.extract import extract
-from loffta.images.decode import decode
 from loffta.images.files import key_fault
 from loffta.images.rgb import to_rgb
 from loffta.images.sources import SOURCES, ImageSource, open_source
@@ -18,7 +17,7 @@ from loffta.store.asked import limited_rows
 from loffta.store.cache import Cache
 from loffta.store.table import ImageTable
 from tests.fakes import FakeBackbone, fake_config
-from tests.imagesets import BUILDERS
+from tests.imagesets import BUILDERS, decode
 
 
 def pixels_of(data):

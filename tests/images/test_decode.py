@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loffta.images.decode import MAX_PIXELS, BadImage, decode, one_line
+from loffta.images.decode import MAX_PIXELS, BadImage, one_line
 from loffta.images.rgb import to_rgb
 from loffta.look import OLD
+from tests.imagesets import decode
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, size=(5, 7, 3), dtype=np.uint8)

@@ -3,10 +3,10 @@
 import numpy as np
 from sklearn.datasets import load_digits
 
-from loffta.images.decode import decode
 from loffta.images.demo import Digits, open_demo
 from loffta.images.rgb import to_rgb
 from loffta.look import OLD
+from tests.imagesets import decode
 
 
 def pixels_of(data):

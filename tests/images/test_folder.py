@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from loffta.errors import LofftaError, UsageError
-from loffta.images.decode import decode
 from loffta.images.endings import decodable
 from loffta.images.files import FileRoot, OutsideRoot, key_fault, to_key
 from loffta.images.folder import open_folder
@@ -18,6 +17,7 @@ from loffta.images.rgb import to_rgb
 from loffta.images.sources import open_source, with_options
 from loffta.look import Look
 from loffta.store.table import ImageTable
+from tests.imagesets import decode
 
 
 def write(root, *names):

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loffta.images.decode import BadImage, decode
+from loffta.images.decode import BadImage
 from loffta.images.metadata import without_metadata
 from loffta.images.rgb import to_rgb
 from loffta.look import Look
 from tests.images.encoded import chunk, encode, tiff, with_chunks
+from tests.imagesets import decode
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow; `decoding_threads` does the same
 RGB = np.random.default_rng(0).integers(0, 256, size=(5, 7, 3), dtype=np.uint8)

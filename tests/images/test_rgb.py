@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loffta.images.decode import BadImage, Picture, Samples, _count_pages, decode
+from loffta.images.decode import BadImage, Picture, Samples, _count_pages
 from loffta.images.rgb import (
     AMBIGUOUS_16,
     AMBIGUOUS_COLOUR,
@@ -18,6 +18,7 @@ from loffta.images.rgb import (
 )
 from loffta.look import OLD, Look
 from tests.images.encoded import encode, tiff
+from tests.imagesets import decode
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, size=(5, 7, 3), dtype=np.uint8)

@@ -61,7 +61,7 @@ def test_unfrozen_it_is_a_plain_torch_loop(tmp_path):
     paths = RunPaths(tmp_path / "run")
     logged = [row["loss"] for row in log_of(tmp_path / "run")]
     np.testing.assert_allclose(logged, [np.mean(epoch) for epoch in losses], rtol=1e-4)
-    trained, last = load_head(paths.backbone(0)), model.state_dict()
+    trained, last = load_head(paths.weights(0, "backbone")), model.state_dict()
     moved = {name: _with_a_gradient(name, tensor - first[name]).norm().item() for name, tensor in last.items()}
     for name, tensor in last.items():
         assert _with_a_gradient(name, trained[name] - tensor).norm() <= 0.01 * moved[name], name

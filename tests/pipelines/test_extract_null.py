@@ -30,8 +30,17 @@ def test_both_tables_are_printed_and_nothing_stays(bench, tmp_path, capsys, monk
     bench.main(["--null", "--images", "6", "--pairs", "1", "--dir", str(tmp_path), "--memory", str(tmp_path)])
     out = capsys.readouterr().out
     rows = {line.rsplit(None, 2)[0].strip() for line in out.splitlines() if line.startswith("  ")}
-    assert {"decode", "cast", "check", "write, memory", "loffta, memory", "loffta, disk", "bound, disk"} <= rows
-    assert all(f"of the bound, {place}" in out for place in ("memory", "disk"))
+    assert {
+        "decode",
+        "cast",
+        "check",
+        "write, memory",
+        "loffta, memory",
+        "loop, disk",
+        "loffta, disk",
+        "bound, disk",
+    } <= rows
+    assert all(f"of the bound, {place}" in out and f"of one loop a CPU, {place}" in out for place in ("memory", "disk"))
     assert [line.split()[0] for line in out.partition("\nwriters")[2].splitlines()[1:]] == ["1", "2", "4", "8"]
     assert list(tmp_path.iterdir()) == []
     assert (os.pwritev, sys.modules["extract_null"].sink.count_writers) == (write, count)

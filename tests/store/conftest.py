@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,6 +102,20 @@ def write_array(
         write_unit(paths, layout, unit, values, bad)
     values[list(bad)] = np.nan if layout.dtype.kind == "f" else 0
     return Written(paths, layout, values, bad)
+
+
+@pytest.fixture(scope="module")
+def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that the module's own `fill` has made; nobody changes it."""
+    root = tmp_path_factory.mktemp("sound") / "cache"
+    request.module.fill(root)
+    return root
+
+
+@pytest.fixture
+def root(sound: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be damaged."""
+    return shutil.copytree(sound, tmp_path / "cache")
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Shards deleted behind the cache's back: noticed at once, all of them listed, and written anew by `extract` alone."""
 
-import shutil
-
 import pytest
 from loffta_cli.main import main
 
@@ -17,19 +15,6 @@ N = 36  # five units of 8
 
 def fill(root, backbone=None):
     return extract(fake_config(root), PngSource(N), lambda _: backbone or FakeBackbone(), StopFlag())
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    root = tmp_path_factory.mktemp("sound") / "cache"
-    fill(root)
-    return root
-
-
-@pytest.fixture
-def root(sound, tmp_path):
-    shutil.copytree(sound, tmp_path / "cache")
-    return tmp_path / "cache"
 
 
 def purge(root, array, *units):

@@ -30,13 +30,6 @@ def fill(root, n_images=N, seed=0, **options):
     return extract(fake_config(root, **options), source, lambda _: backbone, StopFlag())
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    root = tmp_path_factory.mktemp("sound") / "cache"
-    fill(root)
-    return root
-
-
 @pytest.fixture
 def cache(sound, tmp_path):
     root = tmp_path / "a cache with spaces"

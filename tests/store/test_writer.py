@@ -16,7 +16,7 @@ from loffta.store.metadata import ArrayLayout
 from loffta.store.paths import ArrayPaths, CachePaths
 from loffta.store.quantise import fit_scales
 from loffta.store.scales import Scales, create_scales
-from loffta.store.units import Share, count_units, rows_of
+from loffta.store.units import count_units, rows_of
 from loffta.store.writer import Stored, UnitWriter, to_storage
 
 from .conftest import BAD_ROW, U, Written, as_stored, make_layout, make_values, names, parse_shard, write_unit
@@ -250,11 +250,6 @@ def test_units_cover_every_row_once() -> None:
     for n_rows in (0, 1, 8, 9, 19):
         units = [list(rows_of(unit, n_rows, 8)) for unit in range(count_units(n_rows, 8))]
         assert [row for rows in units for row in rows] == list(range(n_rows))
-
-
-def test_shares_are_disjoint_and_complete() -> None:
-    shares = [[unit for unit in range(11) if Share(index, 3).owns(unit)] for index in range(3)]
-    assert sorted(unit for share in shares for unit in share) == list(range(11))
 
 
 def test_a_stored_tuple_is_plain_numpy() -> None:
