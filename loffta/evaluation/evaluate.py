@@ -222,7 +222,7 @@ def predict(
 
 def predict_folds(
     heads: Sequence[Head], features: Sequence[Feature], rows: NDArray[np.int64], folds: NDArray[np.int64], **how: Any
-) -> tuple[NDArray[np.float32], list[Findings]]:
+) -> tuple[NDArray[np.floating[Any]], list[Findings]]:
     """Logits [S, B, C] of each row by the S heads that have not seen it; and what they tell of these rows.
 
     Args:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 
 from loffta.config import TrainConfig
@@ -27,7 +27,7 @@ def measure_run(
     config: TrainConfig,
     turns: Turns | None,
     logits: Float[np.ndarray, "M B C"],
-    targets: Integer[np.ndarray, "B *target"],
+    targets: Shaped[np.ndarray, "B *target"],
     classes: Sequence[str],
     rows: NDArray[np.int64],
     keys: Sequence[str],
@@ -51,7 +51,7 @@ def measure_run(
 def measure_folds(
     task: Task,
     logits: Float[np.ndarray, "S B C"],
-    targets: Integer[np.ndarray, "B *target"],
+    targets: Shaped[np.ndarray, "B *target"],
     classes: Sequence[str],
     folds: NDArray[np.int64],
     *,
@@ -90,7 +90,7 @@ def measure_folds(
 def measure_shots(
     task: Task,
     logits: Float[np.ndarray, "M B C"],
-    targets: Integer[np.ndarray, "B *target"],
+    targets: Shaped[np.ndarray, "B *target"],
     classes: Sequence[str],
     *,
     keys: Sequence[str],
