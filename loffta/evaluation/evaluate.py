@@ -90,6 +90,8 @@ def evaluate(
         targets = read_targets(cache.table, config.task)[rows].numpy()
         keys = [cache.table.keys[row] for row in rows]
         measured = measure_run(task, config, turns, logits, targets, cache.table.classes, rows, keys)
+        n_shown = len(measured["metrics"][task.headline]["per_seed"])
+        logits = logits[-n_shown:]  # of draws, by the heads with the most images
     left_out = count_left_out(n_bad(cache, features, split), len(asked) - len(rows))
     results = describe(config, features, split, len(rows), left_out) | measured
     results |= describe_training(paths, config, recipe, heads) | together(told)
@@ -100,8 +102,7 @@ def evaluate(
         train_seconds = read_results(paths.results(split)).get("train_seconds")
     if train_seconds is not None:
         results["train_seconds"] = train_seconds
-    n_shown = len(measured["metrics"][task.headline]["per_seed"])  # of draws, those with the most images
-    columns = prediction_columns(task, logits[-n_shown:], targets, rows, keys)
+    columns = prediction_columns(task, logits, targets, rows, keys)
     if turns is not None and turns.folds is not None:
         columns["fold"] = np.tile(turns.fold_of(rows), n_shown)
     save_results(paths, split, results, columns)
