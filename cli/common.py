@@ -63,6 +63,15 @@ def seen_line(facts: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def labels_line(facts: Mapping[str, Any], n_images: int) -> str:
+    """What a set of labels says, in one line."""
+    splits = ", ".join(f"{split} {count}" for split, count in facts["splits"].items())
+    classes = f"{facts['classes']} {plural(facts['classes'], 'class', 'classes')}"
+    what = facts["label_kind"] + (f", {classes}" if facts["label_kind"] != "regression" else "")
+    groups = f"; groups of '{facts['group_column']}': {facts['groups']}" if facts["groups"] is not None else ""
+    return f"labels '{facts['name']}': {facts['labelled']} of {n_images} labelled, {what} ({splits}){groups}"
+
+
 def _plain(value: Any) -> Any:
     """The same value in what JSON knows: dict, list, str, int, finite float, bool, None."""
     if isinstance(value, Mapping):

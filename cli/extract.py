@@ -49,6 +49,7 @@ _REQUIRED = {"source": "SOURCE", "cache": "--cache DIR", "backbones": "--backbon
 @click.option("--shard", "share", metavar="I/N", help="Only the units u with u % N == I; for N jobs at once.")
 @click.option("--splits", metavar="SPLIT", help="Only the images of this split, or of several joined by +.")
 @click.option("--limit", type=int, help="Only N images, a share of every split.")
+@click.option("--gone", type=click.Choice(["keep", "drop"]), help="Images whose files are gone: keep, or of no split.")
 @click.option("--max-bad-frac", type=float, default=0.01, show_default=True, help="More bad images: exit code 3.")
 @click.option("--ignore-space", is_flag=True, help="Begin though there is no room for all of it.")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file with any of these options.")

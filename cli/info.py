@@ -10,7 +10,7 @@ import click
 from loffta.machine.terminal import Table
 from loffta.words import human_size, plural
 
-from .common import emit, json_option, seen_line, show, show_lines
+from .common import emit, json_option, labels_line, seen_line, show, show_lines
 
 _SHOWN = 5  # names of bad images a reason; --json gives all
 
@@ -39,6 +39,11 @@ def command(cache: Path, as_json: bool) -> None:
         show(f"  {len(keys)} bad: {reason}: {_first(keys)}")
     if seen := seen_line(held):
         show(f"  {seen}")
+    if len(held["labels"]) > 1:
+        for facts in held["labels"]:
+            show(f"  {labels_line(facts, held['images'])}")
+    if held["moved"] or held["gone"]:
+        show(f"  {held['moved']} moved at the source since, {held['gone']} gone there")
     arrays = [array for store in held["stores"] for array in store["arrays"]]
     table = Table([_cells(array) for array in [*arrays, held["thumbnails"]]], right={4}, indent=2)
     for store in held["stores"]:

@@ -22,10 +22,12 @@ from loffta.words import printable
 # name -> (where the click command is, its line in `loffta --help`); in the order of work
 COMMANDS: dict[str, tuple[str, str]] = {
     "extract": (".extract:command", "Run frozen backbones over images once and cache their tokens."),
+    "label": (".label:command", "Put labels, splits or groups beside the images of a cache."),
     "plan": (".plan:command", "Show what an extraction would take: bytes, files, hours."),
     "train": (".train:command", "Train a head on cached tokens."),
     "evaluate": (".evaluate:command", "Measure a trained head on a split."),
     "predict": (".predict:command", "Tell the classes of new images by a trained head."),
+    "audit": (".audit:command", "Find copies, leaks, wrong labels and outliers of a cache's images."),
     "info": (".info:command", "Show what a cache holds and what it weighs."),
     "drop": (".drop:command", "Give the space of a store or an array back."),
     "verify": (".verify:command", "Check a cache for damage, and repair it."),

@@ -27,12 +27,13 @@ from .common import emit, json_option, opening_options, show
 @opening_options
 @json_option
 def command(run: Path, source: str, as_json: bool, **options: Any) -> None:
-    """Tell the classes of images by the trained heads of RUN.
+    """Tell the classes, or the values, of images by the trained heads of RUN.
 
     SOURCE is a folder, a table, one image file, or anything that `extract` takes. The file has a row per image, in
     order: key, status, reason (of images that cannot be used), predicted, confidence (the highest probability), and
     probabilities in the order of the classes in its metadata. Of heads trained on several classes per image, predicted
-    is the list of those with a probability of 0.5 and more. Nothing is cached, and no cache is needed.
+    is the list of those with a probability of 0.5 and more; of heads trained on numbers it is one, in their unit, and
+    there are no probabilities. Nothing is cached, and no cache is needed.
     """
     import loffta
     from loffta.machine import process
@@ -42,5 +43,7 @@ def command(run: Path, source: str, as_json: bool, **options: Any) -> None:
     done = loffta.predict(run, source, stop=stop, **options)
     for name, n in sorted(done.counts.items(), key=lambda item: -item[1])[:10]:
         show(f"{n:7}  {name}")
+    if done.values:
+        show("predicted {min:.4g} to {max:.4g}, mean {mean:.4g}".format(**done.values))
     show(f"{done.images} {plural(done.images, 'image')}, {done.bad} bad; {done.out}")
     emit(asdict(done), as_json)

@@ -24,7 +24,10 @@ _REQUIRED = {"cache": "CACHE", "head": "--head NAME"}  # or in the --config file
 @click.option("--head", metavar="NAME", help="linear, attentive, fusion, combo, loff, head2toe or smp.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--features", multiple=True, metavar="STORE[:TAPS]", help="Store or backbone, and taps.  [all stores]")
-@click.option("--task", default="auto", show_default=True, help="auto, by the labels; classification, multi-label.")
+@click.option("--labels", metavar="NAME_OR_FILE", help="A set of labels of the cache, or a file.  [its source's]")
+@click.option(
+    "--task", default="auto", show_default=True, help="By the labels: classification, multi-label, regression."
+)
 @click.option("--train-on", default="train", show_default=True, help="Split, or several joined by +.")
 @click.option("--validate-on", metavar="SPLIT", help="Measured too; --search chooses by it.")
 @click.option("--holdout", type=float, metavar="SHARE", help="Keep so much of --train-on out, as split 'holdout': 0.2.")
@@ -118,6 +121,8 @@ def print_results(results: Mapping[str, Any]) -> None:
         low, high = metric["ci95"]
         interval = show_interval(name, (low, high))
         show(f"{in_words(name, metric)}{seeds}, 95 % interval {interval} ({images})")
+    if "labels" in results:
+        show(f"what is right is said by the labels '{results['labels']}'")
     if "now" in results.get("images", {}):
         from loffta.runs.known_images import growth
 

@@ -89,14 +89,20 @@ def _damaged(found: Sequence[Damage]) -> str:
     documents = len(found) - units
     parts = [f"{units} {plural(units, 'unit is', 'units are')} damaged"] if units or not documents else []
     if documents:
-        owners = plural(documents, "array or store is", "arrays or stores are")
-        parts.append(f"the metadata of {documents} {owners} damaged")
+        labels = sum(damage.array.startswith("labels/") for damage in found)
+        owners = plural(documents - labels, "array or store is", "arrays or stores are")
+        parts += [f"the metadata of {documents - labels} {owners} damaged"] if documents > labels else []
+        parts += [f"{labels} {plural(labels, 'set of labels is', 'sets of labels are')} damaged"] if labels else []
     return ", and ".join(parts)
 
 
 def _remedy(cache: Path, found: Sequence[Damage]) -> str:
     """What mends it, and what a person may do instead."""
     beyond = [damage for damage in found if damage.unit is None and damage.layout is None]
+    labels = [damage for damage in beyond if damage.array.startswith("labels/")]
+    if labels:
+        again = shlex.join(["loffta", "label", str(cache), "FILE", "--name", labels[0].path.stem])
+        return f"restore {labels[0].path} from a backup, or make the set anew, which replaces it: {again}"
     stores = [damage for damage in beyond if "/" not in damage.array]
     if stores:
         drop = shlex.join(["loffta", "drop", str(cache), stores[0].array])

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from loffta.door.audit import audit
     from loffta.door.cache import OpenCache, open_cache
     from loffta.door.evaluate import evaluate
     from loffta.door.extract import extract
+    from loffta.door.label import label
     from loffta.door.plan import plan
     from loffta.door.predict import predict
     from loffta.door.report import report
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 _PLACES = {
     "extract": "door.extract",
     "plan": "door.plan",
+    "label": "door.label",
     "open_cache": "door.cache",
+    "audit": "door.audit",
     "train": "door.train",
     "evaluate": "door.evaluate",
     "predict": "door.predict",
@@ -51,8 +55,10 @@ __all__ = [
     "TooManyBadImages",
     "UsageError",
     "__version__",
+    "audit",
     "evaluate",
     "extract",
+    "label",
     "load_run",
     "open_cache",
     "plan",

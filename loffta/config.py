@@ -114,6 +114,7 @@ class ExtractConfig(StrictModel, frozen=True):
     )  # (i, n): this process owns the units u with u % n == i
     splits: str | None = None  # one split or several joined by +; None: all
     limit: int | None = Field(None, gt=0)  # so many images, a share of every split
+    gone: Literal["keep", "drop"] | None = None  # rows whose files are gone: as before, or in no split; None: an error
     max_bad_frac: float = Field(0.01, ge=0, le=1)
     ignore_space: bool = False  # begin though the file system or the quota has no room for all of it
 
@@ -142,6 +143,7 @@ class TrainConfig(StrictModel, frozen=True):
     cache: Path
     head: str
     features: tuple[str, ...] = Field((), max_length=MANY)  # STORE[:TAPS]; none: all stores
+    labels: str | None = None  # a set of annotations of the cache, or a file; None: what the image set says
     task: str = "auto"  # or a task by name; `train` resolves it by the kind of labels
     train_on: str = "train"
     validate_on: str | None = None  # measured too; what --search chooses by

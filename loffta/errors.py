@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from loffta.words import first_of
+
 
 class LofftaError(Exception):
     """A problem that the user can mend.
@@ -84,3 +86,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, where: str | Pat
     else:
         remedy = f"none of the {len(known)} known names is close; check the spelling"
     return UsageError(f"unknown {kind} '{name}'", where=where, remedy=remedy)
+
+
+def refuse(faults: Sequence[str], *, where: str | Path, remedy: str, of: str = "the image set") -> None:
+    """Raises one UsageError for all faults, if there are any."""
+    if faults:
+        problems = "1 problem" if len(faults) == 1 else f"{len(faults)} problems"
+        raise UsageError(f"{problems} in {of}: {first_of(faults)}", where=where, remedy=remedy)

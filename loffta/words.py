@@ -10,9 +10,11 @@ import hashlib
 import re
 import reprlib
 import unicodedata
+from collections.abc import Sequence
 
 _LONGEST = 100  # characters of a file name; 255 bytes is what file systems take, and suffixes follow
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+@=-]+")
+_SHOWN = 5  # of a list in a message
 _BRIEF = reprlib.Repr()
 _BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxlong, _BRIEF.maxother = 3, 150, 150, 200
 _BRIEF.maxdict = _BRIEF.maxlist = _BRIEF.maxtuple = _BRIEF.maxset = _BRIEF.maxfrozenset = 12
@@ -53,6 +55,12 @@ def brief(value: object) -> str:
     except ValueError:  # an integer of more digits than Python writes
         text = f"a {type(value).__name__} too large to show"
     return printable(text if len(text) <= _BRIEF.maxother else text[: _BRIEF.maxother - 3] + "...")
+
+
+def first_of(items: Sequence[str], separator: str = "; ") -> str:
+    """The first five, and how many more."""
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return separator.join(items[:_SHOWN]) + more
 
 
 def plural(n: int, one: str, many: str = "") -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from loffta.pipeline.file import PlannedRun
 from loffta.reporting.text import NONE, count
 from loffta.runs.run import read_results
-from loffta.tasks.figures import show, show_difference, show_spread
+from loffta.tasks.figures import points, show, show_difference, show_spread
 
 Summary = dict[str, Any]
 Average = dict[str, float | None]  # mean, and std over seeds: None for one seed, or where tasks differ in their number
@@ -51,24 +51,28 @@ def format_summary(summary: Summary) -> str:
     for task, entry in summary["tasks"].items():
         values = [_over_backbones(entry, name) for name in names]
         lines.append([task, entry["metric"], *(_shown(found and _average(found), entry["metric"]) for found in values)])
+    metrics = {entry["metric"] for entry in summary["tasks"].values()}
+    shared = metrics.pop() if len(metrics) == 1 else "top1"
     n_tasks = len(summary["tasks"])
     groups = list(dict.fromkeys(entry["group"] for entry in summary["tasks"].values() if entry["group"]))
     both = {"mean_of_tasks": count(n_tasks, "task"), "mean_of_groups": count(len(groups), "group")}
     for key, of_what in both.items():
         averages = [summary["averages"][name][key] for name in names]
         if any(average is not None for average in averages):
-            lines.append([f"mean of {of_what}", "", *map(_shown, averages)])
+            lines.append([f"mean of {of_what}", "", *(_shown(average, shared) for average in averages)])
     for group in groups:
-        lines.append([f"  {group}", "", *(_shown(summary["averages"][name]["groups"][group]) for name in names)])
+        of_group = [summary["averages"][name]["groups"][group] for name in names]
+        lines.append([f"  {group}", "", *(_shown(average, shared) for average in of_group)])
     text = _columns(lines)
     gains = {name: gain for name, gain in summary["gains"].items() if gain and gain["backbones"] > 1}
     if gains:
-        head = f"\n\ngain over {names[0]} in points, mean of the tasks, mean ± standard deviation over the backbones\n"
+        counted = " in points" if points(shared) else ""
+        head = f"\n\ngain over {names[0]}{counted}, mean of the tasks, mean ± standard deviation over the backbones\n"
         text += head + _columns(
             [
                 [
                     name,
-                    f"{show_difference('top1', g['mean'])} ± {show('top1', g['std'])}",
+                    f"{show_difference(shared, g['mean'])} ± {show(shared, g['std'])}",
                     f"{g['backbones']} backbones",
                 ]
                 for name, g in gains.items()

@@ -28,7 +28,9 @@ def extract_arguments(config: ExtractConfig) -> list[str]:
         if any(other.image_px is not None for other in config.backbones):
             arguments += ["--image-px", str(backbone.image_px or "native")]
     plain = ("resize", "interpolation", "background", "range", "views", "view_seed", "precision", "dtype")
-    changed = _changed(config, (*plain, "batch_size", "device", "unit_images", "splits", "limit", "max_bad_frac"))
+    changed = _changed(
+        config, (*plain, "batch_size", "device", "unit_images", "splits", "limit", "gone", "max_bad_frac")
+    )
     if config.pool:
         changed["pool"] = "{}x{}".format(*config.pool)
     if config.share != (0, 1):
@@ -52,7 +54,7 @@ def train_arguments(config: TrainConfig, run: Path) -> list[str]:
     arguments += [] if preset == "none" else ["--augment", str(preset)]
     splits = ("train_on", "validate_on", "holdout", "test_on")
     turns = ("folds", "group", "draws", "seeds", "data_seed")
-    plain = ("task", *splits, *turns, "select", "device", "feed", "order", "checkpoint_s")
+    plain = ("labels", "task", *splits, *turns, "select", "device", "feed", "order", "checkpoint_s")
     arguments += _options(_changed(config, plain))
     arguments += ["--shots", ",".join(map(str, config.shots))] if config.shots else []
     flags = ("search", "partial", "one_class")

@@ -7,6 +7,7 @@ In: the table of an image set.   Out: the task that its labels are for, and one 
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from jaxtyping import Int8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loffta.errors import LofftaError
+from loffta.errors import LofftaError, UsageError
 from loffta.heads.recipe import Recipe
 from loffta.store.names import one_folder_down
 from loffta.store.table import ImageTable
@@ -28,26 +29,18 @@ def choose_task(table: ImageTable, name: str = "auto") -> str:
 
     Raises:
         UsageError: no such task.
-        LofftaError: labels that this task, or any, cannot learn.
+        LofftaError: labels that this task cannot learn.
     """
+    fitting = next(known for known, task in TASKS.items() if task.label_kind == table.label_kind)
     if name == "auto":
-        fitting = [known for known, task in TASKS.items() if task.label_kind == table.label_kind]
-        if fitting:
-            return fitting[0]
-        raise LofftaError(
-            f"the labels of this image set are {table.label_kind}, and no task learns these",
-            where=table.source,
-            remedy="extract from a table with classes, one or several per image, in its column label or labels",
-        )
+        return fitting
     task = find_task(name)
     if task.label_kind != table.label_kind:
-        others = [known for known, other in TASKS.items() if other.label_kind == table.label_kind]
+        numbers = "; numbers to learn stand in a column value" if name == "regression" else ""
         raise LofftaError(
             f"the labels of this image set are {table.label_kind}, and {name} needs {task.targets}",
             where=table.source,
-            remedy=f"leave --task out, which chooses {others[0]}"
-            if others
-            else f"extract from a table with {task.targets}",
+            remedy=f"leave --task out, which chooses {fitting}{numbers}",
         )
     return name
 
@@ -55,23 +48,39 @@ def choose_task(table: ImageTable, name: str = "auto") -> str:
 def fit_to_task(recipe: Recipe, task: str, given: Collection[str]) -> Recipe:
     """The recipe without class weights where the task has no classes to weigh, unless they were asked for.
 
+    Where numbers are learnt, it says by which loss.
+
     Args:
         given: keys of the recipe that are the user's, not the head's.
+    Raises:
+        UsageError: a loss of numbers where there are classes.
     """
-    if find_task(task).label_kind == "single-label" or "class_weights" in given:
-        return recipe
-    return recipe.model_copy(update={"class_weights": False})
+    kind = find_task(task).label_kind
+    if kind != "regression" and recipe.loss is not None:
+        raise UsageError(
+            f"the loss '{recipe.loss}' is for numbers, and {task} has classes",
+            where="recipe: loss",
+            remedy="leave it out; numbers to learn stand in a column value of a table",
+        )
+    changes: dict[str, Any] = {"loss": recipe.loss or "mse"} if kind == "regression" else {}
+    if kind != "single-label" and "class_weights" not in given:
+        changes["class_weights"] = False
+    return recipe.model_copy(update=changes) if changes else recipe
 
 
 def read_targets(table: ImageTable, task: str) -> Tensor:
-    """One target per row of the table, whole numbers; UNKNOWN where a row has no label.
+    """One target per row of the table; UNKNOWN where a row has no label, NaN where it has no value.
 
     Returns:
-        classification: [n] int64, positions in `classes`; multi-label: [n, C] int8, 1 where the image has the class.
+        classification: [n] int64, positions in `classes`; multi-label: [n, C] int8, 1 where the image has the class;
+        regression: [n] float64.
     Raises:
-        LofftaError: labels of another kind, or a class number that `classes` does not have.
+        LofftaError: labels of another kind, a class number that `classes` does not have, or an infinite value.
     """
     choose_task(table, task)
+    if table.values is not None:
+        _refuse_infinite(table, table.values)
+        return torch.tensor(table.values)
     if table.label_sets is None:
         _refuse_out_of_range(table, table.labels)
         return torch.tensor(table.labels)
@@ -119,6 +128,45 @@ def refuse_one_class(table: ImageTable, rows: NDArray[np.int64], split: str) -> 
         remedy=("extract that into a new cache" if cause else "look at the labels, or train on more splits")
         + "; --one-class trains on one class all the same",
     )
+
+
+def spread_of(table: ImageTable, rows: NDArray[np.int64], split: str) -> tuple[float, float]:
+    """Mean and standard deviation of the values of some rows: what heads learn them in, as scikit-learn's scaler does.
+
+    Raises:
+        LofftaError: there is nothing to learn or to measure, for one image or all have one value; or no float64 holds
+            the deviation.
+    """
+    assert table.values is not None
+    values = table.values[rows]
+    if len(np.unique(values)) == 1:
+        alone = f"split '{split}' has one image"
+        same = f"all {len(rows)} images of split '{split}' have the value {values[0]:g}"
+        raise LofftaError(
+            f"{alone if len(rows) == 1 else same}: numbers are learnt, and measured, by how they differ",
+            where=table.source,
+            remedy="choose a split with several values, or look at the column that they come from",
+        )
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        mean, deviation = float(values.mean()), float(values.std())
+    if not (np.isfinite(mean) and 0 < deviation < np.inf):
+        raise LofftaError(
+            f"the values of split '{split}' go from {values.min():g} to {values.max():g}: their spread is no float64",
+            where=table.source,
+            remedy="give them in another unit, or as logarithms",
+        )
+    return mean, deviation
+
+
+def _refuse_infinite(table: ImageTable, values: NDArray[np.float64]) -> None:
+    infinite = np.flatnonzero(np.isinf(values))
+    if len(infinite):
+        raise LofftaError(
+            f"the value {values[infinite[0]]:g} is no number to learn"
+            + (f", nor are {len(infinite) - 1} more" if len(infinite) > 1 else ""),
+            where=f"{table.source}, first {table.keys[infinite[0]]}",
+            remedy="the table of images is damaged or was not made by loffta: extract into a new cache",
+        )
 
 
 def _many_hot(table: ImageTable, sets: list[tuple[int, ...] | None]) -> Int8[Tensor, "n C"]:

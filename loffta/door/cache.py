@@ -16,22 +16,28 @@ from loffta.door.options import PathLike
 from loffta.door.selection import Selection, TokenKind, describe_rows, read_labels
 from loffta.errors import LofftaError, UsageError
 from loffta.store.cache import Cache
+from loffta.store.labels import SOURCE
 from loffta.tokens import KINDS, Kind
 from loffta.zoo.names import ZOO
 
 
-def open_cache(cache: PathLike) -> OpenCache:
+def open_cache(cache: PathLike, labels: PathLike | None = None) -> OpenCache:
     """Opens the folder that `extract` made; one that is read-only, or being written, too.
 
     >>> cache = loffta.open_cache("cache")
     >>> cache.splits, len(cache.stores)
     ({'test': 50, 'train': 100}, 1)
 
+    Args:
+        labels: a set of annotations of the cache, or a file: splits, classes and labels are those that it gives. None:
+            what the image set says.
     Raises:
+        UsageError: there is no such set, or the file cannot be used.
         LofftaError: there is none, or it is of a newer format.
         DamageFound: its table of images is not as it was written.
     """
-    return OpenCache(Cache.open(Path(os.fspath(cache))))
+    opened = Cache.open(Path(os.fspath(cache)))
+    return OpenCache(opened if labels is None else opened.with_labels(os.fspath(labels)))
 
 
 class OpenCache:
@@ -109,17 +115,26 @@ class OpenCache:
         """The same for a DataLoader: `features(...).dataset()`."""
         return self.features(*features, **options).dataset()
 
-    def labels(self, split: str | None = None) -> NDArray[Any]:
+    @property
+    def label_sets(self) -> list[str]:
+        """The sets of annotations that there are, but `source`, which is what the image set says."""
+        return [name for name in self._cache.paths.label_names() if name != SOURCE]
+
+    def labels(self, split: str | None = None, *, name: str | None = None) -> NDArray[Any]:
         """The labels of all images of a split, whether they have features or not; `Selection.labels` has its own.
 
         >>> cache.labels("test").shape
         (50,)
 
+        Args:
+            name: a set of annotations, or a file; None: what this cache was opened with.
         Returns:
             [n] int64, positions in `classes`; [n, C] int8 where images have several classes; [n] float64 of numbers.
         Raises:
             LofftaError: some have no label.
         """
+        if name is not None:
+            return OpenCache(self._cache.with_labels(name)).labels(split)
         return read_labels(self._cache.table, self._rows(split))
 
     def table(self, split: str | None = None) -> pa.Table:

@@ -39,6 +39,7 @@ def extract(
     shard: str | None = None,
     splits: str | None = None,
     limit: int | None = None,
+    gone: Literal["keep", "drop"] | None = None,
     max_bad_frac: float | int = 0.01,
     ignore_space: bool = False,
     progress: bool = True,
@@ -56,6 +57,7 @@ def extract(
         weights, taps, image_px: one for all backbones, or one for each. None: hub, last, the model's own size.
         kinds: of grid, prefix, mean.
         limit: only so many images, a share of every split.
+        gone: what becomes of images whose files are gone: keep them as they are, or drop them from every split.
         max_bad_frac: a share; more bad images are an error.
         progress: show progress and notes on stderr.
     Returns:
@@ -63,7 +65,7 @@ def extract(
     Raises:
         UsageError: an option, name or value that cannot be used.
         TooManyBadImages: over `max_bad_frac`; all good images are in the cache.
-        LofftaError: another recipe under the same name, a changed image set, no space.
+        LofftaError: another recipe under the same name, images that are gone or altered, no space.
     """
     config = make_config(locals())
     with borrowed(progress=progress):

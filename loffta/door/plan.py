@@ -38,6 +38,7 @@ def plan(
     shard: str | None = None,
     splits: str | None = None,
     limit: int | None = None,
+    gone: Literal["keep", "drop"] | None = None,
     max_bad_frac: float | int = 0.01,
     ignore_space: bool = False,
     sample: int | None = None,
@@ -55,7 +56,7 @@ def plan(
         Bytes, files, seconds, and after how many epochs the cache pays; where the cache exists, of what is missing.
     Raises:
         UsageError: an option, name or value that cannot be used.
-        LofftaError: another recipe under the same name, a changed image set.
+        LofftaError: another recipe under the same name, images that are gone or altered.
     """
     config = make_config(locals())
     with borrowed(progress=progress):

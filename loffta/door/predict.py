@@ -1,4 +1,4 @@
-"""`loffta.predict`: the classes of new images, by the trained heads of a run, as a file."""
+"""`loffta.predict`: the classes or values of new images, by the trained heads of a run, as a file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def predict(
     progress: bool = True,
     stop: process.StopFlag | None = None,
 ) -> Prediction:
-    """Tells the classes of images by the trained heads of a run; `load_run` gives them without a file.
+    """Tells the classes, or the values, of images by the trained heads of a run; `load_run` gives them without a file.
 
     >>> done = loffta.predict("runs/linear", "photos", out="predictions.parquet", device="cpu")
     >>> done.images, done.bad, sum(done.counts.values())
@@ -35,7 +35,8 @@ def predict(
 
     Args:
         source: a folder, a table, one image file, or anything that `extract` takes.
-        out: a .parquet file: a row per image, in order, with key, status, reason, predicted, confidence, probabilities.
+        out: a .parquet file: a row per image, in order, with key, status, reason, predicted, confidence, probabilities;
+            numbers, in the unit of the values that were learnt, have neither of the last two.
         per_seed: each seed's own prediction, too, beside the mean of all.
         cache: for runs of older versions: where the cache is now.
         batch_size: images per pass.
@@ -43,7 +44,8 @@ def predict(
         progress: show progress and notes on stderr.
         stop: looked at between the images; the command line's.
     Returns:
-        How many images there were, how many of them could not be used, and how many are of each class.
+        How many images there were, how many of them could not be used, and how many are of each class; or the range
+        of the numbers.
     Raises:
         UsageError: `out` is a folder, or no .parquet; or another option that cannot be used.
         LofftaError: `out` is something else; no run, no trained head, or a backbone that is not the features'.

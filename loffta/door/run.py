@@ -27,7 +27,7 @@ from loffta.machine import process
 from loffta.machine.borrowed import borrowed
 from loffta.machine.progress import Progress
 from loffta.online.opened import OpenedRun, open_for_images
-from loffta.online.predict import mean_of_seeds, name_classes
+from loffta.online.predict import mean_of_seeds, name_predicted
 from loffta.online.stream import BATCH_SIZE, FreshStream
 from loffta.runs.holdout import split_rows
 from loffta.runs.known_images import open_cache
@@ -44,8 +44,8 @@ class Predictions:
 
     keys: list[str]
     places: NDArray[np.int64]  # [n] among the images given, or rows of the cache's table
-    probabilities: NDArray[np.float32]  # [n, C], the mean over the seeds
-    predicted: list[str] | list[list[str]]  # the class; of several classes per image those with 0.5 and more
+    probabilities: NDArray[np.float32]  # [n, C], the mean over the seeds; no column where numbers are predicted
+    predicted: list[str] | list[list[str]] | list[float]  # the class, those with 0.5 and more of several, or the number
     classes: tuple[str, ...]
     bad: dict[str, str]  # key -> why it could not be used
 
@@ -84,7 +84,7 @@ class Run:
 
     @property
     def task(self) -> str:
-        """classification or multi-label."""
+        """classification, multi-label or regression."""
         return self._run.config.task
 
     @property
@@ -112,6 +112,8 @@ class Run:
     def head(self, seed: int = 0) -> nn.Module:
         """A copy of one seed's head, in evaluation mode: `head(head.prepare(features))` are the logits [B, C].
 
+        Where numbers are learnt it gives [B, 1], and `head.scale.to_values` of that is in their unit.
+
         >>> head, spec = run.head(seed=0), run.specs[0]
         >>> features = [torch.zeros(4, len(spec.taps), *spec.shape)]
         >>> head(head.prepare(features)).shape
@@ -136,7 +138,7 @@ class Run:
         max_bad_frac: float | int = 0.01,
         progress: bool = False,
     ) -> Predictions:
-        """Predicts the classes of images: paths of files, PIL images, uint8 arrays [H, W, 3] or [H, W].
+        """Predicts the classes, or the values, of images: paths, PIL images, uint8 arrays [H, W, 3] or [H, W].
 
         >>> found = run.predict([np.zeros((28, 28, 3), np.uint8), "photos/test/3/0013.png"])
         >>> found.probabilities.shape, found.keys
@@ -173,7 +175,7 @@ class Run:
                     found.append(self._run.predict(batch.features))
                 bar.advance(len(batch.statuses))
             judge_bad(stream.bad, listing.keys, len(rows), float(max_bad_frac), done="images")
-            logits = torch.cat(found, dim=1) if found else torch.empty(self.seeds, 0, len(self.classes))
+            logits = torch.cat(found, dim=1) if found else torch.empty(self.seeds, 0, len(self.classes) or 1)
         keys = [listing.keys[place] for place in places]
         return self._told(keys, np.array(places, np.int64), logits, {listing.keys[r]: w for r, w in stream.bad.items()})
 
@@ -197,8 +199,8 @@ class Run:
         with borrowed():
             process.cap_threads()
             if is_of_folds(config, split):
-                folds = read_turns(self._run.paths, cache.table, cache.paths.root).fold_of(rows)
-                logits, _ = predict_folds(self._run.heads, features, rows, folds, **how)
+                turns = read_turns(self._run.paths, cache.table, cache.paths.root)
+                logits, _ = predict_folds(self._run.heads, features, rows, turns, **how)
             else:
                 logits = predict(self._run.heads, features, rows, **how)
         quarantined = {row: reason for feature in features for row, reason in feature.array.ledger.bad.items()}
@@ -231,5 +233,6 @@ class Run:
     def _told(
         self, keys: list[str], places: NDArray[np.int64], logits: Float[Tensor, "S B C"], bad: dict[str, str]
     ) -> Predictions:
-        probabilities = mean_of_seeds(self._run.task.activation(logits).numpy())
-        return Predictions(keys, places, probabilities, name_classes(probabilities, self._run), self.classes, bad)
+        mean = mean_of_seeds(self._run.task.activation(logits).numpy())
+        probabilities = mean if self.classes else np.empty((len(mean), 0), np.float32)
+        return Predictions(keys, places, probabilities, name_predicted(mean, self._run), self.classes, bad)

@@ -185,11 +185,11 @@ def read_labels(table: ImageTable, rows: NDArray[np.int64]) -> NDArray[Any]:
             where=table.source,
             remedy="leave them out: `features(...).labelled()`",
         )
-    return table.values[rows] if table.values is not None else read_targets(table, choose_task(table))[rows].numpy()
+    return read_targets(table, choose_task(table))[rows].numpy()
 
 
 def describe_rows(table: ImageTable, rows: NDArray[np.int64]) -> dict[str, pa.Array[Any]]:
-    """Columns row, key, split and label of some rows."""
+    """Columns row, key, split and label of some rows; group, and where a file is now, where the cache knows such."""
     places = rows.tolist()
     if table.values is not None:
         labels: pa.Array[Any] = pa.array([table.value(row) for row in places], pa.float64())
@@ -197,11 +197,15 @@ def describe_rows(table: ImageTable, rows: NDArray[np.int64]) -> dict[str, pa.Ar
         labels = pa.array([table.class_names(row) for row in places], pa.list_(pa.string()))
     else:
         labels = pa.array([table.class_name(row) for row in places], pa.string())
+    more = {"group": pa.array([table.groups[row] for row in places], pa.string())} if table.groups is not None else {}
+    if table.moved:
+        more["moved_to"] = pa.array([table.moved.get(row) for row in places], pa.string())
     return {
         "row": pa.array(rows, pa.int64()),
         "key": pa.array([table.keys[row] for row in places], pa.string()),
-        "split": pa.array([table.splits[row] for row in places], pa.string()),
+        "split": pa.array([table.splits[row] or None for row in places], pa.string()),
         "label": labels,
+        **more,
     }
 
 

@@ -23,6 +23,7 @@ def train(
     head: str | None = None,
     out: PathLike,
     features: str | Sequence[str] = (),
+    labels: PathLike | None = None,
     task: str = "auto",
     train_on: str = "train",
     validate_on: str | None = None,
@@ -72,6 +73,7 @@ def train(
     Args:
         out: the folder of the run.
         features: STORE[:TAPS], or several; none: all stores.
+        labels: a set of annotations of the cache (`loffta.label`), or a file; None: what the image set says.
         holdout: keep so much of `train_on` out, as split `holdout`: 0.2.
         folds: cross-validation: `train_on` is parted, and each part tested by heads of the others.
         group: with `folds`: a column whose groups, patients or sites, are never on both sides.
@@ -95,6 +97,8 @@ def train(
 
 def run(config: TrainConfig, out: Path, stop: StopFlag) -> dict[str, Any]:
     """Trains from the cache or from images, as the configuration says."""
+    if config.online is not None and config.labels is not None:
+        raise UsageError("images that are not cached bring their own labels", where="--labels", remedy="leave it out")
     if config.online is None:
         from loffta.training.train import train as train_cached
 
@@ -115,6 +119,7 @@ def make_config(arguments: dict[str, Any]) -> TrainConfig:
         values.pop(name)
     values["features"] = many(values["features"])
     values["shots"] = values["shots"] if isinstance(values["shots"], str) else many(values["shots"])
+    values |= {} if "labels" not in values else {"labels": str(values["labels"])}
     values |= take_online(values)
     settings = values.pop("set", {})
     config = parse(TrainConfig, values, where="loffta.train", options={"cache": "cache or online", "head": "head"})

@@ -36,7 +36,7 @@ from loffta.runs.known_images import open_cache, read_known
 from loffta.runs.origins import read_origins
 from loffta.runs.records import SearchTable, Training
 from loffta.runs.run import RunPaths, load_head, open_run, read_json, read_results, save_results
-from loffta.runs.turns import homes, is_of_folds, read_turns, shown_homes
+from loffta.runs.turns import Turns, homes, is_of_folds, read_turns, shown_homes
 from loffta.store.cache import Cache
 from loffta.store.table import ImageTable
 from loffta.tasks import find_task
@@ -51,6 +51,7 @@ def evaluate(
     *,
     cache: Cache | None = None,
     cache_root: Path | None = None,
+    labels: str | None = None,
     device: str = "auto",
     train_seconds: float | None = None,
     stop: process.StopFlag | None = None,
@@ -60,6 +61,8 @@ def evaluate(
     Args:
         cache: what `train` has open: the images that the run knows.
         cache_root: where the cache is now; None: see `open_cache`.
+        labels: a set of annotations of the cache, or a file, instead of the run's own: the results are those of the
+            split SPLIT@LABELS.
         train_seconds: what the training took; None: what the results of this split said before, if anything.
         stop: listened to while the heads predict.
     Raises:
@@ -70,7 +73,8 @@ def evaluate(
     start = time.monotonic()
     process.cap_threads()
     paths, config = open_run(run)
-    cache = cache or open_cache(paths, config, cache_root)
+    trained = cache or open_cache(paths, config, cache_root)
+    cache = trained if labels is None else Cache.open(trained.paths.root).with_labels(labels)
     recipe = trained_recipe(paths, config)
     features = choose_features(cache, config.features, recipe.kinds(), default_taps="all")
     whole, cache = cache.table, _as_trained(paths, cache)
@@ -86,26 +90,28 @@ def evaluate(
             told = [Findings(heads)]
             logits = predict(heads, features, rows, **how, told=told[0])
         else:
-            logits, told = predict_folds(heads, features, rows, turns.fold_of(rows), **how)
+            logits, told = predict_folds(heads, features, rows, turns, **how)
         targets = read_targets(cache.table, config.task)[rows].numpy()
         keys = [cache.table.keys[row] for row in rows]
         measured = measure_run(task, config, turns, logits, targets, cache.table.classes, rows, keys)
         n_shown = len(measured["metrics"][task.headline]["per_seed"])
         logits = logits[-n_shown:]  # of draws, by the heads with the most images
     left_out = count_left_out(n_bad(cache, features, split), len(asked) - len(rows))
-    results = describe(config, features, split, len(rows), left_out) | measured
+    saved_as = split if labels is None else f"{split}@{cache.labels}"
+    results = describe(config, features, saved_as, len(rows), left_out) | measured
+    results |= {} if cache.labels is None else {"labels": cache.labels}
     results |= describe_training(paths, config, recipe, heads) | together(told)
-    results["images"] |= _compare(paths, replace(cache, table=whole))
+    results["images"] |= _compare(paths, trained)
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": process.peak_rss_mib()}
     results["versions"] = process.versions()
-    if train_seconds is None and paths.results(split).exists():
-        train_seconds = read_results(paths.results(split)).get("train_seconds")
+    if train_seconds is None and paths.results(saved_as).exists():
+        train_seconds = read_results(paths.results(saved_as)).get("train_seconds")
     if train_seconds is not None:
         results["train_seconds"] = train_seconds
     columns = prediction_columns(task, logits, targets, rows, keys)
     if turns is not None and turns.folds is not None:
         columns["fold"] = np.tile(turns.fold_of(rows), n_shown)
-    save_results(paths, split, results, columns)
+    save_results(paths, saved_as, results, columns)
     return results
 
 
@@ -164,10 +170,10 @@ def _as_trained(paths: RunPaths, cache: Cache) -> Cache:
     Raises:
         LofftaError: the cache has none of them.
     """
-    if not paths.stores.exists():  # older runs do not keep them
+    # older runs do not keep them, and numbers have none
+    if not paths.stores.exists() or not (classes := read_origins(paths.stores).classes):
         return cache
-    classes = read_origins(paths.stores).classes
-    if classes and not {*classes} & {*cache.table.classes}:
+    if not {*classes} & {*cache.table.classes}:
         raise LofftaError(
             f"this cache has other classes than the training: '{cache.table.classes[0]}', ... instead of "
             f"'{classes[0]}', ..."
@@ -214,7 +220,7 @@ def predict(
     batch_size: int,
     device: torch.device,
     told: Findings | None = None,
-) -> NDArray[np.float32]:
+) -> NDArray[np.floating[Any]]:
     """Logits [S, B, C] of S heads for B rows, in the order of `rows`; one read feeds all heads, and `told`."""
     heads = [head.to(device) for head in heads]
     with Feed(features, rows, batch_size=batch_size, device=device, mode="stream") as feed:  # each is read once
@@ -222,16 +228,14 @@ def predict(
 
 
 def predict_folds(
-    heads: Sequence[Head], features: Sequence[Feature], rows: NDArray[np.int64], folds: NDArray[np.int64], **how: Any
+    heads: Sequence[Head], features: Sequence[Feature], rows: NDArray[np.int64], turns: Turns, **how: Any
 ) -> tuple[NDArray[np.floating[Any]], list[Findings]]:
     """Logits [S, B, C] of each row by the S heads that have not seen it; and what they tell of these rows.
 
     Args:
         heads: fold by fold.
-        folds: of each row.
     """
-    n_folds = int(folds.max()) + 1
-    n_seeds = len(heads) // n_folds
+    folds, n_seeds = turns.fold_of(rows), len(heads) // len(turns.trained)
     parts, told = [], []
     for k in np.unique(folds):
         tested = heads[k * n_seeds : (k + 1) * n_seeds]
@@ -243,7 +247,7 @@ def predict_folds(
 
 def predict_batches(
     heads: Sequence[Head], batches: Iterable[Batch], recipe: Recipe, told: Findings | None = None
-) -> NDArray[np.float32]:
+) -> NDArray[np.floating[Any]]:
     """Logits [S, B, C] of S heads for the images of all batches, which lie on the heads' device."""
     return torch.cat([score(heads, batch.features, recipe, told) for batch in batches], dim=1).numpy()
 
@@ -253,6 +257,8 @@ def score(
     heads: Sequence[Head], features: Sequence[Tensor], recipe: Recipe, told: Findings | None = None
 ) -> Float[Tensor, "S B C"]:
     """Logits, in float32, of S heads for the images of one batch, on the CPU; `prepare` is done once for all heads.
+
+    Of heads that learn numbers these, [S, B, 1], in their unit and float64.
 
     Args:
         features: one [B, L, *shape] per Feature, on the heads' device.
@@ -264,7 +270,9 @@ def score(
         told.add(prepared, len(features[0]))
     with matmul_precision(recipe, features[0].device), autocast(recipe, features[0].device):
         logits = [head(prepared) for head in heads]
-    return torch.stack(logits).float().cpu()
+    found = torch.stack(logits).float().cpu()
+    scales = [head.scale for head in heads]
+    return torch.stack([o if s is None else s.to_values(o) for s, o in zip(scales, found, strict=True)])
 
 
 def describe_training(paths: RunPaths, config: TrainConfig, recipe: Recipe, heads: Sequence[Head]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Integer, Shaped
 from numpy.typing import NDArray
 
 from loffta.errors import LofftaError
@@ -25,7 +25,7 @@ PROBABILITY_CLASSES = 200  # predictions keep logits and probabilities of up to 
 def measure(
     task: Task,
     logits: Float[np.ndarray, "S B C"],
-    targets: Integer[np.ndarray, "B *target"],
+    targets: Shaped[np.ndarray, "B *target"],
     classes: Sequence[str],
     *,
     keys: Sequence[str] | None = None,
@@ -64,7 +64,9 @@ def measure(
         raise LofftaError(
             f"{task.headline} is not defined on these {len(targets)} images",
             where=notes.get(task.headline, "targets"),
-            remedy="measure on images that have labels of the run's classes",
+            remedy="measure on images that have labels of the run's classes"
+            if classes
+            else "measure on images whose values differ",
         )
     if groups is None:
         blocks = image_weights(len(targets), N_RESAMPLES, seed=seed)
@@ -85,7 +87,7 @@ def summary(per_seed: Sequence[float]) -> dict[str, Any]:
 def prediction_columns(
     task: Task,
     logits: Float[np.ndarray, "S B C"],
-    targets: Integer[np.ndarray, "B *target"],
+    targets: Shaped[np.ndarray, "B *target"],
     rows: Integer[np.ndarray, " B"],
     keys: Sequence[str],
 ) -> dict[str, NDArray[Any] | list[Any]]:
@@ -93,21 +95,24 @@ def prediction_columns(
 
     row, key, label, seed, predicted; confidence, the highest probability; and where there are at most
     PROBABILITY_CLASSES classes logits and probabilities, one per class: what ranks images needs logits, for
-    probabilities of float32 end at 1.0. Labels are numbers of classes: one, or a list of those that the image has.
+    probabilities of float32 end at 1.0. Labels are numbers of classes: one, or a list of those that the image has; or
+    values, of which no head says how sure it is.
 
     Args:
         keys: of the same images as `rows`.
     """
     n_seeds, n_classes = len(logits), logits.shape[2]
-    probabilities = task.activation(torch.tensor(logits)).numpy()
     columns: dict[str, NDArray[Any] | list[Any]] = {
         "row": np.tile(rows, n_seeds),
         "key": list(keys) * n_seeds,
         "label": _numbers(np.concatenate([targets] * n_seeds)),
         "seed": np.repeat(np.arange(n_seeds), len(rows)),
         "predicted": _numbers(np.concatenate(task.decide(logits))),
-        "confidence": probabilities.max(axis=2).reshape(-1),
     }
+    if task.label_kind == "regression":
+        return columns
+    probabilities = task.activation(torch.tensor(logits)).numpy()
+    columns["confidence"] = probabilities.max(axis=2).reshape(-1)
     if n_classes <= PROBABILITY_CLASSES:
         columns["logits"] = logits.reshape(-1, n_classes)
         columns["probabilities"] = probabilities.reshape(-1, n_classes)

@@ -24,6 +24,7 @@ from loffta.machine import process
 from loffta.machine.progress import say
 from loffta.store.asked import asked_rows, rows_due
 from loffta.store.cache import MAX_THUMB_PX, Cache, CachedArray
+from loffta.store.follow import Read
 from loffta.store.paths import THUMB, CachePaths
 from loffta.store.purge import describe_lost, describe_missing, forget_missing, lost_metadata
 from loffta.store.table import ImageTable
@@ -82,6 +83,7 @@ def begin(
     *,
     only: Collection[int] | None = None,
     views: Sequence[View | None] | None = None,
+    read: Read | None = None,
 ) -> Begun:
     """Opens or makes the cache, its stores and arrays, and loads what is needed to fill them; writes no features.
 
@@ -89,8 +91,9 @@ def begin(
         listing: the image set as it is now.
         only: units to look at; None: all of this process's share.
         views: stores of each backbone to look at; None: those `config` asks for.
+        read: gives the bytes of an image, for files that were moved.
     Raises:
-        LofftaError: another recipe under the same name, a changed image set.
+        LofftaError: another recipe under the same name, images that are gone or altered.
     """
     load = functools.cache(load)
     if views is None:  # the plain store of every backbone, and one per view
@@ -104,7 +107,9 @@ def begin(
             choose_specs(backbone, info.taps, config.kinds)
     thumb_px = min(MAX_THUMB_PX, max(b.image_px or MAX_THUMB_PX for b in config.backbones))
     look, unit_images = look_asked(new), config.unit_images
-    cache = Cache.create(config.cache, listing, unit_images=unit_images, thumb_px=thumb_px, look=look)
+    cache = Cache.create(
+        config.cache, listing, unit_images=unit_images, thumb_px=thumb_px, look=look, read=read, gone=config.gone
+    )
     config = with_look(config, cache.look)  # which another process may have made, or an older loffta long ago
     sweep_tree(cache.paths.root)  # what killed processes left half-written
     _say_missing(lost_metadata(cache), forget_missing(cache))

@@ -15,6 +15,7 @@ from loffta.config import BackboneConfig, ExtractConfig
 from loffta.extraction.batch_size import set_batch_sizes
 from loffta.extraction.begin import Begun, backbone_loader, begin, settle
 from loffta.extraction.calibrate import calibrate
+from loffta.extraction.carried import carry_over
 from loffta.extraction.forward import Job
 from loffta.extraction.jobs import Load
 from loffta.images.batches import ImageStream, UnitImages, decoding_threads, judge_bad
@@ -106,7 +107,7 @@ def extract(
     process.keep_freed_memory()
     with stop.at_once("listing the images"):
         listing = source.listing()  # before any model is loaded: a faulty table should not cost that wait
-    begun = begin(config, listing, _stoppable(load, stop), only=only, views=views)
+    begun = begin(config, listing, _stoppable(load, stop), only=only, views=views, read=source.read)
     if not config.ignore_space:
         check_room(begun.cache, begun.arrays, begun.asked)
     todo = [unit for unit in begun.asked if begun.lacks(unit)]
@@ -126,7 +127,8 @@ def extract(
         for job in begun.jobs if todo else []:
             if job.backbone is not None:
                 calibrate(begun.cache, job, source, pool, stop)
-        due = ((unit, begun.due(unit)) for unit in todo if begun.lacks(unit))  # another process may have written it
+        lacking = (unit for unit in todo if begun.lacks(unit))  # another process may have written it
+        due = ((unit, [row for row in begun.due(unit) if row not in begun.cache.table.gone]) for unit in lacking)
         stream = ImageStream(source, begun.cache.table, begun.sizes, pool, due, n_ahead=2 * batch_size)
         for images in stream:
             for n_done in _extract_unit(begun, images, batch_size, sink, stop):
@@ -151,6 +153,7 @@ def _sum_up(report: Report, begun: Begun, config: ExtractConfig, listing: ImageT
     report.stores = [_describe(job) for job in begun.jobs]
     report.unwritten_images, report.unwritten_of = _look_at_others(begun, config)
     asked = asked_rows(begun.cache, config.splits, config.limit)  # by all processes
+    bad = {row: reason for row, reason in bad.items() if row not in begun.cache.table.gone}
     found = {row: reason for row, reason in bad.items() if row in asked.get(row // begun.cache.unit_images, ())}
     judge_bad(
         found,
@@ -187,11 +190,17 @@ def _extract_unit(
                     sink.append(handed, batch.rows[part], names[part])
         yield len(batch.rows)
     yield sum(status.status == BAD for status in images.statuses)
-    of = begun.cache.table.identity(images.rows)
+    gone = [row for row in begun.due(unit) if row in begun.cache.table.gone]
+    of = begun.cache.table.identity(sorted((*images.rows, *gone)))
     made = {"device": str(begun.jobs[0].device), "versions": process.versions(), "images": of}
-    thumbs_made = [(thumb_writer, {"batch_size": batch_size, **made})] if thumb_writer is not None else []
-    tokens_made = [(writer, {"batch_size": job.batch_size, **made}) for job, writers in work for _, writer in writers]
-    sink.commit([*thumbs_made, *tokens_made], images.statuses)
+    open_units = [(begun.thumbs, thumb_writer, {"batch_size": batch_size, **made})] if thumb_writer is not None else []
+    for job, writers in work:
+        open_units += [(array, writer, {"batch_size": job.batch_size, **made}) for array, writer in writers]
+    if not gone:
+        sink.commit([(writer, run) for _, writer, run in open_units], images.statuses)
+    for array, writer, run in open_units if gone else ():
+        carried = carry_over(array, writer, unit, gone, [begun.cache.table.keys[row] for row in gone])
+        sink.commit([(writer, run)], sorted((*images.statuses, *carried), key=lambda status: status.row))
 
 
 def _look_at_others(begun: Begun, config: ExtractConfig) -> tuple[int, list[str]]:

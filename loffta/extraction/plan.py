@@ -130,7 +130,7 @@ def make_plan(config: ExtractConfig, source: ImageSource, load: Load, *, sample:
     """
     root = config.cache
     with _shadow(root) as shadow:
-        begun = begin(config.model_copy(update={"cache": shadow}), source.listing(), load)
+        begun = begin(config.model_copy(update={"cache": shadow}), source.listing(), load, read=source.read)
         work = missing_work(begun.arrays, begun.asked)
         timing = _time_sample(begun, work, source, config.batch_size, sample)
         made = [p for p in shadow.rglob("*") if p.is_file() and not p.is_symlink()]

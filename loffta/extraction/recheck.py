@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from loffta.images.sources import ImageSource
 from loffta.machine.progress import Progress
 from loffta.store.cache import Cache
-from loffta.store.ledger import OK, done_units, read_done
+from loffta.store.hashes import recorded_hashes
 
-_COLUMNS = ("row", "status", "blake2b")
 _N_THREADS = 8
 
 
@@ -31,12 +30,13 @@ class Altered:
 def verify_images(cache: Cache, source: ImageSource) -> Iterator[Altered]:
     """Hashes every source image that has features and compares it with its done file.
 
-    Quarantined images have no features and are left out; so are rows that were never extracted.
+    Quarantined images have no features and are left out; so are rows that were never extracted, and those whose files
+    are known to be gone.
     """
-    recorded = recorded_hashes(cache)
+    recorded = {row: digests for row, digests in recorded_hashes(cache).items() if row not in cache.table.gone}
 
     def fault(row: int) -> Altered | None:
-        key = cache.table.keys[row]
+        key = cache.table.key_now(row)
         try:
             data = source.read(key)
         except OSError as error:
@@ -50,18 +50,3 @@ def verify_images(cache: Cache, source: ImageSource) -> Iterator[Altered]:
             progress.advance(1)
             if found is not None:
                 yield found
-
-
-def recorded_hashes(cache: Cache) -> dict[int, dict[str, str]]:
-    """Per row that has features, and array: BLAKE2b-128 of the encoded bytes that they were made from.
-
-    Of all arrays: an image that was altered between two backbones agrees with one of them.
-    """
-    found: dict[int, dict[str, str]] = {}
-    for array in cache.arrays():
-        for unit in done_units(array.paths):
-            columns = read_done(array.paths.done(unit), _COLUMNS).to_pydict()
-            for row, status, digest in zip(*columns.values(), strict=True):
-                if status == OK:
-                    found.setdefault(row, {})[array.paths.name] = digest
-    return found

@@ -20,6 +20,7 @@ from loffta.heads.head2toe import Head2ToeHead, Head2ToeRecipe
 from loffta.heads.linear import LinearHead, LinearRecipe
 from loffta.heads.loff import LoffHead, LoffRecipe
 from loffta.heads.recipe import Recipe
+from loffta.heads.scale import Scale
 from loffta.heads.smp import SmpHead, SmpRecipe
 from loffta.tokens import FeatureSpec
 
@@ -30,6 +31,13 @@ class Head(Protocol):
 
     default_taps: ClassVar[str]  # the tap set of a store that is named without taps
     n_phases: ClassVar[int]  # trainings one after the other; 1 but for heads that select and then train anew
+
+    @property
+    def scale(self) -> Scale | None:
+        """What the one output of a head that learns numbers means; None where there are classes."""
+
+    def learn_values(self) -> None:
+        """Gives it one, before it is trained."""
 
     def __init__(self, specs: Sequence[FeatureSpec], n_classes: int, *, rng: torch.Generator, **arguments: Any) -> None:
         """Draws every initial weight from `rng`, a CPU generator: same seed, same weights."""
@@ -119,8 +127,9 @@ def head_label(name: str) -> str:
 def build_head(name: str, specs: Sequence[FeatureSpec], n_classes: int, recipe: Recipe, seed: int) -> Head:
     """A new head on the CPU; the seed decides all of its weights and the global generator has no part.
 
-    The recipe is of this head's recipe class, resolved or not.
-
+    Args:
+        n_classes: outputs; 0: the head learns numbers, with one output and a `Scale`.
+        recipe: of this head's recipe class, resolved or not.
     Raises:
         UsageError: unknown head, another head's recipe, or features of the wrong kind.
     """
@@ -132,4 +141,7 @@ def build_head(name: str, specs: Sequence[FeatureSpec], n_classes: int, recipe: 
             remedy=f"pass a {entry.recipe.__name__}",
         )
     rng = torch.Generator().manual_seed(seed)
-    return entry.head(specs, n_classes, rng=rng, **recipe.head_arguments())
+    head = entry.head(specs, n_classes or 1, rng=rng, **recipe.head_arguments())
+    if n_classes == 0:
+        head.learn_values()
+    return head

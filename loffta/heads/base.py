@@ -8,11 +8,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loffta.heads.scale import Scale
+
 
 class HeadBase(nn.Module):
     """The parts of the Head protocol that a head seldom has something to say about."""
 
     n_phases: ClassVar[int] = 1
+
+    @property
+    def scale(self) -> Scale | None:
+        """What the outputs mean where they are numbers; None where they are logits."""
+        found = self._modules.get("values")
+        assert found is None or isinstance(found, Scale)
+        return found
+
+    def learn_values(self) -> None:
+        """Makes the one output a number with a scale; called by `build_head`."""
+        self.add_module("values", Scale())
 
     def penalty(self) -> Tensor | None:
         """Nothing is added to the loss."""

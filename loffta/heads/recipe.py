@@ -40,6 +40,8 @@ class Recipe(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     same_batches: bool = False  # every epoch has the images of its batches, and their order, from the first
     divide_by_whole_batch: bool = False  # the loss of a smaller batch, too, is its sum over batch_size
     class_weights: bool = False  # of the loss: n / (C * n_c) for a class of n_c of the n training images
+    loss: Literal["mse", "huber"] | None = None  # of numbers; None: mse where numbers are learnt, else the task's own
+    huber_delta: PositiveFloat = 1.0  # in standard deviations: errors beyond count linearly; torch's default
     # `--search` tries all pairs of these. None: weight_decay alone, for at these rates decays up to 1e-2 shrink weights
     # by 8 % at most, and change next to no prediction (decisions.md)
     search_lr: tuple[PositiveFloat, ...] = Field((1e-4, 1e-3, 1e-2), min_length=1, max_length=MANY)

@@ -223,7 +223,7 @@ class ImageStream:
     def _attempt(self, row: int, held: Held) -> _Decoded | int:
         """The image, or the bytes that it takes where there is no room for them now."""
         try:
-            data = self._source.read(self._table.keys[row])
+            data = self._source.read(self._table.key_now(row))
             opened = open_image(data)
             return self._finish(row, data, opened) if held.grow_to(opened.n_bytes) else opened.n_bytes
         except (BadImage, OSError) as error:

@@ -10,11 +10,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from loffta.errors import UsageError, unknown_name
+from loffta.errors import UsageError, refuse, unknown_name
 from loffta.files.documents import from_json
-from loffta.images.files import FileList, FileRoot, existing, refuse, split_part
-from loffta.images.labels import many_classes
+from loffta.images.files import FileList, FileRoot, existing, split_part
 from loffta.machine.progress import say
+from loffta.store.label_cells import many_classes
 from loffta.store.table import ImageTable
 
 _INSTANCES = re.compile(r"instances_(train|val)(\d{4})\.json")

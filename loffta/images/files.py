@@ -8,26 +8,16 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
-import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from loffta.errors import UsageError
 from loffta.machine.progress import say
-from loffta.words import lookalike
+from loffta.store.names import text_fault
+from loffta.words import first_of
 
-_SYNONYMS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
-_SPLITS = {synonym: split for split, synonyms in _SYNONYMS.items() for synonym in synonyms}
-# Control characters and line ends would forge lines of logs and reports; lone surrogates are bytes that are not UTF-8,
-# which parquet cannot hold.
-_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_SHOWN = 5
 ABSENT = "there is no such file"
 
 
@@ -116,7 +106,7 @@ def key_fault(key: str) -> str | None:
     """Why a path is no key, None for a good one."""
     if not key:
         return "the path is empty"
-    if _UNFIT.search(key):
+    if text_fault(key):
         return "the path holds a control character or is not UTF-8"
     if key.startswith("/"):
         return "the path is absolute"
@@ -138,29 +128,6 @@ def file_fault(root: FileRoot, key: str) -> tuple[int, str | None]:
         return 0, ABSENT
     except OSError as error:
         return 0, error.strerror or str(error)
-
-
-def split_name(name: str) -> str | None:
-    """train, val or test for one of its names in any case, form and spacing, else None."""
-    return _SPLITS.get(lookalike(name))
-
-
-def text_fault(text: str) -> str | None:
-    """Why a class or split cannot have this name."""
-    return "it holds a control character or is not UTF-8" if _UNFIT.search(text) else None
-
-
-def first_of(items: Sequence[str], separator: str = "; ") -> str:
-    """The first five, and how many more."""
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return separator.join(items[:_SHOWN]) + more
-
-
-def refuse(faults: Sequence[str], *, where: str | Path, remedy: str) -> None:
-    """Raises one UsageError for all faults, if there are any."""
-    if faults:
-        problems = "1 problem" if len(faults) == 1 else f"{len(faults)} problems"
-        raise UsageError(f"{problems} in the image set: {first_of(faults)}", where=where, remedy=remedy)
 
 
 def user_path(text: str) -> Path:

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from loffta.errors import LofftaError, UsageError
 from loffta.images.endings import count_endings, decodable, describe_endings, ending_of
-from loffta.images.files import FileRoot, Place, existing, first_of, key_fault, say_followed, split_name
-from loffta.images.labels import one_class
+from loffta.images.files import FileRoot, Place, existing, key_fault, say_followed
 from loffta.machine.progress import say
-from loffta.store.names import one_folder_down
+from loffta.store.label_cells import one_class
+from loffta.store.names import one_folder_down, split_name
 from loffta.store.table import ImageTable
+from loffta.words import first_of
 
 
 class ImageFolder:

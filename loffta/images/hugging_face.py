@@ -14,21 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from loffta.errors import LofftaError, UsageError, unknown_name
-from loffta.images.files import (
-    FileRoot,
-    existing,
-    first_of,
-    key_fault,
-    refuse,
-    split_name,
-    split_part,
-    text_fault,
-    user_path,
-)
-from loffta.images.labels import Labels, from_cells, from_numbers, many_classes, one_class
+from loffta.errors import LofftaError, UsageError, refuse, unknown_name
+from loffta.images.files import FileRoot, existing, key_fault, split_part, user_path
 from loffta.machine.progress import say
+from loffta.store.label_cells import Labels, from_cells, from_numbers, many_classes, one_class
+from loffta.store.names import split_name, text_fault
 from loffta.store.table import ImageTable
+from loffta.words import first_of
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w. -]+)?")
 _IMAGES = ("image", "img", "jpg", "png", "webp")  # of several columns of images, the first of these
@@ -209,7 +201,7 @@ class HuggingFaceSet:
                 where=f"SOURCE {self._source}",
                 remedy="choose one of ClassLabel, of Value, or a list of these: #COLUMN",
             )
-        if inner is feature and str(feature.dtype).startswith("float"):
+        if inner is feature and (name == "value" or str(feature.dtype).startswith("float")):
             return from_numbers(cells, keys, faults)
         return from_cells(cells, keys, faults)
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from loffta.errors import LofftaError, UsageError
 from loffta.images.encode import png
 from loffta.images.files import existing
-from loffta.images.labels import one_class
 from loffta.machine.progress import say
+from loffta.store.label_cells import one_class
 from loffta.store.table import ImageTable
 
 SPLITS = ("splits.mat", "nyu_splits.mat")

@@ -1,7 +1,8 @@
 """`wds:PATTERN`: WebDataset shards, tar files of samples `<key>.jpg` + `<key>.cls`, read in any order by their offsets.
 
 PATTERN knows {000..009}, {a,b}, *, ? and [...]. The listing reads the shards' headers and labels, no image. The split
-is in the shard's name or its folder's. Labels: `.cls`, else the field `labels` or `label` of `.json`, else `.txt`.
+is in the shard's name or its folder's. Labels: `.cls`, else the field `labels`, `label` or `value` (a number to learn)
+of `.json`, else `.txt`.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from loffta.errors import UsageError
+from loffta.errors import UsageError, refuse
 from loffta.files.documents import from_json
 from loffta.images.endings import photos
-from loffta.images.files import FileRoot, file_fault, first_of, key_fault, refuse, split_name, to_key, user_path
-from loffta.images.labels import Labels, from_cells
+from loffta.images.files import FileRoot, file_fault, key_fault, to_key, user_path
 from loffta.machine.progress import say
+from loffta.store.label_cells import Labels, from_cells, from_numbers
+from loffta.store.names import split_name
 from loffta.store.table import ImageTable
+from loffta.words import first_of
 
 MAX_SHARDS = 100_000
 MAX_LABEL_BYTES = 1 << 20
@@ -33,6 +36,13 @@ _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 _WILD = re.compile(r"[{*?[]")
 _LABELS = (".cls", ".json", ".txt")
 _MAX_NAME = 64  # a longer .txt is a caption
+
+
+@dataclass(frozen=True)
+class Number:
+    """What stands in the field `value`: a number, whole or not."""
+
+    cell: Any
 
 
 @dataclass
@@ -138,6 +148,8 @@ class Shards:
         if any("\n" in text or len(text) > _MAX_NAME for text in texts):
             say(f"{self._source}: the .txt members are captions, not labels")
             cells = [None if set(s.labels) == {".txt"} else cell for s, cell in zip(samples, cells, strict=True)]
+        if any(isinstance(cell, Number) for cell in cells):
+            return from_numbers([cell.cell if isinstance(cell, Number) else cell for cell in cells], keys, faults)
         return from_cells(cells, keys, faults)
 
 
@@ -183,7 +195,7 @@ def _take(
 
 
 def _cell(ending: str, data: bytes) -> Any:
-    """The label in one member: text, a number, a list of them, or None.
+    """The label in one member: text, a number, a list of them, a Number to learn, or None.
 
     Raises:
         ValueError: broken text or JSON.
@@ -194,6 +206,8 @@ def _cell(ending: str, data: bytes) -> Any:
     if ending == ".cls":
         return text
     content = from_json(text)
+    if isinstance(content, dict) and "value" in content and not {"labels", "label"} & set(content):
+        return Number(content["value"])
     if isinstance(content, dict):
         content = content.get("labels", content.get("label"))
     if isinstance(content, dict):

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 from loffta.errors import UsageError, unknown_name
 from loffta.images import coco, demo, folder, hugging_face, nyu, shards, table_file, torchvision_sets, voc, vtab
 from loffta.images.files import FOLLOW, Place, is_there, user_path
+from loffta.store.columns import SUFFIXES
 from loffta.store.table import ImageTable
 
 
@@ -47,7 +48,7 @@ def with_options(spec: str, *, image_root: str | None = None, follow_links: bool
     kind, colon, _ = spec.partition(":")
     path = user_path(spec)
     if not (colon and kind in SOURCES):
-        is_image = path.suffix.lower() not in table_file.SUFFIXES and is_there(path, folder=False)
+        is_image = path.suffix.lower() not in SUFFIXES and is_there(path, folder=False)
         kind = "folder" if is_there(path, folder=True) else "a single file" if is_image else "table"
     if image_root is not None and kind != "table":
         raise UsageError(f"--image-root is for tables, not for {kind}", where=f"SOURCE {spec}", remedy="leave it out")
@@ -71,7 +72,7 @@ def open_source(spec: str) -> ImageSource:
     path = user_path(Place.parse(spec).path)
     if spec and is_there(path, folder=True):
         return folder.open_folder(spec)
-    if path.suffix.lower() in table_file.SUFFIXES and (is_there(path, folder=False) or not colon):
+    if path.suffix.lower() in SUFFIXES and (is_there(path, folder=False) or not colon):
         return table_file.open_table(spec)
     if colon:
         raise unknown_name("kind of image set", kind, SOURCES, where=f"SOURCE {spec}")

@@ -8,41 +8,21 @@ one of the three. Without `split` all rows are train. All that is wrong with a t
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from loffta.errors import UsageError
-from loffta.images.files import (
-    FileList,
-    FileRoot,
-    Place,
-    existing,
-    file_fault,
-    first_of,
-    key_fault,
-    refuse,
-    say_followed,
-    split_name,
-    text_fault,
-    to_key,
-)
-from loffta.images.labels import NOTHING, Labels, from_cells, from_lists, from_numbers, to_text
+from loffta.errors import UsageError, refuse
+from loffta.images.files import FileList, FileRoot, Place, existing, file_fault, key_fault, say_followed, to_key
 from loffta.machine.progress import say
+from loffta.store.columns import SUFFIXES, read_columns
+from loffta.store.label_cells import Labels, from_cells, from_lists, from_numbers, from_splits
 from loffta.store.table import ImageTable
+from loffta.words import first_of
 
-SUFFIXES = (".csv", ".tsv", ".parquet")
-SEPARATORS = {
-    ",": "commas",
-    ";": "semicolons",
-    "\t": "tabs",
-}  # between cells; Excel writes `;` where a comma is decimal
 LABELS: dict[str, Callable[[Sequence[Any], Sequence[str], list[str]], Labels]] = {
     "label": from_cells,
     "labels": from_lists,
@@ -51,8 +31,6 @@ LABELS: dict[str, Callable[[Sequence[Any], Sequence[str], list[str]], Labels]] =
 TARGETS = ("mask", "depth", "instances")
 PATHS = ("image", *TARGETS)
 USED = (*PATHS, *LABELS, "split")
-
-Columns = dict[str, list[Any]]
 
 
 class TableFile:
@@ -73,7 +51,7 @@ class TableFile:
         Raises:
             UsageError: the file cannot be read, a column is missing, or rows cannot be used: all of them at once.
         """
-        columns = _read_parquet(self._path) if self._path.suffix.lower() == ".parquet" else _read_text(self._path)
+        columns = read_columns(self._path, USED, self._check, where=f"SOURCE table:{self._path}")
         extra = [repr(name) for name in columns if name not in USED]
         if extra:
             say(f"{self._source}: ignored columns: {first_of(extra, ', ')}")
@@ -82,7 +60,9 @@ class TableFile:
         places = [f"row {row}" for row in range(1, len(columns["image"]) + 1)]
         for path, place in zip(columns["image"], places, strict=True):
             images.add("" if path is None else self._inside(str(path)), place)
-        splits = self._splits(columns, faults)
+        splits: list[str | None] = ["train"] * len(places)
+        if "split" in columns:
+            splits = from_splits(columns["split"], places, faults, source=self._source, needed=True)
         column = next(name for name in LABELS if name in columns)
         labels = LABELS[column](columns[column], places, faults)
         targets = {name: self._targets(name, columns[name], faults) for name in TARGETS if name in columns}
@@ -99,7 +79,23 @@ class TableFile:
         say_followed(self._source, self._root, images.sizes)
         if not images.sizes:
             raise UsageError("the table has no rows", where=f"SOURCE {self._source}", remedy="list an image a row")
-        return labels.table(self._source, list(images.sizes), list(images.sizes.values()), splits, targets)
+        return labels.table(
+            self._source, list(images.sizes), list(images.sizes.values()), [split or "" for split in splits], targets
+        )
+
+    def _check(self, names: list[str], kinds: Mapping[str, pa.DataType]) -> None:
+        where = f"SOURCE table:{self._path}"
+        _check_columns(names, where)
+        for name in PATHS:
+            kind = kinds.get(name, pa.string())
+            if isinstance(kind, pa.DictionaryType):
+                kind = kind.value_type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise UsageError(
+                    f"the column {name} holds {kind}, not paths",
+                    where=where,
+                    remedy="save the images as files and write their paths, relative to the table's folder",
+                )
 
     def _targets(self, name: str, values: list[Any], faults: list[str]) -> list[str | None]:
         """The paths of one column, None where a cell is empty."""
@@ -124,19 +120,6 @@ class TableFile:
         root = f"{self._root.path}/"
         return whole.removeprefix(root) if whole.startswith(root) else path
 
-    def _splits(self, columns: Columns, faults: list[str]) -> list[str]:
-        if "split" not in columns:
-            return ["train"] * len(columns["image"])
-        given = [to_text(value, f"row {row}", faults) or "" for row, value in enumerate(columns["split"], start=1)]
-        for row, name in enumerate(given, start=1):
-            if not name or name in NOTHING or "+" in name or text_fault(name):
-                fault = f"cannot be {name!r}" if name else "is empty"
-                faults.append(f"row {row}: the split {fault}; images without one are a split, too: `unlabelled`")
-        renamed = {name: split for name in dict.fromkeys(given) if (split := split_name(name)) and split != name}
-        if renamed:
-            say(f"{self._source}: splits: {', '.join(f'{name} is {split}' for name, split in renamed.items())}")
-        return [renamed.get(name, name) for name in given]
-
 
 def open_table(text: str) -> TableFile:
     """The image set of a table that is there.
@@ -156,67 +139,7 @@ def open_table(text: str) -> TableFile:
     return TableFile(path, root, follow_links=place.follow_links)
 
 
-def _read_text(path: Path) -> Columns:
-    """Every column as text; the columns and each row's cells are checked. The header says what separates the cells."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            text = file.read()
-        separator = _separator(text)
-        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise _unreadable(path, error) from error
-    if separator != ("\t" if path.suffix.lower() == ".tsv" else ","):
-        say(f"table:{path}: the cells are separated by {SEPARATORS[separator]}")
-    lines = [line for line in lines if len(line) > 1 or "".join(line).strip()]  # a blank line is no row and no header
-    header = [name.strip() for name in lines[0]] if lines else []
-    _check_columns(header, path)
-    faults = [
-        f"row {i}: {len(row)} cells under {len(header)} columns"
-        for i, row in enumerate(lines[1:], start=1)
-        if len(row) != len(header)
-    ]
-    refuse(
-        faults,
-        where=f"SOURCE table:{path}",
-        remedy=f"quote cells that hold {SEPARATORS[separator]}, and run the same command again",
-    )
-    return {name: [row[i] for row in lines[1:]] for i, name in enumerate(header)}
-
-
-def _separator(text: str) -> str:
-    """What separates the header's cells: the sign that makes the most known columns of it; a comma where none does."""
-    header = next((line for line in text.splitlines() if line.strip()), "")
-
-    def n_known(separator: str) -> int:
-        names = next(csv.reader([header], delimiter=separator, skipinitialspace=True), [])
-        return len({name.strip() for name in names}.intersection(USED))
-
-    return max(SEPARATORS, key=n_known)  # of equals the first
-
-
-def _read_parquet(path: Path) -> Columns:
-    """The columns that are used; the others by name alone, for they may hold the images themselves."""
-    try:
-        with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            _check_columns(schema.names, path)
-            for name in PATHS:
-                kind = schema.field(name).type if name in schema.names else pa.string()
-                if isinstance(kind, pa.DictionaryType):
-                    kind = kind.value_type
-                if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                    raise UsageError(
-                        f"the column {name} holds {kind}, not paths",
-                        where=f"SOURCE table:{path}",
-                        remedy="save the images as files and write their paths, relative to the table's folder",
-                    )
-            table = file.read(columns=[name for name in schema.names if name in USED], use_threads=False)
-            return {name: table[name].to_pylist() if name in USED else [] for name in schema.names}
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _check_columns(names: list[str], path: Path) -> None:
+def _check_columns(names: list[str], where: str) -> None:
     kinds = [name for name in LABELS if name in names]
     missing = [name for name in ("image", kinds[0] if kinds else "label") if name not in names]
     twice = [name for name in USED if names.count(name) > 1]
@@ -224,21 +147,13 @@ def _check_columns(names: list[str], path: Path) -> None:
         problem = f"no column {' and no column '.join(missing)}" if missing else f"two columns {' and '.join(twice)}"
         raise UsageError(
             f"the table has {problem}; it has: {first_of([repr(n) for n in names], ', ') or 'none'}",
-            where=f"SOURCE table:{path}",
+            where=where,
             remedy="name the columns image, label and, if wanted, split, with commas, semicolons or tabs between them; "
             "a cell of label may be empty",
         )
     if len(kinds) > 1:
         raise UsageError(
             f"the table has the columns {' and '.join(kinds)}, but an image set has one kind of label",
-            where=f"SOURCE table:{path}",
+            where=where,
             remedy="keep label (one class), labels (several, as cat;dog) or value (a number)",
         )
-
-
-def _unreadable(path: Path, error: Exception) -> UsageError:
-    return UsageError(
-        f"cannot read the table ({type(error).__name__}: {error})",
-        where=f"SOURCE table:{path}",
-        remedy="save it as CSV in UTF-8, or as parquet",
-    )

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loffta.errors import LofftaError, UsageError, unknown_name
+from loffta.errors import LofftaError, UsageError, refuse, unknown_name
 from loffta.images.encode import png
-from loffta.images.files import FileList, FileRoot, existing, refuse, text_fault
-from loffta.images.labels import Labels, one_class
+from loffta.images.files import FileList, FileRoot, existing
+from loffta.store.label_cells import Labels, one_class
+from loffta.store.names import text_fault
 from loffta.store.table import ImageTable
 
 # What the argument `split` takes, by split; where a data set has no `split`, `train` says it, or all images are train.

@@ -10,10 +10,11 @@ import re
 from pathlib import Path
 from xml.parsers import expat
 
-from loffta.errors import UsageError, unknown_name
-from loffta.images.files import FileList, FileRoot, existing, refuse, split_part, text_fault
-from loffta.images.labels import many_classes
+from loffta.errors import UsageError, refuse, unknown_name
+from loffta.images.files import FileList, FileRoot, existing, split_part
 from loffta.machine.progress import say
+from loffta.store.label_cells import many_classes
+from loffta.store.names import text_fault
 from loffta.store.table import ImageTable
 
 PARTS = {"": "Main", "segmentation": "Segmentation"}

@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from loffta.errors import UsageError, unknown_name
-from loffta.images.files import FileList, FileRoot, existing, is_there, refuse, user_path
-from loffta.images.labels import one_class
+from loffta.errors import UsageError, refuse, unknown_name
+from loffta.images.files import FileList, FileRoot, existing, is_there, user_path
 from loffta.machine.progress import say
+from loffta.store.label_cells import one_class
 from loffta.store.table import ImageTable
 
 LISTS = {"train800": "train", "val200": "val", "test": "test"}

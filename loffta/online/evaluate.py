@@ -24,7 +24,6 @@ from loffta.evaluation.findings import Findings
 from loffta.evaluation.measure import measure, prediction_columns
 from loffta.extraction.jobs import Load
 from loffta.images.batches import judge_bad
-from loffta.images.files import first_of
 from loffta.images.sources import ImageSource
 from loffta.machine import process
 from loffta.machine.progress import Progress
@@ -33,6 +32,7 @@ from loffta.online.stream import BATCH_SIZE, FreshStream
 from loffta.runs.run import read_results, save_results
 from loffta.store.names import in_order
 from loffta.store.table import ImageTable
+from loffta.words import first_of
 
 
 def evaluate_online(
@@ -137,7 +137,7 @@ def _measure(
     table: ImageTable,
     split: str,
     rows: NDArray[np.int64],
-    logits: NDArray[np.float32],
+    logits: NDArray[np.floating[Any]],
     told: Findings,
     left_out: dict[str, int],
 ) -> _Measured:

@@ -1,4 +1,4 @@
-"""Classes of new images by a trained head: images -> backbones -> head -> one parquet file.
+"""Classes or values of new images by a trained head: images -> backbones -> head -> one parquet file.
 
 In: a finished run and any source of images, with or without classes.   Out: FILE.parquet with a row per image in the
 source's order, bad images included. Rows are written as they come, so memory does not grow with their number.
@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,12 @@ from loffta.images.batches import judge_bad
 from loffta.images.files import is_there, user_path
 from loffta.images.one_file import OneFile
 from loffta.images.sources import ImageSource, open_source
-from loffta.images.table_file import SUFFIXES as TABLES
 from loffta.machine import process
 from loffta.machine.progress import Progress
 from loffta.online.opened import OpenedRun, open_for_images
 from loffta.online.stream import BATCH_SIZE, FreshBatch, FreshStream
 from loffta.store.arrow import to_column
+from loffta.store.columns import SUFFIXES as TABLES
 from loffta.store.ledger import OK
 
 ROW_GROUP = 4096  # rows that are gathered before they are written
@@ -50,6 +51,7 @@ class Prediction:
     bad: int
     classes: list[str]
     counts: dict[str, int]  # images by predicted class
+    values: dict[str, float] = field(default_factory=dict)  # min, mean, max of predicted numbers
 
 
 def open_images(spec: str) -> ImageSource:
@@ -103,7 +105,7 @@ def predict(
     max_bad_frac: float = 0.01,
     stop: process.StopFlag | None = None,
 ) -> Prediction:
-    """Predicts the class, or the classes, of every image by the mean of the seeds' probabilities.
+    """Predicts the class, the classes or the number of every image by the mean of what the seeds' heads say.
 
     Args:
         out: the file; replaced at once when all of it is written, if it was one of predictions.
@@ -127,19 +129,23 @@ def predict(
             run.origins.features, source, listing, rows, load=load, device=device, batch_size=batch_size
         )
     classes = list(run.origins.classes)
-    counts = np.zeros(len(classes), np.int64)
+    counts, values = np.zeros(len(classes), np.int64), []
     with (
         _writer(out, _schema(run, listing.source, per_seed)) as write,
         Progress("predict", len(rows), "images") as progress,
     ):
         for batch in stop.each(stream, doing):
-            columns, predicted = _columns(batch, listing.keys, run, per_seed)
-            counts += np.bincount(predicted, minlength=len(classes))
+            columns, mean = _columns(batch, listing.keys, run, per_seed)
+            if classes:
+                counts += np.bincount(np.concatenate([[], *_decided(mean, run)]).astype(int), minlength=len(classes))
+            else:
+                values += mean[:, 0].tolist()
             write(columns)
             progress.advance(len(batch.statuses))
     judge_bad(stream.bad, listing.keys, len(rows), max_bad_frac, done=f"{out} is written")
     found = {name: int(n) for name, n in zip(classes, counts, strict=True) if n}
-    return Prediction(str(out), len(rows), len(stream.bad), classes, found)
+    spread = {"min": min(values), "mean": fmean(values), "max": max(values)} if values else {}
+    return Prediction(str(out), len(rows), len(stream.bad), classes, found, spread)
 
 
 def _schema(run: OpenedRun, source: str, per_seed: bool) -> pa.Schema:
@@ -150,6 +156,8 @@ def _schema(run: OpenedRun, source: str, per_seed: bool) -> pa.Schema:
         ("confidence", pa.float32()),
         ("probabilities", pa.list_(pa.float32())),
     ]
+    if run.task.label_kind == "regression":
+        score = [("predicted", pa.float64())]
     seeds = range(len(run.heads)) if per_seed else ()
     fields: list[tuple[str, pa.DataType]] = [
         ("key", pa.string()),
@@ -169,8 +177,8 @@ def _schema(run: OpenedRun, source: str, per_seed: bool) -> pa.Schema:
 
 def _columns(
     batch: FreshBatch, keys: Sequence[str], run: OpenedRun, per_seed: bool
-) -> tuple[dict[str, list[Any]], NDArray[np.int64]]:
-    """The rows of one batch, and the positions of all classes predicted for its good images."""
+) -> tuple[dict[str, list[Any]], NDArray[np.floating[Any]]]:
+    """The rows of one batch, and for its good images the mean over the seeds, [B, C]."""
     good = [i for i, status in enumerate(batch.statuses) if status.status == OK]
     columns: dict[str, list[Any]] = {
         "key": [keys[status.row] for status in batch.statuses],
@@ -180,7 +188,7 @@ def _columns(
     if good:
         found = run.task.activation(run.predict(batch.features)).numpy()
     else:
-        found = np.empty((len(run.heads), 0, len(run.origins.classes)), np.float32)
+        found = np.empty((len(run.heads), 0, len(run.origins.classes) or 1), np.float32)
     mean = mean_of_seeds(found)
     parts = {"": mean} | {f"seed_{seed}_": part for seed, part in enumerate(found) if per_seed}
     for prefix, probabilities in parts.items():
@@ -189,17 +197,18 @@ def _columns(
             for place, value in zip(good, values, strict=True):
                 column[place] = value
             columns[prefix + name] = column
-    return columns, np.concatenate([np.empty(0, np.int64), *_decided(mean, run)])
+    return columns, mean
 
 
 def mean_of_seeds(probabilities: Float[np.ndarray, "S B C"]) -> Float[np.ndarray, "B C"]:
     """Summed in float64."""
-    mean: NDArray[np.float32] = probabilities.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return mean
+    return np.asarray(probabilities.mean(axis=0, dtype=np.float64).astype(probabilities.dtype))
 
 
-def name_classes(probabilities: Float[np.ndarray, "B C"], run: OpenedRun) -> list[Any]:
-    """What is predicted of each image: the name of a class, or a list of names where it may have several."""
+def name_predicted(probabilities: Float[np.ndarray, "B C"], run: OpenedRun) -> list[Any]:
+    """What is predicted of each image: the name of a class, a list of names where it may have several, or a number."""
+    if run.task.label_kind == "regression":
+        return list(run.task.decide(probabilities).tolist())
     names = [[run.origins.classes[i] for i in of_image] for of_image in _decided(probabilities, run)]
     return names if run.task.label_kind == "multi-label" else [of_image[0] for of_image in names]
 
@@ -211,11 +220,10 @@ def _decided(probabilities: Float[np.ndarray, "B C"], run: OpenedRun) -> list[ND
 
 
 def _scores(probabilities: Float[np.ndarray, "B C"], run: OpenedRun) -> dict[str, list[Any]]:
-    return {
-        "predicted": name_classes(probabilities, run),
-        "confidence": probabilities.max(axis=1).tolist(),
-        "probabilities": list(probabilities),
-    }
+    predicted = {"predicted": name_predicted(probabilities, run)}
+    if run.task.label_kind == "regression":
+        return predicted
+    return predicted | {"confidence": probabilities.max(axis=1).tolist(), "probabilities": list(probabilities)}
 
 
 @contextmanager

@@ -7,7 +7,7 @@ In: an open cache and its images.   Out: how far fresh features are from stored 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -68,18 +68,19 @@ def recompute(cache: Cache, source: ImageSource, load: Load, n_images: int) -> I
         LofftaError: the weights are not those of the store; the differing fields are given.
     """
     for store in cache.stores():
-        rows = choose_rows(store, n_images, seed=0)
+        rows = choose_rows(store, n_images, seed=0, without=cache.table.gone)
         if len(rows):
             job = reopen(cache, store, request_config(cache, store), load)
             yield from _compare_store(cache, source, job, rows)
 
 
-def choose_rows(store: Store, n_images: int, seed: int) -> NDArray[np.int64]:
-    """Random rows that have data in every array of the store, in order."""
+def choose_rows(store: Store, n_images: int, seed: int, *, without: Collection[int] = ()) -> NDArray[np.int64]:
+    """Random rows that have data in every array of the store, in order; none of `without`."""
     if not store.arrays:
         return np.empty(0, np.int64)
     n_rows = min(array.layout.shape[0] for array in store.arrays)
     ready = np.logical_and.reduce([array.ledger.ready[:n_rows] for array in store.arrays])
+    ready[[row for row in without if row < n_rows]] = False
     rows = np.flatnonzero(ready)
     chosen = np.random.default_rng(seed).choice(rows, min(n_images, len(rows)), replace=False)
     return np.sort(chosen)

@@ -102,7 +102,7 @@ class OnlineSupply:
 
     def predict(
         self, heads: Sequence[Head], rows: NDArray[np.int64], recipe: Recipe, told: Findings | None = None
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    ) -> tuple[NDArray[np.int64], NDArray[np.floating[Any]]]:
         """The good ones of the rows, and their logits [S, B, C]; `told` gets the features, too."""
         good: list[int] = []
         found: list[torch.Tensor] = []

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from loffta.heads import Head
 from loffta.heads.base import HeadBase
+from loffta.heads.scale import Scale
 from loffta.online.network import Network
 from loffta.shapes import Logits
 from loffta.training.optim import parameter_groups
@@ -42,6 +43,11 @@ class TrainedNetwork(HeadBase):
         self.backbone = self._network.model.requires_grad_(True)
         self._seed = seed
         self._steps = 0
+
+    @property
+    def scale(self) -> Scale | None:
+        """The head's."""
+        return self.head.scale
 
     @property
     def parts(self) -> dict[str, nn.Module]:

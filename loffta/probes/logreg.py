@@ -19,8 +19,8 @@ or 1/4 (Annals of the Institute of Statistical Mathematics 44, 1992), whose scat
 image weighs by how undecided it still is, counted anew for each C and after every RENEW passes. So the number of
 passes hardly depends on how features are scaled or correlated, and images that are decided count for nothing.
 
-A C is done where a step is expected to gain less than GAP of the objective. In float64, which DINOv2's evaluation takes
-too: rounding in float32 hides the minimum of separated classes (1e-4 of it on the digits from C = 10 on).
+A C is done where a step is expected to gain less than `gap` of the objective. In float64, which DINOv2's evaluation
+takes too: rounding in float32 hides the minimum of separated classes (1e-4 of it on the digits from C = 10 on).
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class LogisticPath:
         *,
         cs: Sequence[float] = CS,
         standardise: bool = False,
+        gap: float = GAP,
     ) -> None:
         """Takes mean and scatter from the moments.
 
@@ -65,10 +66,11 @@ class LogisticPath:
             cs: ascending.
             standardise: whether features are scaled to standard deviation 1. They are centred in any case, which
                 changes the intercept alone.
+            gap: by how much of it an objective may be too high, by estimate.
         """
         assert list(cs) == sorted(cs)
         k = moments.n_features
-        self._form, self._cs, self._n_images = form, tuple(cs), moments.weight
+        self._form, self._cs, self._n_images, self._gap = form, tuple(cs), moments.weight, gap
         self._mean = moments.mean[:k]
         self._shrink = moments.deviation.reciprocal() if standardise else torch.ones_like(self._mean)
         self._scatter = moments.scatter[:k, :k] * self._shrink.outer(self._shrink) / moments.weight
@@ -161,8 +163,8 @@ class LogisticPath:
             keep_convex(steps)
             last = self.n_passes + N_PASSES
             while True:
-                state = yield from minimise(state, _divider(curves, self._penalty, share), GAP, steps, RENEW)
-                if state.excess <= GAP * state.value or self.n_passes >= last:
+                state = yield from minimise(state, _divider(curves, self._penalty, share), self._gap, steps, RENEW)
+                if state.excess <= self._gap * state.value or self.n_passes >= last:
                     break
                 self._renews = True
                 state = State(state.point, *(yield state.point))

@@ -20,6 +20,7 @@ from loffta.reporting.predictions import Predicted, read_predicted
 from loffta.reporting.tables import LoadedRun
 from loffta.tasks import find_task
 from loffta.tasks.bootstrap import image_weights
+from loffta.tasks.figures import smaller_is_better
 from loffta.tasks.paired import Difference, Scored, difference
 
 _CLOSE = 1e-4  # between a score counted from predictions and the one in the results
@@ -70,7 +71,9 @@ class Comparisons:
             for root, recount in recounts.items():
                 found[root].append(recount(weights))
         for root, blocks in found.items():
-            self._scored[root] = Scored(np.array(self._runs[root].row.main.per_seed), np.concatenate(blocks))
+            main = self._runs[root].row.main
+            resampled = np.concatenate(blocks)
+            self._scored[root] = Scored(np.array(main.per_seed), resampled, smaller_is_better(main.name))
 
 
 def _open(run: LoadedRun) -> tuple[str, Recount]:

@@ -7,16 +7,16 @@ same images; a difference is told with its interval, paired by image, and is ope
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from loffta.reporting.comparisons import Comparisons
 from loffta.reporting.tables import LoadedRun, RunRow
 from loffta.reporting.text import count, human_bytes
-from loffta.tasks.figures import metric_name, show, show_difference, unit
+from loffta.tasks.figures import best_first, end_of_scale, metric_name, points, show, show_difference, unit
 from loffta.tasks.paired import Difference
 
-_TOLD = {"better": "more than chance", "worse": "less, and not by chance", "open": "open: chance may have done it"}
+_TOLD = {"better": "more than chance", "worse": "worse, and not by chance", "open": "open: chance may have done it"}
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,17 @@ def headline_facts(runs: Sequence[LoadedRun], comparisons: Comparisons) -> list[
     return [fact for fact in found if fact is not None]
 
 
+def rank(run: LoadedRun) -> float | int:
+    """Sorts runs of one headline metric, the best first."""
+    return best_first(run.row.headline, run.row.main.mean)
+
+
 def best_against_others(
     runs: Sequence[LoadedRun], comparisons: Comparisons
 ) -> list[tuple[LoadedRun, list[tuple[LoadedRun, Difference | str]]]]:
     """Of each headline metric with several runs the best one, and its difference to each other, best first."""
     groups: dict[str, list[LoadedRun]] = {}
-    for run in sorted(runs, key=lambda run: -run.row.main.mean):
+    for run in sorted(runs, key=rank):
         groups.setdefault(run.row.headline, []).append(run)
     return [
         (best, [(other, comparisons.difference(best, other)) for other in others])
@@ -65,7 +70,8 @@ class Compared:
     def as_json(self) -> dict[str, Any]:
         """For programs: fractions with their interval, or why that is not known."""
         found = self.found
-        told = {"unknown": found} if isinstance(found, str) else asdict(found) | {"verdict": found.verdict}
+        said = ("mean", "ci95", "n_images", "n_seeds", "verdict")
+        told = {"unknown": found} if isinstance(found, str) else {name: getattr(found, name) for name in said}
         return {"metric": self.metric, "run": self.run, "other": self.other} | told
 
 
@@ -100,7 +106,7 @@ def is_random(label: str) -> bool:
 
 
 def _best(runs: Sequence[LoadedRun], comparisons: Comparisons) -> Fact:
-    ranked = sorted(runs, key=lambda run: -run.row.main.mean)
+    ranked = sorted(runs, key=rank)
     best, *others = (run.row for run in ranked)
     text = (
         f"{_describe(best)}. 95 % interval {best.main.interval}, {count(best.n_seeds, 'seed')}, "
@@ -111,10 +117,11 @@ def _best(runs: Sequence[LoadedRun], comparisons: Comparisons) -> Fact:
         return Fact(score, metric_name(best.headline, first=True), text)
     text += (
         f" It was chosen from {len(ranked)} runs by its score on these very images, so that its score, and its lead, "
-        f"are a little too high. Against the second, {others[0].name}: "
+        f"are a little too good. Against the second, {others[0].name}: "
     )
     text += _difference(comparisons, ranked[0], ranked[1])
-    return Fact(score, f"Highest mean {metric_name(best.headline)} of these runs", text)
+    extreme = end_of_scale(best.headline).capitalize()
+    return Fact(score, f"{extreme} mean {metric_name(best.headline)} of these runs", text)
 
 
 def _all_taps(runs: Sequence[LoadedRun], comparisons: Comparisons) -> list[Fact]:
@@ -131,7 +138,7 @@ def _all_taps(runs: Sequence[LoadedRun], comparisons: Comparisons) -> list[Fact]
             if one.row.n_taps == 1 and one.row.taps[label][0] == more.row.taps[label][-1]
         ]
         if pairs:  # the same head first, for then only the taps differ; then the better pair
-            best = max(pairs, key=lambda p: (p[0].row.head == p[1].row.head, p[1].row.main.mean))
+            best = min(pairs, key=lambda p: (p[0].row.head != p[1].row.head, rank(p[1])))
             facts.append(_tap_fact(label, *best, comparisons))
     return facts
 
@@ -209,7 +216,8 @@ def _difference(comparisons: Comparisons, one: LoadedRun, other: LoadedRun) -> s
     if isinstance(found, str):
         return f"whether it is more than chance is not known ({found})."
     shown, seeds = in_points(one.row.headline, found), " and seeds" if max(found.n_seeds) > 1 else ""
-    return f"{shown} (points and 95 % interval, paired over the same images{seeds})."
+    counted = points(one.row.headline).strip() or "difference"
+    return f"{shown} ({counted} and 95 % interval, paired over the same images{seeds})."
 
 
 def _score(row: RunRow) -> str:
@@ -222,5 +230,5 @@ def _describe(row: RunRow) -> str:
 
 
 def signed(metric: str, difference: float | int) -> str:
-    """0.004 -> '+0.4 pts'."""
-    return f"{show_difference(metric, difference)} pts"
+    """0.004 -> '+0.4 pts'; of a metric that is no percentage without the word."""
+    return show_difference(metric, difference) + (" pts" if points(metric) else "")

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from loffta.errors import LofftaError
-from loffta.reporting.predictions import read_predicted
+from loffta.reporting.predictions import Predicted, read_predicted
 from loffta.reporting.tables import LoadedRun
 from loffta.runs.origins import trained_classes
+from loffta.store.cache import Cache
 from loffta.store.reader import ArrayReader
 
 
@@ -56,23 +57,16 @@ def read_gallery(run: LoadedRun, n_pictures: int = 16) -> Gallery:
     Raises:
         LofftaError: the cache, its thumbnails or the predictions of the reported split are gone.
     """
-    if run.cache is None:
-        if "online" in run.results:
-            raise LofftaError("it was tested without a cache", where=_source(run), remedy="extract the images")
-        raise LofftaError("the cache is gone", where=run.config.cache, remedy="bring it back to where it was")
-    found, places = read_predicted(run), {key: row for row, key in enumerate(run.cache.table.keys)}
-    rows = np.array([places.get(str(key), -1) for key in found.keys], dtype=np.int64)
-    if (rows < 0).any():
-        missing = found.keys[np.flatnonzero(rows < 0)[0]]
-        raise LofftaError("some of its images are not in the cache", where=str(missing), remedy="evaluate it again")
-    thumbs = run.cache.thumbs()
+    found = read_predicted(run)
+    cache, rows = cached_rows(run, found)
+    thumbs = cache.thumbs()
     shown = np.flatnonzero(thumbs.ledger.ready[rows])
     shown = shown[np.argsort(rows[shown], kind="stable")]  # as the cache has them
     labels, predicted, confidence = found.labels[shown], found.predicted[0][shown], found.confidence[0][shown]
     right = np.array([np.array_equal(*pair) for pair in zip(labels, predicted, strict=True)], bool)
     chosen = choose(right, confidence, n_pictures)
     pixels = ArrayReader(thumbs.paths).read(rows[shown][chosen])
-    classes = trained_classes(run.paths.stores, run.cache.table.classes)
+    classes = trained_classes(run.paths.stores, cache.table.classes)
     pictures = tuple(
         Picture(
             str(found.keys[shown[i]]),
@@ -84,6 +78,24 @@ def read_gallery(run: LoadedRun, n_pictures: int = 16) -> Gallery:
         for i, image in zip(chosen.tolist(), pixels, strict=True)
     )
     return Gallery(pictures, int((~right).sum()), len(right))
+
+
+def cached_rows(run: LoadedRun, found: Predicted) -> tuple[Cache, NDArray[np.int64]]:
+    """The cache of a run, and the row in it of each image that was predicted.
+
+    Raises:
+        LofftaError: it is gone, or some of the images are not in it.
+    """
+    if run.cache is None:
+        if "online" in run.results:
+            raise LofftaError("it was tested without a cache", where=_source(run), remedy="extract the images")
+        raise LofftaError("the cache is gone", where=run.config.cache, remedy="bring it back to where it was")
+    places = {key: row for row, key in enumerate(run.cache.table.keys)}
+    rows = np.array([places.get(str(key), -1) for key in found.keys], dtype=np.int64)
+    if (rows < 0).any():
+        missing = found.keys[np.flatnonzero(rows < 0)[0]]
+        raise LofftaError("some of its images are not in the cache", where=str(missing), remedy="evaluate it again")
+    return run.cache, rows
 
 
 def choose(right: NDArray[np.bool_], confidence: NDArray[np.float32], n_pictures: int) -> NDArray[np.int64]:

@@ -4,9 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from loffta import __version__
+from loffta.reporting.style import CSS
 from loffta.reporting.text import escape
 
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # a second lock: nothing is fetched or run
+
 Column = tuple[str, bool]  # its head; True: figures, aligned right
+
+
+def document(title: str, body: Sequence[str]) -> str:
+    """One self-contained page of sections, of which empty ones are left out; `body` is HTML already."""
+    footer = f"<footer>Made by loffta {escape(__version__)}. This file is complete in itself.</footer>"
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(part for part in [*body, footer] if part)
+        + "\n</main>\n</body>\n</html>\n"
+    )
 
 
 def table(columns: Sequence[Column], lines: Sequence[Sequence[str]], *, best: bool = False) -> str:

@@ -9,31 +9,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from loffta import __version__
 from loffta.errors import UsageError
 from loffta.files.durable import replace_file
 from loffta.reporting.augmented import best_augmented
 from loffta.reporting.classes import classes_section
 from loffta.reporting.comparisons import Comparisons
-from loffta.reporting.facts import headline_facts, is_random
+from loffta.reporting.facts import headline_facts, is_random, rank
 from loffta.reporting.layers import layer_sections
-from loffta.reporting.markup import figure, table
+from loffta.reporting.markup import document, figure, table
 from loffta.reporting.pictures import images_section
-from loffta.reporting.plots import Bar, bar_chart, percent_ticks
+from loffta.reporting.plots import Bar, bar_chart, percent_ticks, round_ticks
 from loffta.reporting.provenance import provenance_section
 from loffta.reporting.relevance import relevance_section
-from loffta.reporting.style import CSS
 from loffta.reporting.tables import LoadedRun, Measure, RunRow, StageCost
 from loffta.reporting.text import NONE, count, escape, human_bytes, human_seconds
 from loffta.reporting.turns import curves_section, folds_section
-from loffta.tasks.figures import metric_head, metric_name, show, show_difference, unit
+from loffta.reporting.values import values_section
+from loffta.tasks.figures import end_of_scale, metric_head, metric_name, points, show, show_difference, unit
 from loffta.tasks.paired import Difference
 
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # a second lock: nothing is fetched or run
 _HEADLINES = {"Top-1": "Top-1 accuracy", "Mean AP": "Mean average precision"}
 _ZOOM_BELOW = 0.5  # the axis starts above zero where all intervals together span less than this
 _HOW_COMPARED = (
-    "Behind the best: the difference to the run with the highest score, with its 95 % interval, paired over the same "
+    "Behind the best: the difference to the run with the best score, with its 95 % interval, paired over the same "
     "test images and over the seeds of both; where it holds zero the difference is open. The best run was chosen by "
     "its score on these very images, and looks a little better than it is; so does its lead."
 )
@@ -59,7 +57,7 @@ def write_report(
 def render(runs: Sequence[LoadedRun], comparisons: Comparisons, stages: Sequence[StageCost] = ()) -> str:
     """The page as text."""
     groups: dict[str, list[LoadedRun]] = {}  # by what they are ranked by
-    for run in sorted(runs, key=lambda run: -run.row.main.mean):
+    for run in sorted(runs, key=rank):
         groups.setdefault(run.row.headline, []).append(run)
     title = "Frozen features, small heads"
     body = [
@@ -70,19 +68,18 @@ def render(runs: Sequence[LoadedRun], comparisons: Comparisons, stages: Sequence
         layer_sections(runs),
         *[relevance_section(run, runs, comparisons) for run in runs if run.results.get("relevance")],
         _costs(stages),
-        *[part for ranked in groups.values() for part in (classes_section(ranked[0]), images_section(ranked))],
+        *[part for ranked in groups.values() for part in _by_image(ranked)],
         best_augmented([run for ranked in groups.values() for run in ranked]),
         provenance_section(runs),
-        f"<footer>Made by loffta {escape(__version__)}. This file is complete in itself.</footer>",
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)} - loffta report</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(f"{title} - loffta report", body)
+
+
+def _by_image(ranked: Sequence[LoadedRun]) -> tuple[str, ...]:
+    """What the best run made of which images; of runs of one metric, the best first."""
+    if ranked[0].results.get("task") == "regression":
+        return (values_section(ranked[0]),)
+    return classes_section(ranked[0]), images_section(ranked)
 
 
 def _introduction(title: str, runs: Sequence[LoadedRun], comparisons: Comparisons) -> str:
@@ -126,16 +123,12 @@ def _scores(ranked: Sequence[LoadedRun], comparisons: Comparisons) -> str:
         )
         for run in ranked
     ]
-    low, high = min(run.row.main.ci95[0] for run in ranked), max(run.row.main.ci95[1] for run in ranked)
-    low, high = int(low * 50) / 50, min(1.0, -(-high * 50 // 1) / 50)  # to the next 2 %
-    if 0 < low < high < low + _ZOOM_BELOW:
-        caption = f"The axis does not start at zero, but at {100 * low:.0f} %"
-    else:
-        caption, low, high = "From zero", 0.0, 1.0
-    chart = bar_chart(bars, title=name, low=low, high=high, ticks=percent_ticks(low, high))
+    caption, low, high, ticks = _axis(ranked)
+    chart = bar_chart(bars, title=name, low=low, high=high, ticks=ticks)
     several = len(ranked) > 1
+    counted = "In percent" if points(metric) else f"The {end_of_scale(metric)} is the best"
     return (
-        f"<h2>{_HEADLINES.get(name, name)}</h2><p>In percent. Bars and upright strokes: mean over seeds. "
+        f"<h2>{_HEADLINES.get(name, name)}</h2><p>{counted}. Bars and upright strokes: mean over seeds. "
         "Circles: single seeds. Whiskers: 95 % bootstrap intervals over the test images"
         + (", each run for itself: whether two runs differ is told by the column Behind the best." if several else ".")
         + f'</p><div class="charts">{figure(caption, chart)}</div>{_runs_table(ranked, comparisons)}'
@@ -144,6 +137,19 @@ def _scores(ranked: Sequence[LoadedRun], comparisons: Comparisons) -> str:
         "image: what an epoch reads of the cache for each image, without checksums; stored: the same taps of all "
         "images.</p>" + _further_metrics(ranked)
     )
+
+
+def _axis(ranked: Sequence[LoadedRun]) -> tuple[str, float, float, list[tuple[float, str]]]:
+    """Caption, ends and ticks of the axis that the scores lie on."""
+    metric = ranked[0].row.headline
+    low, high = min(run.row.main.ci95[0] for run in ranked), max(run.row.main.ci95[1] for run in ranked)
+    if not points(metric):
+        ticks = round_ticks(min(low, 0.0), max(high, 0.0))
+        return "From zero", ticks[0], ticks[-1], [(tick, f"{tick:g}") for tick in ticks]
+    low, high = int(low * 50) / 50, min(1.0, -(-high * 50 // 1) / 50)  # to the next 2 %
+    if 0 < low < high < low + _ZOOM_BELOW:
+        return f"The axis does not start at zero, but at {100 * low:.0f} %", low, high, percent_ticks(low, high)
+    return "From zero", 0.0, 1.0, percent_ticks(0.0, 1.0)
 
 
 def _further_metrics(runs: Sequence[LoadedRun]) -> str:
@@ -177,7 +183,7 @@ def _what_it_read(row: RunRow) -> str:
 def _runs_table(ranked: Sequence[LoadedRun], comparisons: Comparisons) -> str:
     best, *others = ranked
     heads = ["Taps", metric_head(best.row.headline, first=True)]
-    heads += ["Behind the best, points"] if others else []
+    heads += [f"Behind the best{',' * bool(points(best.row.headline))}{points(best.row.headline)}"] if others else []
     heads += ["Seeds", "Epochs", "Grid", "Training", "Read per image"]
     lines = []
     for run in ranked:

@@ -7,6 +7,7 @@ page, each with a fallback; a chart is 420 units wide, so that its text is reada
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,7 +71,7 @@ def bar_chart(
     """A chart with each label above its bar.
 
     Args:
-        low: left end of the axis. Above 0 no bars are drawn, for their lengths would lie, but points.
+        low: left end of the axis. Where it is not 0 no bars are drawn, for their lengths would lie, but points.
         high: right end; None: the largest value.
         ticks: values and their texts; none: no axis.
     """
@@ -86,7 +87,7 @@ def bar_chart(
         parts.append(text(lines, 0, top + 15, weight=600))
         if more:
             parts.append(text(more, 0, top + 15 + _LINE_HEIGHT * len(lines), size=12.5, colour=_QUIET))
-        parts.append(_marks(bar, scale, middle, 12, pattern, hollow=low > 0))
+        parts.append(_marks(bar, scale, middle, 12, pattern, hollow=low != 0))
         parts.append(text([bar.text], WIDTH, middle + 5, anchor="end", weight=600))
         top += height
     return svg(title, bottom + (22 if ticks else 0), parts)
@@ -197,6 +198,7 @@ def _cell(x: float, y: float, width: float, height: float, share: float, colour:
 
 
 def frame(x: float, y: float, width: float, height: float) -> str:
+    """The outline of a plot."""
     return (
         f'<rect x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}" '
         f'style="fill:none;stroke:{_LINE};stroke-width:1"/>'
@@ -211,6 +213,15 @@ def percent_ticks(low: float | int, high: float | int) -> list[tuple[float, str]
         if len(found) <= 6:
             break
     return [(tick / 100, f"{tick:.0f} %") for tick in found]
+
+
+def round_ticks(low: float | int, high: float | int) -> list[float]:
+    """Three to nine round numbers at equal distances, the first not above `low`, the last not below `high`."""
+    span = (high - low) or abs(high) or 1.0
+    size = 10.0 ** math.floor(math.log10(span))
+    step = next(part * size for part in (0.2, 0.25, 0.5, 1, 2) if span / (part * size) <= 6)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(step * i, 12 - math.floor(math.log10(step))) for i in range(first, max(last, first + 1) + 1)]
 
 
 def _marks(bar: Bar, scale: Scale, middle: float, thickness: float | int, pattern: str, *, hollow: bool = False) -> str:
@@ -281,6 +292,7 @@ def _width(names: Sequence[Sequence[str]], size: float) -> float:
 
 
 def svg(title: str, height: float, parts: Sequence[str], width: float = WIDTH) -> str:
+    """The chart of its parts."""
     name = escape(title)
     return (
         f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{name}"><title>{name}</title>'

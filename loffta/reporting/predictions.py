@@ -23,9 +23,9 @@ class Predicted:
     """What S seeds made of B images, in one order for all of them."""
 
     keys: NDArray[Any]  # [B]
-    labels: NDArray[Any]  # [B] numbers of classes, or lists of them
+    labels: NDArray[Any]  # [B] numbers of classes, or lists of them; or values
     predicted: NDArray[Any]  # [S, B] likewise
-    confidence: NDArray[np.float32]  # [S, B]
+    confidence: NDArray[np.float32]  # [S, B]; of values NaN
     scores: NDArray[np.float32] | None  # [S, B, C]; None: not asked for, or not kept of so many classes
 
 
@@ -37,11 +37,13 @@ def read_predicted(run: LoadedRun, *, scores: bool = False) -> Predicted:
     Raises:
         LofftaError: they are gone, damaged, or of other images than the results.
     """
-    path, columns = run.paths.predictions(run.row.split), ["key", "label", "seed", "predicted", "confidence"]
+    path, columns = run.paths.predictions(run.row.split), ["key", "label", "seed", "predicted"]
+    sure = run.results.get("task") != "regression"
     if not path.exists():
         raise LofftaError("this run has no predictions", where=path, remedy=_again(run))
     try:
-        found = read_predictions(path, columns)
+        found = read_predictions(path, [*columns, "confidence"] if sure else columns)
+        found.setdefault("confidence", np.full(len(found["key"]), np.nan, np.float32))
         kept = _read_scores(run) if scores else None
         n_seeds, n_images = run.row.n_seeds, run.row.n_images
         shaped = {name: values.reshape(n_seeds, n_images) for name, values in found.items()}

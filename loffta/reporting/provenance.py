@@ -50,6 +50,7 @@ def _of_cache(cache: Cache) -> list[tuple[str, list[str]]]:
     return [
         ("Image set", [f"{table.source}: {count(len(table), 'image')} ({sizes}), {classes}"]),
         ("Image set digest", [table.digest]),
+        *([("Labels", [cache.labels])] if cache.labels is not None else []),
     ]
 
 

@@ -16,7 +16,7 @@ from loffta.reporting.facts import best_against_others, in_points
 from loffta.reporting.tables import LoadedRun, RunRow
 from loffta.reporting.text import count, human_bytes, human_seconds, wrap
 from loffta.reporting.worth import in_figures, judge_backbones
-from loffta.tasks.figures import in_words, metric_head, metric_name
+from loffta.tasks.figures import end_of_scale, in_words, metric_head, metric_name, points
 from loffta.words import printable
 
 _INDENT = "    "
@@ -64,9 +64,10 @@ def format_comparison(runs: Sequence[LoadedRun], comparisons: Comparisons, width
     """The best run of each metric against every other; empty where there is one run."""
     lines: list[str] = []
     for best, others in best_against_others(runs, comparisons):
+        lead = f"lead{' in points' if points(best.row.headline) else ''}"
         lines += wrap(
-            f"{best.row.name} has the highest {metric_name(best.row.headline)}, chosen on split "
-            f"{best.row.split} itself. Its lead in points, with 95 % interval, paired over the same images:",
+            f"{best.row.name} has the {end_of_scale(best.row.headline)} {metric_name(best.row.headline)}, chosen on "
+            f"split {best.row.split} itself. Its {lead}, with 95 % interval, paired over the same images:",
             width,
         )
         for other, found in others:

@@ -19,11 +19,11 @@ from loffta.config import TrainConfig, parse
 from loffta.errors import LofftaError
 from loffta.heads import find_head
 from loffta.reporting.comparisons import Comparisons
-from loffta.reporting.facts import bounds, chosen_score, signed
+from loffta.reporting.facts import bounds, chosen_score, rank, signed
 from loffta.reporting.tables import LoadedRun
 from loffta.reporting.text import NONE, human_bytes, human_macs, percent
 from loffta.runs.run import RunPaths
-from loffta.tasks.figures import show
+from loffta.tasks.figures import best_first, metric_name, points, show
 
 _ASIDE = ("grid", "relevance_weight")  # of the recipe: it follows from the features; only scoring has the penalty
 _SAME = ("head", "task", "train_on", "holdout", "search", "augment", "partial")  # of the configurations
@@ -41,7 +41,7 @@ class Cost:
 class Gain:
     """The headline metric of a run less that of a run without one backbone."""
 
-    points: float  # a fraction, negative where the run without it is better
+    points: float  # as the metric is; of one of which more is better negative where the run without it is better
     ci95: tuple[float, float] | None  # paired by image; None: not known
     verdict: str  # better, worse or open; or why it is not known
     without: str  # the name of the other run
@@ -111,11 +111,11 @@ def sentence(worth: Worth, metric: str) -> str | None:
     gain = worth.gain
     if gain is None:
         return None
-    points = show(metric, abs(gain.points))
-    if not float(points):
-        change = "neither lose nor gain 0.1 points"
+    amount = f"{show(metric, abs(gain.points))}{points(metric) or f' of {metric_name(metric)}'}"
+    if not float(show(metric, gain.points)):
+        change = f"neither lose nor gain {'0.1 points' if points(metric) else metric_name(metric)}"
     else:
-        change = f"{'lose' if gain.points > 0 else 'gain'} {points} points"
+        change = f"{'lose' if best_first(metric, gain.points) < 0 else 'gain'} {amount}"
     saved = [(worth.read, "the bytes"), (worth.macs, "the forward cost")]
     known = [f"{percent(cost.share, 0)} % of {what}" for cost, what in saved if cost and cost.share is not None]
     unknown = [what for cost, what in saved if cost is None or cost.share is None]
@@ -162,7 +162,7 @@ def in_figures(worth: Worth, metric: str) -> str:
 def _how_sure(gain: Gain, metric: str) -> str:
     if gain.ci95 is None:
         return f"Whether that is more than chance is not known: {gain.verdict}."
-    told = f"The 95 % interval of the gain is {bounds(metric, gain.ci95)} points, paired over the same images"
+    told = f"The 95 % interval of the gain is {bounds(metric, gain.ci95)}{points(metric)}, paired over the same images"
     return f"{told}: chance may have done it." if gain.verdict == "open" else f"{told}."
 
 
@@ -207,11 +207,11 @@ def _find_gain(
     others = [other for other in runs if _taps_by_store(other) == wanted and _same_training(run, other, comparisons)]
     if not others:
         return None
-    other = min(others, key=lambda other: (len(_differing(run, other)), -other.row.main.mean))
+    other = min(others, key=lambda other: (len(_differing(run, other)), rank(other)))
     found = comparisons.difference(run, other)
     ci95, verdict = (None, found) if isinstance(found, str) else (found.ci95, found.verdict)
-    points = run.row.main.mean - other.row.main.mean
-    return Gain(points, ci95, verdict, other.row.name, _differing(run, other))
+    gained = run.row.main.mean - other.row.main.mean
+    return Gain(gained, ci95, verdict, other.row.name, _differing(run, other))
 
 
 def _same_training(run: LoadedRun, other: LoadedRun, comparisons: Comparisons) -> bool:

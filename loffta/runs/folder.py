@@ -16,6 +16,7 @@ from loffta.heads import with_new_fields
 from loffta.runs.known_images import KnownImages, read_known
 from loffta.runs.run import RunPaths, write_json
 from loffta.store.cache import Cache
+from loffta.store.labels import Annotations
 from loffta.store.recipe import differing_fields
 
 
@@ -44,6 +45,8 @@ def _note_images(paths: RunPaths, cache: Cache) -> None:
         if before is None:  # of an older version: nobody can tell
             return
         now = before.model_copy(update={"cache": now.cache})
+    elif cache.labels is not None:  # the labels first: images.json says that they are there
+        replace_file(paths.labels, Annotations.of(cache.table).to_parquet())
     if now != before:
         write_json(paths.images, now.model_dump())
 
@@ -61,7 +64,7 @@ def check_out(root: Path, config: TrainConfig, cache: Cache | None = None, *, ig
     old = _saved_config(paths)
     if old is None:
         if root.exists() and (
-            not root.is_dir() or _others(root, paths.scoring, paths.images, *paths.claims().values())
+            not root.is_dir() or _others(root, paths.scoring, paths.images, paths.labels, *paths.claims().values())
         ):
             raise LofftaError("this folder holds something else", where=root, remedy="choose an empty or new --out")
         return
@@ -91,16 +94,8 @@ def check_out(root: Path, config: TrainConfig, cache: Cache | None = None, *, ig
 def has_work(root: Path) -> bool:
     """Whether a run's folder holds anything that took a training: a checkpoint, scores, heads."""
     paths = RunPaths(root)
-    return paths.config.exists() and _others(
-        root,
-        paths.config,
-        paths.log,
-        paths.scoring,
-        paths.holdout,
-        paths.turns,
-        paths.images,
-        *paths.claims().values(),
-    )
+    known = (paths.config, paths.log, paths.scoring, paths.holdout, paths.turns, paths.images, paths.labels)
+    return paths.config.exists() and _others(root, *known, *paths.claims().values())
 
 
 def _others(root: Path, *known: Path) -> bool:

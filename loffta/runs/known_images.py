@@ -3,6 +3,9 @@
 In: an open cache, or a run.   Out: KnownImages, kept in the run's images.json before anything is trained. An image set
 only ever grows at its end, so the digest over its first rows tells a cache that has grown from another one, wherever it
 lies. Runs of older versions have no such file: of them, only the path is known.
+
+What is said of the images may change: a run keeps its own labels, in a file beside images.json, or, where it has none,
+goes by those of images.parquet, which never change.
 """
 
 from __future__ import annotations
@@ -13,10 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from loffta.config import TrainConfig
-from loffta.errors import LofftaError
+from loffta.errors import DamageFound, LofftaError
 from loffta.runs.records import Natural, Record
 from loffta.runs.run import RunPaths, read_json
 from loffta.store.cache import Cache
+from loffta.store.labels import Annotations
 
 
 class KnownImages(Record):
@@ -26,6 +30,8 @@ class KnownImages(Record):
     classes: list[str]  # then, in their order
     digest: str  # of both: the image set's, as images.parquet had it
     cache: str = ""  # where it lay, from the run: both may move together
+    labels: str | None = None  # the set or file that they are called by; None: as in images.parquet
+    labels_digest: str | None = None  # of the run's own copy of it
 
     @classmethod
     def of(cls, cache: Cache, run: Path) -> KnownImages:
@@ -35,7 +41,15 @@ class KnownImages(Record):
             place = os.path.relpath(cache.paths.root.absolute(), run.absolute())
         except ValueError:  # another drive of Windows
             place = ""
-        return cls(images=len(table), classes=list(table.classes), digest=table.digest, cache=place)
+        said = None if cache.labels is None else Annotations.of(table).digest
+        return cls(
+            images=len(table),
+            classes=list(table.classes),
+            digest=table.digest,
+            cache=place,
+            labels=cache.labels,
+            labels_digest=said,
+        )
 
     def view(self, cache: Cache) -> Cache | None:
         """A cache as it was when the training began; None where it does not begin with these images."""
@@ -64,6 +78,29 @@ def read_known(paths: RunPaths) -> KnownImages | None:
     return read_json(paths.images, KnownImages) if paths.images.exists() else None
 
 
+def as_trained(paths: RunPaths, cache: Cache) -> Cache:
+    """A cache as a run sees it: by its own labels, whatever is said now. One of other images stays as it is.
+
+    Raises:
+        DamageFound: the run's labels are not those that it was trained with.
+    """
+    known, seen = read_known(paths), cache.as_first_said()
+    if known is not None and known.labels is not None:
+        said = Annotations.read(paths.labels, remedy="restore it from a backup, or train again with another --out")
+        if said.digest != known.labels_digest:
+            raise DamageFound(
+                "these labels are not those that the run was trained with",
+                where=paths.labels,
+                remedy="restore them from a backup, or train again with another --out",
+            )
+        try:
+            table = said.on(cache.images, where=paths.labels)
+        except LofftaError:
+            return cache
+        seen = replace(cache, table=table, labels=known.labels, first_table=cache.images)
+    return seen if known is None or known.begins(seen) else cache
+
+
 def growth(known: int, now: int) -> str:
     """What to say of a cache that has grown since a training."""
     return f"the cache has {now:,} images now, {now - known:,} more than the {known:,} that this run knows"
@@ -78,7 +115,7 @@ def open_cache(paths: RunPaths, config: TrainConfig, elsewhere: Path | None = No
         LofftaError: it is at none of these places, or another image set is.
     """
     if elsewhere is not None:
-        return Cache.open(elsewhere)
+        return as_trained(paths, Cache.open(elsewhere))
     found = CacheFinder().find(paths, config)
     if found is not None:
         return found
@@ -111,8 +148,9 @@ class CacheFinder:
         beside = [paths.root / known.cache] if known is not None and known.cache else []
         for place in [*self._elsewhere, config.cache, *beside]:
             cache = self._open(place)
-            if cache is not None and (known is None or known.begins(cache)):
-                return cache
+            seen = None if cache is None else as_trained(paths, cache)
+            if seen is not None and (known is None or known.begins(seen)):
+                return seen
         return None
 
     def _open(self, place: Path) -> Cache | None:

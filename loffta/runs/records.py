@@ -174,6 +174,15 @@ class ClassPrecision(Part):
     ap: float | None
 
 
+class Spread(Part):
+    """Of the values that were measured on."""
+
+    mean: float
+    std: float
+    min: float
+    max: float
+
+
 class Schedule(Part):
     """What reports tell of a recipe or a training."""
 
@@ -248,7 +257,8 @@ class LearningCurve(Part):
 class Results(Part):
     """results.json and its likes: all that others compute with, print or draw.
 
-    Metrics are fractions from 0 to 1, seconds are seconds; what else the file says is there by its name, too.
+    Metrics are fractions from 0 to 1, or in the unit of the values; seconds are seconds. What else the file says is
+    there by its name, too.
     """
 
     task: str = "classification"
@@ -270,7 +280,9 @@ class Results(Part):
     confusion: Confusion | None = None
     confused_pairs: list[ConfusedPair] = []
     per_class: list[ClassPrecision] = []
+    values: Spread | None = None
     online: Online | None = None
+    labels: str | None = None  # the set or file of annotations that says what is right; None: the image set's own
     folds: Folds | None = None
     learning_curve: LearningCurve | None = None
 

@@ -55,6 +55,7 @@ class RunPaths:
         self.holdout = root / "holdout.json"  # the rows that --holdout keeps out of the training
         self.turns = root / "turns.json"  # the rows of its folds or draws; see `loffta.runs.turns`
         self.images = root / "images.json"  # which images the training knew; see `loffta.runs.known_images`
+        self.labels = root / "labels.parquet"  # what was said of them, where that was not as in images.parquet
         self.training = root / "training.json"  # what the finished training took; there once all heads are
 
     def turn(self, name: str) -> RunPaths:

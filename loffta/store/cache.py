@@ -5,35 +5,33 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from loffta.errors import DamageFound, LofftaError, UsageError
 from loffta.files.durable import create_file, replace_file
-from loffta.look import OLD, Look, look_fields, look_of
-from loffta.store import FORMAT
+from loffta.look import OLD, Look
+from loffta.store.cache_file import DEFAULT_UNIT_IMAGES, Settings, read_settings, write_settings
 from loffta.store.checks import array_fault, store_fault, target_fault
-from loffta.store.growth import grow
+from loffta.store.follow import Read, follow
+from loffta.store.growth import Gone
+from loffta.store.label_sets import labelled, said_by_source
+from loffta.store.labels import SOURCE
 from loffta.store.ledger import Ledger, check_made, done_units, read_ledger, settles
 from loffta.store.metadata import ArrayLayout, array_dtype, grid_layout, image_layout, read_layout
 from loffta.store.paths import THUMB, ArrayPaths, CachePaths
-from loffta.store.reads import REPAIR, read_document, read_file, reason
+from loffta.store.reads import REPAIR, read_file, reason
 from loffta.store.recipe import StoreInfo
 from loffta.store.scales import Scales, read_scales
 from loffta.store.table import ImageTable
 from loffta.store.units import count_units, rows_of
 from loffta.tokens import Kind, TokenSpec
-from loffta.words import brief
 
-DEFAULT_UNIT_IMAGES = 256
 MAX_THUMB_PX = 112
-_MAX_UNIT_IMAGES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -116,8 +114,10 @@ class Cache:
     paths: CachePaths
     unit_images: int
     thumb_px: int
-    table: ImageTable
+    table: ImageTable  # with what is said of the images now
     look: Look = OLD  # of extractions that name none
+    labels: str | None = None  # the set of annotations that the table shows; None: as in images.parquet
+    first_table: ImageTable | None = None  # as in images.parquet; None: `table` is that
 
     @classmethod
     def open(cls, root: Path) -> Cache:
@@ -128,36 +128,33 @@ class Cache:
             DamageFound: cache.json or images.parquet is not as it was written.
         """
         paths = CachePaths(root)
-        try:
-            config = read_document(paths.config)
-            if config["format"] > FORMAT:
-                raise ValueError(f"format {config['format']} is newer than this loffta knows ({FORMAT})")
-            unit_images, thumb_px = (_side(config[name], name) for name in ("unit_images", "thumb_px"))
-            look = look_of(config)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise LofftaError(
-                "there is no cache here", where=root, remedy="make one with `loffta extract SOURCE --cache DIR ...`"
-            ) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise LofftaError(
-                f"cannot read the cache's configuration ({reason(error)})",
-                where=paths.config,
-                remedy="use the loffta version that made it, or extract into a new cache",
-            ) from error
-        return cls(paths, unit_images, thumb_px, ImageTable.read(paths.images), look)
+        settings = read_settings(paths)
+        images = ImageTable.read(paths.images)
+        said = said_by_source(paths, images)
+        table, labels = (images, None) if said is None else (said, SOURCE)
+        return cls(paths, settings.unit_images, settings.thumb_px, table, settings.look, labels, images)
 
     @classmethod
     def create(
-        cls, root: Path, listing: ImageTable, *, unit_images: int | None, thumb_px: int, look: Look = OLD
+        cls,
+        root: Path,
+        listing: ImageTable,
+        *,
+        unit_images: int | None,
+        thumb_px: int,
+        look: Look = OLD,
+        read: Read | None = None,
+        gone: Gone | None = None,
     ) -> Cache:
-        """Makes a cache, or opens the one that is there and grows it to `listing`.
+        """Makes a cache, or opens the one that is there, which follows `listing`.
 
         Args:
             unit_images: rows per unit, a power of two; None takes the cache's own, or 256 for a new one.
             thumb_px: side of the thumbnails of a new cache.
             look: of a new cache.
+            read, gone: as in `follow`.
         Raises:
-            LofftaError: the folder holds something else, the unit differs, or old images changed.
+            LofftaError: the folder holds something else, the unit differs, or old images are gone or altered.
         """
         paths = CachePaths(root)
         if not paths.config.exists():
@@ -166,8 +163,7 @@ class Cache:
                     "this folder holds something else", where=root, remedy="choose an empty or new folder"
                 )
             create_file(paths.images, listing.to_parquet())
-            config = {"format": FORMAT, "unit_images": unit_images or DEFAULT_UNIT_IMAGES, "thumb_px": thumb_px}
-            create_file(paths.config, json.dumps(config | look_fields(look)).encode())
+            write_settings(paths, Settings(unit_images or DEFAULT_UNIT_IMAGES, thumb_px, look))
         cache = cls.open(root)
         if unit_images not in (None, cache.unit_images):
             raise UsageError(
@@ -175,7 +171,20 @@ class Cache:
                 where=paths.config,
                 remedy=f"leave the option out, or give {cache.unit_images}: it is fixed when a cache is made",
             )
-        return cache._grown_to(listing)
+        return cls.open(root) if follow(cache, listing, read, gone) else cache
+
+    @property
+    def images(self) -> ImageTable:
+        """What images.parquet says: of each image what its set said when it came."""
+        return self.table if self.first_table is None else self.first_table
+
+    def as_first_said(self) -> Cache:
+        """The same cache with what images.parquet says, which never changes, whatever is said now."""
+        return replace(self, table=self.images, labels=None)
+
+    def with_labels(self, name_or_file: str | Path) -> Cache:
+        """The same images with what a set of annotations of this cache, or a file, says of them; see `labelled`."""
+        return labelled(self, str(name_or_file))
 
     @property
     def n_units(self) -> int:
@@ -314,16 +323,3 @@ class Cache:
             there = self.read_array(paths)
             if there.taps == tuple(taps):
                 return there
-
-    def _grown_to(self, listing: ImageTable) -> Cache:
-        table = grow(self.table, listing, where=self.paths.images)
-        if table is self.table:
-            return self
-        replace_file(self.paths.images, table.to_parquet())
-        return replace(self, table=table)
-
-
-def _side(value: Any, name: str) -> int:
-    if type(value) is not int or not 0 < value <= _MAX_UNIT_IMAGES:
-        raise ValueError(f"{name} is {brief(value)}")
-    return value

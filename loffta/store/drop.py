@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from loffta.errors import LofftaError, unknown_name
+from loffta.errors import LofftaError, UsageError, unknown_name
 from loffta.files.durable import remove_folder, sweep_parts, sync_folder
 from loffta.files.os_words import guard
 from loffta.store.cache import Cache
-from loffta.store.paths import ArrayPaths, is_own
+from loffta.store.label_sets import find_set
+from loffta.store.labels import SOURCE
+from loffta.store.paths import LABELS, ArrayPaths, is_own
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,21 @@ class Target:
 
 
 def find_target(cache: Cache, target: str) -> Target:
-    """What `STORE` or `STORE:ARRAY` names, also where a drop has begun to remove it, or its metadata are damaged.
+    """What `STORE`, `STORE:ARRAY` or `labels:NAME` names, also where a drop has begun to remove it, or it is damaged.
 
     Raises:
         UsageError: no such store or array; near names are given.
         LofftaError: a link in it leads to what no extraction wrote there.
     """
     name, colon, wanted = target.partition(":")
+    if name == LABELS and colon:
+        if wanted == SOURCE:
+            raise UsageError(
+                "'source' is what the image set itself says, and where its files were moved to",
+                where="drop",
+                remedy="run its `loffta extract`, which brings it up to date",
+            )
+        return Target(name, [], [find_set(cache, wanted)])
     known = cache.paths.remains()
     if name not in known:
         raise unknown_name("store", name, known, where=cache.paths.stores)

@@ -16,8 +16,9 @@ from loffta.errors import DamageFound
 from loffta.files.durable import find_parts
 from loffta.store.activity import find_orphans, find_writers, images_per_s
 from loffta.store.cache import Cache, CachedArray, Store
+from loffta.store.label_sets import take_sets
 from loffta.store.ledger import count_done, done_units
-from loffta.store.paths import TARGETS
+from loffta.store.paths import LABELS, TARGETS
 from loffta.store.purge import all_missing_shards, lost_metadata
 from loffta.store.scales import has_scales, read_facts
 from loffta.store.seen import Seen, read_seen
@@ -39,6 +40,8 @@ def take_inventory(cache: Cache) -> dict[str, Any]:
         told |= asdict(read_seen(thumbs.paths))
     except DamageFound as error:
         damages.append(Damage(thumbs.paths.name, None, error.what, Path(error.where)))
+    sets, faults = take_sets(cache)
+    damages += [Damage(f"{LABELS}/{path.stem}", None, what, path) for path, what in faults]
     return {
         "cache": str(cache.paths.root),
         "source": cache.table.source,
@@ -49,6 +52,9 @@ def take_inventory(cache: Cache) -> dict[str, Any]:
         "splits": cache.table.split_sizes(),
         "classes": len(cache.table.classes),
         "label_kind": cache.table.label_kind,
+        "labels": [asdict(facts) for facts in sets],
+        "moved": len(cache.table.moved),
+        "gone": len(cache.table.gone),
         "unit_images": cache.unit_images,
         "thumbnails": _weigh(cache, thumbs)[0],
         "stores": [

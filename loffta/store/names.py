@@ -15,11 +15,30 @@ from loffta.words import lookalike
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?", re.ASCII)
 _DIGITS = re.compile(r"([0-9]+)")
+_SYNONYMS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+_SPLITS = {synonym: split for split, synonyms in _SYNONYMS.items() for synonym in synonyms}
+# Control characters and line ends would forge lines of logs and reports; lone surrogates are bytes that are not UTF-8,
+# which parquet cannot hold.
+_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def spelled(name: str) -> str:
     """The one spelling of a name: macOS writes an accent as a letter of its own (NFD), all others in one with it."""
     return unicodedata.normalize("NFC", name)
+
+
+def split_name(name: str) -> str | None:
+    """train, val or test for one of its names in any case, form and spacing, else None."""
+    return _SPLITS.get(lookalike(name))
+
+
+def text_fault(text: str) -> str | None:
+    """Why a class or split cannot have this name."""
+    return "it holds a control character or is not UTF-8" if _UNFIT.search(text) else None
 
 
 def in_order(names: Iterable[str]) -> list[str]:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 THUMB = "thumb"
 TARGETS = "targets"
+LABELS = "labels"
 _ARRAY_NAME = re.compile(r"(grid|prefix|mean)-(\d+)")
+_SET_NAME = re.compile(r"[^.].*\.parquet")
 _OWN_FOLDER = re.compile(rf"{_ARRAY_NAME.pattern}(-int8)?|scale|zero|damaged|\..+\.part")
 _OWN_FILE = re.compile(r"zarr\.json|c(\.\d+)+|u\d+\.parquet|\..+\.part")
 
@@ -125,6 +127,19 @@ class CachePaths:
     def done_store(self, store: str) -> Path:
         """The folder of a store's done files."""
         return self.done / store
+
+    @property
+    def labels(self) -> Path:
+        """The folder of all sets of annotations."""
+        return self.root / LABELS
+
+    def label_set(self, name: str) -> Path:
+        """One set of annotations; its name is a plain path component, see `labels.check_name`."""
+        return self.labels / f"{name}.parquet"
+
+    def label_names(self) -> list[str]:
+        """The sets of annotations that there are, in order."""
+        return sorted(name.removesuffix(".parquet") for name in names_in(self.labels) if _SET_NAME.fullmatch(name))
 
     def target(self, name: str) -> ArrayPaths:
         """An array that belongs to the images, not to a backbone."""

@@ -38,6 +38,7 @@ _META = b"loffta"
 _TARGET = "target:"
 _KNOWN = (*_TYPES, "labels", "value")
 _SHOWN = 5
+NO_SPLIT = ""  # of an image that annotations leave out; no image set has such a name
 MAX_BYTES = 8 << 30  # of images.parquet: 14 million images take about 1 GB
 
 LabelKind = Literal["single-label", "multi-label", "regression"]
@@ -58,6 +59,8 @@ class ImageTable:
     targets: dict[str, list[str | None]] = field(default_factory=dict)  # by name; a source reads them as it does keys
     groups: list[str | None] | None = None  # who each image is of: a patient, a site; None: unknown
     group_column: str | None = None  # what they are called
+    moved: dict[int, str] = field(default_factory=dict)  # by row: what the source reads an image by now, if not its key
+    gone: frozenset[int] = frozenset()  # rows whose files the source does not have any more
     alike: tuple[tuple[str, str], ...] = ()  # of a listing alone: classes or splits that look the same
     not_taken: dict[str, int] = field(default_factory=dict)  # files beside, by ending; not in the digest
 
@@ -93,8 +96,12 @@ class ImageTable:
                 raise unknown_name("split", part, known, where=where)
 
     def split_sizes(self) -> dict[str, int]:
-        """Rows per split, in order of appearance."""
-        return {split: self.splits.count(split) for split in dict.fromkeys(self.splits)}
+        """Rows per split, in order of appearance; those of no split are not among them."""
+        return {split: self.splits.count(split) for split in dict.fromkeys(self.splits) if split != NO_SPLIT}
+
+    def key_now(self, row: int) -> str:
+        """What the source reads an image by today: its key, or where its file has been moved since."""
+        return self.moved.get(row, self.keys[row])
 
     def class_name(self, row: int) -> str | None:
         """The class of one row, None where it has none or may have several."""
@@ -140,6 +147,7 @@ class ImageTable:
             values=None if self.values is None else self.values[here],
             # a column that says nothing of these rows came with later ones
             targets={name: paths[here] for name, paths in self.targets.items() if any(paths[here])},
+            groups=None if self.groups is None else self.groups[here],
         )
 
     def to_parquet(self) -> bytes:

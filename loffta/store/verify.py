@@ -20,6 +20,7 @@ from loffta.machine.progress import Progress
 from loffta.store.arrow import to_numbers
 from loffta.store.cache import Cache, CachedArray
 from loffta.store.checks import unit_fault
+from loffta.store.label_sets import take_sets
 from loffta.store.ledger import (
     OK,
     done_units,
@@ -32,7 +33,7 @@ from loffta.store.ledger import (
     waiting_units,
 )
 from loffta.store.metadata import CRC_BYTES, ArrayLayout, read_layout
-from loffta.store.paths import THUMB, ArrayPaths
+from loffta.store.paths import LABELS, THUMB, ArrayPaths
 from loffta.store.reads import open_file
 from loffta.store.scales import has_scales, read_scales
 from loffta.store.shard import MISSING, read_index, read_into
@@ -42,9 +43,9 @@ _REPAIR = "run `loffta verify CACHE --repair`"
 
 @dataclass(frozen=True)
 class Damage:
-    """One unit of one array, or the metadata of an array or a store, that is not as it was written."""
+    """One unit of one array, the metadata of an array or a store, or a set of labels, that is not as it was written."""
 
-    array: str  # or the store's name
+    array: str  # or the store's name, or labels/<name>
     unit: int | None  # None: the damage is in its metadata
     what: str
     path: Path  # the damaged file
@@ -61,6 +62,8 @@ def verify(cache: Cache, *, deep: bool = False) -> Iterator[Damage]:
     """
     arrays, damages = open_arrays(cache)
     yield from damages
+    for path, what in take_sets(cache)[1]:
+        yield Damage(f"{LABELS}/{path.stem}", None, what, path)
     n_units = sum(len(done_units(array.paths)) for array in arrays)
     with Progress("verify --deep" if deep else "verify", n_units, "units") as progress:
         for array in arrays:

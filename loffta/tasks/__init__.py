@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loffta.errors import unknown_name
-from loffta.tasks import classification, multi_label
+from loffta.tasks import classification, multi_label, regression
 
 
 class Task(NamedTuple):
@@ -25,11 +25,11 @@ class Task(NamedTuple):
 
     label_kind: str  # of the image sets that it is for
     targets: str  # in words: what it needs of every image
-    main_metric: str  # what a search maximises
+    main_metric: str  # what a search chooses by; `figures` knows whether more of it is better
     headline: str  # the metric that reports rank by
     loss: Callable[[Tensor, Tensor], Tensor]  # logits, targets -> [B], of each image
-    activation: Callable[[Tensor], Tensor]  # logits -> probabilities
-    decide: Callable[[NDArray[Any]], NDArray[Any]]  # logits -> the class, or for each class whether it is there
+    activation: Callable[[Tensor], Tensor]  # logits -> probabilities; numbers stay what they are
+    decide: Callable[[NDArray[Any]], NDArray[Any]]  # logits -> the class, per class whether it is there, or the number
     metrics: Callable[[NDArray[Any], NDArray[Any], Sequence[str]], dict[str, float]]  # logits, targets, classes
     notes: Callable[[NDArray[Any], Sequence[str]], dict[str, str]]  # targets, classes -> what is left out, by metric
     resampled: Callable[..., dict[str, NDArray[Any]]]  # logits, targets, classes, blocks of `bootstrap.image_weights`
@@ -68,6 +68,21 @@ TASKS: dict[str, Task] = {
         needs_scores=True,
         recount=multi_label.recount,
         details=multi_label.details,
+    ),
+    "regression": Task(
+        label_kind="regression",
+        targets="a number per image",
+        main_metric="r2",
+        headline="r2",
+        loss=regression.loss,
+        activation=regression.activation,
+        decide=regression.decide,
+        metrics=regression.metrics,
+        notes=regression.notes,
+        resampled=regression.resampled,
+        needs_scores=False,
+        recount=regression.recount,
+        details=regression.details,
     ),
 }
 

@@ -34,21 +34,23 @@ class Scored:
 
     values: Float[np.ndarray, " S"]  # on the images as they are
     resampled: Float[np.ndarray, "R S"]  # in resamples that are the same for every run of a comparison
+    smaller_is_better: bool = False  # as `figures` says of the metric; the same for every run of a comparison
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One run less another, as a fraction; the interval is over images and seeds."""
+    """One run less another, as the metric is: a fraction, or in a unit; the interval is over images and seeds."""
 
     mean: float
     ci95: tuple[float, float]
     n_images: int
     n_seeds: tuple[int, int]
+    smaller_is_better: bool = False
 
     @property
     def verdict(self) -> str:
         """'better' or 'worse' where the interval lies on one side of 0, else 'open'."""
-        low, high = self.ci95
+        low, high = (-self.ci95[1], -self.ci95[0]) if self.smaller_is_better else self.ci95
         return "better" if low > 0 else "worse" if high < 0 else "open"
 
 
@@ -60,7 +62,8 @@ def difference(one: Scored, other: Scored, n_images: int) -> Difference:
     """
     drawn = one.resampled.mean(axis=1) - other.resampled.mean(axis=1)
     mean = float(one.values.mean() - other.values.mean())
-    return Difference(mean, _widened(drawn, [one, other]), n_images, (len(one.values), len(other.values)))
+    n_seeds = len(one.values), len(other.values)
+    return Difference(mean, _widened(drawn, [one, other]), n_images, n_seeds, one.smaller_is_better)
 
 
 def interval_of(run: Scored) -> tuple[float, float]:

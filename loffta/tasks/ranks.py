@@ -62,15 +62,16 @@ class Ranks:
 
 
 def rank_runs(runs: Sequence[Scored], *, seed: int = 0) -> Ranks:
-    """Ranks by the headline metric, the higher the better, over images and seeds.
+    """Ranks by the headline metric over images and seeds.
 
     Args:
         runs: tested on the same images, with the same resamples; those in which a metric is undefined are left out.
         seed: of what is drawn for other seeds.
     """
     rng = np.random.default_rng(seed)
-    values = np.array([run.values.mean() for run in runs])
-    drawn = np.stack([run.resampled.mean(axis=1) for run in runs], axis=1)
+    sign = -1 if runs[0].smaller_is_better else 1
+    values = sign * np.array([run.values.mean() for run in runs])
+    drawn = sign * np.stack([run.resampled.mean(axis=1) for run in runs], axis=1)
     drawn = drawn[~np.isnan(drawn).any(axis=1)]
     apart = drawn - drawn.mean(axis=0)
     by_seeds = np.zeros(len(runs))
@@ -93,7 +94,7 @@ def rank_over_tasks(scores: Float[np.ndarray, "M T"], *, seed: int = 0) -> Ranks
     (bootstrap-t), for tasks are few.
 
     Args:
-        scores: of M runs on T tasks, at least 5: fewer say nothing about others.
+        scores: of M runs on T tasks, the higher the better; at least 5 tasks: fewer say nothing about others.
     """
     n_runs, n_tasks = scores.shape
     assert n_tasks >= 5

@@ -91,7 +91,7 @@ class CachedSupply:
 
     def predict(
         self, heads: Sequence[Head], rows: NDArray[np.int64], recipe: Recipe
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    ) -> tuple[NDArray[np.int64], NDArray[np.floating[Any]]]:
         size = recipe.batch_size
         return rows, predict(heads, self.features, rows, recipe=recipe, batch_size=size, device=self.device)
 

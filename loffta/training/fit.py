@@ -22,7 +22,7 @@ from torch import Tensor
 
 from loffta import augment
 from loffta.config import TrainConfig
-from loffta.dataset.targets import read_targets
+from loffta.dataset.targets import read_targets, spread_of
 from loffta.errors import LofftaError
 from loffta.feed.batches import Batch
 from loffta.feed.order import ordering_of
@@ -36,7 +36,7 @@ from loffta.runs.run import RunLog, RunPaths
 from loffta.store.table import ImageTable
 from loffta.tasks import Task, find_task
 from loffta.training.checkpoint import Keeper, Position, read_checkpoint
-from loffta.training.loss import Mix, class_weights, reduce_loss
+from loffta.training.loss import Mix, class_weights, loss_of, reduce_loss
 from loffta.training.members import Member
 from loffta.training.optim import adam_eps, lr_at, n_steps
 from loffta.training.supply import Supply, TrainingFeed
@@ -69,8 +69,9 @@ class Session:
 
     @cached_property
     def targets(self) -> Tensor:
-        """Of every row of the table, on the device."""
-        return read_targets(self.supply.table, self.config.task).to(self.device)
+        """Of every row of the table, on the device; numbers in float64, but on mps, which has none."""
+        found = read_targets(self.supply.table, self.config.task)
+        return (found.float() if self.device.type == "mps" and found.is_floating_point() else found).to(self.device)
 
     def member(self, recipe: Recipe, seed: int) -> Member:
         """A member before its first step."""
@@ -107,7 +108,9 @@ class Session:
 
     def keeper(self, title: str, feed: TrainingFeed, members: Sequence[Member]) -> Keeper:
         """The checkpoints of a training: only the same heads on the same images, in the same order, go on from them."""
-        recipe = members[0].recipe.model_dump(mode="json", exclude={"lr", "weight_decay"})
+        # what is for numbers alone is not told where there are classes: checkpoints of before do not have it
+        aside = {"lr", "weight_decay"} | ({"loss", "huber_delta"} if members[0].recipe.loss is None else set())
+        recipe = members[0].recipe.model_dump(mode="json", exclude=aside)
         identity = {
             "training": title,
             "head": self.config.head,
@@ -144,6 +147,7 @@ def fit(
     """
     recipe = members[0].recipe
     weights = _class_weights(session, feed.rows, recipe)
+    _set_scales(session, feed.rows, members)
     begin = keeper.restore(members)
     per_phase = n_steps(len(feed.rows), recipe.batch_size, recipe.epochs)
     n_epochs = members[0].head.n_phases * recipe.epochs
@@ -228,8 +232,11 @@ def _step(
 ) -> Tensor:
     """One optimiser step; returns the loss, penalty included, without waiting for the device."""
     recipe = member.recipe
+    if (scale := member.head.scale) is not None:
+        targets = scale.standardise(targets)
     with autocast(recipe, member.rng.device):
-        loss = reduce_loss(task.loss, member.head(prepared, member.rng), targets, weights=weights, mix=mix)
+        outputs = member.head(prepared, member.rng)
+        loss = reduce_loss(loss_of(task, recipe), outputs, targets, weights=weights, mix=mix)
     if (penalty := member.head.penalty()) is not None:
         loss = loss + penalty
     if recipe.divide_by_whole_batch:
@@ -290,10 +297,22 @@ def _class_weights(session: Session, rows: NDArray[np.int64], recipe: Recipe) ->
     return class_weights(labels, len(session.supply.table.classes))
 
 
+def _set_scales(session: Session, rows: NDArray[np.int64], members: Sequence[Member]) -> None:
+    """Numbers are learnt in standard deviations of the images to train on, and nothing else."""
+    if session.task.label_kind != "regression":
+        return
+    mean, deviation = spread_of(session.supply.table, rows, session.config.train_on)
+    for member in members:
+        assert member.head.scale is not None, "there are no classes"
+        member.head.scale.set(mean, deviation)
+
+
 def digest_of(table: ImageTable, rows: NDArray[np.int64]) -> str:
-    """Which images, and of which class: the same words for the same ones."""
+    """Which images, and of which class or value: the same words for the same ones."""
     keys = "\n".join(table.keys[row] for row in rows)
-    labels = table.labels[rows] if table.label_sets is None else [table.label_sets[row] for row in rows]
+    labels: Any = table.labels[rows] if table.label_sets is None else [table.label_sets[row] for row in rows]
+    if table.values is not None:
+        labels = table.values[rows].tolist()
     text = f"{keys}\n{list(labels)}"
     digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
     return f"{len(rows)}, digest {digest}"

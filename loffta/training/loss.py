@@ -6,7 +6,8 @@ In: what a task's `loss` gives, [B].   Out: a scalar. Called by `fit`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from loffta.errors import UsageError
 from loffta.heads.recipe import Recipe
+from loffta.tasks import Task, regression
+
+Loss: TypeAlias = Callable[[Any, Tensor], Tensor]  # logits, targets -> [B], of each image
 
 
 class Mix(NamedTuple):
@@ -21,6 +25,11 @@ class Mix(NamedTuple):
 
     partner: Int[Tensor, " B"]  # places in the batch
     weight: Float[Tensor, " B"]  # in [0, 1]
+
+
+def loss_of(task: Task, recipe: Recipe) -> Loss:
+    """The task's own, or the one that the recipe names."""
+    return partial(regression.huber, delta=recipe.huber_delta) if recipe.loss == "huber" else task.loss
 
 
 def class_weights(labels: Tensor, n_classes: int) -> Float[Tensor, " C"]:
@@ -52,7 +61,7 @@ def check_weights(recipe: Recipe, targets: Tensor) -> None:
 
 
 def reduce_loss(
-    loss: Callable[[Any, Tensor], Tensor],
+    loss: Loss,
     logits: Any,
     targets: Tensor,
     *,
@@ -64,7 +73,8 @@ def reduce_loss(
     Args:
         loss: of each image, [B], from logits and targets.
         weights: of the classes; targets are then classes.
-        mix: the loss of a mixed image is that of both, in the same shares (Zhang et al., arXiv 1710.09412).
+        mix: the loss of a mixed image is that of both, in the same shares (Zhang et al., arXiv 1710.09412); of squared
+            errors it has the gradient of the mixed value's.
     """
     if mix is None:
         losses = loss(logits, targets)

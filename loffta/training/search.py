@@ -21,7 +21,7 @@ from loffta.machine import process
 from loffta.runs.records import Chosen, SearchTable, Setting
 from loffta.runs.run import read_json, write_json
 from loffta.tasks import Task
-from loffta.tasks.figures import in_words
+from loffta.tasks.figures import best_first, in_words
 from loffta.training.fit import Session, digest_of, fit
 from loffta.training.members import Member
 from loffta.training.optim import fit_to_part
@@ -124,7 +124,7 @@ def _score_all(session: Session, recipe: Recipe, images: _Images, table: SearchT
 def _room(session: Session, member: Member, n_scored: int) -> int:
     """How many such members the free memory takes."""
     here = process.free_memory_bytes()
-    scores = 8 * n_scored * len(session.supply.table.classes)
+    scores = 8 * n_scored * max(1, len(session.supply.table.classes))
     taken = int(CHECKPOINT_COPIES * member.n_bytes()) + scores
     if session.device.type == "cuda":
         there, _ = torch.cuda.mem_get_info(session.device)
@@ -145,13 +145,13 @@ def _scores(session: Session, members: Sequence[Member], rows: NDArray[np.int64]
     return [None if member.diverged_at is not None else next(found) for member in members]
 
 
-def _score(task: Task, logits: NDArray[np.float32], targets: NDArray[Any], classes: Sequence[str]) -> float:
+def _score(task: Task, logits: NDArray[np.floating[Any]], targets: NDArray[Any], classes: Sequence[str]) -> float:
     metrics = task.metrics(logits, targets, classes)
     if task.main_metric not in metrics:
         raise LofftaError(
             f"{task.main_metric} is not defined on the {len(targets)} images that --search scores its settings on",
             where="--search",
-            remedy="name a split with images of some class: --validate-on SPLIT",
+            remedy="name a split with images of some class, or of several values: --validate-on SPLIT",
         )
     return metrics[task.main_metric]
 
@@ -164,7 +164,7 @@ def _best(session: Session, settings: Sequence[Setting]) -> Chosen:
             where=session.paths.search,
             remedy="give lower learning rates (--set search_lr=[...]) and a new --out",
         )
-    score, best = max(scored, key=lambda pair: pair[0])
+    score, best = min(scored, key=lambda pair: best_first(session.task.main_metric, pair[0]))
     return Chosen(lr=best.lr, weight_decay=best.weight_decay, score=score)
 
 

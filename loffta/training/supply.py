@@ -77,7 +77,7 @@ class Supply(Protocol):
 
     def predict(
         self, heads: Sequence[Head], rows: NDArray[np.int64], recipe: Recipe
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    ) -> tuple[NDArray[np.int64], NDArray[np.floating[Any]]]:
         """Those of the rows that can be used, and their logits [S, B, C] by the heads of members."""
 
     def save_origins(self, paths: RunPaths) -> None:

@@ -20,15 +20,16 @@ from loffta.config import TrainConfig, parse
 from loffta.dataset.features import Feature, choose_features, resolved_choices
 from loffta.dataset.parts import choose_parts
 from loffta.dataset.splits import HOLDOUT, OUT_OF_FOLD, check_part, choose_splits, name_some
-from loffta.dataset.targets import choose_task, fit_to_task, read_targets, refuse_one_class
+from loffta.dataset.targets import choose_task, fit_to_task, read_targets, refuse_one_class, spread_of
 from loffta.errors import LofftaError, UsageError
 from loffta.heads import HEADS, find_head
 from loffta.heads.recipe import Recipe
 from loffta.machine import process
+from loffta.machine.progress import say
 from loffta.runs.claims import claimed
 from loffta.runs.folder import check_out, has_work, start_run
 from loffta.runs.holdout import hold_out, record_holdout
-from loffta.runs.known_images import growth, read_known
+from loffta.runs.known_images import as_trained, growth, read_known
 from loffta.runs.records import Training
 from loffta.runs.run import (
     RunLog,
@@ -39,6 +40,7 @@ from loffta.runs.run import (
 )
 from loffta.runs.turns import Turns, draw_turns, homes, record_turns
 from loffta.store.cache import Cache
+from loffta.store.columns import SUFFIXES
 from loffta.training.cached import CachedSupply
 from loffta.training.fit import Session
 from loffta.training.loss import check_weights
@@ -68,7 +70,7 @@ def train(config: TrainConfig, out: Path, stop: process.StopFlag) -> dict[str, A
     """
     process.cap_threads()
     paths = RunPaths(out)
-    cache, grown = _as_known(paths, config, Cache.open(config.cache))
+    cache, grown = _as_known(paths, config)
     config = config.model_copy(update={"task": choose_task(cache.table, config.task)})
     config = choose_parts(config, cache.table)
     config = _absolute(choose_splits(config, cache.table, cache.paths.images))
@@ -123,15 +125,25 @@ def run_training(
         return _finish(session, chosen, recipe)
 
 
-def _as_known(paths: RunPaths, config: TrainConfig, cache: Cache) -> tuple[Cache, dict[str, int]]:
-    """A cache as the run in `paths`, if there is one, has known it; and how it has grown since, for its results."""
+def _as_known(paths: RunPaths, config: TrainConfig) -> tuple[Cache, dict[str, int]]:
+    """The cache as the run in `paths`, if there is one, has known it; and how it has grown since, for its results."""
+    cache = Cache.open(config.cache)
     if config.select is not None and not has_work(paths.root):
         paths = RunPaths(
             paths.scoring
         )  # the backbones that are kept are trained on the images that they were scored on
-    known = read_known(paths) if has_work(paths.root) else None
+    if not has_work(paths.root):
+        return (cache if config.labels is None else cache.with_labels(config.labels)), {}
+    now, cache = cache, as_trained(paths, cache)
+    known = read_known(paths)
     view = None if known is None else known.view(cache)
-    return (cache, {}) if known is None or view is None else (view, known.growth_in(cache))
+    if known is None or view is None:
+        return cache, {}
+    with suppress(LofftaError):  # a set or a file that is gone is as good as another one
+        now = now if config.labels is None else now.with_labels(config.labels)
+    if not known.begins(now):
+        say("the labels have changed since this run began: it keeps its own; another --out trains on those of now")
+    return view, known.growth_in(cache)
 
 
 def _finish(session: Session, chosen: _Rows, recipe: Recipe) -> dict[str, Any]:
@@ -218,8 +230,11 @@ def _resolve(config: TrainConfig, cache: Cache) -> tuple[list[Feature], Recipe]:
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:
-    """With the cache's whole path: `evaluate` may be called from another folder."""
-    return config.model_copy(update={"cache": config.cache.absolute()})
+    """With the whole paths of the cache, and of a file of labels: `evaluate` may be called from another folder."""
+    labels = config.labels
+    if labels is not None and Path(labels).suffix.lower() in SUFFIXES:
+        labels = str(Path(labels).absolute())
+    return config.model_copy(update={"cache": config.cache.absolute(), "labels": labels})
 
 
 def _measured_on(config: TrainConfig) -> list[str]:
@@ -235,6 +250,8 @@ def _check_splits(config: TrainConfig, supply: Supply, recipe: Recipe, paths: Ru
     drawn = {HOLDOUT} if config.holdout is not None else {OUT_OF_FOLD} if config.folds is not None else set()
     for split in [name for name in _measured_on(config) if name not in drawn] + [config.train_on]:
         rows = supply.rows(split)
+        if config.task == "regression":
+            spread_of(table, rows, split)
     if not config.one_class:
         refuse_one_class(table, rows, config.train_on)
     check_weights(recipe, read_targets(table, config.task))

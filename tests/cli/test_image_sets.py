@@ -82,8 +82,10 @@ def test_a_set_of_several_classes_grows(command, tmp_path):
     assert table.targets == {"mask": ["2.png", None, "0.png"]}
     put(tmp_path / "t.csv", "image,labels,mask\n2.png,bird;cat,0.png\n0.png,dog;cat,1.png\n1.png,dog,\n")
     code, _, err = command(*call)
-    assert code == 1
-    assert "the image set changed: 0.png: mask 2.png before, 1.png now; 1.png: classes unknown before, dog now\n" in err
+    assert code == 0
+    assert "of the 3 old images classes of 1 and mask of 1 differ: the features are untouched" in err
+    table = Cache.open(tmp_path / "c").table
+    assert (table.label_sets, table.targets["mask"]) == ([(1, 2), (2,), (0, 1)], ["1.png", None, "0.png"])
 
 
 def broken_voc(root):

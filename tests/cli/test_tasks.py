@@ -53,6 +53,21 @@ def test_several_classes_per_image(make, tmp_path, capsys):
     assert "Mean average precision" in (tmp_path / "r.html").read_text()
 
 
+def test_a_number_per_image(make, tmp_path, capsys):
+    cache = make(values=100.0 + np.arange(40) % 3, classes=())
+    assert train(cache, tmp_path, "--set", "loss=huber", "--set", "lr=0.1", "--json") == 0
+    lines = capsys.readouterr().out.splitlines()
+    results = json.loads(lines[-1])
+    assert [line.split(" ")[0] for line in lines[:4]] == ["MAE", "RMSE", "R\N{SUPERSCRIPT TWO}", "Spearman"]
+    assert (results["task"], results["recipe"]["loss"]) == ("regression", "huber")
+    assert lines[0].startswith(f"MAE {results['metrics']['mae']['mean']:.4g}"[:8])
+    assert main(["evaluate", str(tmp_path / "run"), "--split", "train"]) == 0
+    assert main(["info", cache]) == 0
+    assert "regression" in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "r.html")]) == 0
+    assert "Predicted by true value" in (tmp_path / "r.html").read_text()
+
+
 def test_one_class_per_image(make, tmp_path, capsys):
     cache = make(np.arange(40) % 3, classes=("1", "10", "2"))
     assert train(cache, tmp_path) == 0
@@ -79,7 +94,12 @@ def test_one_class_per_image(make, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("columns", "options", "words"),
     [
-        ({"values": np.arange(40) / 7}, [], ["are regression, and no task learns these"]),
+        (
+            {"values": np.full(40, 0.5)},
+            [],
+            ["images of split", "have the value 0.5", "choose a split with several values"],
+        ),
+        ({"label_sets": [(0,)] * 40}, ["--set", "loss=huber"], ["the loss 'huber' is for numbers"]),
         (
             {"values": np.arange(40) / 7},
             ["--task", "multi-label"],

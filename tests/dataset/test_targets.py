@@ -13,6 +13,7 @@ from loffta.dataset.targets import (
     labelled_rows,
     read_targets,
     refuse_one_class,
+    spread_of,
 )
 from loffta.errors import LofftaError, UsageError
 from loffta.heads import HEADS
@@ -26,11 +27,18 @@ def many(sets, classes=("a", "b", "c")):
 
 ONE = make_table([0, 1, -1, -1, 0], ["train"] * 2 + ["test"] * 3)
 MANY = many([(0, 2), (), None, (1,)])
-NUMBERS = dataclasses.replace(make_table([-1] * 2, ["train"] * 2, classes=()), values=np.array([0.5, 2.0]))
+
+
+def numbers(*values):
+    table = make_table([-1] * len(values), ["train"] * len(values), classes=())
+    return dataclasses.replace(table, values=np.array(values))
+
+
+NUMBERS = numbers(0.5, 2.0)
 
 
 def test_labels_choose_the_task():
-    assert (choose_task(ONE), choose_task(MANY)) == ("classification", "multi-label")
+    assert [choose_task(table) for table in (ONE, MANY, NUMBERS)] == ["classification", "multi-label", "regression"]
     assert choose_task(MANY, "multi-label") == "multi-label"
 
 
@@ -43,12 +51,10 @@ def test_tasks_that_do_not_fit():
     )
     with pytest.raises(LofftaError, match=r"are single-label, and multi-label needs any number of classes per image"):
         choose_task(ONE, "multi-label")
-    with pytest.raises(LofftaError, match=r"are regression, and no task learns these(.|\n)*a table with classes"):
-        choose_task(NUMBERS)
-    with pytest.raises(
-        LofftaError, match=r"are regression, and cl(.|\n)*extract from a table with one class per image"
-    ):
+    with pytest.raises(LofftaError, match=r"are regression, and cl(.|\n)*which chooses regression$"):
         choose_task(NUMBERS, "classification")
+    with pytest.raises(LofftaError, match=r"are single-label, and reg(.|\n)*numbers to learn stand in a column value"):
+        choose_task(ONE, "regression")
     with pytest.raises(UsageError, match="unknown task 'clasify'"):
         choose_task(ONE, "clasify")
 
@@ -59,6 +65,8 @@ def test_targets():
     targets = read_targets(MANY, "multi-label")
     assert targets.dtype == torch.int8
     assert targets.tolist() == [[1, 0, 1], [0, 0, 0], [-1, -1, -1], [0, 1, 0]]
+    targets = read_targets(numbers(1 + 2**-40, np.nan), "regression")
+    assert (targets.dtype, targets[0].item(), targets[1].isnan().item()) == (torch.float64, 1 + 2**-40, True)
 
 
 @pytest.mark.parametrize(
@@ -136,3 +144,41 @@ def test_single_classes_alone_are_weighed_unasked(head):
     assert fit_to_task(recipe, "multi-label", ()) == recipe.model_copy(update={"class_weights": False})
     weighed = recipe.model_copy(update={"class_weights": True})
     assert fit_to_task(weighed, "multi-label", {"class_weights": True}) == weighed
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_numbers_have_a_loss_and_classes_have_none_to_choose(head):
+    recipe = HEADS[head].recipe()
+    assert recipe.loss is None
+    found = fit_to_task(recipe, "regression", ())
+    assert (found.loss, found.class_weights) == ("mse", False)
+    robust = recipe.model_copy(update={"loss": "huber"})
+    assert fit_to_task(robust, "regression", ()).loss == "huber"
+    with pytest.raises(UsageError, match="the loss 'huber' is for numbers, and multi-label has classes"):
+        fit_to_task(robust, "multi-label", ())
+
+
+def test_the_spread_that_numbers_are_learnt_in():
+    table = numbers(1.0, 3.0, np.nan, 8.0)
+    assert spread_of(table, np.array([0, 1]), "train") == (2, 1)
+    assert spread_of(table, np.array([0, 1, 3]), "train") == pytest.approx((4, np.std([1, 3, 8])))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0.1] * 7, "all 7 images of split 'train' have the value 0.1: numbers are learnt"),
+        ([3.0], "split 'train' has one image: numbers are learnt"),
+        ([-1e308, 1e308], r"the values of split 'train' go from -1e\+308 to 1e\+308: their spread is no float64"),
+        ([0.0, 5e-324], r"go from 0 to 4.94066e-324(.|\n)*remedy: give them in another unit"),
+    ],
+)
+def test_values_without_a_spread(values, message):
+    with pytest.raises(LofftaError, match=message):
+        spread_of(numbers(*values), np.arange(len(values)), "train")
+
+
+def test_infinite_values_in_a_table():
+    with pytest.raises(LofftaError, match=r"the value inf is no number to learn, nor are 1 more") as caught:
+        read_targets(numbers(1.0, np.inf, -np.inf), "regression")
+    assert caught.value.where == "folder:pictures, first train/001.png"

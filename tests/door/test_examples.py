@@ -9,7 +9,7 @@ import torch
 
 import loffta
 
-FUNCTIONS = ("extract", "plan", "open_cache", "train", "evaluate", "load_run", "predict", "report")
+FUNCTIONS = ("extract", "plan", "open_cache", "label", "audit", "train", "evaluate", "load_run", "predict", "report")
 CLASSES = {"open_cache": ("OpenCache", "Selection"), "load_run": ("Run",)}  # whose methods are shown after it
 
 

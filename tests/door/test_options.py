@@ -9,7 +9,7 @@ from loffta_cli.main import COMMANDS, main
 import loffta
 from loffta.errors import UsageError
 
-FUNCTIONS = ("extract", "plan", "train", "evaluate", "predict", "report")
+FUNCTIONS = ("extract", "label", "plan", "train", "evaluate", "predict", "report", "audit")
 OF_COMMANDS = {"json", "config"}  # a program reads no JSON and no YAML: it has objects and keyword arguments
 OF_FUNCTIONS = {"progress", "stop"}  # a command always shows the one and always listens for the other
 
@@ -37,6 +37,7 @@ EXTRACT = {
     "shard": "1/4",
     "splits": "train+test",
     "limit": 10,
+    "gone": "keep",
     "max_bad_frac": 0.5,
     "ignore_space": True,
 }
@@ -44,6 +45,7 @@ TRAIN = {
     "cache": "c",
     "head": "combo",
     "features": ["a:last", "b"],
+    "labels": "mine",
     "task": "classification",
     "train_on": "train+val",
     "validate_on": "val2",

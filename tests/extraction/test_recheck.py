@@ -3,9 +3,10 @@
 from loffta_cli.main import main
 
 from loffta.extraction.extract import extract
-from loffta.extraction.recheck import Altered, recorded_hashes, verify_images
+from loffta.extraction.recheck import Altered, verify_images
 from loffta.machine.process import StopFlag
 from loffta.store.cache import Cache
+from loffta.store.hashes import recorded_hashes
 from tests.fakes import FakeBackbone, PngSource, fake_config, picture, png
 
 N = 20  # two and a half units of 8

@@ -239,3 +239,8 @@ def test_without_the_package(tmp_path, monkeypatch):
         f"{spec} needs the package datasets",
         "pip install 'loffta[hf]'",
     )
+
+
+def test_whole_numbers_of_a_column_value_are_numbers_to_learn(tmp_path):
+    spec = save(tmp_path, [row(0, value=3), row(1, value=5)], value=datasets.Value("int64"))
+    assert open_source(spec).listing().values.tolist() == [3.0, 5.0]

@@ -266,3 +266,17 @@ def test_keys_that_coincide_over_two_shards(tmp_path):
     assert problems(f"wds:{tmp_path}/{{a,a/b}}.tar") == (
         "1 problem in the image set: a/b.tar: 'c.png' and 'b/c.png' of a.tar have one key"
     )
+
+
+def test_numbers_to_learn_are_the_field_value(tmp_path):
+    """Whole or not, as in a table; beside a label it is not looked at."""
+    picture = encoded(0)
+    cells = ['{"value": 31}', '{"value": null}', "{}", '{"value": 1.5}']
+    members = [m for i, cell in enumerate(cells) for m in ((f"{i}.jpg", picture), (f"{i}.json", cell.encode()))]
+    table = open_source(one_shard(tmp_path, members)).listing()
+    assert table.label_kind == "regression"
+    assert [table.value(row) for row in range(4)] == [31, None, None, 1.5]
+    both = one_shard(tmp_path, [("0.jpg", picture), ("0.json", b'{"value": 2, "label": "x"}')], "b.tar")
+    assert open_source(both).listing().classes == ("x",)
+    units = one_shard(tmp_path, [("0.jpg", picture), ("0.json", b'{"value": "31 years"}')], "c.tar")
+    assert "c/0.jpg: '31 years' is no number; an image without one has an empty cell" in problems(units)

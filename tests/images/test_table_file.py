@@ -222,6 +222,8 @@ def test_bytes_never_come_from_outside(folder):
             "1 problem in the image set: row 2: 'inf' is no number; an image without one has an empty cell",
         ),
         ("image,value\na.png,cat\n", "1 problem in the image set: row 1: 'cat' is no number; an image without one"),
+        ("image,value\na.png,31 years\n", "1 problem in the image set: row 1: '31 years' is no number"),
+        ("image,value\na.png,inf\n", "1 problem in the image set: row 1: 'inf' is no number"),
         (
             'image,label\na.png,"[1, 2]"\n',
             "1 problem in the image set: row 1: several labels in one text ('[1, 2]'): write a column labels",

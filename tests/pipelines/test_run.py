@@ -6,11 +6,13 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from loffta_cli.main import main as loffta
 from loffta_pipelines import run as runner
 from loffta_pipelines import standin
+from PIL import Image
 
 from loffta.config import parse
 from loffta.heads import HEADS
@@ -21,6 +23,7 @@ from loffta.online import head_of
 from loffta.pipeline import stages
 from loffta.pipeline.file import make_pipeline, read_pipeline
 from loffta.runs.run import RunPaths, read_results
+from loffta.tasks.figures import show
 
 HERE = Path(runner.__file__).parent
 FILES = sorted(str(path.relative_to(HERE)) for path in HERE.glob("*/*.yaml") if path.name != "tasks.yaml")
@@ -192,6 +195,35 @@ def test_a_file_without_tasks(tmp_path, in_process, capsys):
     page = (out / "report.html").read_text()
     assert "loffta extract vtab:" in page  # what the stages took
     assert RunPaths(out / "runs" / "probe").results("test").exists()
+
+
+NUMBERS = """
+tasks: [{name: ages, source: "{data}/ages.csv", metric: mae}]
+extract:
+  cache: {backbones: [{name: test_vit, weights: "random:0", image_px: 32}]}
+train:
+  probe: {head: linear, recipe: {epochs: 2, loss: huber}}
+  longer: {head: linear, recipe: {epochs: 3}}
+"""
+
+
+def test_numbers_are_learnt_by_a_pipeline_too(tmp_path, in_process, capsys):
+    """Errors in their unit, in every table."""
+    rows = ["image,value,split"]
+    for i in range(12):
+        Image.fromarray(np.full((8, 8, 3), 20 * i, np.uint8)).save(tmp_path / f"{i}.png")
+        rows.append(f"{i}.png,{1000 + 10 * i},{'test' if i % 3 else 'train'}")
+    (tmp_path / "ages.csv").write_text("\n".join(rows))
+    file, out = tmp_path / "p.yaml", tmp_path / "out"
+    file.write_text(NUMBERS)
+    assert runner.main([str(file), "--data", str(tmp_path), "--out", str(out)]) == 0, capsys.readouterr().err
+    results = read_results(RunPaths(out / "ages" / "runs" / "probe").results("test"))
+    assert (results["task"], results["recipe"]["loss"]) == ("regression", "huber")
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["tasks"]["ages"]["runs"]["probe"][""] == results["metrics"]["mae"]["per_seed"]
+    shown = show("mae", results["metrics"]["mae"]["mean"])
+    means = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mean of 1 task")]
+    assert means[0].split()[-2] == shown
 
 
 def test_a_dry_run_shows_mistakes_in_a_recipe(tmp_path, capsys):

@@ -91,7 +91,7 @@ def test_growth_is_known_as_growth(tmp_path, kind):
         )
     if kind == "targets":
         new = dataclasses.replace(new, targets={"mask": [None] * N + ["m.png"] * 40})
-    grown = growth.grow(old, new, where=tmp_path)
+    grown = growth.grow(old, growth.match_images(old, new, where=tmp_path))
     assert (len(grown), len(grown.classes)) == (N + 40, 5)
     known = KnownImages(images=N, classes=list(old.classes), digest=old.digest)
     between = ("new", "class 0", "class 3", "class 1", "class 4", "class 2")  # numbers and the like have an order
@@ -308,7 +308,8 @@ def test_a_run_that_has_nothing_to_lose_begins_with_what_is_there(cache, tmp_pat
 
 def test_the_view_is_the_table_that_was(tmp_path):
     old = table_of(N)
-    again = growth.grow(old, table_of(N + 40, n_classes=5), where=tmp_path).first(N, old.classes)
+    new = table_of(N + 40, n_classes=5)
+    again = growth.grow(old, growth.match_images(old, new, where=tmp_path)).first(N, old.classes)
     assert isinstance(again, ImageTable)
     for field in dataclasses.fields(ImageTable):
         assert np.array_equal(getattr(again, field.name), getattr(old, field.name))

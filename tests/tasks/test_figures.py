@@ -3,9 +3,12 @@
 import pytest
 
 from loffta.tasks.figures import (
+    best_first,
+    end_of_scale,
     in_words,
     metric_head,
     metric_name,
+    points,
     show,
     show_difference,
     show_interval,
@@ -33,3 +36,20 @@ def test_names_in_words():
     assert metric_name("roc_auc", first=True) == "ROC AUC"
     assert metric_head("balanced_accuracy", first=True) == "Balanced accuracy %"
     assert (metric_head("log_loss"), metric_name("new_one")) == ("log-loss", "new_one")
+
+
+def test_errors_have_four_digits_that_count_whatever_their_unit():
+    shown = [show("mae", value) for value in (31.415926, 0.00314159, 123456.7, 0, 3.2e9)]
+    assert shown == ["31.42", "0.003142", "123457", "0.000", "3.200e+09"]
+    assert show_spread("rmse", 31.4159, 0.02718) == "31.42 ± 0.03"
+    assert show_interval("mae", (9.8765, 10.1234)) == "9.88\u201310.12"
+    assert in_words("r2", {"mean": 0.8765, "std": None}) == "R\N{SUPERSCRIPT TWO} 0.876"
+    assert show_interval("r2", (-0.25, 0.1)) == "-0.250 to 0.100"
+
+
+def test_which_way_is_better_stands_with_the_figure():
+    values = [0.3, 0.1, 0.2]
+    assert sorted(values, key=lambda value: best_first("mae", value)) == [0.1, 0.2, 0.3]
+    assert sorted(values, key=lambda value: best_first("r2", value)) == [0.3, 0.2, 0.1]
+    assert (end_of_scale("log_loss"), end_of_scale("top1")) == ("lowest", "highest")
+    assert (points("top1"), points("mae")) == (" points", "")

@@ -7,6 +7,7 @@ import pytest
 
 from loffta.tasks.bootstrap import image_weights
 from loffta.tasks.paired import Scored, difference, seed_variance
+from loffta.tasks.ranks import rank_runs
 
 
 def scored(right, weights):
@@ -103,3 +104,14 @@ def test_seeds_that_differ_by_chance_alone_have_no_variance_of_their_own():
     assert np.mean(raw) == pytest.approx(0.02**2, rel=0.1)
     assert np.mean(chance) < 0.4 * np.mean(raw), "truncated at nothing, so not nothing"
     assert np.mean(own) == pytest.approx(0.05**2, rel=0.2)
+
+
+def test_of_an_error_less_is_better():
+    (weights,) = image_weights(60)
+    rng = np.random.default_rng(0)
+    errors = rng.random((1, 60)), rng.random((1, 60)) + 1
+    runs = [Scored(e.mean(axis=1), weights @ e.T / 60, smaller_is_better=True) for e in errors]
+    assert difference(runs[0], runs[1], 60).mean < 0
+    assert difference(runs[0], runs[1], 60).verdict == "better"
+    assert difference(runs[1], runs[0], 60).verdict == "worse"
+    assert rank_runs(runs[::-1]).low.tolist() == [2, 1]

@@ -12,18 +12,25 @@ from loffta.tasks.figures import FIGURES
 TARGETS = {
     "classification": torch.arange(12) % 3,
     "multi-label": torch.tensor([[1, 0, 1], [0, 1, 0], [0, 0, 0]] * 4, dtype=torch.int8),
+    "regression": torch.arange(12.0).square(),
 }
+
+
+def draw_scores(name, n_seeds):
+    n_outputs = 1 if name == "regression" else 3
+    return torch.randn(n_seeds, 12, n_outputs, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_task(name):
     """Losses per image, probabilities, and intervals for exactly the metrics that there are."""
     task, targets = find_task(name), TARGETS[name]
-    logits = torch.randn(2, 12, 3, generator=torch.Generator().manual_seed(0))
+    logits = draw_scores(name, 2)
     assert task.loss(logits[0], targets).shape == (12,)
     probabilities = task.activation(logits)
     assert probabilities.dtype == torch.float32
-    assert ((probabilities > 0) & (probabilities < 1)).all()
+    if name != "regression":
+        assert ((probabilities > 0) & (probabilities < 1)).all()
     scores = logits.numpy()
     assert task.decide(scores[0]).shape == targets.shape
     found = task.metrics(scores[0], targets.numpy(), "012")
@@ -37,7 +44,7 @@ def test_task(name):
 @pytest.mark.parametrize("name", TASKS)
 def test_the_order_of_images_has_no_part(name):
     task, targets = TASKS[name], TARGETS[name].numpy()
-    scores = torch.randn(1, 12, 3, generator=torch.Generator().manual_seed(0)).numpy()
+    scores = draw_scores(name, 1).numpy()
     order = np.random.default_rng(0).permutation(12)
     expected = task.metrics(scores[0], targets, "012")
     assert task.metrics(scores[0, order], targets[order], "012") == pytest.approx(expected)
@@ -46,5 +53,7 @@ def test_the_order_of_images_has_no_part(name):
 def test_unknown_task():
     with pytest.raises(UsageError, match=r"unknown task 'multilabel'(.|\n)*did you mean multi-label"):
         find_task("multilabel")
-    with pytest.raises(UsageError, match=r"unknown task 'depth'(.|\n)*known: auto, classification, multi-label"):
+    with pytest.raises(
+        UsageError, match=r"unknown task 'depth'(.|\n)*known: auto, classification, multi-label, regression"
+    ):
         find_task("depth")

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loffta.images.files import refuse, text_fault
+from loffta.errors import refuse
 from loffta.machine.progress import say
-from loffta.store.names import alike, in_order, spelled
+from loffta.store.names import alike, in_order, spelled, split_name, text_fault
 from loffta.store.table import ImageTable
 
 SEPARATOR = ";"  # between the classes of one cell of text
@@ -167,6 +167,30 @@ def from_numbers(cells: Sequence[Any], places: Sequence[str], faults: list[str])
             value = None
         values.append(value)
     return replace(numbers(values), nothing=dict(nothing))
+
+
+def from_splits(
+    cells: Sequence[Any], places: Sequence[str], faults: list[str], *, source: str, needed: bool
+) -> list[str | None]:
+    """A split per image from cells of text, in train, val and test for their other names; that is said.
+
+    Args:
+        needed: an empty cell is a fault; else None, of no split.
+    """
+    given = [to_text(cell, place, faults) for cell, place in zip(cells, places, strict=True)]
+    if not needed:
+        given = [None if name in NOTHING else name for name in given]
+    for name, place in zip(given, places, strict=True):
+        if name is None and not needed:
+            continue
+        if not name or name in NOTHING or "+" in name or text_fault(name):
+            fault = f"cannot be {name!r}" if name else "is empty"
+            faults.append(f"{place}: the split {fault}; images without one are a split, too: `unlabelled`")
+    names = [name for name in dict.fromkeys(given) if name]
+    renamed = {name: split for name in names if (split := split_name(name)) and split != name}
+    if renamed:
+        say(f"{source}: splits: {', '.join(f'{name} is {split}' for name, split in renamed.items())}")
+    return [None if name is None else spelled(renamed.get(name, name)) for name in given]
 
 
 def to_text(cell: Any, place: str, faults: list[str]) -> str | None:

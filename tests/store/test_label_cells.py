@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loffta.errors import UsageError
-from loffta.images import labels as labels_module
-from loffta.images.labels import from_cells, from_lists, from_numbers, many_classes, numbers, one_class
+from loffta.store import label_cells as labels_module
+from loffta.store.label_cells import from_cells, from_lists, from_numbers, many_classes, numbers, one_class
 
 names = st.sampled_from(["cat", "dog", "10", "9", "0.5", "ä b", "007"])
 

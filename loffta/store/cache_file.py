@@ -1,0 +1,61 @@
+"""cache.json: what a cache was made with, written once and never changed. Called by `cache` alone."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from loffta.errors import LofftaError
+from loffta.files.durable import create_file
+from loffta.look import Look, look_fields, look_of
+from loffta.store import FORMAT
+from loffta.store.paths import CachePaths
+from loffta.store.reads import read_document, reason
+from loffta.words import brief
+
+DEFAULT_UNIT_IMAGES = 256
+_MAX_UNIT_IMAGES = 1 << 24
+
+
+class Settings(NamedTuple):
+    """What it says."""
+
+    unit_images: int
+    thumb_px: int
+    look: Look  # of extractions that name none
+
+
+def write_settings(paths: CachePaths, settings: Settings) -> None:
+    """Makes the file; the first writer wins."""
+    config = {"format": FORMAT, "unit_images": settings.unit_images, "thumb_px": settings.thumb_px}
+    create_file(paths.config, json.dumps(config | look_fields(settings.look)).encode())
+
+
+def read_settings(paths: CachePaths) -> Settings:
+    """Reads it.
+
+    Raises:
+        LofftaError: there is no cache, or one of a newer format.
+    """
+    try:
+        config = read_document(paths.config)
+        if config["format"] > FORMAT:
+            raise ValueError(f"format {config['format']} is newer than this loffta knows ({FORMAT})")
+        unit_images, thumb_px = (_side(config[name], name) for name in ("unit_images", "thumb_px"))
+        return Settings(unit_images, thumb_px, look_of(config))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise LofftaError(
+            "there is no cache here", where=paths.root, remedy="make one with `loffta extract SOURCE --cache DIR ...`"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise LofftaError(
+            f"cannot read the cache's configuration ({reason(error)})",
+            where=paths.config,
+            remedy="use the loffta version that made it, or extract into a new cache",
+        ) from error
+
+
+def _side(value: Any, name: str) -> int:
+    if type(value) is not int or not 0 < value <= _MAX_UNIT_IMAGES:
+        raise ValueError(f"{name} is {brief(value)}")
+    return value
