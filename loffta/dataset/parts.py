@@ -84,7 +84,7 @@ def groups_of(table: ImageTable, rows: NDArray[np.int64], column: str) -> list[s
         raise UsageError(
             f"the image set {known}, and no '{printable(column)}'",
             where=f"--group {printable(column)}",
-            remedy=f"add them: `loffta label CACHE FILE --group {printable(column)}`"
+            remedy=f"add them: `loffta label CACHE FILE --group {printable(column)}`, and train with its --labels"
             if table.groups is None
             else f"use --group {printable(table.group_column or '')}",
         )

@@ -84,6 +84,7 @@ def test_every_option_arrives(cache, tmp_path):
     assert (recipe["epochs"], recipe["lr"], recipe["precision"]) == (2, 0.001, None)
     assert config == {
         "cache": cache,
+        "labels": None,
         "head": "linear",
         "task": "classification",
         "train_on": "test",
