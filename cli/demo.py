@@ -23,7 +23,15 @@ def command(out: Path, full: bool, as_json: bool) -> None:
     from loffta.machine.terminal import columns
     from loffta.pipeline.file import make_pipeline, overrule_recipes, read_pipeline
     from loffta.pipeline.stages import run_local
-    from loffta.reporting import Comparisons, StageCost, format_comparison, format_table, read_runs, write_report
+    from loffta.reporting import (
+        Comparisons,
+        StageCost,
+        find_places,
+        format_comparison,
+        format_table,
+        read_runs,
+        write_report,
+    )
 
     with as_file(files("loffta_pipelines") / "demo.yaml") as path:
         config = read_pipeline(path)
@@ -36,7 +44,8 @@ def command(out: Path, full: bool, as_json: bool) -> None:
     comparisons = Comparisons(found)
     costs = [StageCost(s.name, s.command, s.seconds, s.bytes) for s in done]
     write_report(found, report, comparisons, stages=costs)
-    for text in (format_table([run.row for run in found], columns()), format_comparison(found, comparisons, columns())):
+    table = format_table([run.row for run in found], columns(), find_places(comparisons))
+    for text in (table, format_comparison(found, comparisons, columns())):
         for line in ["", *text.splitlines()]:
             show(line)
     show("")

@@ -18,6 +18,11 @@ from .common import emit, json_option, opening_options, show
 @click.argument("source")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE.parquet")
 @click.option("--per-seed", is_flag=True, help="Each seed's own prediction, too, beside the mean of all.")
+@click.option(
+    "--calibrated",
+    is_flag=True,
+    help="Confidences with the run's temperature, which needs --holdout or --validate-on in its training.",
+)
 @click.option("--cache", type=click.Path(path_type=Path), help="For runs of older versions: where the cache is now.")
 @click.option("--batch-size", type=click.IntRange(1, 1 << 20), default=32, show_default=True, help="Images per pass.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")

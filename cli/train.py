@@ -123,6 +123,8 @@ def print_results(results: Mapping[str, Any]) -> None:
         show(f"{in_words(name, metric)}{seeds}, 95 % interval {interval} ({images})")
     if "labels" in results:
         show(f"what is right is said by the labels '{results['labels']}'")
+    if "calibration" in results:
+        _print_calibration(results["calibration"])
     if "now" in results.get("images", {}):
         from loffta.runs.known_images import growth
 
@@ -161,3 +163,17 @@ def _print_turns(results: Mapping[str, Any]) -> None:
             interval = f"95 % interval {show_interval(name, point['interval'])}"
             show(f"{point['shots']:5} a class: {in_words(name, point['metrics'][name])}, {interval} ({draws})")
         show(curve["told"])
+
+
+def _print_calibration(found: Mapping[str, Any]) -> None:
+    """How far confidences are off, with and without a temperature; and what refusing gains."""
+    from loffta.tasks.figures import in_words
+
+    def told(part: str, *names: str) -> str:
+        return ", ".join(in_words(name, found[part]["figures"][name]) for name in names)
+
+    show(f"calibration: {told('as_trained', 'ece_width15')}; {told('as_trained', 'top1_surest_90')}")
+    if "temperature" in found:
+        fitted = found["temperature"]
+        values = ", ".join(f"{value:.2f}" for value in fitted["per_seed"])
+        show(f"with temperature {values} of split {fitted['split']}: {told('calibrated', 'ece_width15')}")

@@ -4,6 +4,7 @@ In: the runs that a pipeline plans.   Out: a mapping for summary.json, and the s
 A run that has no results yet is a gap that is listed, never a zero; an average names how many tasks it is over. VTAB's
 own score is the mean of all tasks; most papers on small heads print the mean of the group means, which weighs a task of
 the smallest group twice as much as one of the largest. The two differ by 2 points and more, so both are given.
+Of five tasks and more every run has the places that it may have by its mean, and its mean rank, for tasks like these.
 """
 
 from __future__ import annotations
@@ -12,10 +13,18 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
+
 from loffta.pipeline.file import PlannedRun
 from loffta.reporting.text import NONE, count
 from loffta.runs.run import read_results
-from loffta.tasks.figures import points, show, show_difference, show_spread
+from loffta.tasks.figures import points, show, show_difference, show_spread, smaller_is_better
+from loffta.tasks.ranks import FEWEST_TASKS, mean_ranks, rank_over_tasks
+
+_HOW_RANKED = (
+    "place: by the mean of all tasks, for tasks like these; the intervals of all runs hold together in 95 of 100 such\n"
+    "tables; * tied with the best. mean rank: of the ranks on the tasks, with its 95 % interval"
+)
 
 Summary = dict[str, Any]
 Average = dict[str, float | None]  # mean, and std over seeds: None for one seed, or where tasks differ in their number
@@ -40,6 +49,7 @@ def summarise(runs: Sequence[PlannedRun]) -> Summary:
         task["runs"].setdefault(run.name, {})[run.backbone or ""] = values
     names = list(dict.fromkeys(run.name for run in runs))
     found["averages"] = {name: _averages(found, name) for name in names}
+    found["ranks"] = _ranks(found, names)
     found["gains"] = {name: _gains(found, names[0], name) for name in names[1:]}
     return found
 
@@ -63,7 +73,10 @@ def format_summary(summary: Summary) -> str:
     for group in groups:
         of_group = [summary["averages"][name]["groups"][group] for name in names]
         lines.append([f"  {group}", "", *(_shown(average, shared) for average in of_group)])
+    lines += _rank_lines(summary["ranks"], names)
     text = _columns(lines)
+    if summary["ranks"]:
+        text += f"\n\n{_HOW_RANKED}"
     gains = {name: gain for name, gain in summary["gains"].items() if gain and gain["backbones"] > 1}
     if gains:
         counted = " in points" if points(shared) else ""
@@ -128,6 +141,46 @@ def _averages(summary: Summary, name: str) -> dict[str, Any]:
         "mean_of_groups": whole and _average(whole),
         "groups": {group: found and _average(found) for group, found in groups.items()},
     }
+
+
+def _ranks(summary: Summary, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Places and mean ranks of the runs that have results on all tasks; empty of few tasks, or of one such run."""
+    scores: dict[str, list[float]] = {}
+    for name in names:
+        found = [(entry["metric"], _over_backbones(entry, name)) for entry in summary["tasks"].values()]
+        if all(values is not None for _, values in found):
+            scores[name] = [(-1 if smaller_is_better(metric) else 1) * fmean(values or ()) for metric, values in found]
+    if len(scores) < 2 or len(summary["tasks"]) < FEWEST_TASKS:
+        return {}
+    table = np.array(list(scores.values()))
+    places = rank_over_tasks(table)
+    return {
+        name: {
+            "place": [int(low), int(high)],
+            "tied_with_best": bool(tied),
+            "mean_rank": float(mean),
+            "mean_rank_ci95": [float(bound) for bound in bounds],
+        }
+        for name, low, high, tied, (mean, *bounds) in zip(
+            scores, places.low, places.high, places.tied_with_best, mean_ranks(table), strict=True
+        )
+    }
+
+
+def _rank_lines(ranks: dict[str, dict[str, Any]], names: Sequence[str]) -> list[list[str]]:
+    if not ranks:
+        return []
+    places, means = ["place", ""], ["mean rank", ""]
+    for name in names:
+        found = ranks.get(name)
+        if found is None:
+            places.append(NONE)
+            means.append(NONE)
+            continue
+        low, high = found["place"]
+        places.append(f"{low if low == high else f'{low}-{high}'}{'*' * found['tied_with_best']}")
+        means.append(f"{found['mean_rank']:.1f} ({'-'.join(f'{bound:.1f}' for bound in found['mean_rank_ci95'])})")
+    return [places, means]
 
 
 def _gains(summary: Summary, first: str, name: str) -> dict[str, float] | None:

@@ -18,6 +18,7 @@ def predict(
     *,
     out: PathLike,
     per_seed: bool = False,
+    calibrated: bool = False,
     cache: PathLike | None = None,
     batch_size: int = 32,
     device: str = "auto",
@@ -38,6 +39,8 @@ def predict(
         out: a .parquet file: a row per image, in order, with key, status, reason, predicted, confidence, probabilities;
             numbers, in the unit of the values that were learnt, have neither of the last two.
         per_seed: each seed's own prediction, too, beside the mean of all.
+        calibrated: confidences that are right as often as they say, with the temperature that was fitted on images
+            held out of the training; what is predicted stays the same.
         cache: for runs of older versions: where the cache is now.
         batch_size: images per pass.
         max_bad_frac: a share; more bad images are an error.
@@ -48,7 +51,8 @@ def predict(
         of the numbers.
     Raises:
         UsageError: `out` is a folder, or no .parquet; or another option that cannot be used.
-        LofftaError: `out` is something else; no run, no trained head, or a backbone that is not the features'.
+        LofftaError: `out` is something else; no run, no trained head, or a backbone that is not the features'; or no
+            temperature, where nothing was held out.
         TooManyBadImages: over `max_bad_frac`; the file is written.
     """
     with borrowed(progress=progress):
@@ -62,6 +66,7 @@ def predict(
             device=target,
             cache_root=None if cache is None else Path(cache),
             per_seed=per_seed,
+            calibrated=calibrated,
             batch_size=batch_size,
             max_bad_frac=float(max_bad_frac),
             stop=stop,

@@ -27,7 +27,7 @@ from loffta.machine import process
 from loffta.machine.borrowed import borrowed
 from loffta.machine.progress import Progress
 from loffta.online.opened import OpenedRun, open_for_images
-from loffta.online.predict import mean_of_seeds, name_predicted
+from loffta.online.predict import name_predicted
 from loffta.online.stream import BATCH_SIZE, FreshStream
 from loffta.runs.holdout import split_rows
 from loffta.runs.known_images import open_cache
@@ -50,7 +50,7 @@ class Predictions:
     bad: dict[str, str]  # key -> why it could not be used
 
 
-def load_run(run: PathLike, *, device: str = "auto", cache: PathLike | None = None) -> Run:
+def load_run(run: PathLike, *, device: str = "auto", cache: PathLike | None = None, calibrated: bool = False) -> Run:
     """Opens the folder that `train` made.
 
     >>> run = loffta.load_run("runs/linear", device="cpu")
@@ -60,13 +60,14 @@ def load_run(run: PathLike, *, device: str = "auto", cache: PathLike | None = No
     Args:
         device: where heads and backbones compute.
         cache: where the cache is now. None: where it was, or lay beside the run. New images need none.
+        calibrated: its probabilities are those of `predict --calibrated`.
     Raises:
-        LofftaError: no run, no trained head, or a run that was trained online.
+        LofftaError: no run, no trained head, or a run that was trained online; no temperature where one is asked for.
     """
     with borrowed():
         target = process.resolve_device(device)
         root = None if cache is None else Path(cache)
-        return Run(open_for_images(Path(run), target, root), target, root)
+        return Run(open_for_images(Path(run), target, root, calibrated=calibrated), target, root)
 
 
 class Run:
@@ -233,6 +234,6 @@ class Run:
     def _told(
         self, keys: list[str], places: NDArray[np.int64], logits: Float[Tensor, "S B C"], bad: dict[str, str]
     ) -> Predictions:
-        mean = mean_of_seeds(self._run.task.activation(logits).numpy())
+        mean, _ = self._run.probabilities(logits)
         probabilities = mean if self.classes else np.empty((len(mean), 0), np.float32)
         return Predictions(keys, places, probabilities, name_predicted(mean, self._run), self.classes, bad)

@@ -22,6 +22,7 @@ from loffta.config import TrainConfig, parse
 from loffta.dataset.features import Feature, choose_features, n_bad
 from loffta.dataset.targets import labelled_rows, read_targets
 from loffta.errors import LofftaError
+from loffta.evaluation.calibrated import calibrate, save
 from loffta.evaluation.findings import Findings, relevance, together
 from loffta.evaluation.measure import prediction_columns
 from loffta.evaluation.turns import measure_run
@@ -35,7 +36,7 @@ from loffta.runs.holdout import split_rows
 from loffta.runs.known_images import open_cache, read_known
 from loffta.runs.origins import read_origins
 from loffta.runs.records import SearchTable, Training
-from loffta.runs.run import RunPaths, load_head, open_run, read_json, read_results, save_results
+from loffta.runs.run import RunPaths, load_head, open_run, read_json, read_results
 from loffta.runs.turns import Turns, homes, is_of_folds, read_turns, shown_homes
 from loffta.store.cache import Cache
 from loffta.store.table import ImageTable
@@ -96,12 +97,15 @@ def evaluate(
         measured = measure_run(task, config, turns, logits, targets, cache.table.classes, rows, keys)
         n_shown = len(measured["metrics"][task.headline]["per_seed"])
         logits = logits[-n_shown:]  # of draws, by the heads with the most images
+        compared = _compare(paths, trained)
+        own = labels is None and "other_set" not in compared
+        calibrated = calibrate(paths, config, split, logits, targets, may_fit=own)
     left_out = count_left_out(n_bad(cache, features, split), len(asked) - len(rows))
     saved_as = split if labels is None else f"{split}@{cache.labels}"
     results = describe(config, features, saved_as, len(rows), left_out) | measured
     results |= {} if cache.labels is None else {"labels": cache.labels}
-    results |= describe_training(paths, config, recipe, heads) | together(told)
-    results["images"] |= _compare(paths, trained)
+    results |= describe_training(paths, config, recipe, heads) | together(told) | calibrated.told
+    results["images"] |= compared
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": process.peak_rss_mib()}
     results["versions"] = process.versions()
     if train_seconds is None and paths.results(saved_as).exists():
@@ -111,7 +115,7 @@ def evaluate(
     columns = prediction_columns(task, logits, targets, rows, keys)
     if turns is not None and turns.folds is not None:
         columns["fold"] = np.tile(turns.fold_of(rows), n_shown)
-    save_results(paths, saved_as, results, columns)
+    save(paths, saved_as, results, columns, calibrated.fitted)
     return results
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from loffta.dataset.splits import name_some
 from loffta.dataset.targets import labelled_rows, read_targets
 from loffta.errors import LofftaError, NotSaved
+from loffta.evaluation.calibrated import calibrate
 from loffta.evaluation.evaluate import count_left_out, describe, describe_training
 from loffta.evaluation.findings import Findings
 from loffta.evaluation.measure import measure, prediction_columns
@@ -145,6 +146,7 @@ def _measure(
     targets = read_targets(table, run.config.task)[rows].numpy()
     results = describe(run.config, run.origins.features, split, len(rows), left_out)
     results |= measure(run.task, logits, targets, table.classes, keys=keys, seed=run.config.data_seed)
+    results |= calibrate(run.paths, run.config, split, logits, targets, may_fit=False).told
     results["online"] = {"source": table.source, "digest": table.digest}
     results |= describe_training(run.paths, run.config, run.recipe, run.heads) | told.entries()
     return _Measured(results, prediction_columns(run.task, logits, targets, rows, keys))

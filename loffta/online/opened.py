@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -23,6 +24,7 @@ from loffta.heads.recipe import Recipe
 from loffta.runs.known_images import open_cache
 from loffta.runs.origins import Origins, read_origins
 from loffta.runs.run import RunPaths, open_run
+from loffta.runs.temperature import Temperatures, need_temperatures
 from loffta.tasks import Task, find_task
 
 
@@ -35,6 +37,7 @@ class OpenedRun:
     recipe: Recipe  # with the precision of the training
     origins: Origins
     heads: list[Head]  # one per seed and fold or draw, in evaluation mode, on the device
+    temperatures: Temperatures | None = None  # where calibrated probabilities were asked for
 
     @property
     def task(self) -> Task:
@@ -45,14 +48,27 @@ class OpenedRun:
         """Logits of every seed, on the CPU; one [B, L, *shape] per Feature is due. `told` gets it, too."""
         return score(self.heads, features, self.recipe, told)
 
+    def probabilities(
+        self, logits: Float[Tensor, "S B C"]
+    ) -> tuple[Float[np.ndarray, "B C"], Float[np.ndarray, "S B C"]]:
+        """The mean of the seeds', summed in float64, and each seed's own; calibrated where that was asked for."""
+        if self.temperatures is not None:
+            return self.temperatures.apply(logits.numpy())
+        found = self.task.activation(logits).numpy()
+        return found.mean(axis=0, dtype=np.float64).astype(found.dtype), found
 
-def open_for_images(root: Path, device: torch.device, cache_root: Path | None = None) -> OpenedRun:
+
+def open_for_images(
+    root: Path, device: torch.device, cache_root: Path | None = None, *, calibrated: bool = False
+) -> OpenedRun:
     """Opens a finished run.
 
     Args:
         cache_root: where the cache is now, for runs made before runs kept what is needed; None: where it was.
+        calibrated: probabilities are to be calibrated.
     Raises:
-        LofftaError: no run, no trained head, a run of `train --online`; or an old run whose cache is gone.
+        LofftaError: no run, no trained head, a run of `train --online`; or an old run whose cache is gone; or no
+            temperature where one is asked for.
     """
     paths, config = open_run(root)
     if config.online is not None:
@@ -61,13 +77,14 @@ def open_for_images(root: Path, device: torch.device, cache_root: Path | None = 
             where=paths.config,
             remedy="train a head on a cache (`loffta extract`, `loffta train CACHE`) to use it on other images",
         )
+    temperatures = need_temperatures(paths, config) if calibrated else None
     recipe = trained_recipe(paths, config)
     if paths.stores.exists():
         origins = read_origins(paths.stores)
     else:
         origins = _origins_of_cache(paths, config, recipe, cache_root)
     heads = load_heads(paths, config, origins.features, recipe, len(origins.classes), shown=True)
-    return OpenedRun(paths, config, recipe, origins, [head.to(device) for head in heads])
+    return OpenedRun(paths, config, recipe, origins, [head.to(device) for head in heads], temperatures)
 
 
 def _origins_of_cache(paths: RunPaths, config: TrainConfig, recipe: Recipe, cache_root: Path | None) -> Origins:

@@ -101,6 +101,7 @@ def predict(
     device: torch.device,
     cache_root: Path | None = None,
     per_seed: bool = False,
+    calibrated: bool = False,
     batch_size: int = BATCH_SIZE,
     max_bad_frac: float = 0.01,
     stop: process.StopFlag | None = None,
@@ -111,9 +112,11 @@ def predict(
         out: the file; replaced at once when all of it is written, if it was one of predictions.
         cache_root: see `open_for_images`.
         per_seed: each seed's own prediction beside the mean.
+        calibrated: with the run's temperature, so that a confidence of 0.8 is right in 80 of 100.
     Raises:
         UsageError: `out` is a folder, or no .parquet.
-        LofftaError: `out` is something else, no run, no trained head, a backbone that is not the features'.
+        LofftaError: `out` is something else, no run, no trained head, a backbone that is not the features'; no
+            temperature.
         TooManyBadImages: over `max_bad_frac`; the file is written.
         Stopped: a signal came; nothing is written.
     """
@@ -122,7 +125,7 @@ def predict(
         check_out(out)
     doing = f"predicting; {out.name} was not written"
     with stop.at_once(doing):
-        run = open_for_images(root, device, cache_root)
+        run = open_for_images(root, device, cache_root, calibrated=calibrated)
         listing = source.listing()
         rows = range(len(listing))
         stream = FreshStream(
@@ -166,12 +169,14 @@ def _schema(run: OpenedRun, source: str, per_seed: bool) -> pa.Schema:
         *score,
     ]
     fields += [(f"seed_{seed}_{name}", kind) for seed in seeds for name, kind in score]
-    meta = {
+    meta: dict[str, Any] = {
         "classes": list(run.origins.classes),
         "run": str(run.paths.root.absolute()),
         "source": source,
         "loffta": __version__,
     }
+    if run.temperatures is not None:
+        meta["temperature"] = run.temperatures.of_mean
     return pa.schema(fields, metadata={_META: json.dumps(meta).encode()})
 
 
@@ -186,10 +191,10 @@ def _columns(
         "reason": [status.reason or None for status in batch.statuses],
     }
     if good:
-        found = run.task.activation(run.predict(batch.features)).numpy()
+        mean, found = run.probabilities(run.predict(batch.features))
     else:
         found = np.empty((len(run.heads), 0, len(run.origins.classes) or 1), np.float32)
-    mean = mean_of_seeds(found)
+        mean = found[0]
     parts = {"": mean} | {f"seed_{seed}_": part for seed, part in enumerate(found) if per_seed}
     for prefix, probabilities in parts.items():
         for name, values in _scores(probabilities, run).items():
@@ -198,11 +203,6 @@ def _columns(
                 column[place] = value
             columns[prefix + name] = column
     return columns, mean
-
-
-def mean_of_seeds(probabilities: Float[np.ndarray, "S B C"]) -> Float[np.ndarray, "B C"]:
-    """Summed in float64."""
-    return np.asarray(probabilities.mean(axis=0, dtype=np.float64).astype(probabilities.dtype))
 
 
 def name_predicted(probabilities: Float[np.ndarray, "B C"], run: OpenedRun) -> list[Any]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from loffta.config import OnlineConfig, TrainConfig
 from loffta.dataset.splits import HOLDOUT
 from loffta.dataset.targets import read_targets
+from loffta.evaluation.calibrated import calibrate, save
 from loffta.evaluation.evaluate import count_left_out, describe, describe_training, score
 from loffta.evaluation.findings import Findings
 from loffta.evaluation.measure import measure, prediction_columns
@@ -33,7 +34,7 @@ from loffta.online.stream import BATCH_SIZE
 from loffta.online.trained import TrainedNetwork
 from loffta.runs.holdout import held_rows
 from loffta.runs.records import Training
-from loffta.runs.run import RunPaths, load_head, read_json, save_results
+from loffta.runs.run import RunPaths, load_head, read_json
 from loffta.store.recipe import recipe_hash
 from loffta.store.table import ImageTable
 from loffta.tasks import find_task
@@ -135,13 +136,15 @@ class OnlineSupply:
             rows, logits = self.predict(heads, asked, recipe, told)
             keys, targets = [table.keys[row] for row in rows], read_targets(table, config.task)[rows].numpy()
             measured = measure(task, logits, targets, table.classes, keys=keys, seed=config.data_seed)
+            calibrated = calibrate(paths, config, split, logits, targets, may_fit=True)
         self.measured[split] = asked
         left_out = count_left_out(len(asked) - len(rows), n_unlabelled)
         results = self._describe(split, len(rows), left_out) | measured
         results |= describe_training(paths, config, recipe, [m.parts["head"] for m in members]) | told.entries()
+        results |= calibrated.told
         results |= {"seconds": time.monotonic() - start, "peak_rss_mib": process.peak_rss_mib()}
         results |= {"versions": process.versions(), "train_seconds": seconds}
-        save_results(paths, split, results, prediction_columns(task, logits, targets, rows, keys))
+        save(paths, split, results, prediction_columns(task, logits, targets, rows, keys), calibrated.fitted)
         return results
 
     def refuse_bad(self, *, done: str) -> None:

@@ -57,8 +57,20 @@ class Comparisons:
                 return self._unknown[run.paths.root]
         if one.row.headline != other.row.headline or not self.same_images([one, other]):
             return "they were tested on different images"
-        self._score_all(one)
-        return difference(self._scored[one.paths.root], self._scored[other.paths.root], one.row.n_images)
+        return difference(self.scored(one), self.scored(other), one.row.n_images)
+
+    def together(self) -> list[list[LoadedRun]]:
+        """Groups of runs that can be compared with each other; a run that cannot with any is in none."""
+        groups: dict[tuple[str, str], list[LoadedRun]] = {}
+        for root, images in self._images.items():
+            run = self._runs[root]
+            groups.setdefault((run.row.headline, images), []).append(run)
+        return [group for group in groups.values() if len(group) > 1]
+
+    def scored(self, run: LoadedRun) -> Scored:
+        """What the seeds of a run that can be compared score in the resamples that are shared."""
+        self._score_all(run)
+        return self._scored[run.paths.root]
 
     def _score_all(self, run: LoadedRun) -> None:
         """Scores `run` and all that were tested on its images in one set of resamples."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from loffta.errors import unknown_name
 from loffta.reporting.comparisons import Comparisons
 from loffta.reporting.tables import LoadedRun, RunRow
 from loffta.reporting.text import count, human_bytes
@@ -44,6 +46,25 @@ def rank(run: LoadedRun) -> float | int:
     return best_first(run.row.headline, run.row.main.mean)
 
 
+def find_run(runs: Sequence[LoadedRun], asked: str | Path) -> LoadedRun:
+    """The run of a name, as the tables print it, or of a folder.
+
+    Raises:
+        UsageError: it is not among them.
+    """
+    for run in runs:
+        if run.row.name == str(asked) or run.paths.root == Path(asked).resolve():
+            return run
+    raise unknown_name("run", str(asked), [run.row.name for run in runs], where="--baseline")
+
+
+def against_baseline(
+    runs: Sequence[LoadedRun], comparisons: Comparisons, baseline: LoadedRun
+) -> list[tuple[LoadedRun, Difference | str]]:
+    """Every other run with what it has gained over `baseline`."""
+    return [(run, comparisons.difference(run, baseline)) for run in runs if run is not baseline]
+
+
 def best_against_others(
     runs: Sequence[LoadedRun], comparisons: Comparisons
 ) -> list[tuple[LoadedRun, list[tuple[LoadedRun, Difference | str]]]]:
@@ -60,7 +81,7 @@ def best_against_others(
 
 @dataclass(frozen=True)
 class Compared:
-    """The best run by a metric less another one."""
+    """One run by a metric less another one."""
 
     metric: str
     run: str
@@ -81,6 +102,14 @@ def compare_best(runs: Sequence[LoadedRun], comparisons: Comparisons) -> list[Co
         Compared(best.row.headline, best.row.name, other.row.name, found)
         for best, others in best_against_others(runs, comparisons)
         for other, found in others
+    ]
+
+
+def compare_baseline(runs: Sequence[LoadedRun], comparisons: Comparisons, baseline: LoadedRun) -> list[Compared]:
+    """Every other run less the one that a user named."""
+    return [
+        Compared(run.row.headline, run.row.name, baseline.row.name, found)
+        for run, found in against_baseline(runs, comparisons, baseline)
     ]
 
 

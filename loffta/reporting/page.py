@@ -12,12 +12,14 @@ from pathlib import Path
 from loffta.errors import UsageError
 from loffta.files.durable import replace_file
 from loffta.reporting.augmented import best_augmented
+from loffta.reporting.calibration import calibration_section
 from loffta.reporting.classes import classes_section
 from loffta.reporting.comparisons import Comparisons
 from loffta.reporting.facts import headline_facts, is_random, rank
 from loffta.reporting.layers import layer_sections
 from loffta.reporting.markup import document, figure, table
 from loffta.reporting.pictures import images_section
+from loffta.reporting.places import HOW_RANKED, Place, Places, find_places
 from loffta.reporting.plots import Bar, bar_chart, percent_ticks, round_ticks
 from loffta.reporting.provenance import provenance_section
 from loffta.reporting.relevance import relevance_section
@@ -31,14 +33,22 @@ from loffta.tasks.paired import Difference
 _HEADLINES = {"Top-1": "Top-1 accuracy", "Mean AP": "Mean average precision"}
 _ZOOM_BELOW = 0.5  # the axis starts above zero where all intervals together span less than this
 _HOW_COMPARED = (
-    "Behind the best: the difference to the run with the best score, with its 95 % interval, paired over the same "
-    "test images and over the seeds of both; where it holds zero the difference is open. The best run was chosen by "
-    "its score on these very images, and looks a little better than it is; so does its lead."
+    "the difference with its 95 % interval, paired over the same test images and over the seeds of both; where it "
+    "holds zero the difference is open."
+)
+_CHOSEN = (
+    " The best run was chosen by its score on these very images, and looks a little better than it is; so does its "
+    "lead."
 )
 
 
 def write_report(
-    runs: Sequence[LoadedRun], out: Path, comparisons: Comparisons | None = None, *, stages: Sequence[StageCost] = ()
+    runs: Sequence[LoadedRun],
+    out: Path,
+    comparisons: Comparisons | None = None,
+    *,
+    stages: Sequence[StageCost] = (),
+    baseline: LoadedRun | None = None,
 ) -> None:
     """Writes the report of one or more finished runs.
 
@@ -46,25 +56,33 @@ def write_report(
         out: the HTML file; replaced where it is there.
         comparisons: of these runs, where they are made already.
         stages: what each stage of the work took, in order.
+        baseline: one of the runs, whose others' gains are shown in place of what they are behind the best.
     Raises:
         UsageError: `out` is a folder.
     """
     if out.is_dir():
         raise UsageError("a report is one file, and this is a folder", where=out, remedy=f"name {out / 'report.html'}")
-    replace_file(out, render(runs, comparisons or Comparisons(runs), stages).encode())
+    replace_file(out, render(runs, comparisons or Comparisons(runs), stages, baseline).encode())
 
 
-def render(runs: Sequence[LoadedRun], comparisons: Comparisons, stages: Sequence[StageCost] = ()) -> str:
+def render(
+    runs: Sequence[LoadedRun],
+    comparisons: Comparisons,
+    stages: Sequence[StageCost] = (),
+    baseline: LoadedRun | None = None,
+) -> str:
     """The page as text."""
+    places = find_places(comparisons)
     groups: dict[str, list[LoadedRun]] = {}  # by what they are ranked by
     for run in sorted(runs, key=rank):
         groups.setdefault(run.row.headline, []).append(run)
     title = "Frozen features, small heads"
     body = [
         _introduction(title, runs, comparisons),
-        *[_scores(ranked, comparisons) for ranked in groups.values()],
+        *[_scores(ranked, comparisons, places, baseline) for ranked in groups.values()],
         folds_section(runs),
         curves_section(runs),
+        *[calibration_section(ranked) for ranked in groups.values()],
         layer_sections(runs),
         *[relevance_section(run, runs, comparisons) for run in runs if run.results.get("relevance")],
         _costs(stages),
@@ -109,7 +127,7 @@ def _test_note(runs: Sequence[LoadedRun]) -> str:
     return "Scores are those on test images that no head was trained on."
 
 
-def _scores(ranked: Sequence[LoadedRun], comparisons: Comparisons) -> str:
+def _scores(ranked: Sequence[LoadedRun], comparisons: Comparisons, places: Places, baseline: LoadedRun | None) -> str:
     metric = ranked[0].row.headline
     name = metric_name(metric, first=True)
     bars = [
@@ -126,13 +144,21 @@ def _scores(ranked: Sequence[LoadedRun], comparisons: Comparisons) -> str:
     caption, low, high, ticks = _axis(ranked)
     chart = bar_chart(bars, title=name, low=low, high=high, ticks=ticks)
     several = len(ranked) > 1
+    against = baseline if baseline is not None and baseline in ranked else ranked[0]
+    column = "Behind the best" if against is ranked[0] else f"Gain over {against.row.name}"
+    told = f"{column}: {_HOW_COMPARED}{_CHOSEN if against is ranked[0] else ''} {HOW_RANKED}"
     counted = "In percent" if points(metric) else f"The {end_of_scale(metric)} is the best"
     return (
         f"<h2>{_HEADLINES.get(name, name)}</h2><p>{counted}. Bars and upright strokes: mean over seeds. "
         "Circles: single seeds. Whiskers: 95 % bootstrap intervals over the test images"
-        + (", each run for itself: whether two runs differ is told by the column Behind the best." if several else ".")
-        + f'</p><div class="charts">{figure(caption, chart)}</div>{_runs_table(ranked, comparisons)}'
-        + (f'<p class="note">{_HOW_COMPARED}</p>' if several else "")
+        + (
+            f", each run for itself: whether two runs differ is told by the column {escape(column)}."
+            if several
+            else "."
+        )
+        + f'</p><div class="charts">{figure(caption, chart)}</div>'
+        + _runs_table(ranked, comparisons, places, against, column)
+        + (f'<p class="note">{escape(told)}</p>' if several else "")
         + f'<p class="note">{name}: mean and standard deviation over seeds, below it the 95 % interval. Read per '
         "image: what an epoch reads of the cache for each image, without checksums; stored: the same taps of all "
         "images.</p>" + _further_metrics(ranked)
@@ -180,10 +206,12 @@ def _what_it_read(row: RunRow) -> str:
     return f"{row.head} on {row.n_taps} taps of {len(row.taps)} backbones{note}"
 
 
-def _runs_table(ranked: Sequence[LoadedRun], comparisons: Comparisons) -> str:
+def _runs_table(
+    ranked: Sequence[LoadedRun], comparisons: Comparisons, places: Places, against: LoadedRun, column: str
+) -> str:
     best, *others = ranked
     heads = ["Taps", metric_head(best.row.headline, first=True)]
-    heads += [f"Behind the best{',' * bool(points(best.row.headline))}{points(best.row.headline)}"] if others else []
+    heads += ["Rank", f"{column}{',' * bool(points(best.row.headline))}{points(best.row.headline)}"] if others else []
     heads += ["Seeds", "Epochs", "Grid", "Training", "Read per image"]
     lines = []
     for run in ranked:
@@ -196,7 +224,8 @@ def _runs_table(ranked: Sequence[LoadedRun], comparisons: Comparisons) -> str:
             f"{escape(row.main)}<small>{row.main.interval}</small>",
         ]
         if others:
-            cells.append(NONE if run is best else _behind(run, comparisons.difference(run, best)))
+            cells.append(_rank(places.get(row.name)))
+            cells.append(NONE if run is against else _behind(run, comparisons.difference(run, against)))
         lines.append(
             [
                 *cells,
@@ -209,6 +238,12 @@ def _runs_table(ranked: Sequence[LoadedRun], comparisons: Comparisons) -> str:
         )
     columns = [("Run", False), ("Head", False), *((head, True) for head in heads)]
     return table(columns, lines, best=bool(others) and comparisons.same_images(ranked))
+
+
+def _rank(place: Place | None) -> str:
+    if place is None:
+        return "not known"
+    return f"{place}<small>tied with the best</small>" if place.tied_with_best else f"{place}"
 
 
 def _behind(run: LoadedRun, found: Difference | str) -> str:

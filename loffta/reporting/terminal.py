@@ -12,9 +12,10 @@ from rich.cells import cell_len
 
 from loffta.machine.terminal import GAP, aligned
 from loffta.reporting.comparisons import Comparisons
-from loffta.reporting.facts import best_against_others, in_points
+from loffta.reporting.facts import against_baseline, best_against_others, in_points
+from loffta.reporting.places import HOW_RANKED, TIED, Place, Places
 from loffta.reporting.tables import LoadedRun, RunRow
-from loffta.reporting.text import count, human_bytes, human_seconds, wrap
+from loffta.reporting.text import NONE, count, human_bytes, human_seconds, wrap
 from loffta.reporting.worth import in_figures, judge_backbones
 from loffta.tasks.figures import end_of_scale, in_words, metric_head, metric_name, points
 from loffta.words import printable
@@ -22,18 +23,24 @@ from loffta.words import printable
 _INDENT = "    "
 
 
-def format_table(rows: Sequence[RunRow], width: int = 80) -> str:
+def format_table(rows: Sequence[RunRow], width: int = 80, places: Places | None = None) -> str:
     """Figures per run, its features and further metrics below them.
+
+    Args:
+        places: by name of the run, of those that can be ranked; none: no such column.
 
     Names of runs and heads wrap to keep it within `width`; it is wider where the figures leave less than 16 for both.
     """
     metrics = {row.headline for row in rows}
     score = metric_head(min(metrics)) if len(metrics) == 1 else "score"
-    heads = ("run", "head", score, "95 % CI", "seeds", "train", "read/image")
+    places = places or {}
+    ranked = any(row.name in places for row in rows)
+    heads = ("run", "head", *(["rank"] if ranked else []), score, "95 % CI", "seeds", "train", "read/image")
     cells = [
         (
             printable(row.name),
             printable(row.head),
+            *([_rank(places.get(row.name))] if ranked else []),
             str(row.main),
             row.main.interval,
             str(row.n_seeds),
@@ -57,7 +64,23 @@ def format_table(rows: Sequence[RunRow], width: int = 80) -> str:
             further.insert(0, f"score: {metric_name(row.headline)}")
         for text in (_what_it_took(row), ", ".join(further)):
             lines += _paragraph(text, width)
+    lines += wrap(f"{TIED} tied with the best. {HOW_RANKED}", width) if ranked else []
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _rank(place: Place | None) -> str:
+    """'1-2*'; of a run that is not tied a space in its place, so that figures stand below each other."""
+    return NONE if place is None else f"{place}{TIED if place.tied_with_best else ' '}"
+
+
+def format_baseline(runs: Sequence[LoadedRun], comparisons: Comparisons, baseline: LoadedRun, width: int = 80) -> str:
+    """What every other run has gained over the one that was named."""
+    counted = " in points" if points(baseline.row.headline) else ""
+    lines = wrap(f"Gain over {baseline.row.name}{counted}, with 95 % interval, paired over the same images:", width)
+    for run, found in against_baseline(runs, comparisons, baseline):
+        told = f"not known: {found}" if isinstance(found, str) else in_points(run.row.headline, found)
+        lines += _paragraph(f"{run.row.name}: {told}", width)
+    return "\n".join(lines)
 
 
 def format_comparison(runs: Sequence[LoadedRun], comparisons: Comparisons, width: int = 80) -> str:

@@ -12,65 +12,25 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from loffta.dataset.features import Feature
 from loffta.errors import LofftaError
 from loffta.files.documents import from_json, read_bytes
 from loffta.files.durable import replace_file
-from loffta.limits import MANY, MAX_PX
-from loffta.runs.records import Natural, Record, Side, problem_of
+from loffta.runs.records import problem_of
+from loffta.runs.stores_text import FeatureText, OriginsText, ScalesText
 from loffta.store.cache import CachedArray, Store
 from loffta.store.metadata import image_layout
 from loffta.store.paths import ArrayPaths
 from loffta.store.recipe import StoreInfo
 from loffta.store.scales import Scales
-from loffta.tokens import FeatureSpec, Kind
+from loffta.tokens import FeatureSpec
 
 FORMAT = 1
-
-
-class Spec(Record):
-    """stores.json: what a head is fed of one store; a FeatureSpec."""
-
-    backbone: str
-    taps: list[str] = Field(min_length=1, max_length=MANY)
-    kind: Kind
-    shape: list[Side] = Field(min_length=1, max_length=3)
-    image_px: int = Field(ge=1, le=MAX_PX)
-    registers_only: bool = False
-
-
-class ScalesText(Record):
-    """What decodes an int8 array: base64 of little-endian float32."""
-
-    shape: list[Side] = Field(min_length=2, max_length=2)
-    scale: str
-    zero: str
-
-
-class FeatureText(Record):
-    """One array that a head is fed from."""
-
-    store: str
-    array: str
-    kind: Kind
-    dtype: Literal["float16", "float32", "int8"]
-    shape: list[Side] = Field(min_length=2, max_length=4)
-    scales: ScalesText | None
-    spec: Spec
-
-
-class OriginsText(Record):
-    """stores.json."""
-
-    format: Natural
-    classes: list[str]
-    stores: dict[str, dict[str, Any]]
-    features: list[FeatureText] = Field(min_length=1, max_length=MANY)
 
 
 @dataclass(frozen=True)

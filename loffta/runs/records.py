@@ -1,7 +1,7 @@
 """What a run's small files say, as types: one that was edited or damaged is refused before anyone computes with it.
 
-In: JSON that `runs` read.   Out: Training, SearchTable, Holdout, OriginsText; Results, of which is named what
-anyone computes with or draws. Numbers are numbers here, and nothing is turned into them.
+In: JSON that `runs` read.   Out: Training, SearchTable, Holdout; Results, of which is named what anyone
+computes with or draws. Numbers are numbers here, and nothing is turned into them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from loffta.tasks import TASKS
 from loffta.words import brief
 
 Natural: TypeAlias = Annotated[int, Field(ge=0)]
-Side: TypeAlias = Annotated[int, Field(ge=1, le=1 << 24)]  # of a tensor
 
 
 class Record(BaseModel, strict=True):
@@ -86,12 +85,17 @@ class Part(Record, extra="allow", allow_inf_nan=False):
     model_config = ConfigDict(frozen=True)
 
 
-class Metric(Part):
-    """One metric, over seeds and images."""
+class OverSeeds(Part):
+    """One figure."""
 
     mean: float
     std: float | None
     per_seed: list[float] = Field(min_length=1)
+
+
+class Metric(OverSeeds):
+    """One metric, over seeds and images."""
+
     ci95: list[float] = Field(min_length=2, max_length=2)
 
 
@@ -254,6 +258,50 @@ class LearningCurve(Part):
     told: str  # in words
 
 
+class ReliabilityBin(Part):
+    """Images, of all seeds, that are about as sure; no mean where there are none."""
+
+    images: Natural
+    confidence: float | None
+    accuracy: float | None
+
+
+class Believed(Part):
+    """How far the heads' probabilities can be believed."""
+
+    figures: dict[str, OverSeeds]
+    bins: list[ReliabilityBin] = Field(min_length=1)
+    risks: list[float] = Field(min_length=1)  # of the surest images, at equal steps of coverage up to all
+
+
+class FittedOn(Part):
+    """Images that temperatures were fitted on."""
+
+    split: str
+    images: Natural
+
+
+class TemperatureTold(FittedOn):
+    """What logits were divided by."""
+
+    per_seed: list[float] = Field(min_length=1)
+    of_mean: float
+
+
+class Calibration(Part):
+    """Of heads as they were trained; and with a temperature, where one was fitted."""
+
+    as_trained: Believed
+    calibrated: Believed | None = None
+    temperature: TemperatureTold | None = None
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Calibration:
+        if (self.calibrated is None) != (self.temperature is None):
+            raise ValueError("calibration: calibrated without a temperature, or the reverse")
+        return self
+
+
 class Results(Part):
     """results.json and its likes: all that others compute with, print or draw.
 
@@ -280,6 +328,7 @@ class Results(Part):
     confusion: Confusion | None = None
     confused_pairs: list[ConfusedPair] = []
     per_class: list[ClassPrecision] = []
+    calibration: Calibration | None = None
     values: Spread | None = None
     online: Online | None = None
     labels: str | None = None  # the set or file of annotations that says what is right; None: the image set's own

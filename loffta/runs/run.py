@@ -62,6 +62,11 @@ class RunPaths:
         """The training of one fold or draw: a folder with what a run of its own would have there."""
         return RunPaths(self.root / name)
 
+    @property
+    def temperature(self) -> Path:
+        """What calibrates the heads, where images were held out to fit it; see `loffta.runs.temperature`."""
+        return self.root / "temperature.safetensors"
+
     def claim(self, number: int) -> Path:
         """Says which process is at work here; see `loffta.runs.claims`."""
         return self.root / f"claim-{number}.json"

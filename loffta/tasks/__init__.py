@@ -36,6 +36,7 @@ class Task(NamedTuple):
     needs_scores: bool  # whether the headline ranks: then decisions alone do not give it
     recount: Callable[..., Callable[[Any], NDArray[Any]] | None]  # labels, predicted, scores: see the tasks' own
     details: Callable[[NDArray[Any], NDArray[Any], Sequence[str]], dict[str, Any]]  # what results keep beside metrics
+    has_confidence: bool = False  # whether its probabilities are a softmax over one class per image: see `calibration`
 
 
 TASKS: dict[str, Task] = {
@@ -53,6 +54,7 @@ TASKS: dict[str, Task] = {
         needs_scores=False,
         recount=classification.recount,
         details=classification.details,
+        has_confidence=True,
     ),
     "multi-label": Task(
         label_kind="multi-label",

@@ -1,36 +1,38 @@
 """Whether a head's probabilities can be believed, and what refusing to answer would gain.
 
 In:  logits [B, C] of one seed and labels; one class per image.   Out: errors of calibration, a temperature, the risk at
-every coverage. Called by whoever measures or reports; `fit_temperature` on images that are not those measured.
+every coverage. Called by whoever measures or predicts; `fit_temperature` on images that are not those measured.
 
 The confidence of an image is the softmax of its highest logit, in float64.
 
-    ece                mean over images of |accuracy - confidence| of their bin; 15 bins of equal width, (a, b] (Guo et
-                       al., ICML 2017)
-    adaptive_ece       the same with 15 bins of equally many images (Nguyen and O'Connor, EMNLP 2015), which no bin of a
-                       few images can spoil
-    mce                the largest |accuracy - confidence| of the bins of equal width that hold an image
-    nll                mean negative log-likelihood, in nats: `log_loss` elsewhere
-    brier              mean over images of the sum over classes of (probability - 1 or 0)^2 (Brier, 1950); with two
-                       classes twice scikit-learn's default
-    aurc               area under the risk-coverage curve (Geifman, Uziel and El-Yaniv, ICLR 2019)
+    ece_width15     mean over images of |accuracy - confidence| of their bin; 15 bins of equal width, (a, b] (Guo et
+                    al., ICML 2017)
+    ece_mass15      the same with 15 bins of equally many images (Nguyen and O'Connor, EMNLP 2015), which no bin of a
+                    few images can spoil
+    mce_width15     the largest |accuracy - confidence| of the bins of equal width that hold an image
+    log_loss        mean negative log-likelihood, in nats
+    brier_sum       mean over images of the sum over classes of (probability - 1 or 0)^2 (Brier, 1950); with two
+                    classes twice scikit-learn's default
+    aurc            area under the risk-coverage curve (Geifman, Uziel and El-Yaniv, ICLR 2019)
+    top1_surest_90  accuracy where the least sure 10 % are refused
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import brentq
-from scipy.special import log_softmax, logsumexp
 
 from loffta.tasks.bootstrap import ratio
 from loffta.tasks.classification import decide
 from loffta.tasks.ranking import log_odds
 
 N_BINS = 15
-_SHARPEST, _FLATTEST = 1e-3, 1e3  # temperatures that are sought; at their ends nothing is left to change
+REFUSED = 0.1
+_SHARPEST, _FLATTEST = 1e-3, 1e3  # temperatures that are sought
+_VALUES = 4_000_000  # logits worked on at once: 32 MB
 
 
 class Bins(NamedTuple):
@@ -48,17 +50,22 @@ class Bins(NamedTuple):
 
 def calibration(logits: Float[np.ndarray, "B C"], labels: Int[np.ndarray, " B"]) -> dict[str, float]:
     """All figures, by name."""
-    logs = log_softmax(logits.astype(np.float64), axis=1)
-    wrong = np.exp(logs)
-    wrong[np.arange(len(labels)), labels] -= 1
-    width, mass = equal_width(logits, labels), equal_mass(logits, labels)
+    losses, squares = [], []
+    for rows, block in _blocks(logits):
+        logs = log_softmax(block)
+        own = logs[np.arange(len(logs)), labels[rows]]
+        chances = np.exp(logs)
+        losses.append(-own)
+        squares.append(np.square(chances).sum(axis=1) - 2 * np.exp(own) + 1)
+    width, mass, at_coverage = equal_width(logits, labels), equal_mass(logits, labels), risks(logits, labels)
     return {
-        "ece": _mean_gap(width),
-        "adaptive_ece": _mean_gap(mass),
-        "mce": float(np.nanmax(width.gaps)),
-        "nll": float(-logs[np.arange(len(labels)), labels].mean()),
-        "brier": float(np.square(wrong).sum(axis=1).mean()),
-        "aurc": float(risks(logits, labels).mean()),
+        "ece_width15": _mean_gap(width),
+        "ece_mass15": _mean_gap(mass),
+        "mce_width15": float(np.nanmax(width.gaps)),
+        "log_loss": float(np.concatenate(losses).mean()),
+        "brier_sum": float(np.concatenate(squares).mean()),
+        "aurc": float(at_coverage.mean()),
+        "top1_surest_90": _kept(at_coverage, REFUSED),
     }
 
 
@@ -77,28 +84,49 @@ def equal_mass(logits: Float[np.ndarray, "B C"], labels: Int[np.ndarray, " B"], 
     return _binned(places, _confidence(logits), logits, labels, n_bins)
 
 
-def fit_temperature(logits: Float[np.ndarray, "B C"], labels: Int[np.ndarray, " B"]) -> float:
+def fit_temperature(logits: Float[np.ndarray, "B C"], labels: Int[np.ndarray, " B"]) -> float | None:
     """The T for which logits / T have the lowest NLL (Guo et al.): one number, so no prediction changes.
 
-    The NLL is convex in 1 / T, so its derivative, mean logit by probability less the label's, has one zero. Where
-    every label has its image's highest logit it has none, for ever sharper is ever better: then 1/1000 is given; and
-    1,000 where the logits are worse than none at all.
+    The NLL is convex in 1 / T, so its derivative, mean logit by probability less the label's, has one zero, which is
+    sought. None where there is none from 1/1000 to 1,000: every label has its image's highest logit, so that for
+    ever sharper is ever better; or the logits are worse than none at all.
     """
-    z = logits.astype(np.float64)
-    z = z - z.max(axis=1, keepdims=True)
-    own = z[np.arange(len(labels)), labels]
+    from scipy.optimize import brentq  # 0.2 s that only this needs
 
     def derivative(log_t: float) -> float:
-        sharp = z * np.exp(-log_t)
-        chances = np.exp(sharp - logsumexp(sharp, axis=1, keepdims=True))
-        return float(((chances * z).sum(axis=1) - own).mean())
+        total = 0.0
+        for rows, block in _blocks(logits):
+            z = block - block.max(axis=1, keepdims=True)
+            own = z[np.arange(len(z)), labels[rows]].sum()
+            odds = np.exp(z * np.exp(-log_t))
+            total += float(((odds * z).sum(axis=1) / odds.sum(axis=1)).sum() - own)
+        return total
 
-    low, high = np.log(_SHARPEST), np.log(_FLATTEST)
-    if derivative(low) <= 0:
-        return _SHARPEST
-    if derivative(high) >= 0:
-        return _FLATTEST
-    return float(np.exp(brentq(derivative, low, high, xtol=1e-10)))
+    low, high = float(np.log(_SHARPEST)), float(np.log(_FLATTEST))
+    if derivative(low) <= 0 or derivative(high) >= 0:
+        return None
+    return float(np.exp(brentq(derivative, low, high, xtol=1e-8)))
+
+
+def log_of_mean(logits: Float[np.ndarray, "S B C"]) -> Float[np.ndarray, "B C"]:
+    """Logits of the mean of the seeds' probabilities; of one seed its own, but for a constant.
+
+    Seeds are pooled first and calibrated then: the mean of calibrated probabilities is too little sure (Rahaman and
+    Thiery, NeurIPS 2021).
+    """
+    found = np.empty(logits.shape[1:])
+    for rows, _ in _blocks(logits[0]):
+        logs = log_softmax(logits[:, rows])
+        highest = logs.max(axis=0)
+        found[rows] = highest + np.log(np.exp(logs - highest).mean(axis=0))
+    return found
+
+
+def log_softmax(logits: Float[np.ndarray, "*batch C"]) -> Float[np.ndarray, "*batch C"]:
+    """In float64."""
+    z = logits.astype(np.float64)
+    z -= z.max(axis=-1, keepdims=True)
+    return np.asarray(z - np.log(np.exp(z).sum(axis=-1, keepdims=True)))
 
 
 def risks(logits: Float[np.ndarray, "B C"], labels: Int[np.ndarray, " B"]) -> Float[np.ndarray, " B"]:
@@ -116,11 +144,23 @@ def risks(logits: Float[np.ndarray, "B C"], labels: Int[np.ndarray, " B"]) -> Fl
 
 def refuse(logits: Float[np.ndarray, "B C"], labels: Int[np.ndarray, " B"], share: float) -> float:
     """Accuracy of the images that are left when the least sure `share`, below 1, are refused: at least one is left."""
-    return float(1 - risks(logits, labels)[max(1, round(len(labels) * (1 - share))) - 1])
+    return _kept(risks(logits, labels), share)
+
+
+def _kept(at_coverage: Float[np.ndarray, " B"], share: float) -> float:
+    return float(1 - at_coverage[max(1, round(len(at_coverage) * (1 - share))) - 1])
+
+
+def _blocks(logits: Float[np.ndarray, "B C"]) -> Iterator[tuple[slice, Float[np.ndarray, "b C"]]]:
+    """Some rows after the others in float64, for the sum over all would take eight bytes a logit, several times."""
+    n_rows = max(1, _VALUES // logits.shape[1])
+    for first in range(0, len(logits), n_rows):
+        rows = slice(first, first + n_rows)
+        yield rows, logits[rows].astype(np.float64)
 
 
 def _confidence(logits: Float[np.ndarray, "B C"]) -> Float[np.ndarray, " B"]:
-    return np.asarray(np.exp(log_softmax(logits.astype(np.float64), axis=1).max(axis=1)))
+    return np.concatenate([np.exp(log_softmax(block).max(axis=1)) for _, block in _blocks(logits)])
 
 
 def _sureness(logits: Float[np.ndarray, "B C"]) -> Float[np.ndarray, " B"]:

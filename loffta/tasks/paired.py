@@ -87,12 +87,15 @@ def _widened(drawn: Float[np.ndarray, " R"], runs: Sequence[Scored]) -> tuple[fl
 
 
 def seed_variance(run: Scored) -> float:
-    """Variance of a seed's score that is not chance of the images: of all, less that of seeds within resamples.
+    """Variance of a seed's score that is not chance of the images: of all, less that of seeds within resamples."""
+    return max(0.0, float(run.values.var(ddof=1) - chance_variance(run)))
 
-    Seeds that are equally good differ on a finite test set, too, each failing on images of its own. How much follows
-    from the resamples: there each seed's distance to the mean of all moves by just this chance.
+
+def chance_variance(run: Scored) -> float:
+    """Variance among seeds that are equally good, which fail on images of their own: what a finite test set makes.
+
+    It follows from the resamples: there each seed's distance to the mean of all moves by just this chance.
     """
     n_seeds = len(run.values)
     apart = run.resampled - run.resampled.mean(axis=1, keepdims=True)
-    by_chance = np.nanvar(apart, axis=0).mean() * n_seeds / (n_seeds - 1)
-    return max(0.0, float(run.values.var(ddof=1) - by_chance))
+    return float(np.nanvar(apart, axis=0).mean() * n_seeds / (n_seeds - 1))

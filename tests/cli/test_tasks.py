@@ -74,6 +74,7 @@ def test_one_class_per_image(make, tmp_path, capsys):
     lines = capsys.readouterr().out.partition("written to ")[0].splitlines()
     metrics = json.loads(RunPaths(tmp_path / "run").results("test").read_text())["metrics"]
     assert list(metrics) == ["top1", "balanced_accuracy", "f1", "log_loss", "kappa", "roc_auc"]
+    assert lines.pop().startswith("calibration: ECE (15 bins of equal width) ")
     assert [line.split(",")[0] for line in lines] == [
         f"{words} {100 * metrics[name]['mean']:.1f} %" if unit else f"{words} {metrics[name]['mean']:.3f}"
         for name, words, unit in (

@@ -124,7 +124,13 @@ def test_json_is_the_results_file(cache, tmp_path, capsys):
     low, high = top1["ci95"]
     interval = f"{100 * low:.1f}\u2013{100 * high:.1f}"
     assert lines[0] == f"top-1 {100 * top1['mean']:.1f} %, 95 % interval {interval} (20 images)"
-    assert lines[len(results["metrics"])].startswith("written to ")
+    ece, surest = (
+        results["calibration"]["as_trained"]["figures"][n]["mean"] for n in ("ece_width15", "top1_surest_90")
+    )
+    assert lines[len(results["metrics"])] == (
+        f"calibration: ECE (15 bins of equal width) {100 * ece:.1f} %; top-1 with a tenth refused {100 * surest:.1f} %"
+    )
+    assert lines[len(results["metrics"]) + 1].startswith("written to ")
 
     assert main(["train", cache, "--head", "linear", "--out", str(out), *QUICK, "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == results

@@ -12,12 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from loffta_cli.main import main
 
+from loffta.door.run import load_run
 from loffta.errors import LofftaError, Stopped, TooManyBadImages, UsageError
 from loffta.images.one_file import OneFile
 from loffta.machine.process import StopFlag
 from loffta.online import predict as module
 from loffta.online.predict import open_images, predict
 from loffta.runs.run import RunPaths
+from loffta.runs.temperature import Temperatures, write_temperatures
 from tests.fakes import PngSource, picture, png
 from tests.online.runs import CPU, loader, make_fake_cache, make_run
 
@@ -66,6 +68,30 @@ def test_it_is_what_the_cached_path_says(run, tmp_path):
     assert found["predicted"] == [classes[i] for i in mean.argmax(axis=1)]
     assert done.counts == {name: found["predicted"].count(name) for name in classes if name in found["predicted"]}
     assert (done.images, done.bad) == (20, 0)
+
+
+def test_calibrated_probabilities_are_sharpened_or_flattened_and_predictions_stay(run, tmp_path, capsys):
+    """Against the powers of the probabilities that the plain call gives."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    with pytest.raises(LofftaError, match=r"no temperature(.|\n)*--validate-on SPLIT"):
+        told(copy, tmp_path / "no.parquet", calibrated=True)
+    assert not (tmp_path / "no.parquet").exists()
+    divisors = (0.5, 2.0, 1.5)
+    write_temperatures(RunPaths(copy), Temperatures(divisors, 3.0, "val", 40))
+    told(copy, tmp_path / "plain.parquet", per_seed=True)
+    told(copy, tmp_path / "calibrated.parquet", per_seed=True, calibrated=True)
+    plain, table = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("plain", "calibrated"))
+    plain, found = plain.to_pydict(), table.to_pydict()
+    for prefix, divisor in (("", 3.0), *((f"seed_{i}_", t) for i, t in enumerate(divisors))):
+        powers = np.array(plain[f"{prefix}probabilities"]) ** (1 / divisor)
+        expected = powers / powers.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(found[f"{prefix}probabilities"], expected, atol=1e-5)
+        assert found[f"{prefix}predicted"] == plain[f"{prefix}predicted"]
+    assert json.loads(table.schema.metadata[b"loffta-predictions"])["temperature"] == 3.0
+    opened = load_run(copy, device="cpu", calibrated=True)
+    opened._load = loader()
+    given = [picture(i) for i in range(3)]
+    np.testing.assert_allclose(opened.predict(given).probabilities, np.array(found["probabilities"])[:3], atol=1e-5)
 
 
 def test_bad_images_have_their_rows_and_reasons(run, tmp_path):

@@ -129,3 +129,50 @@ def test_gains_are_paired_by_backbone(tmp_path):
     assert summary["gains"]["new"] == pytest.approx({"mean": 0.1, "std": 0.1 / 2**0.5, "backbones": 2})
     assert summary["averages"]["base"]["mean_of_tasks"]["mean"] == pytest.approx(0.45)
     assert "new  +10.0 ± 7.1  2 backbones" in format_summary(summary)
+
+
+def test_places_and_mean_ranks_over_tasks(tmp_path):
+    """Of 8 tasks `up` is ahead of `r` by far on all, `even` now ahead and now behind; `gap` lacks one."""
+    noise = [0.001, -0.002, 0.003, -0.001, 0.002, -0.003, 0.001, -0.001]
+    values = {}
+    for i, wobble in enumerate(noise):
+        base = 0.4 + 0.05 * i
+        values |= {
+            (f"t{i}", "r", None): base,
+            (f"t{i}", "up", None): base + 0.1 + wobble,
+            (f"t{i}", "even", None): base + (0.02 if i % 2 else -0.02) + wobble,
+            (f"t{i}", "gap", None): None if i == 3 else base,
+        }
+    summary = summarise(planned(tmp_path, values))
+    ranks = summary["ranks"]
+    assert {name: found["place"] for name, found in ranks.items()} == {"r": [2, 3], "up": [1, 1], "even": [2, 3]}
+    assert [name for name, found in ranks.items() if found["tied_with_best"]] == ["up"]
+    of_r = [3 if i % 2 else 2 for i in range(8)]  # `even` is ahead of it on every second task
+    half = 2.365 * statistics.stdev(of_r) / 8**0.5  # Student's t of 7 degrees of freedom
+    assert ranks["r"]["mean_rank"] == pytest.approx(2.5)
+    assert ranks["r"]["mean_rank_ci95"] == pytest.approx([2.5 - half, 2.5 + half], abs=1e-3)
+    assert ranks["up"]["mean_rank_ci95"] == [1, 1]
+    text = format_summary(summary).splitlines()
+    (place,) = (line.split() for line in text if line.startswith("place "))
+    (mean,) = (line.split() for line in text if line.startswith("mean rank"))
+    assert place == ["place", "2-3", "1*", "2-3", NONE]
+    assert mean[:3] == ["mean", "rank", "2.5"]
+    assert "* tied with the best" in "".join(text)
+    assert json.loads(json.dumps(summary)) == summary
+
+
+def test_less_of_an_error_is_the_better_place(tmp_path):
+    values = {
+        (f"t{i}", run, None): 2.0 + 0.01 * i * i + more
+        for i in range(5)
+        for run, more in (("r", 1.0 + i / 9), ("less", 0.0))
+    }
+    ranks = summarise(planned(tmp_path, values, metric="log_loss"))["ranks"]
+    assert (ranks["less"]["mean_rank"], ranks["r"]["mean_rank"]) == (1, 2)
+
+
+def test_few_tasks_rank_nobody(tmp_path):
+    values = {(f"t{i}", run, None): 0.5 for i in range(4) for run in ("r", "other")}
+    summary = summarise(planned(tmp_path, values))
+    assert summary["ranks"] == {}
+    assert "place" not in format_summary(summary)

@@ -78,6 +78,7 @@ def test_the_table_and_the_figure_show_what_results_json_says(make_run, report):
         "combo",
         "6",
         shown,
+        "not known",
         "\u2013",
         "2",
         "7",
@@ -191,9 +192,10 @@ def test_what_runs_are_behind_the_best(make_run, report):
     roots = [make_run(name, [], ALL, right=[np.arange(15) < n]) for name, n in rights.items()]
     page = Page(report(*roots))
     minus = "\N{MINUS SIGN}"
-    assert page.row("best")[4] == "\u2013"
-    assert page.row("close")[4] == f"{minus}6.7|{minus}20.0 to 0.0|open"
-    assert page.row("far")[4].startswith(f"{minus}60.0|{minus}8")
+    assert page.row("best")[4:6] == ["1\u20132|tied with the best", "\u2013"]
+    assert page.row("close")[4:6] == ["1\u20132|tied with the best", f"{minus}6.7|{minus}20.0 to 0.0|open"]
+    assert page.row("far")[4] == "3"
+    assert page.row("far")[5].startswith(f"{minus}60.0|{minus}8")
     assert "chosen by its score on these very images" in "".join(page.text)
 
 

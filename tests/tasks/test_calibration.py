@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import brier_score_loss, log_loss
 
-from loffta.tasks.calibration import calibration, equal_mass, equal_width, fit_temperature, refuse, risks
+from loffta.tasks.calibration import calibration, equal_mass, equal_width, fit_temperature, log_of_mean, refuse, risks
 
 from .scores import draw_labels, draw_logits, softmax
 
@@ -32,17 +32,17 @@ def test_figures_equal_loops_and_scikit_learn(signal):
     logits, labels = drawn(signal=signal)
     found, chances = calibration(logits, labels), softmax(logits)
     ece, mce = slow_ece(logits, labels)
-    assert found["ece"] == pytest.approx(ece)
-    assert found["mce"] == pytest.approx(mce)
-    assert found["nll"] == pytest.approx(log_loss(labels, chances, labels=range(4)))
-    assert found["brier"] == pytest.approx(brier_score_loss(labels, chances, labels=range(4)))
-    assert found["brier"] == pytest.approx(
+    assert found["ece_width15"] == pytest.approx(ece)
+    assert found["mce_width15"] == pytest.approx(mce)
+    assert found["log_loss"] == pytest.approx(log_loss(labels, chances, labels=range(4)))
+    assert found["brier_sum"] == pytest.approx(brier_score_loss(labels, chances, labels=range(4)))
+    assert found["brier_sum"] == pytest.approx(
         np.mean([((chances[i] - np.eye(4)[labels[i]]) ** 2).sum() for i in range(300)])
     )
     order = np.argsort(chances.max(axis=1), kind="stable")
     parts = [order[i : i + 20] for i in range(0, 300, 20)]
     gaps = [abs((chances[rows].argmax(1) == labels[rows]).mean() - chances[rows].max(1).mean()) for rows in parts]
-    assert found["adaptive_ece"] == pytest.approx(np.mean(gaps))
+    assert found["ece_mass15"] == pytest.approx(np.mean(gaps))
     assert (equal_mass(logits, labels).n_images == 20).all()
 
 
@@ -58,11 +58,11 @@ def test_labels_drawn_from_the_probabilities_are_calibrated_at_temperature_one()
     rng = np.random.default_rng(0)
     logits = 2 * rng.normal(size=(20_000, 5))
     labels = (softmax(logits).cumsum(axis=1) > rng.random((20_000, 1))).argmax(axis=1)
-    assert calibration(logits, labels)["ece"] < 0.015
+    assert calibration(logits, labels)["ece_width15"] < 0.015
     for factor in (0.3, 1.0, 4.0):
         assert fit_temperature(factor * logits, labels) == pytest.approx(factor, rel=0.03)
-    assert calibration(4 * logits, labels)["ece"] > 0.1
-    assert calibration(4 * logits / fit_temperature(4 * logits, labels), labels)["ece"] < 0.015
+    assert calibration(4 * logits, labels)["ece_width15"] > 0.1
+    assert calibration(4 * logits / fit_temperature(4 * logits, labels), labels)["ece_width15"] < 0.015
 
 
 def test_the_temperature_is_the_best_of_a_fine_grid():
@@ -75,11 +75,27 @@ def test_the_temperature_is_the_best_of_a_fine_grid():
     assert fit_temperature(logits, labels) == pytest.approx(best, rel=2e-3)
 
 
-def test_temperatures_without_a_minimum_end_at_their_bounds():
+def test_there_is_no_temperature_where_sharper_or_flatter_is_ever_better():
     labels = np.array([0, 1, 1])
     right = np.eye(2)[labels] * 3
-    assert fit_temperature(right, labels) == 1e-3
-    assert fit_temperature(-right, labels) == 1e3
+    assert fit_temperature(right, labels) is None
+    assert fit_temperature(-right, labels) is None
+
+
+def test_blocks_change_nothing(monkeypatch):
+    logits, labels = drawn()
+    whole, temperature = calibration(logits, labels), fit_temperature(logits, labels)
+    monkeypatch.setattr("loffta.tasks.calibration._VALUES", 7 * logits.shape[1])
+    assert calibration(logits, labels) == pytest.approx(whole)
+    assert fit_temperature(logits, labels) == pytest.approx(temperature)
+
+
+def test_log_of_mean_has_the_mean_of_the_seeds_probabilities():
+    logits = np.stack([drawn(signal=signal)[0] for signal in (0.2, 1.5, 4.0)])
+    np.testing.assert_allclose(softmax(log_of_mean(logits)), softmax(logits).mean(axis=0), atol=1e-12)
+    np.testing.assert_allclose(softmax(log_of_mean(logits[:1])), softmax(logits[0]), atol=1e-12)
+    far = np.array([[[2000.0, 0.0]], [[2000.0, 0.0]]])
+    np.testing.assert_allclose(log_of_mean(far), [[0, -2000]])
 
 
 def test_risks_equal_a_loop_that_sorts_by_confidence():
@@ -90,6 +106,7 @@ def test_risks_equal_a_loop_that_sorts_by_confidence():
     np.testing.assert_allclose(risks(logits, labels), slow, atol=1e-12)
     assert calibration(logits, labels)["aurc"] == pytest.approx(np.mean(slow))
     assert refuse(logits, labels, 0.1) == pytest.approx(1 - slow[269])
+    assert calibration(logits, labels)["top1_surest_90"] == pytest.approx(1 - slow[269])
     assert refuse(logits, labels, 0.0) == pytest.approx((chances.argmax(axis=1) == labels).mean())
     assert refuse(logits, labels, 0.9999) == pytest.approx(1 - slow[0])
 

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy.stats import rankdata, sem, t
 
 from loffta.tasks.bootstrap import image_weights
 from loffta.tasks.paired import Scored, difference
-from loffta.tasks.ranks import rank_over_tasks, rank_runs
+from loffta.tasks.ranks import mean_ranks, rank_over_tasks, rank_runs
 
 N_IMAGES = 200
 
@@ -28,8 +29,10 @@ def share_held(skills, n_trials, n_seeds=1, spread=0.0, seed=0):
     low, high = true_places(skills)
     for trial in range(n_trials):
         hard = rng.normal(size=N_IMAGES)
-        of_seeds = np.asarray(skills)[:, None, None] + spread * rng.normal(size=(len(skills), n_seeds, 1))
-        right = hard + of_seeds + 0.6 * rng.normal(size=(len(skills), n_seeds, N_IMAGES)) > 0
+        right = [
+            hard + skill + spread * rng.normal(size=(n, 1)) + 0.6 * rng.normal(size=(n, N_IMAGES)) > 0
+            for skill, n in zip(skills, np.broadcast_to(n_seeds, len(skills)), strict=True)
+        ]
         found = rank_runs([scored(run, weights) for run in right], seed=trial)
         held.append((found.low <= low).all() and (found.high >= high).all())
     return np.mean(held)
@@ -49,11 +52,17 @@ def test_all_intervals_hold_in_93_to_97_of_100_tables(name):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("n_seeds", "spread"), [(1, 0.0), (3, 0.0), (3, 0.1), (5, 0.2)])
+@pytest.mark.parametrize(("n_seeds", "spread"), [(1, 0.0), (3, 0.0), (3, 0.1), (5, 0.2), (3, 0.3)])
 @pytest.mark.parametrize("name", TABLES)
 def test_all_intervals_hold_in_93_to_97_of_100_tables_counted_long(name, n_seeds, spread):
-    """Of several seeds they are wider than they need be: they hold in up to all tables, never in fewer."""
-    assert 0.93 <= share_held(TABLES[name], 3000, n_seeds, spread) <= (0.97 if n_seeds == 1 else 1)
+    """3,000 tables, of whose share twice the standard error is 0.8 points."""
+    assert 0.93 - 0.008 <= share_held(TABLES[name], 3000, n_seeds, spread) <= 0.97 + 0.008
+
+
+@pytest.mark.parametrize(("n_seeds", "spread"), [(3, 0.1), ([1, 2, 3, 3, 5, 5], 0.15)])
+def test_several_seeds_are_no_reason_for_more(n_seeds, spread):
+    """150 tables, of whose share twice the standard error is 3.6 points; before it was 99.8 % of them."""
+    assert 0.93 - 0.036 <= share_held(TABLES["all equal"], 150, n_seeds, spread, seed=2) <= 0.97 + 0.02
 
 
 def slow_better(runs):
@@ -149,3 +158,25 @@ def test_over_tasks_all_intervals_hold_in_93_to_97_of_100_tables():
         found = rank_over_tasks(scores)
         held.append((found.low <= low).all() and (found.high >= high).all())
     assert 0.93 - 0.028 <= np.mean(held) <= 0.97 + 0.028
+
+
+def test_mean_ranks_are_scipys_with_its_interval():
+    scores = np.random.default_rng(0).normal(size=(4, 9)).round(1)  # ties
+    ranks = rankdata(-scores, axis=0)
+    for (mean, low, high), of_run in zip(mean_ranks(scores), ranks, strict=True):
+        assert mean == pytest.approx(of_run.mean())
+        expected = t.interval(0.95, 8, of_run.mean(), sem(of_run))
+        assert (low, high) == pytest.approx((max(1, expected[0]), min(4, expected[1])))
+
+
+def test_mean_ranks_hold_the_truth_in_93_to_97_of_100_sets_of_tasks():
+    """Three equal runs: each has the mean rank 2."""
+    rng = np.random.default_rng(0)
+    held = [low <= 2 <= high for _ in range(400) for _, low, high in mean_ranks(rng.normal(size=(3, 19)))[:1]]
+    assert 0.93 - 0.022 <= np.mean(held) <= 0.97 + 0.022
+
+
+def test_less_of_an_error_is_the_better_place():
+    run, other = simulated([2.0, 0.0])
+    errors = [Scored(1 - r.values, 1 - r.resampled, smaller_is_better=True) for r in (run, other)]
+    assert (rank_runs(errors).better == rank_runs([run, other]).better).all()
