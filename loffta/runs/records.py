@@ -209,6 +209,55 @@ class Online(Part):
     source: str
 
 
+class FoldMetric(Part):
+    """One metric on the images of each fold, by the heads that have not seen them; mean over seeds."""
+
+    mean: float
+    std: float | None  # over folds
+    per_fold: list[float | None] = Field(min_length=2)  # None: not defined on a fold's images
+
+
+class Folds(Part):
+    """What results.json says of a cross-validation, beside the metrics of all its predictions together."""
+
+    n: int = Field(ge=2)
+    group: str | None = None
+    groups: Natural | None = None  # how many
+    images: list[Natural]  # tested, per fold
+    metrics: dict[str, FoldMetric]
+
+
+class Point(Part):
+    """A size of a learning curve: the headline metric, mean over draws and seeds."""
+
+    shots: int = Field(ge=1)
+    images: int = Field(ge=1)  # of all classes
+    metrics: dict[str, Metric]
+    interval: list[float] = Field(min_length=2, max_length=2)  # of the headline, over images, draws and seeds
+
+
+class FittedCurve(Part):
+    """A power law of the error, a + b n^-c, n images a class; and how far off it was where it was not fitted."""
+
+    a: float
+    b: float
+    c: float
+    predicted: float  # at the largest size, by a fit to the others
+    off: float  # that less what was seen
+    holds: bool
+    more_per_point: float | None = None  # labels a class; None: the law does not hold, or none or too many are enough
+
+
+class LearningCurve(Part):
+    """How the headline metric rises with labels a class."""
+
+    metric: str
+    draws: int = Field(ge=1)
+    points: list[Point] = Field(min_length=1)
+    fit: FittedCurve | None = None
+    told: str  # in words
+
+
 class ReliabilityBin(Part):
     """Images, of all seeds, that are about as sure; no mean where there are none."""
 
@@ -283,6 +332,8 @@ class Results(Part):
     values: Spread | None = None
     online: Online | None = None
     labels: str | None = None  # the set or file of annotations that says what is right; None: the image set's own
+    folds: Folds | None = None
+    learning_curve: LearningCurve | None = None
 
     def as_json(self) -> dict[str, Any]:
         """As in the file: what it does not say is left out."""
