@@ -31,7 +31,7 @@ from loffta.online.predict import name_predicted
 from loffta.online.stream import BATCH_SIZE, FreshStream
 from loffta.runs.holdout import split_rows
 from loffta.runs.known_images import open_cache
-from loffta.runs.records import Results
+from loffta.runs.results_text import Results
 from loffta.runs.run import read_results
 from loffta.runs.turns import is_of_folds, read_turns
 from loffta.store.cache import Cache

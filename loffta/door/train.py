@@ -11,7 +11,7 @@ from loffta.door.options import PathLike, given, many, open_up, split_settings
 from loffta.errors import UsageError
 from loffta.machine.borrowed import borrowed
 from loffta.machine.process import StopFlag
-from loffta.runs.records import Results
+from loffta.runs.results_text import Results
 
 _OF_BACKBONE = ("weights", "image_px", "taps")
 _OF_ONLINE = ("pooling", "resize", "background", "range", "unfrozen", "lr_backbone", "max_bad_frac")

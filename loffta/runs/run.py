@@ -28,7 +28,8 @@ from loffta.files.durable import replace_file
 from loffta.files.os_words import explain
 from loffta.files.tensor_file import read_tensors
 from loffta.machine.progress import say
-from loffta.runs.records import Record, Results, problem_of
+from loffta.runs.records import Record, problem_of
+from loffta.runs.results_text import Results
 from loffta.store.arrow import from_numbers, to_column
 from loffta.words import file_name, printable
 
