@@ -111,9 +111,11 @@ def labelled_rows(table: ImageTable, rows: NDArray[np.int64], split: str, task: 
     return found
 
 
-def refuse_one_class(table: ImageTable, rows: NDArray[np.int64], split: str) -> None:
+def refuse_one_class(table: ImageTable, rows: NDArray[np.int64], split: str, way_out: str = "") -> None:
     """Refuses to train on single labels that are all the same: top-1 would be 1.000 whatever is wrong.
 
+    Args:
+        way_out: what else the remedy says.
     Raises:
         LofftaError: the class, and where its folders lie deeper than SOURCE says, that.
     """
@@ -125,8 +127,7 @@ def refuse_one_class(table: ImageTable, rows: NDArray[np.int64], split: str) -> 
     raise LofftaError(
         f"all {len(rows)} images of split '{split}' are of one class, '{name}'" + (f": {cause}" if cause else ""),
         where=table.source,
-        remedy=("extract that into a new cache" if cause else "look at the labels, or train on more splits")
-        + "; --one-class trains on one class all the same",
+        remedy=("extract that into a new cache" if cause else "look at the labels, or train on more splits") + way_out,
     )
 
 

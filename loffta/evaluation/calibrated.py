@@ -50,7 +50,8 @@ def calibrate(
     """
     if not find_task(config.task).has_confidence or logits.shape[2] < 2:
         return Calibrated({})
-    whole = len(logits) == config.seeds  # the run's heads, one a seed: temperatures are theirs
+    # the run's heads, one a seed: temperatures are theirs
+    whole = len(logits) == config.seeds and config.folds is None and not config.shots
     fitted = _fit(split, logits, targets) if may_fit and whole and split == held_out_split(config) else None
     found = fitted or (read_temperatures(paths, config) if whole else None)
     told: dict[str, Any] = {"as_trained": _believed(list(logits), targets)}

@@ -126,13 +126,10 @@ def as_markdown(scan: Scan) -> str:
         lines += [
             _pipes(heads),
             _pipes(rule),
-            *(_pipes([_MARKDOWN.sub(r"\\\1", cell) for cell in row]) for row in rows),
+            *(_pipes([_plain(cell) for cell in row]) for row in rows),
+            "",
         ]
-        lines.append("")
-    return (
-        "\n".join([*lines, *(f"{_MARKDOWN.sub(chr(92) + chr(92) + chr(49), note)}  " for note in notes_of(scan))])
-        + "\n"
-    )
+    return "\n".join([*lines, *(f"{_plain(printable(note))}  " for note in notes_of(scan))]) + "\n"
 
 
 def as_latex(scan: Scan) -> str:
@@ -141,7 +138,7 @@ def as_latex(scan: Scan) -> str:
     for heads, rows in _tables(scan):
         spec = "".join("r" if i in figures_of(scan) else "l" for i in range(len(heads)))
         lines += [f"\\begin{{tabular}}{{{spec}}}", "\\toprule", _latex_row(heads), "\\midrule"]
-        lines += [*(_latex_row(row) for row in rows), "\\bottomrule", "\\end{tabular}"]
+        lines += [*(_latex_row(row) for row in rows), "\\bottomrule", "\\end{tabular}", ""]
     return "\n".join([*lines, *(f"% {printable(note)}" for note in notes_of(scan))]) + "\n"
 
 
@@ -152,6 +149,11 @@ def _tables(scan: Scan) -> Iterator[tuple[list[str], list[list[str]]]]:
         heads[0] += "" if shots is None else f", {count(shots, 'image')} of each class"
         rows = [cells_of(scan, row) for row in scan.rows if row.shots == shots]
         yield heads, [[printable(cell).strip() for cell in row] for row in rows]
+
+
+def _plain(text: str) -> str:
+    """With nothing in it that is markup to Markdown."""
+    return _MARKDOWN.sub(r"\\\1", text)
 
 
 def _pipes(cells: Sequence[str]) -> str:

@@ -91,6 +91,13 @@ def need_temperatures(paths: RunPaths, config: TrainConfig) -> Temperatures:
             where=paths.config,
             remedy="leave --calibrated out",
         )
+    if config.folds is not None or config.shots:
+        raise UsageError(
+            f"a temperature is for heads of the same training images, and this run has "
+            f"{'folds' if config.folds is not None else 'draws'}",
+            where=paths.config,
+            remedy="leave --calibrated out, or train a run without them and with --holdout 0.2",
+        )
     found = read_temperatures(paths, config)
     if found is None:
         raise LofftaError("this run has no temperature", where=paths.temperature, remedy=_how_to_fit(config))

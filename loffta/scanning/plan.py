@@ -93,6 +93,8 @@ def make_plan(config: ScanConfig, table: ImageTable, usable: Callable[[str], Row
         validate, chosen_on = usable(config.validate_on), f"split {config.validate_on}"
     elif held is not None and config.test_on != HOLDOUT:
         validate, chosen_on = held, "split holdout"
+    elif config.shots:
+        chosen_on = "a fifth of the drawn images, or where none can be spared without any"
     parts: list[Rows] = []
     trials = [
         _trial(parts, chosen, table.labels, validate, tested, config.data_seed, shots)

@@ -253,7 +253,8 @@ def _check_splits(config: TrainConfig, supply: Supply, recipe: Recipe, paths: Ru
         if config.task == "regression":
             spread_of(table, rows, split)
     if not config.one_class:
-        refuse_one_class(table, rows, config.train_on)
+        all_the_same = "; --one-class trains on one class all the same"
+        refuse_one_class(table, rows, config.train_on, all_the_same)
     check_weights(recipe, read_targets(table, config.task))
     if config.holdout is None:
         return _Rows(rows, None, draw_turns(paths, config, table, rows))

@@ -30,6 +30,7 @@ def test_a_table_a_file_and_json(command, toys, tmp_path):
     ("options", "message"),
     [
         (("--heads", "knn,svm"), "heads.1"),
+        (("--heads", ""), "at least 1 item"),
         (("--pooling", "max"), "pooling.0"),
         (("--shots", "1,x"), "shots.1"),
         (("--shots", "0"), "from 1 to"),

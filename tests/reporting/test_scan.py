@@ -94,6 +94,16 @@ def test_markdown_has_a_cell_for_each_column_whatever_is_in_it(scan, tmp_path):
     assert not re.search(r"[<>`*_$\[\]]", unescaped)
 
 
+def test_what_is_told_below_a_table_in_markdown_is_what_the_terminal_says(scan, tmp_path):
+    below = written(scan, tmp_path, ".md").split("\n\n")[-1].splitlines()
+    assert [re.sub(r"\\(.)", r"\1", line).rstrip() for line in below] == notes_of(scan)
+
+
+def test_tables_of_few_images_stand_below_each_other(tmp_path):
+    found = a_scan([a_row("net", "a", "ncm", 0.5, (1, 1), shots=n, tied=True) for n in (1, 5)], n_draws=4)
+    assert "\\end{tabular}\n\n\\begin{tabular}" in written(found, tmp_path, ".tex")
+
+
 def test_latex_has_no_live_character_of_a_name(scan, tmp_path):
     text = written(scan, tmp_path, ".tex")
     row = next(line for line in text.splitlines() if "<b>" in line)

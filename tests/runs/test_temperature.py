@@ -101,6 +101,14 @@ def test_several_classes_per_image_have_none(tmp_path):
         need_temperatures(RunPaths(tmp_path), config(task="multi-label"))
 
 
+@pytest.mark.parametrize(
+    ("values", "reason"), [({"folds": 5}, "folds"), ({"shots": (2,), "holdout": 0.2, "draws": 3}, "draws")]
+)
+def test_heads_of_other_images_have_none_in_common(tmp_path, values, reason):
+    with pytest.raises(UsageError, match=rf"has {reason}(.|\n)*leave --calibrated out"):
+        need_temperatures(RunPaths(tmp_path), config(**values))
+
+
 def test_probabilities_are_those_of_divided_logits():
     """The mean of the seeds' probabilities is raised to the power 1 / T, and made to sum to 1."""
     logits = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32) * 3

@@ -183,6 +183,7 @@ def test_few_images_of_each_class_are_drawn_several_times(cache, monkeypatch):
     (plan,) = plans
     labels, x, test = cache.table.labels, written(cache, "vit", "blocks.0"), np.arange(N_TRAIN, N_TRAIN + N_TEST)
     assert found.shots == [1, 4]
+    assert "of the drawn images" in found.chosen_on
     for row in found.rows:
         trials = [trial for trial in plan.trials if trial.shots == row.shots]
         scores = []
@@ -280,8 +281,9 @@ def test_what_cannot_be_done_is_told(cache, options, message):
 def test_one_class_is_nothing_to_learn(tmp_path):
     table = make_table([0] * 20 + [0, 1] * 4, ["train"] * 20 + ["test"] * 8)
     cache = make_cache(tmp_path / "cache", table, two_stores(28, 2)[1:])
-    with pytest.raises(LofftaError, match="are of one class"):
+    with pytest.raises(LofftaError, match="are of one class") as told:
         run(cache)
+    assert "--one-class" not in str(told.value), "a scan has no such option"
 
 
 def test_quarantined_and_missing_images_are_left_out(tmp_path):
