@@ -55,8 +55,10 @@ class Comparisons:
         for run in (one, other):
             if run.paths.root in self._unknown:
                 return self._unknown[run.paths.root]
-        if one.row.headline != other.row.headline or not self.same_images([one, other]):
-            return "they were tested on different images"
+        if one.row.headline != other.row.headline:
+            return "they are measured by different metrics"
+        if not self.same_images([one, other]):
+            return "they were tested on different images, or by different labels"
         return difference(self.scored(one), self.scored(other), one.row.n_images)
 
     def together(self) -> list[list[LoadedRun]]:

@@ -13,14 +13,11 @@ from loffta.reporting.plots import WIDTH, Scale
 from loffta.reporting.text import escape
 
 _LEFT, _RIGHT, _TOP, _HEIGHT = 44.0, 8.0, 8.0, 190.0
-_STYLES = (  # colour, dashes, mark
-    ("var(--mark,#0b3d66)", "", "circle"),
-    ("var(--wrong,#a3341b)", "6 3", "square"),
-    ("var(--right,#0a6640)", "2 3", "diamond"),
-    ("var(--control,#8d8d8d)", "9 3 2 3", "circle"),
-)
+_COLOURS = ("var(--mark,#0b3d66)", "var(--wrong,#a3341b)", "var(--right,#0a6640)", "var(--control,#8d8d8d)")
+_PENS = (("", "circle"), ("6 3", "square"), ("2 3", "diamond"), ("9 3 2 3", "circle"))  # dashes, mark
 _INK, _QUIET, _LINE = "var(--ink,#1b1f24)", "var(--quiet,#59636e)", "var(--line,#d5dae0)"
 _ROOM = 22.0  # of a layer's name, written upright
+_LETTER = 6.6  # about the width of one
 
 
 @dataclass(frozen=True)
@@ -46,20 +43,29 @@ def depth_chart(layers: Sequence[str], series: Sequence[Series], ticks: Sequence
     parts = [_rule(width, bottom - up(value), text) for value, text in ticks]
     parts += [_upright(name, _LEFT + step * (i + 0.5), bottom + 8) for i, name in enumerate(layers)]
     for i, one in enumerate(series):
-        style = _STYLES[i % len(_STYLES)]
+        style = _style(i)
         shift = (i - (len(series) - 1) / 2) * min(5.0, step / (len(series) + 1))  # intervals beside each other
         xs = [_LEFT + step * (j + 0.5) + shift for j in range(len(layers))]
         parts.append(_line(xs, [None if v is None else bottom - up(v) for v in one.values], style))
         parts += [_point(x, bottom, up, one, j, style) for j, x in enumerate(xs) if one.values[j] is not None]
     longest = max(map(len, layers))
-    height = bottom + 14 + 6.6 * longest
-    parts += [_key(i, one.name, height) for i, one in enumerate(series)]
-    height += 20
+    height = bottom + 14 + _LETTER * longest
+    column = max(90.0, 26 + _LETTER * max(len(one.name) for one in series))
+    n_columns = max(1, int((width - _LEFT) // column))
+    for i, one in enumerate(series):
+        parts.append(_key(i, one.name, _LEFT + column * (i % n_columns), height + 18 * (i // n_columns)))
+    height += 20 + 18 * ((len(series) - 1) // n_columns)
     name = escape(title)
     return (
         f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{name}"><title>{name}</title>'
         f"{''.join(parts)}</svg>"
     )
+
+
+def _style(i: int) -> tuple[str, str, str]:
+    """Colour, dashes and mark; another for each of 16 lines, and for each of the first four in all of them."""
+    n = len(_COLOURS)
+    return _COLOURS[i % n], *_PENS[(i + i // n) % len(_PENS)]
 
 
 def _line(xs: Sequence[float], ys: Sequence[float | None], style: tuple[str, str, str]) -> str:
@@ -98,9 +104,8 @@ def _rule(width: float, y: float, text: str) -> str:
     )
 
 
-def _key(i: int, name: str, y: float) -> str:
-    x = _LEFT + 90.0 * i
-    return _mark(x, y, _STYLES[i % len(_STYLES)]) + _text(name, x + 9, y + 4, "start", _INK)
+def _key(i: int, name: str, x: float, y: float) -> str:
+    return _mark(x, y, _style(i)) + _text(name, x + 9, y + 4, "start", _INK)
 
 
 def _upright(name: str, x: float, y: float) -> str:

@@ -94,7 +94,7 @@ def make_plan(config: ScanConfig, table: ImageTable, usable: Callable[[str], Row
     elif held is not None and config.test_on != HOLDOUT:
         validate, chosen_on = held, "split holdout"
     elif config.shots:
-        chosen_on = "a fifth of the drawn images, or where none can be spared without any"
+        chosen_on = "a fifth of the drawn images, where one can be spared"
     parts: list[Rows] = []
     trials = [
         _trial(parts, chosen, table.labels, validate, tested, config.data_seed, shots)

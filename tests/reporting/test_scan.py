@@ -152,6 +152,18 @@ def test_a_chart_puts_scores_at_their_height_and_leaves_gaps():
     assert "<title>half</title>" in chart
 
 
+def test_every_line_of_many_can_be_told_and_has_its_name_within_the_chart():
+    names = [f"{head}, {pooling}" for head in ("knn", "logreg", "ncm") for pooling in ("mean", "cls", "cls+mean")]
+    series = [Series(name, [i / 10], [None], [""]) for i, name in enumerate(names)]
+    chart = depth_chart(["a"], series, [(0.0, "0 %"), (1.0, "100 %")], "scores")
+    width, height = map(int, re.search(r'viewBox="0 0 (\d+) (\d+)"', chart).groups())
+    for name in names:
+        x, y = map(float, re.search(rf'<text x="([\d.]+)" y="([\d.]+)"[^>]*>{re.escape(name)}</text>', chart).groups())
+        assert x + 6 * len(name) < width
+        assert y < height
+    assert len(set(re.findall(r'class="depth" d="[^"]*" style="([^"]*)"', chart))) == len(names)
+
+
 def test_an_ending_that_nobody_writes_is_told_before_anything_is_measured(tmp_path):
     assert set(WRITERS) == {".csv", ".md", ".tex", ".json", ".html"}
     with pytest.raises(UsageError, match=r"end its name with .csv, .md"):
