@@ -178,9 +178,7 @@ class ScanConfig(StrictModel, frozen=True):
     cache: Path
     features: tuple[str, ...] = Field((), max_length=MANY)  # STORE[:TAPS]; none: all stores, all that they hold
     labels: str | None = None  # as in TrainConfig
-    heads: Annotated[tuple[HeadName, ...], Field(min_length=1)] | None = (
-        None  # None: those that fit the labels, but for the slow one
-    )
+    heads: Annotated[tuple[HeadName, ...], Field(min_length=1)] | None = None  # None: the quick ones that fit
     pooling: tuple[Pooling, ...] = Field(("mean",), min_length=1)  # as in `heads.linear`; each is a layer of its own
     train_on: str = "train"
     validate_on: str | None = None  # chooses the strengths of penalties; None: a fifth of the training images
