@@ -11,11 +11,14 @@ Matrices have images in their last axis, [T, n]: products with few targets are 2
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from loffta.probes.maps import Features
 
 Form: TypeAlias = Literal["softmax", "sigmoid"]
 
@@ -48,25 +51,38 @@ class Holder:
         self._doubt, self._doubt_now = max(self._doubt_now, 1e-300), 0.0
         self._share, self._parts = 1.0, list[Held]()
 
-    def add(self, rows: Float[Tensor, "B J"], chances: Float[Tensor, "T B"], weights: Float[Tensor, " B"]) -> None:
-        """One batch."""
+    def add(
+        self,
+        features: Features,
+        chances: Float[Tensor, "T B"],
+        weights: Float[Tensor, " B"],
+        scale: Callable[[Tensor], Float[Tensor, "n J"]],
+    ) -> None:
+        """One batch.
+
+        Args:
+            scale: makes rows of the features that are kept, in float32.
+        """
         doubt = undecided(chances, self._form) * weights
         self._doubt_now += float(doubt.sum())
         likely = (doubt * (self._share * self._n_held / self._doubt)).clamp(max=1.0)
-        self._keep(Held(rows, chances, weights), likely)
+        drawn = self._draw(likely)
+        self._parts.append(
+            Held(scale(features[drawn]), chances[:, drawn].float(), (weights[drawn] / likely[drawn]).float())
+        )
         if sum(len(part.weights) for part in self._parts) > 2 * self._n_held:  # more in doubt than in the last pass
-            whole, self._parts, self._share = self.take(), [], self._share / 2
-            self._keep(whole, torch.full_like(whole.weights, 0.5))
+            rows, chances, weights = self.take()
+            drawn = self._draw(torch.full_like(weights, 0.5))
+            self._parts = [Held(rows[drawn], chances[:, drawn], weights[drawn] * 2)]
+            self._share /= 2
 
     def take(self) -> Held:
         """What was kept of this pass."""
         rows, chances, weights = zip(*self._parts, strict=True)
         return Held(torch.cat(rows), torch.cat(chances, dim=1), torch.cat(weights))
 
-    def _keep(self, part: Held, likely: Tensor) -> None:
-        drawn = (torch.rand(len(likely), generator=self._draws).to(likely) < likely).nonzero()[:, 0]
-        weights = part.weights[drawn] / likely[drawn]
-        self._parts.append(Held(part.rows[drawn].float(), part.chances[:, drawn].float(), weights.float()))
+    def _draw(self, likely: Tensor) -> Tensor:
+        return (torch.rand(len(likely), generator=self._draws).to(likely) < likely).nonzero()[:, 0]
 
 
 def undecided(chances: Float[Tensor, "T n"], form: Form) -> Float[Tensor, " n"]:

@@ -113,7 +113,7 @@ class LogisticPath:
         self._slope = self._slope.to(rows.device)
         self._slope[:, :-1] += pulls @ rows
         self._slope[:, -1] += pulls.sum(dim=1)
-        self._holder.add(self._scaled(features.to(rows.device).float()), chances, heavy / self._n_images)
+        self._holder.add(features.to(rows.device), chances, heavy / self._n_images, self._scaled)
 
     def step(self) -> None:
         """Ends a pass."""
@@ -172,8 +172,10 @@ class LogisticPath:
 
     def _scaled(self, features: Features) -> Tensor:
         """Centred, scaled if need be, and a 1."""
-        mean, shrink = (each.to(features) for each in (self._mean, self._shrink))
-        return torch.cat([(features - mean) * shrink, features.new_ones((len(features), 1))], dim=1)
+        found = torch.ones((len(features), features.shape[1] + 1), device=features.device)
+        torch.sub(features, self._mean.to(found), out=found[:, :-1])
+        found[:, :-1] *= self._shrink.to(found)
+        return found
 
     def _map(self, point: Point) -> LinearMap:
         """Of the features as they come."""

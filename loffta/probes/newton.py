@@ -80,7 +80,8 @@ def divider(held: Held, form: Form, penalties: Float[Tensor, " J"]) -> Callable[
         bound.diagonal().add_(more)
         factor, failed = torch.linalg.cholesky_ex(bound)
         if not failed:
-            return lambda slope: torch.cholesky_solve(slope.T, factor).T
+            inverse = torch.cholesky_inverse(factor)  # a product with it takes half of the time of two substitutions
+            return lambda slope: slope @ inverse
         more = more * 10  # float32's rounding made an eigenvalue negative
 
 

@@ -47,7 +47,7 @@ GOAL = 5.0
 N_CLASSES = 10
 CS = tuple(10.0**power for power in range(-4, 3))
 N_FOLDS = 5
-N_BATCH = 256
+N_BATCH = 1024  # as a scan multiplies at a time
 Probe = tuple[dict[str, Callable[[], Any]], str]  # jobs, and how far their results agree
 Data = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]  # train, its labels, test
 
