@@ -134,6 +134,6 @@ def votes(
     weights = there.double() if temperature is None else ((similarity - similarity[:, :1]) / temperature).exp()
     weights = weights.where(there, 0.0)
     counted = (weights * _VOTE_STEPS).round().long()
-    classes = labels.to(nearest.row.device)[nearest.row.clamp(min=0)]
+    classes = labels.to(nearest.row.device).index_select(0, nearest.row.clamp(min=0).flatten()).view(counted.shape)
     sums = counted.new_zeros((len(counted), n_classes)).scatter_add_(1, classes, counted)
     return sums.double() / sums.sum(dim=1, keepdim=True).clamp(min=1)
