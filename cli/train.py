@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loffta.words import plural
+from loffta.words import plural, printable
 
 from .common import emit, json_option, merge_config, parse_settings, show, show_lines
 from .train_online import online_options
@@ -32,6 +32,10 @@ _REQUIRED = {"cache": "CACHE", "head": "--head NAME"}  # or in the --config file
 @click.option("--validate-on", metavar="SPLIT", help="Measured too; --search chooses by it.")
 @click.option("--holdout", type=float, metavar="SHARE", help="Keep so much of --train-on out, as split 'holdout': 0.2.")
 @click.option("--test-on", default="test", show_default=True, help="Split to evaluate at the end.")
+@click.option("--folds", type=int, metavar="K", help="Cross-validate: part --train-on, test each part by the others.")
+@click.option("--group", metavar="COLUMN", help="With --folds: what is never on both sides, for example patient.")
+@click.option("--shots", metavar="N,N,...", help="Train on so many images of every class, for each N: 1,2,5,10.")
+@click.option("--draws", type=int, metavar="D", help="With --shots: times that each N is drawn anew.  [5]")
 @click.option("--seeds", type=int, default=1, show_default=True, help="Heads trained side by side on one read.")
 @click.option("--data-seed", type=int, default=0, show_default=True, help="Decides the order of the images.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change the head's recipe: epochs=12.")
@@ -91,11 +95,14 @@ def command(
 
 def _print_next(out: Path, config: TrainConfig) -> None:
     """Where everything is, and what can be done with it."""
+    from loffta.dataset.splits import OUT_OF_FOLD
     from loffta.machine.terminal import command as to_type
     from loffta.runs.run import RunPaths
 
     paths = RunPaths(out)
-    files = [paths.results(config.test_on), paths.predictions(config.test_on), *map(paths.head, range(config.seeds))]
+    heads = [] if config.folds or config.shots else [*map(paths.head, range(config.seeds))]
+    split = OUT_OF_FOLD if config.folds else config.test_on
+    files = [paths.results(split), paths.predictions(split), *heads]
     show(f"written to {out}: {', '.join(str(path.relative_to(out)) for path in files if path.exists())}")
     show("next:")
     show_lines(to_type(["loffta", "report", str(out)]))
@@ -106,10 +113,11 @@ def print_results(results: Mapping[str, Any]) -> None:
     """One line per metric; relevance where there is one."""
     from loffta.tasks.figures import in_words, metric_name, show_interval
 
-    images = f"{results['n']} {plural(results['n'], 'image')}"
+    images, few = f"{results['n']} {plural(results['n'], 'image')}", "learning_curve" in results
     for name, metric in results["metrics"].items():
         n_seeds = len(metric["per_seed"])
-        seeds = f" over {n_seeds} seeds" if n_seeds > 1 else ""
+        several = f"draws of {results['learning_curve']['points'][-1]['shots']} a class" if few else "seeds"
+        seeds = f" over {n_seeds} {several}" if n_seeds > 1 else ""
         low, high = metric["ci95"]
         interval = show_interval(name, (low, high))
         show(f"{in_words(name, metric)}{seeds}, 95 % interval {interval} ({images})")
@@ -132,10 +140,29 @@ def print_results(results: Mapping[str, Any]) -> None:
             f"({in_words(results['search']['metric'], {'mean': chosen['score'], 'std': None})} "
             f"on {results['search']['validated_on']})"
         )
+    _print_turns(results)
     for name, note in results.get("notes", {}).items():
         show(f"{metric_name(name)}: {note}")
     for entry in results.get("relevance", {}).get("backbones", []):
         show(f"relevance {entry['score']:.3f}  {entry['backbone']}")
+
+
+def _print_turns(results: Mapping[str, Any]) -> None:
+    """What folds, or draws of a few labels, say beside the metrics."""
+    from loffta.tasks.figures import in_words, show_interval
+
+    if "folds" in results:
+        folds = results["folds"]
+        of_groups = f" of {folds['groups']} groups by {printable(folds['group'])}" if folds.get("group") else ""
+        told = ", ".join(in_words(name, found) for name, found in folds["metrics"].items())
+        show(f"{folds['n']} folds{of_groups}, mean and deviation over them: {told}")
+    if "learning_curve" in results:
+        curve = results["learning_curve"]
+        name, draws = curve["metric"], f"{curve['draws']} {plural(curve['draws'], 'draw')}"
+        for point in curve["points"]:
+            interval = f"95 % interval {show_interval(name, point['interval'])}"
+            show(f"{point['shots']:5} a class: {in_words(name, point['metrics'][name])}, {interval} ({draws})")
+        show(curve["told"])
 
 
 def _print_calibration(found: Mapping[str, Any]) -> None:

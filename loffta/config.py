@@ -54,6 +54,20 @@ def _window(value: object) -> object:
 Window: TypeAlias = Annotated[tuple[Count, Count], BeforeValidator(_window)]  # (rows, columns), or 2x2
 
 
+def _numbers(value: object) -> object:
+    """`1,2,5` as numbers."""
+    if isinstance(value, str):
+        if not all(part.strip().isdecimal() for part in value.split(",")):
+            raise ValueError("it must be numbers with commas between them, for example 1,2,5")
+        return [int(part) for part in value.split(",")]
+    return value
+
+
+Shots: TypeAlias = Annotated[
+    tuple[Count, ...], BeforeValidator(_numbers), AfterValidator(lambda n: tuple(sorted({*n})))
+]
+
+
 def _word_for_none(word: str) -> BeforeValidator:
     """None can be written as `word`."""
     return BeforeValidator(lambda value: None if value == word else value)
@@ -135,6 +149,10 @@ class TrainConfig(StrictModel, frozen=True):
     validate_on: str | None = None  # measured too; what --search chooses by
     holdout: float | None = Field(None, gt=0, lt=1)  # this share of train_on becomes the split "holdout"
     test_on: str = "test"
+    folds: int | None = Field(None, ge=2, le=MANY)  # train_on is parted; each part is tested by heads of the others
+    group: str | None = None  # the column whose groups (patients, sites) are never on both sides of a fold
+    shots: Shots = Field((), max_length=20)  # train on so many images of every class, instead of all
+    draws: Count | None = None  # of each such size; None: 5
     seeds: Count = 1
     data_seed: Seed = 0  # order of the images, shared by all seeds
     recipe: dict[str, Any] = Field(default_factory=dict)  # what differs from the head's defaults

@@ -39,7 +39,7 @@ Images = dict[str, list[tuple[bytes, int]]]  # JPEG and class, by split
 
 
 def shrink(config: PipelineConfig) -> PipelineConfig:
-    """The same stages with tiny networks: inputs of 32 px (64 where they were above 256), two epochs, two seeds.
+    """The same stages with tiny networks: inputs of 32 px (64 where they were above 256), two epochs, seeds and draws.
 
     Heads that are transformers have two narrow blocks; a search tries two rates.
 
@@ -71,6 +71,8 @@ def _short(values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
         "recipe": recipe | (SMALL_SEARCH if values.get("search") else {}),
         "seeds": min(2, values.get("seeds", 1)),
     }
+    if "shots" in values:
+        short |= {"shots": [n for n in values["shots"] if n <= IMAGES["train"]], "draws": 2}
     if "online" in values:
         short["online"] = values["online"] | {"backbone": _tiny(values["online"]["backbone"], names)}
     return short

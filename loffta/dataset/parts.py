@@ -12,11 +12,64 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loffta.config import TrainConfig
 from loffta.dataset.folds import draw_folds
-from loffta.dataset.splits import name_some
+from loffta.dataset.splits import OUT_OF_FOLD, name_some
 from loffta.errors import LofftaError, UsageError
 from loffta.store.table import ImageTable
 from loffta.words import printable
+
+N_DRAWS = 5  # of each size of --shots, unless more are asked for
+
+
+def choose_parts(config: TrainConfig, table: ImageTable) -> TrainConfig:
+    """The configuration with its folds or draws settled: how many draws, and that folds test what they leave out.
+
+    Raises:
+        UsageError: options that exclude each other, or one that is for others which are not there.
+    """
+    for option, alone, needed in (
+        ("--group", config.group is not None and config.folds is None, "--folds K"),
+        ("--draws", config.draws is not None and not config.shots, "--shots N,N,..."),
+    ):
+        if alone:
+            raise UsageError(f"{option} is for {needed}", where=option, remedy=f"add {needed}, or leave it out")
+    if config.folds is None and not config.shots:
+        return config
+    option = "--shots" if config.shots else "--folds"
+    for other, given, why in (
+        ("--folds", bool(config.shots) and config.folds is not None, "leave one of them out: make two runs"),
+        ("--search", config.search, "search in a run of its own, and give what it finds with --set lr=..."),
+        ("--select", config.select, "select in a run of its own, and name its features with --features"),
+        ("--online", config.online is not None, "extract first: `loffta extract`, then `loffta train CACHE`"),
+        (
+            "--holdout",
+            config.folds is not None and config.holdout is not None,
+            "folds hold out every image in turn: leave it out",
+        ),
+        (
+            "--validate-on",
+            config.folds is not None and config.validate_on is not None,
+            "`loffta evaluate RUN --split SPLIT` measures on it",
+        ),
+    ):
+        if given:
+            raise UsageError(f"{option} and {other} exclude each other", where=f"{option} {other}", remedy=why)
+    if config.shots:
+        return config.model_copy(update={"draws": config.draws or N_DRAWS})
+    if OUT_OF_FOLD in table.split_sizes():
+        raise UsageError(
+            f"the image set has a split '{OUT_OF_FOLD}' of its own",
+            where="--folds",
+            remedy="give that split another name",
+        )
+    if config.test_on not in ("test", OUT_OF_FOLD):
+        raise UsageError(
+            f"folds test what they leave out of {config.train_on}, not split '{config.test_on}'",
+            where="--test-on",
+            remedy="leave it out; `loffta evaluate RUN --split SPLIT` measures on another split",
+        )
+    return config.model_copy(update={"test_on": OUT_OF_FOLD})
 
 
 def groups_of(table: ImageTable, rows: NDArray[np.int64], column: str) -> list[str]:
@@ -31,7 +84,7 @@ def groups_of(table: ImageTable, rows: NDArray[np.int64], column: str) -> list[s
         raise UsageError(
             f"the image set {known}, and no '{printable(column)}'",
             where=f"--group {printable(column)}",
-            remedy=f"add them: `loffta label CACHE FILE --group {printable(column)}`"
+            remedy=f"add them: `loffta label CACHE FILE --group {printable(column)}`, and train with its --labels"
             if table.groups is None
             else f"use --group {printable(table.group_column or '')}",
         )
@@ -48,18 +101,23 @@ def groups_of(table: ImageTable, rows: NDArray[np.int64], column: str) -> list[s
 
 
 def part_rows(
-    table: ImageTable, rows: NDArray[np.int64], n_folds: int, group: str | None, seed: int
+    table: ImageTable,
+    rows: NDArray[np.int64],
+    n_folds: int,
+    groups: Sequence[str] | None,
+    group: str | None,
+    seed: int,
 ) -> NDArray[np.int64]:
     """The fold in which each of some labelled rows is tested; every fold can learn every class from the others.
 
     Of several classes an image counts as one of the rarest that it has.
 
     Args:
-        group: the name of the column whose groups are never on both sides.
+        groups: of the rows, never on both sides; see `groups_of`.
+        group: what they are called.
     Raises:
         LofftaError: more folds than images, than images of a class or than groups; a class that a fold could not learn.
     """
-    groups = None if group is None else groups_of(table, rows, group)
     labels = _labels_of(table, rows)
     what = "images" if groups is None else f"{printable(group or '')} groups"
     n_units = len(rows) if groups is None else len({*groups})

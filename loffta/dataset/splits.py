@@ -21,6 +21,7 @@ from loffta.store.table import ImageTable
 Config = TypeVar("Config", TrainConfig, ScanConfig)
 
 HOLDOUT = "holdout"  # the split's name
+OUT_OF_FOLD = "out-of-fold"  # what folds test: all of the training split, each image by a head that has not seen it
 _N_SHOWN = 5  # classes that a message names
 _STREAM = 2  # of the search's part; old runs drew their holdout from stream 1
 

@@ -10,7 +10,7 @@ from loffta.door.options import PathLike, many, open_up
 from loffta.errors import NotSaved, UsageError
 from loffta.machine import process
 from loffta.machine.borrowed import borrowed
-from loffta.runs.records import Results
+from loffta.runs.results_text import Results
 
 
 class _Options(TypedDict, total=False):

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from loffta.dataset.features import Feature, choose_features
 from loffta.door.given import GivenImage, GivenImages
 from loffta.door.options import PathLike
 from loffta.errors import UsageError
-from loffta.evaluation.evaluate import predict_batches
+from loffta.evaluation.evaluate import predict, predict_folds
 from loffta.extraction.begin import backbone_loader
 from loffta.feed.batches import Batch, Feed
 from loffta.images.batches import judge_bad
@@ -30,8 +31,9 @@ from loffta.online.predict import name_predicted
 from loffta.online.stream import BATCH_SIZE, FreshStream
 from loffta.runs.holdout import split_rows
 from loffta.runs.known_images import open_cache
-from loffta.runs.records import Results
+from loffta.runs.results_text import Results
 from loffta.runs.run import read_results
+from loffta.runs.turns import is_of_folds, read_turns
 from loffta.store.cache import Cache
 from loffta.tokens import FeatureSpec
 
@@ -181,6 +183,9 @@ class Run:
     def predict_cached(self, split: str | None = None) -> Predictions:
         """The same of the images of a split that are in the run's cache, labelled or not. None: the run's own split.
 
+        Of a run with folds that is "out-of-fold": each image by the heads that have not seen it. All other images are
+        predicted by the mean of all folds.
+
         >>> run.predict_cached("test").probabilities.shape
         (50, 10)
 
@@ -190,10 +195,15 @@ class Run:
         """
         split = split or self._run.config.test_on
         cache, features, rows = self._open(split)
-        recipe = self._run.recipe
+        recipe, config = self._run.recipe, self._run.config
+        how: dict[str, Any] = {"recipe": recipe, "batch_size": recipe.batch_size, "device": self._device}
         with borrowed():
             process.cap_threads()
-            logits = predict_batches(self._run.heads, self._feed(features, rows, recipe.batch_size), recipe)
+            if is_of_folds(config, split):
+                turns = read_turns(self._run.paths, cache.table, cache.paths.root)
+                logits, _ = predict_folds(self._run.heads, features, rows, turns, **how)
+            else:
+                logits = predict(self._run.heads, features, rows, **how)
         quarantined = {row: reason for feature in features for row, reason in feature.array.ledger.bad.items()}
         asked = cache.table.rows_of(split).tolist()
         bad = {cache.table.keys[row]: quarantined[row] for row in asked if row in quarantined}

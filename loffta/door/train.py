@@ -11,7 +11,7 @@ from loffta.door.options import PathLike, given, many, open_up, split_settings
 from loffta.errors import UsageError
 from loffta.machine.borrowed import borrowed
 from loffta.machine.process import StopFlag
-from loffta.runs.records import Results
+from loffta.runs.results_text import Results
 
 _OF_BACKBONE = ("weights", "image_px", "taps")
 _OF_ONLINE = ("pooling", "resize", "background", "range", "unfrozen", "lr_backbone", "max_bad_frac")
@@ -29,6 +29,10 @@ def train(
     validate_on: str | None = None,
     holdout: float | None = None,
     test_on: str = "test",
+    folds: int | None = None,
+    group: str | None = None,
+    shots: int | str | Sequence[int] = (),
+    draws: int | None = None,
     seeds: int = 1,
     data_seed: int = 0,
     set: Mapping[str, Any] | None = None,
@@ -71,6 +75,10 @@ def train(
         features: STORE[:TAPS], or several; none: all stores.
         labels: a set of annotations of the cache (`loffta.label`), or a file; None: what the image set says.
         holdout: keep so much of `train_on` out, as split `holdout`: 0.2.
+        folds: cross-validation: `train_on` is parted, and each part tested by heads of the others.
+        group: with `folds`: a column whose groups, patients or sites, are never on both sides.
+        shots: train on so many images of every class, for each size: [1, 2, 5, 10].
+        draws: with `shots`: times that each size is drawn anew. None: 5.
         set: changes of the head's recipe: `{"epochs": 12, "augment.rotate": 5}`.
         checkpoint_s: seconds between two checkpoints.
         online: a source of images, run through `backbone` at every step; it and all that follows are for this.
@@ -110,6 +118,7 @@ def make_config(arguments: dict[str, Any]) -> TrainConfig:
     for name in ("out", "progress"):
         values.pop(name)
     values["features"] = many(values["features"])
+    values["shots"] = values["shots"] if isinstance(values["shots"], str) else many(values["shots"])
     values |= {} if "labels" not in values else {"labels": str(values["labels"])}
     values |= take_online(values)
     settings = values.pop("set", {})

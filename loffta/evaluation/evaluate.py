@@ -23,13 +23,13 @@ from loffta.dataset.features import Feature, choose_features, n_bad
 from loffta.dataset.targets import labelled_rows, read_targets
 from loffta.errors import LofftaError
 from loffta.evaluation.calibrated import calibrate, save
-from loffta.evaluation.findings import Findings
-from loffta.evaluation.measure import measure, prediction_columns
+from loffta.evaluation.findings import Findings, relevance, together
+from loffta.evaluation.measure import prediction_columns
+from loffta.evaluation.turns import measure_run
 from loffta.feed.batches import Batch, Feed
 from loffta.heads import Head, build_head, find_head
 from loffta.heads.precision import autocast, matmul_precision
 from loffta.heads.recipe import Recipe
-from loffta.heads.relevance import raw_scores, scores
 from loffta.machine import process
 from loffta.machine.progress import say
 from loffta.runs.holdout import split_rows
@@ -37,6 +37,7 @@ from loffta.runs.known_images import open_cache, read_known
 from loffta.runs.origins import read_origins
 from loffta.runs.records import SearchTable, Training
 from loffta.runs.run import RunPaths, load_head, open_run, read_json, read_results
+from loffta.runs.turns import Turns, homes, is_of_folds, read_turns, shown_homes
 from loffta.store.cache import Cache
 from loffta.store.table import ImageTable
 from loffta.tasks import find_task
@@ -84,12 +85,18 @@ def evaluate(
     rows = labelled_rows(cache.table, asked, split, config.task)
     doing = f"evaluating split '{split}'; no results were written"
     with (stop or process.StopFlag()).at_once(doing), process.explain_memory(target, run, _LESS_MEMORY):
-        told = Findings(heads)
-        batch_size = _batch_size(paths, recipe)
-        logits = predict(heads, features, rows, recipe=recipe, batch_size=batch_size, device=target, told=told)
+        how: dict[str, Any] = {"recipe": recipe, "batch_size": _batch_size(paths, recipe), "device": target}
+        turns = read_turns(paths, whole, cache.paths.root) if config.shots or is_of_folds(config, split) else None
+        if turns is None or turns.folds is None:
+            told = [Findings(heads)]
+            logits = predict(heads, features, rows, **how, told=told[0])
+        else:
+            logits, told = predict_folds(heads, features, rows, turns, **how)
         targets = read_targets(cache.table, config.task)[rows].numpy()
         keys = [cache.table.keys[row] for row in rows]
-        measured = measure(task, logits, targets, cache.table.classes, keys=keys, seed=config.data_seed)
+        measured = measure_run(task, config, turns, logits, targets, cache.table.classes, rows, keys)
+        n_shown = len(measured["metrics"][task.headline]["per_seed"])
+        logits = logits[-n_shown:]  # of draws, by the heads with the most images
         compared = _compare(paths, trained)
         own = labels is None and "other_set" not in compared
         calibrated = calibrate(paths, config, split, logits, targets, may_fit=own)
@@ -97,7 +104,7 @@ def evaluate(
     saved_as = split if labels is None else f"{split}@{cache.labels}"
     results = describe(config, features, saved_as, len(rows), left_out) | measured
     results |= {} if cache.labels is None else {"labels": cache.labels}
-    results |= describe_training(paths, config, recipe, heads) | told.entries() | calibrated.told
+    results |= describe_training(paths, config, recipe, heads) | together(told) | calibrated.told
     results["images"] |= compared
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": process.peak_rss_mib()}
     results["versions"] = process.versions()
@@ -105,7 +112,10 @@ def evaluate(
         train_seconds = read_results(paths.results(saved_as)).get("train_seconds")
     if train_seconds is not None:
         results["train_seconds"] = train_seconds
-    save(paths, saved_as, results, prediction_columns(task, logits, targets, rows, keys), calibrated.fitted)
+    columns = prediction_columns(task, logits, targets, rows, keys)
+    if turns is not None and turns.folds is not None:
+        columns["fold"] = np.tile(turns.fold_of(rows), n_shown)
+    save(paths, saved_as, results, columns, calibrated.fitted)
     return results
 
 
@@ -120,23 +130,32 @@ def trained_recipe(paths: RunPaths, config: TrainConfig) -> Recipe:
 
 
 def load_heads(
-    paths: RunPaths, config: TrainConfig, features: Sequence[Feature], recipe: Recipe, n_classes: int
+    paths: RunPaths,
+    config: TrainConfig,
+    features: Sequence[Feature],
+    recipe: Recipe,
+    n_classes: int,
+    *,
+    shown: bool = False,
 ) -> list[Head]:
-    """The trained heads of a run, one per seed, in evaluation mode.
+    """The trained heads of a run, one per seed and turn, in evaluation mode.
 
+    Args:
+        shown: those alone that stand for the run on new images: all folds, but of draws those with the most images.
     Raises:
         LofftaError: a head is missing, damaged, or does not fit the cache.
     """
     heads = []
-    for seed in range(config.seeds):
-        state = load_head(paths.head(seed))
+    found = shown_homes(paths, config) if shown else homes(paths, config)
+    for path, seed in ((home.head(seed), seed) for home in found for seed in range(config.seeds)):
+        state = load_head(path)
         try:
             head = build_head(config.head, [feature.spec for feature in features], n_classes, recipe, seed)
             head.load_state_dict(state)
         except (RuntimeError, MemoryError) as error:
             raise LofftaError(
                 f"the trained head does not fit {n_classes} classes of these features",
-                where=paths.head(seed),
+                where=path,
                 remedy="was the cache changed? train again, or name the cache of the training with --cache",
             ) from error
         heads.append(head.eval())
@@ -212,6 +231,24 @@ def predict(
         return predict_batches(heads, feed.in_order(), recipe, told)
 
 
+def predict_folds(
+    heads: Sequence[Head], features: Sequence[Feature], rows: NDArray[np.int64], turns: Turns, **how: Any
+) -> tuple[NDArray[np.floating[Any]], list[Findings]]:
+    """Logits [S, B, C] of each row by the S heads that have not seen it; and what they tell of these rows.
+
+    Args:
+        heads: fold by fold.
+    """
+    folds, n_seeds = turns.fold_of(rows), len(heads) // len(turns.trained)
+    parts, told = [], []
+    for k in np.unique(folds):
+        tested = heads[k * n_seeds : (k + 1) * n_seeds]
+        told.append(Findings(tested))
+        parts.append(predict(tested, features, rows[folds == k], **how, told=told[-1]))
+    order = np.argsort(np.argsort(folds, kind="stable"), kind="stable")
+    return np.concatenate(parts, axis=1)[:, order], told
+
+
 def predict_batches(
     heads: Sequence[Head], batches: Iterable[Batch], recipe: Recipe, told: Findings | None = None
 ) -> NDArray[np.floating[Any]]:
@@ -240,29 +277,6 @@ def score(
     found = torch.stack(logits).float().cpu()
     scales = [head.scale for head in heads]
     return torch.stack([o if s is None else s.to_values(o) for s, o in zip(scales, found, strict=True)])
-
-
-def relevance(heads: Sequence[Head]) -> dict[str, list[dict[str, Any]]]:
-    """Scores per backbone and per tap of a penalised ComBo, mean over seeds, the most relevant backbone first."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for level in ("backbones", "taps"):
-        groups = heads[0].backbone_groups if level == "backbones" else heads[0].tap_groups  # type: ignore[attr-defined]
-        weights = [head.project.weight.detach() for head in heads]  # type: ignore[attr-defined]
-        sized = torch.stack([scores(weight, groups) for weight in weights])
-        raw = torch.stack([raw_scores(weight, groups) for weight in weights]).mean(dim=0)
-        found[level] = [
-            {
-                "backbone": group.backbone,
-                "tap": group.tap,
-                "score": float(sized[:, i].mean()),
-                "per_seed": sized[:, i].tolist(),
-                "raw_score": float(raw[i]),
-                "inputs": group.n_columns,
-            }
-            for i, group in enumerate(groups)
-        ]
-    found["backbones"].sort(key=lambda entry: -entry["score"])
-    return found
 
 
 def describe_training(paths: RunPaths, config: TrainConfig, recipe: Recipe, heads: Sequence[Head]) -> dict[str, Any]:

@@ -13,10 +13,11 @@ import torch
 
 from loffta.evaluation.measure import summary
 from loffta.heads import Head
+from loffta.heads.relevance import raw_scores, scores
 
 
 class Findings:
-    """Sums up over batches, seed by seed; `entries` ends it."""
+    """Sums up over batches, seed by seed; `entries`, or `together`, ends it."""
 
     def __init__(self, heads: Sequence[Head]) -> None:
         self._heads = heads
@@ -34,9 +35,41 @@ class Findings:
 
     def entries(self) -> dict[str, list[dict[str, Any]]]:
         """By name what all heads found: entries with mean, std and per_seed in place of each head's `value`."""
+        return together([self])
+
+    def of_heads(self) -> list[dict[str, list[dict[str, Any]]]]:
+        """What each head found."""
         means = [None if total is None else total / self._n_images for total in self._sums]
-        found = [head.findings(mean) for head, mean in zip(self._heads, means, strict=True)]
-        return {name: [_over_seeds(same) for same in zip(*(f[name] for f in found), strict=True)] for name in found[0]}
+        return [head.findings(mean) for head, mean in zip(self._heads, means, strict=True)]
+
+
+def together(parts: Sequence[Findings]) -> dict[str, list[dict[str, Any]]]:
+    """The entries of all heads, whose images may be others for some of them."""
+    found = [of_head for part in parts for of_head in part.of_heads()]
+    return {name: [_over_seeds(same) for same in zip(*(f[name] for f in found), strict=True)] for name in found[0]}
+
+
+def relevance(heads: Sequence[Head]) -> dict[str, list[dict[str, Any]]]:
+    """Scores per backbone and per tap of a penalised ComBo, mean over seeds, the most relevant backbone first."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for level in ("backbones", "taps"):
+        groups = heads[0].backbone_groups if level == "backbones" else heads[0].tap_groups  # type: ignore[attr-defined]
+        weights = [head.project.weight.detach() for head in heads]  # type: ignore[attr-defined]
+        sized = torch.stack([scores(weight, groups) for weight in weights])
+        raw = torch.stack([raw_scores(weight, groups) for weight in weights]).mean(dim=0)
+        found[level] = [
+            {
+                "backbone": group.backbone,
+                "tap": group.tap,
+                "score": float(sized[:, i].mean()),
+                "per_seed": sized[:, i].tolist(),
+                "raw_score": float(raw[i]),
+                "inputs": group.n_columns,
+            }
+            for i, group in enumerate(groups)
+        ]
+    found["backbones"].sort(key=lambda entry: -entry["score"])
+    return found
 
 
 def _over_seeds(same: Sequence[dict[str, Any]]) -> dict[str, Any]:

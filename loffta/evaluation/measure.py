@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from loffta.errors import LofftaError
 from loffta.tasks import Task
-from loffta.tasks.bootstrap import N_RESAMPLES, image_weights, interval
+from loffta.tasks.bootstrap import N_RESAMPLES, group_weights, image_weights, interval
 
 PROBABILITY_CLASSES = 200  # predictions keep logits and probabilities of up to so many classes: 1,600 bytes each
 
@@ -30,6 +30,7 @@ def measure(
     *,
     keys: Sequence[str] | None = None,
     seed: int = 0,
+    groups: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Metrics of a task, with their mean and standard deviation over seeds and 95 % intervals over images.
 
@@ -41,6 +42,7 @@ def measure(
         classes: names of the C classes.
         keys: of the images, to name one in an error.
         seed: of the resamples.
+        groups: of the images: resamples draw whole ones; None: images.
     Returns:
         metrics, by name mean, std (None for one seed), per_seed and ci95; notes, by metric, on what these labels leave
         undefined; and the task's own: confusion or confused_pairs, or per_class.
@@ -66,7 +68,11 @@ def measure(
             if classes
             else "measure on images whose values differ",
         )
-    resampled = task.resampled(logits, targets, classes, image_weights(len(targets), N_RESAMPLES, seed=seed))
+    if groups is None:
+        blocks = image_weights(len(targets), N_RESAMPLES, seed=seed)
+    else:
+        blocks = group_weights(groups, N_RESAMPLES, seed=seed)
+    resampled = task.resampled(logits, targets, classes, blocks)
     found = {name: [of_seed[name] for of_seed in per_seed] for name in per_seed[0]}
     metrics = {name: summary(values) | {"ci95": list(interval(resampled[name]))} for name, values in found.items()}
     return {"metrics": metrics, "notes": notes, **task.details(logits, targets, classes)}

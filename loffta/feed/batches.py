@@ -19,7 +19,15 @@ from torch import Tensor
 
 from loffta.dataset.features import Feature
 from loffta.feed.copies import Copy, DeviceCopies
-from loffta.feed.modes import Mode, ModeChoice, bytes_per_image, choose_placements, describe_placements, is_cold
+from loffta.feed.modes import (
+    Mode,
+    ModeChoice,
+    Placement,
+    bytes_per_image,
+    choose_placements,
+    describe_placements,
+    is_cold,
+)
 from loffta.feed.order import (
     Order,
     OrderChoice,
@@ -32,7 +40,7 @@ from loffta.feed.order import (
     windowed_order,
 )
 from loffta.feed.readers import IN_PLACE_BYTES, Readers
-from loffta.feed.sources import make_sources, read_bytes
+from loffta.feed.sources import PartOf, Source, make_sources, read_bytes
 
 WARM_THREADS = 2  # saturate the page cache
 COLD_THREADS = 16  # a disk wants many requests at a time
@@ -92,6 +100,7 @@ class Feed:
         seed: int = 0,
         n_alike: int = 1,
         n_threads: int | None = None,
+        of: Feed | None = None,
     ) -> None:
         """Opens the arrays; those to be kept in memory are read.
 
@@ -103,6 +112,8 @@ class Feed:
             window: of the windowed order; None: see `order.choose_window`.
             n_alike: epochs one after the other that have the same order.
             n_threads: that read at the same time; None: 16 where the page cache cannot keep what is streamed, else 2.
+            of: a feed of the same features and more rows, in rising order, that stays open: what it keeps in memory
+                serves this one, too.
         Raises:
             UsageError: a mode that this machine has no room for.
             DamageFound: a chunk that is kept in memory is missing or damaged.
@@ -110,7 +121,9 @@ class Feed:
         self.features, self.rows, self.batch_size = tuple(features), rows, batch_size
         self._device = device or torch.device("cpu")
         self._seed, self._n_alike = seed, n_alike
-        self._placements = choose_placements(features, len(rows), self._device, mode)
+        self._placements: list[Placement] = (
+            of._placements if of else choose_placements(features, len(rows), self._device, mode)
+        )
         from_disk = [f for f, m in zip(features, self.modes, strict=True) if m == "stream"]
         streamed = read_bytes(from_disk)
         cold = is_cold(streamed * len(rows))
@@ -127,8 +140,12 @@ class Feed:
         self._running: Generator[Batch, None, None] | None = None
         self._current: _Epoch | None = None  # of the epoch that runs
         self._ahead: _Epoch | None = None  # of the one behind it
-        with ThreadPoolExecutor(COLD_THREADS) as pool:  # what is loaded may come from a cold disk
-            self._sources = make_sources(features, self._placements, rows, self._device, pool, COLD_THREADS)
+        self._sources: list[Source]
+        if of:
+            self._sources = [PartOf(source, np.searchsorted(of.rows, rows)) for source in of._sources]
+        else:
+            with ThreadPoolExecutor(COLD_THREADS) as pool:  # what is loaded may come from a cold disk
+                self._sources = make_sources(features, self._placements, rows, self._device, pool, COLD_THREADS)
         n_slots = self._readers.n_reads + (2 if self._slot_batches == 1 else 1)
         self._slots = [self._make_slot() for _ in range(n_slots)]
         self._free = deque(self._slots)

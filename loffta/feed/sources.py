@@ -103,6 +103,26 @@ class DeviceFeature:
         return [self._feature.decode(self.held.index_select(0, raw))]
 
 
+class PartOf:
+    """Some of the rows of another source, whose memory serves both."""
+
+    def __init__(self, source: Source, places: NDArray[np.int64]) -> None:
+        self.members = source.members
+        self._source, self._places = source, places
+
+    def empty(self, n_images: int) -> NDArray[Any]:
+        """As the source's."""
+        return self._source.empty(n_images)
+
+    def fill(self, places: NDArray[np.int64], out: NDArray[Any], pool: Executor, n_parts: int) -> None:
+        """Where these rows are in the source."""
+        self._source.fill(self._places[places], out, pool, n_parts)
+
+    def finish(self, raw: Tensor) -> list[Tensor]:
+        """As the source's."""
+        return self._source.finish(raw)
+
+
 def make_sources(
     features: Sequence[Feature],
     placements: Sequence[Placement],

@@ -36,7 +36,7 @@ class OpenedRun:
     config: TrainConfig
     recipe: Recipe  # with the precision of the training
     origins: Origins
-    heads: list[Head]  # one per seed, in evaluation mode, on the device
+    heads: list[Head]  # one per seed and fold or draw, in evaluation mode, on the device
     temperatures: Temperatures | None = None  # where calibrated probabilities were asked for
 
     @property
@@ -83,7 +83,7 @@ def open_for_images(
         origins = read_origins(paths.stores)
     else:
         origins = _origins_of_cache(paths, config, recipe, cache_root)
-    heads = load_heads(paths, config, origins.features, recipe, len(origins.classes))
+    heads = load_heads(paths, config, origins.features, recipe, len(origins.classes), shown=True)
     return OpenedRun(paths, config, recipe, origins, [head.to(device) for head in heads], temperatures)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -95,6 +96,10 @@ class OnlineSupply:
         n_alike = recipe.epochs if recipe.same_batches else 1
         size = recipe.batch_size
         return OnlineFeed(self.images, rows, batch_size=size, seed=self.config.data_seed, n_alike=n_alike)
+
+    def sharing(self, rows: NDArray[np.int64], recipe: Recipe) -> AbstractContextManager[OnlineSupply]:  # noqa: ARG002
+        """Itself: nothing is kept of images that are read at every step."""
+        return nullcontext(self)
 
     def predict(
         self, heads: Sequence[Head], rows: NDArray[np.int64], recipe: Recipe, told: Findings | None = None

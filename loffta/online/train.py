@@ -12,6 +12,7 @@ from typing import Any
 
 from loffta import augment
 from loffta.config import OnlineConfig, TrainConfig, parse
+from loffta.dataset.parts import choose_parts
 from loffta.dataset.splits import choose_splits
 from loffta.dataset.targets import choose_task, fit_to_task
 from loffta.errors import LofftaError, UsageError
@@ -54,7 +55,7 @@ def train_online(
         listing = source.listing()
         listing.refuse_alike()
     config = config.model_copy(update={"task": choose_task(listing, config.task)})
-    config = choose_splits(config, listing, listing.source)
+    config = choose_splits(choose_parts(config, listing), listing, listing.source)
     entry = find_head(head_of(config.head))
     recipe = parse(entry.recipe, config.recipe, where=f"recipe of head '{config.head}'")
     recipe = fit_to_task(recipe, config.task, config.recipe)

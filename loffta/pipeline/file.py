@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 from loffta import augment
 from loffta.config import ExtractConfig, StrictModel, TrainConfig, parse, read_yaml
 from loffta.dataset.command_lines import extract_arguments, train_arguments
+from loffta.dataset.splits import OUT_OF_FOLD
 from loffta.errors import UsageError, unknown_name
 from loffta.heads import HEADS
 from loffta.online import ONLINE_LINEAR, head_of
@@ -191,7 +192,9 @@ def make_pipeline(config: PipelineConfig, out: Path, *, where: Path, data: Path 
                 _check_head(train, f"{where}: train.{name}")
                 label = file_name(f"{name}-{backbone}") if backbone else name  # of custom ones a path
                 cache = "" if train.online else train.cache.name
-                split = task.test_on or "test" if task and cache and config.test == "online" else train.test_on
+                split = OUT_OF_FOLD if train.folds else train.test_on
+                if task and cache and config.test == "online":
+                    split = task.test_on or "test"
                 run = PlannedRun(task, name, backbone, folder / "runs" / label, split)
                 needs = (_stage_name(task, "extract", cache if len(caches) > 1 else ""),) if cache else ()
                 stage = Stage(_stage_name(task, label), train_arguments(train, run.path), needs)

@@ -25,6 +25,7 @@ from loffta.reporting.provenance import provenance_section
 from loffta.reporting.relevance import relevance_section
 from loffta.reporting.tables import LoadedRun, Measure, RunRow, StageCost
 from loffta.reporting.text import NONE, count, escape, human_bytes, human_seconds
+from loffta.reporting.turns import curves_section, folds_section
 from loffta.reporting.values import values_section
 from loffta.tasks.figures import end_of_scale, metric_head, metric_name, points, show, show_difference, unit
 from loffta.tasks.paired import Difference
@@ -79,6 +80,8 @@ def render(
     body = [
         _introduction(title, runs, comparisons),
         *[_scores(ranked, comparisons, places, baseline) for ranked in groups.values()],
+        folds_section(runs),
+        curves_section(runs),
         *[calibration_section(ranked) for ranked in groups.values()],
         layer_sections(runs),
         *[relevance_section(run, runs, comparisons) for run in runs if run.results.get("relevance")],

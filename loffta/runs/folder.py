@@ -94,7 +94,7 @@ def check_out(root: Path, config: TrainConfig, cache: Cache | None = None, *, ig
 def has_work(root: Path) -> bool:
     """Whether a run's folder holds anything that took a training: a checkpoint, scores, heads."""
     paths = RunPaths(root)
-    known = (paths.config, paths.log, paths.scoring, paths.holdout, paths.images, paths.labels)
+    known = (paths.config, paths.log, paths.scoring, paths.holdout, paths.turns, paths.images, paths.labels)
     return paths.config.exists() and _others(root, *known, *paths.claims().values())
 
 

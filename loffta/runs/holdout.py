@@ -19,6 +19,7 @@ from loffta.dataset.splits import HOLDOUT, draw_by_key
 from loffta.errors import LofftaError
 from loffta.runs.records import Holdout
 from loffta.runs.run import RunPaths, read_json, write_json
+from loffta.runs.turns import is_of_folds, read_turns
 from loffta.store.cache import Cache
 from loffta.store.table import ImageTable
 
@@ -59,11 +60,15 @@ def record_holdout(paths: RunPaths, table: ImageTable, config: TrainConfig, held
 def split_rows(
     paths: RunPaths, config: TrainConfig, cache: Cache, features: Sequence[Feature], split: str
 ) -> NDArray[np.int64]:
-    """Rows of a split that have all features; `holdout` is what this run kept out of its training.
+    """Rows of a split that have all features; `holdout` is what this run kept out of its training, `out-of-fold` all
+    that it parted.
 
     Raises:
         LofftaError: as `usable_rows`; or the cache is not that of the training.
     """
+    if is_of_folds(config, split):
+        every = read_turns(paths, cache.table, cache.paths.root).rows
+        return np.intersect1d(every, usable_rows(cache, features, config.train_on, partial=config.partial))
     if split != HOLDOUT or config.holdout is None:
         return usable_rows(cache, features, split, partial=config.partial)
     held = held_rows(paths, cache.table, cache.paths.root)

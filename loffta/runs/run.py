@@ -28,7 +28,8 @@ from loffta.files.durable import replace_file
 from loffta.files.os_words import explain
 from loffta.files.tensor_file import read_tensors
 from loffta.machine.progress import say
-from loffta.runs.records import Record, Results, problem_of
+from loffta.runs.records import Record, problem_of
+from loffta.runs.results_text import Results
 from loffta.store.arrow import from_numbers, to_column
 from loffta.words import file_name, printable
 
@@ -53,9 +54,14 @@ class RunPaths:
         self.checkpoint = root / "checkpoint.safetensors"  # where a training that goes on stands
         self.search = root / "search.json"  # settings and scores of --search
         self.holdout = root / "holdout.json"  # the rows that --holdout keeps out of the training
+        self.turns = root / "turns.json"  # the rows of its folds or draws; see `loffta.runs.turns`
         self.images = root / "images.json"  # which images the training knew; see `loffta.runs.known_images`
         self.labels = root / "labels.parquet"  # what was said of them, where that was not as in images.parquet
         self.training = root / "training.json"  # what the finished training took; there once all heads are
+
+    def turn(self, name: str) -> RunPaths:
+        """The training of one fold or draw: a folder with what a run of its own would have there."""
+        return RunPaths(self.root / name)
 
     @property
     def temperature(self) -> Path:

@@ -18,7 +18,7 @@ from loffta.dataset.splits import HOLDOUT
 from loffta.errors import LofftaError, UsageError
 from loffta.files.documents import from_json
 from loffta.files.tensor_file import read_tensors, write_tensors
-from loffta.runs.records import FittedOn
+from loffta.runs.results_text import FittedOn
 from loffta.runs.run import RunPaths
 from loffta.tasks import find_task
 from loffta.tasks.calibration import log_of_mean, log_softmax

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from loffta.config import ScanConfig
 from loffta.dataset.folds import draw_shots
-from loffta.dataset.parts import check_shots, part_rows
+from loffta.dataset.parts import check_shots, groups_of, part_rows
 from loffta.dataset.splits import HOLDOUT, check_part, draw_by_key, draw_part
 from loffta.dataset.targets import refuse_one_class, spread_of
 from loffta.errors import UsageError
@@ -132,7 +132,8 @@ def _trial(
 def _by_folds(config: ScanConfig, table: ImageTable, train: Rows) -> Plan:
     assert config.folds is not None
     n = config.folds
-    fold = part_rows(table, train, n, config.group, config.data_seed)
+    groups = None if config.group is None else groups_of(table, train, config.group)
+    fold = part_rows(table, train, n, groups, config.group, config.data_seed)
     trials = []
     for i in range(n):
         others = tuple(j for j in range(n) if j != i)

@@ -66,6 +66,11 @@ def difference(one: Scored, other: Scored, n_images: int) -> Difference:
     return Difference(mean, _widened(drawn, [one, other]), n_images, n_seeds, one.smaller_is_better)
 
 
+def interval_of(run: Scored) -> tuple[float, float]:
+    """95 % of one run's score, over images and seeds, or over whatever its heads differ by."""
+    return _widened(run.resampled.mean(axis=1), [run])
+
+
 def _widened(drawn: Float[np.ndarray, " R"], runs: Sequence[Scored]) -> tuple[float, float]:
     """The interval of resampled differences, with what other seeds might have added to either side of its middle."""
     low, high = interval(drawn)

@@ -5,8 +5,9 @@ In: an open cache and Features, resolved.   Out: CachedSupply, which `train` han
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -38,6 +39,7 @@ class CachedSupply:
     config: TrainConfig
     cache: Cache
     features: Sequence[Feature]
+    whole: Feed | None = None  # of more rows, open: its memory serves the feeds of some of them
     less_memory: ClassVar[str] = process.LESS_MEMORY
     against_divergence: ClassVar[str] = (
         "lower the learning rate (--set lr=...) and give a new --out, or look for damage with `loffta verify CACHE "
@@ -79,7 +81,13 @@ class CachedSupply:
             window=window,
             seed=self.config.data_seed,
             n_alike=recipe.epochs if recipe.same_batches else 1,
+            of=self.whole,
         )
+
+    @contextmanager
+    def sharing(self, rows: NDArray[np.int64], recipe: Recipe) -> Iterator[CachedSupply]:
+        with self.feed(rows, recipe, self.config.order, None) as whole:
+            yield replace(self, whole=whole)
 
     def predict(
         self, heads: Sequence[Head], rows: NDArray[np.int64], recipe: Recipe

@@ -7,6 +7,7 @@ are; `fit`, `search` and `train` ask for no more.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -70,6 +71,9 @@ class Supply(Protocol):
 
     def feed(self, rows: NDArray[np.int64], recipe: Recipe, order: OrderChoice, window: Window | None) -> TrainingFeed:
         """Batches of some rows for a training by a recipe."""
+
+    def sharing(self, rows: NDArray[np.int64], recipe: Recipe) -> AbstractContextManager[Supply]:
+        """The same supply while it lasts; feeds of some of these rows share what is kept in memory of them."""
 
     def predict(
         self, heads: Sequence[Head], rows: NDArray[np.int64], recipe: Recipe

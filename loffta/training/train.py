@@ -7,10 +7,10 @@ serves `online.train` as well.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from loffta import augment
 from loffta.config import TrainConfig, parse
 from loffta.dataset.features import Feature, choose_features, resolved_choices
-from loffta.dataset.splits import HOLDOUT, check_part, choose_splits, name_some
+from loffta.dataset.parts import choose_parts
+from loffta.dataset.splits import HOLDOUT, OUT_OF_FOLD, check_part, choose_splits, name_some
 from loffta.dataset.targets import choose_task, fit_to_task, read_targets, refuse_one_class, spread_of
 from loffta.errors import LofftaError, UsageError
-from loffta.files.tensor_file import write_tensors
 from loffta.heads import HEADS, find_head
-from loffta.heads.precision import precision_of
 from loffta.heads.recipe import Recipe
 from loffta.machine import process
 from loffta.machine.progress import say
@@ -38,20 +37,26 @@ from loffta.runs.run import (
     open_run,
     read_json,
     read_results,
-    write_json,
-    write_lines,
 )
+from loffta.runs.turns import Turns, draw_turns, homes, record_turns
 from loffta.store.cache import Cache
 from loffta.store.columns import SUFFIXES
 from loffta.training.cached import CachedSupply
-from loffta.training.fit import Session, fit
+from loffta.training.fit import Session
 from loffta.training.loss import check_weights
-from loffta.training.members import Member
-from loffta.training.optim import fit_to_images
 from loffta.training.search import search
 from loffta.training.supply import Supply
+from loffta.training.turns import train_heads, train_turns
 
 SCORING_WEIGHT = 0.01  # lambda of ComBo's scoring run where none is given (second-hand from the paper)
+
+
+class _Rows(NamedTuple):
+    """Images of a run."""
+
+    trained: NDArray[np.int64]
+    held: NDArray[np.int64] | None  # kept out by --holdout
+    turns: Turns | None  # who trains on which of them, where not all do
 
 
 def train(config: TrainConfig, out: Path, stop: process.StopFlag) -> dict[str, Any]:
@@ -67,6 +72,7 @@ def train(config: TrainConfig, out: Path, stop: process.StopFlag) -> dict[str, A
     paths = RunPaths(out)
     cache, grown = _as_known(paths, config)
     config = config.model_copy(update={"task": choose_task(cache.table, config.task)})
+    config = choose_parts(config, cache.table)
     config = _absolute(choose_splits(config, cache.table, cache.paths.images))
     if config.select is not None:
         check_out(out, config, cache, ignore=("features", "recipe"))  # before the scoring run, not after it
@@ -105,16 +111,18 @@ def run_training(
             with suppress(LofftaError):  # a run that may not be written is read back all the same
                 start_run(out, config, supply.cache)
         return {**results, "images": results.get("images", {}) | grown}
-    rows, held = _check_splits(config, supply, recipe, paths)
+    chosen = _check_splits(config, supply, recipe, paths)
     with claimed(paths) as claim:
         start_run(out, config, supply.cache)
-        if held is not None:
-            record_holdout(paths, supply.table, config, held)
+        if chosen.held is not None:
+            record_holdout(paths, supply.table, config, chosen.held)
+        if chosen.turns is not None:
+            record_turns(paths, supply.table, config, chosen.turns)
         device = process.resolve_device(config.device)
         session = Session(config, supply, device, paths, RunLog(paths.log), stop, claim)
         if grown:
             session.log.write(f"{growth(**grown)}: the training goes on with those", show=True)
-        return _finish(session, rows, held, recipe)
+        return _finish(session, chosen, recipe)
 
 
 def _as_known(paths: RunPaths, config: TrainConfig) -> tuple[Cache, dict[str, int]]:
@@ -138,15 +146,13 @@ def _as_known(paths: RunPaths, config: TrainConfig) -> tuple[Cache, dict[str, in
     return view, known.growth_in(cache)
 
 
-def _finish(
-    session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | None, recipe: Recipe
-) -> dict[str, Any]:
+def _finish(session: Session, chosen: _Rows, recipe: Recipe) -> dict[str, Any]:
     """Trains what is not trained, and evaluates."""
     config, paths = session.config, session.paths
     try:
         if not _is_trained(paths, config):
             with process.explain_memory(session.device, paths.root, session.supply.less_memory):
-                _train(session, rows, held, recipe)
+                _train(session, chosen, recipe)
     except LofftaError as error:
         session.log.write(f"ended: {error.what}")
         raise
@@ -165,46 +171,22 @@ def _is_trained(paths: RunPaths, config: TrainConfig) -> bool:
     """
     ended = paths.training.exists() or (config.online is not None and paths.results(config.test_on).exists())
     parts = ("head", "backbone") if config.online is not None and config.online.unfrozen else ("head",)
-    return ended and all(paths.weights(seed, part).exists() for seed in range(config.seeds) for part in parts)
+    heads = [(home, seed) for home in homes(paths, config) for seed in range(config.seeds)]
+    return ended and all(home.weights(seed, part).exists() for home, seed in heads for part in parts)
 
 
-def _train(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | None, recipe: Recipe) -> None:
-    """From the search to the heads' files; `training.json` comes last and says that they are there."""
-    config, paths, log = session.config, session.paths, session.log
+def _train(session: Session, chosen: _Rows, recipe: Recipe) -> None:
+    """From the search to the heads' files."""
+    rows, held, turns = chosen
+    config, log = session.config, session.log
     log.write(f"versions {process.versions()}, device {session.device}")
     _warn(session, rows, held)
     if config.search:
         recipe = search(session, rows, recipe)
-    fitted = fit_to_images(recipe, len(rows))
-    if fitted != recipe:
-        why = ", ".join(f"{k}={v}" for k in ("min_batches", "min_steps") if (v := getattr(recipe, k)) is not None)
-        length = f"{fitted.epochs} epochs of batches of {fitted.batch_size}"
-        log.write(f"{config.head}: {length}, for this many images (recipe: {why})", show=True)
-    members = [session.member(fitted, seed) for seed in range(config.seeds)]
-    with session.feed(rows, fitted) as feed:
-        keeper = session.keeper("final", feed, members)
-        log.write(f"{config.head}: {len(rows)} images, {feed.describe()}", show=True)
-        fit(session, feed, members, keeper, title=f"train {config.head}")
-    session.claim.check()
-    session.supply.save_origins(paths)
-    _save(paths, members)
-    write_json(
-        paths.training,
-        {
-            "seconds": keeper.seconds,
-            "epochs": fitted.epochs,
-            "batch_size": fitted.batch_size,
-            "precision": precision_of(fitted, session.device),
-        },
-    )
-    log.write(f"trained in {keeper.seconds:.1f} s")
-
-
-def _save(paths: RunPaths, members: Sequence[Member]) -> None:
-    for member in members:
-        write_lines(paths.metrics(member.seed), member.log)
-        for part, module in member.parts.items():
-            write_tensors(paths.weights(member.seed, part), module.state_dict())
+    if turns is None:
+        train_heads(session, rows, recipe)
+    else:
+        train_turns(session, turns, recipe)
 
 
 def _select(config: TrainConfig, cache: Cache, out: Path, stop: process.StopFlag) -> TrainConfig:
@@ -261,15 +243,12 @@ def _measured_on(config: TrainConfig) -> list[str]:
     return [split for split in (extra,) if split not in (None, config.test_on)] + [config.test_on]
 
 
-def _check_splits(
-    config: TrainConfig, supply: Supply, recipe: Recipe, paths: RunPaths
-) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+def _check_splits(config: TrainConfig, supply: Supply, recipe: Recipe, paths: RunPaths) -> _Rows:
     """Rows to train on, and rows to hold out; all splits are looked at: what is wrong shows before the training."""
     process.resolve_device(config.device)
     table = supply.table
-    for split in [name for name in _measured_on(config) if name != HOLDOUT or config.holdout is None] + [
-        config.train_on
-    ]:
+    drawn = {HOLDOUT} if config.holdout is not None else {OUT_OF_FOLD} if config.folds is not None else set()
+    for split in [name for name in _measured_on(config) if name not in drawn] + [config.train_on]:
         rows = supply.rows(split)
         if config.task == "regression":
             spread_of(table, rows, split)
@@ -277,10 +256,11 @@ def _check_splits(
         refuse_one_class(table, rows, config.train_on)
     check_weights(recipe, read_targets(table, config.task))
     if config.holdout is None:
-        return rows, None
+        return _Rows(rows, None, draw_turns(paths, config, table, rows))
     held = hold_out(paths, config, table, rows)
     check_part(np.isin(rows, held), table.labels[rows], table, "--holdout")
-    return np.setdiff1d(rows, held), held
+    rows = np.setdiff1d(rows, held)
+    return _Rows(rows, held, draw_turns(paths, config, table, rows))
 
 
 def _warn(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | None) -> None:

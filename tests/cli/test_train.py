@@ -84,12 +84,17 @@ def test_every_option_arrives(cache, tmp_path):
     assert (recipe["epochs"], recipe["lr"], recipe["precision"]) == (2, 0.001, None)
     assert config == {
         "cache": cache,
+        "labels": None,
         "head": "linear",
         "task": "classification",
         "train_on": "test",
         "validate_on": None,
         "holdout": 0.25,
         "test_on": "train",
+        "folds": None,
+        "group": None,
+        "shots": [],
+        "draws": None,
         "seeds": 2,
         "data_seed": 5,
         "search": True,

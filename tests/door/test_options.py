@@ -63,6 +63,10 @@ TRAIN = {
     "device": "cpu",
     "partial": True,
     "one_class": True,
+    "folds": 4,
+    "group": "patient",
+    "shots": "1,2,5",
+    "draws": 3,
 }
 ONLINE = {
     "online": "table.csv",

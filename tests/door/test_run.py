@@ -11,7 +11,7 @@ from torch import nn
 
 import loffta
 from loffta.door.given import GivenImages
-from loffta.runs.run import read_predictions
+from loffta.runs.run import load_head, read_predictions
 
 N = 12  # of each split
 
@@ -206,3 +206,51 @@ def test_results_are_those_of_the_file_with_types(run, folder):
         results.n = 3
     both = loffta.evaluate([folder / "run", folder / "run"], split="train", device="cpu", progress=False)
     assert [one.n for one in both] == [N, N]
+
+
+@pytest.fixture(scope="module")
+def folded(folder):
+    options = {"device": "cpu", "seeds": 2, "features": "test_vit:all", "progress": False}
+    recipe = {"epochs": 5, "batch_size": 8}
+    results = loffta.train(folder / "cache", head="linear", out=folder / "folded", set=recipe, folds=3, **options)
+    assert len(results.folds.metrics["top1"].per_fold) == 3
+    loffta.train(folder / "cache", head="linear", out=folder / "few", set=recipe, shots=[1, 2], draws=3, **options)
+    return loffta.load_run(folder / "folded", device="cpu")
+
+
+def test_new_images_are_predicted_by_the_mean_of_all_folds(folded, folder):
+    assert folded.seeds == 6
+    found = folded.predict([folder / "photos/test/class 1/01.png", picture(40)])
+    assert found.probabilities.shape == (2, 3)
+    alone = []
+    for fold, seed in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)):
+        kept = load_head(folder / "folded" / f"fold-{fold}" / f"seed-{seed}" / "head.safetensors")
+        head = folded.head(2 * fold + seed).state_dict()
+        assert all(torch.equal(kept[name], head[name]) for name in kept)
+    batch = next(folded.batches("test", batch_size=4))
+    for number in range(6):
+        head = folded.head(number)
+        alone.append(head(head.prepare(batch.features)).detach().softmax(-1).numpy())
+    cached = folded.predict_cached("test")
+    assert np.allclose(cached.probabilities[:4], np.mean(alone, axis=0), atol=1e-5)
+
+
+def test_cached_training_images_are_predicted_by_heads_that_have_not_seen_them(folded, folder):
+    found = folded.predict_cached()
+    kept = read_predictions(folder / "folded" / "predictions-out-of-fold.parquet")
+    first, second = (kept["seed"] == seed for seed in range(2))
+    assert found.places.tolist() == kept["row"][first].tolist()
+    expected = (np.stack(kept["probabilities"][first]) + np.stack(kept["probabilities"][second])) / 2
+    assert np.allclose(found.probabilities, expected, atol=1e-5)
+
+
+def test_of_draws_those_with_the_most_images_stand_for_the_run(folded, folder):
+    few = loffta.load_run(folder / "few", device="cpu")
+    assert few.seeds == 6
+    kept = read_predictions(folder / "few" / "predictions.parquet")
+    expected = np.mean([np.stack(kept["probabilities"][kept["seed"] == seed]) for seed in range(6)], axis=0)
+    assert np.allclose(few.predict_cached("test").probabilities, expected, atol=1e-5)
+    done = loffta.predict(
+        folder / "few", folder / "photos", out=folder / "few.parquet", device="cpu", max_bad_frac=1, progress=False
+    )
+    assert done.images - done.bad == 2 * N

@@ -14,7 +14,8 @@ from sklearn.metrics import accuracy_score, average_precision_score, balanced_ac
 
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError, UsageError
-from loffta.evaluation.evaluate import evaluate, relevance
+from loffta.evaluation.evaluate import evaluate
+from loffta.evaluation.findings import relevance
 from loffta.heads import build_head
 from loffta.heads.combo import ComboRecipe
 from loffta.machine.process import StopFlag

@@ -27,7 +27,7 @@ from loffta.tasks.figures import show
 
 HERE = Path(runner.__file__).parent
 FILES = sorted(str(path.relative_to(HERE)) for path in HERE.glob("*/*.yaml") if path.name != "tasks.yaml")
-UNIVERSE = {"vtab1k": 19, "loff-ta": 5, "fusion": 20}
+UNIVERSE = {"vtab1k": 19, "loff-ta": 5, "fusion": 20, "few-shot": 6}
 
 
 @pytest.fixture
@@ -105,6 +105,20 @@ def test_rows_without_a_cache_are_made_where_they_are_named(tmp_path, in_process
     assert len(list(runs.glob("unfrozen-linear/*/backbone.safetensors"))) == 2
     assert not list(runs.glob("frozen-linear/*/backbone.safetensors"))
     assert read_results(RunPaths(runs / "unfrozen-linear").results("test"))["online"]["unfrozen"]
+
+
+def test_few_labels_come_to_curves(tmp_path, in_process, capsys):
+    file = "few-shot/few-shot.yaml"
+    standin.main([file, str(tmp_path / "data"), "--tasks", "pets"])
+    words = [file, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--tasks", "pets", "--small"]
+    assert runner.main([*words, "--runs", "linear"]) == 0, capsys.readouterr().err
+    (run, _) = sorted((tmp_path / "out/pets/runs").glob("linear-*"))
+    curve = read_results(RunPaths(run).results("test"))["learning_curve"]
+    assert [(point["shots"], point["images"]) for point in curve["points"]] == [(1, 3), (2, 6), (4, 12), (8, 24)]
+    assert curve["fit"] is not None
+    page = (tmp_path / "out/pets/report.html").read_text()
+    assert page.count('class="law"') == 2
+    assert "<h2>Few labels</h2>" in page
 
 
 def test_reports_show_the_test_images_that_were_never_cached(tmp_path, in_process, capsys):

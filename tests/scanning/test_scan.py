@@ -128,7 +128,7 @@ def test_strengths_are_those_that_a_fifth_of_the_training_images_chooses(cache):
 def test_folds_test_every_image_by_heads_of_the_others(cache):
     found = run(cache, folds=4, heads=ALL, features=("vit:blocks.1",))
     labels, train = cache.table.labels, np.arange(N_TRAIN)
-    fold, x = part_rows(cache.table, train, 4, None, 0), written(cache, "vit", "blocks.1")
+    fold, x = part_rows(cache.table, train, 4, None, None, 0), written(cache, "vit", "blocks.1")
     assert (found.n_images, found.n_folds, found.tested_on) == (N_TRAIN, 4, "train")
     for row in found.rows:
         right = [

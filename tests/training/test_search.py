@@ -17,7 +17,7 @@ from loffta.runs.run import RunPaths
 from loffta.training import cached
 from loffta.training import fit as loop
 from loffta.training import search as module
-from loffta.training import train as trainer
+from loffta.training import turns as trainer
 from loffta.training.train import train
 from tests.caches import FakeStore, make_cache, make_table, separable
 

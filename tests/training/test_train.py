@@ -16,7 +16,7 @@ from loffta.heads.relevance import penalty
 from loffta.machine.process import StopFlag
 from loffta.reporting.tables import read_runs
 from loffta.runs.run import RunPaths
-from loffta.training import cached, members
+from loffta.training import cached, members, turns
 from loffta.training import fit as loop
 from loffta.training import train as module
 from loffta.training.fit import SMALL_STEP
@@ -60,8 +60,9 @@ def test_does_not_learn_what_is_not_there(tmp_path, head):
 @pytest.mark.parametrize("head", HEADS)
 def test_seeds_side_by_side_equal_seeds_alone(cache, tmp_path, monkeypatch, head):
     go(cache, tmp_path / "three", head, seeds=3)
-    build, save = loop.Session.member, module._save
-    monkeypatch.setattr(module, "_save", lambda paths, members: save(paths, [replace(m, seed=0) for m in members]))
+    build, save = loop.Session.member, turns._save
+    as_first = lambda paths, found, told: save(paths, [replace(m, seed=0) for m in found], told)  # noqa: E731
+    monkeypatch.setattr(turns, "_save", as_first)
     for seed in range(3):
         monkeypatch.setattr(loop.Session, "member", lambda self, recipe, _, seed=seed: build(self, recipe, seed))
         go(cache, tmp_path / f"alone-{seed}", head)
