@@ -15,11 +15,11 @@ finite, so there is a minimum even where classes are perfectly separated.
 
 A pass gives value and gradient, and keeps rows of images that are undecided; from these `newton` finds the next point,
 in memory. So a C takes some 4 passes. Each C starts where the line through the last two minima, over log C, ends: from
-there the digits need a third of the work that they need from the last minimum.
+there the digits need half of the products that they need from the last minimum.
 
-A C is done where a step is expected to gain less than `gap` of the objective. Values and gradients are in float64, which
-DINOv2's evaluation takes too: rounding in float32 hides the minimum of separated classes (1e-4 of it on the digits
-from C = 10 on).
+A C is done where a step is expected to gain less than `gap` of the objective. Values and gradients are in float64,
+which DINOv2's evaluation takes too: rounding in float32 hides the minimum of separated classes (1e-4 of it on the
+digits from C = 10 on).
 """
 
 from __future__ import annotations
