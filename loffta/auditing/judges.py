@@ -4,8 +4,8 @@ In: vectors, labels, folds and groups of copies.   Out: chances [n, C] for confi
 
     neighbours   the votes of the 20 nearest others, weighted as DINO weighs them; copies of an image have none. They
                  are known already, so no image is read
-    logreg       logistic regression, standardised, trained on the other folds, C chosen by the loss out of fold; some
-                 30 passes for all folds and all C together
+    logreg       logistic regression, standardised, trained on the other folds, C chosen by the loss out of fold; few
+                 passes for all folds and all C together
 
 On planted errors the mean is never behind the better of the two by more than chance, and which is better depends on
 the features (docs/audit.md has the figures).

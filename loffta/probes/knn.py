@@ -36,7 +36,7 @@ _STEPS = 2.0**24  # of similarity; a float64 has room for them
 _ROWS = 2.0**28  # and for so many training images
 _VOTE_STEPS = 2.0**44  # 256 votes of the nearest fit an int64 by far
 _HELD_ROWS = 4096  # training rows that are compared at a time
-_CELLS = 8 << 20  # similarities at a time: 32 MB, and twice that as keys
+_CELLS = 2 << 20  # similarities at a time: 8 MB, and twice that as keys
 
 
 class Nearest(NamedTuple):
@@ -100,9 +100,24 @@ class Neighbours:
             keys = doubles((self._steps[part] @ features.T).round_()).mul_(_ROWS).sub_(rows)
             if groups is not None and self._groups is not None:
                 keys.masked_fill_((self._groups[part, None] == groups).to(keys.device), -torch.inf)
-            keys = torch.cat([self._keys[part], keys], dim=1)
-            found.append(keys.topk(min(self.k, keys.shape[1]), dim=1).values)
+            keys = torch.cat([self._keys[part], keys], dim=1) if self._keys.shape[1] else keys
+            found.append(_largest(keys, min(self.k, keys.shape[1])))
         self._keys, self._n_compared = torch.cat(found), self.n_rows
+
+
+def _largest(keys: Float[Tensor, "Q n"], k: int) -> Float[Tensor, "Q k"]:
+    """The largest of each row, falling; `keys` lose their order.
+
+    NumPy partitions with the processor's vector instructions: of 200 among 1,000 in half of topk's time.
+    """
+    if keys.device.type != "cpu":
+        return keys.topk(k, dim=1).values
+    negated = keys.neg_().numpy()
+    if k < negated.shape[1]:
+        negated.partition(k - 1, axis=1)
+    nearest = negated[:, :k].copy()
+    nearest.sort(axis=1)
+    return torch.from_numpy(nearest).neg_()
 
 
 def votes(
@@ -119,6 +134,6 @@ def votes(
     weights = there.double() if temperature is None else ((similarity - similarity[:, :1]) / temperature).exp()
     weights = weights.where(there, 0.0)
     counted = (weights * _VOTE_STEPS).round().long()
-    classes = labels.to(nearest.row.device)[nearest.row.clamp(min=0)]
+    classes = labels.to(nearest.row.device).index_select(0, nearest.row.clamp(min=0).flatten()).view(counted.shape)
     sums = counted.new_zeros((len(counted), n_classes)).scatter_add_(1, classes, counted)
     return sums.double() / sums.sum(dim=1, keepdim=True).clamp(min=1)

@@ -26,6 +26,7 @@ from loffta.feed.modes import AUTO_SHARE, ModeChoice, free_bytes
 from loffta.feed.sources import read_bytes
 from loffta.machine import process
 from loffta.machine.progress import Progress, say
+from loffta.probes.logreg import n_held
 from loffta.scanning.layers import Layer, in_groups, kinds_of, list_layers, only
 from loffta.scanning.plan import Plan, Rows, make_plan
 from loffta.scanning.probing import Found, Goal, Probe
@@ -286,12 +287,13 @@ def _needs(work: _Work) -> Callable[[Layer], int]:
     """Bytes of memory that a layer takes while it is scanned, about."""
     n_tested = sum(len(trial.test) for trial in work.plan.trials) if "knn" in work.heads else 0
     n_matrices = len(work.plan.parts) + 4
-    vectors = 25 * work.goal.n_classes * len(work.plan.trials) if "logreg" in work.heads else 0
-    matrices = 3 * len(work.plan.trials) if "logreg" in work.heads else 0
+    n_paths = len(work.plan.trials) if "logreg" in work.heads else 0
+    n_points = 10 * work.goal.n_classes * n_paths
 
     def of_layer(layer: Layer) -> int:
         k = layer.n_columns
         square = k * (k + work.goal.n_classes)
-        return 4 * k * (len(work.plan.tested) + n_tested) + 8 * (square * (n_matrices + matrices) + k * vectors)
+        n_rows = len(work.plan.tested) + n_tested + 2 * n_held(k) * n_paths  # twice: while they are put together
+        return 4 * k * n_rows + 8 * (square * (n_matrices + 2 * n_paths) + k * n_points)
 
     return of_layer

@@ -8,6 +8,8 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from loffta.probes import logreg
+from loffta.probes.held import Holder
 from loffta.probes.logreg import LogisticPath
 from loffta.probes.maps import PathLosses, softmax_loss
 from loffta.probes.moments import Moments
@@ -143,3 +145,26 @@ def test_validation_losses_choose_among_the_maps():
     np.testing.assert_allclose(losses.totals, slow, rtol=1e-3)
     assert losses.best == int(np.argmin(slow))
     assert losses.best not in (0, 3), "or there was nothing to choose"
+
+
+def test_of_many_images_a_sample_is_held_and_the_minimum_is_still_that_of_all(monkeypatch):
+    x, labels = digits(900)
+    targets = F.one_hot(torch.tensor(labels)).double()
+    monkeypatch.setattr(logreg, "n_held", lambda n_features: 4 * n_features)
+    held = []
+    take = Holder.take
+
+    def watched(self):
+        found = take(self)
+        held.append(len(found.weights))
+        return found
+
+    monkeypatch.setattr(Holder, "take", watched)
+    ours = LogisticPath(moments_of(x), "softmax", 10, cs=CS)
+    solve([ours], x, targets)
+    assert 200 < max(held) < 2 * 4 * 64 + 70, "four rows a column were asked for"
+    centred = x - x.mean(axis=0, dtype=np.float64)
+    for c, said in zip(CS, ours.objectives, strict=True):
+        theirs = LogisticRegression(C=c, tol=1e-6, max_iter=2000).fit(centred, labels)
+        best = objective(theirs.coef_.T, theirs.intercept_, centred, targets.numpy(), c, 1.0, "softmax")
+        assert said == pytest.approx(best, rel=1e-4)
