@@ -49,23 +49,20 @@ def imported(tmp_path_factory):
     train = ["train", cache, "--head", "linear", "--set", "epochs=1", "--device", "cpu", "--out"]
     assert main([*extract, *options]) == 0
     assert main([*train, run]) == 0
-    (root / "more.csv").write_text("image,label\ntrain/a/0.png,a\n")
     commands = {
         "--help": ["--help"],
         "models": ["models", "dinov2"],
         "info": ["info", cache],
         "drop": ["drop", cache, "nothing"],
-        "label": ["label", cache, str(root / "more.csv")],
         "evaluate": ["evaluate", run, "--split", "test", "--device", "cpu"],
         "train": [*train, str(root / "other")],
-        "audit": ["audit", cache, "--device", "cpu"],
         "predict": ["predict", run, str(path), "--out", str(root / "p.parquet"), "--device", "cpu"],
     }
     done = subprocess.run(
         [sys.executable, "-c", RUN, json.dumps(list(commands.values()))], capture_output=True, text=True, check=True
     )
     told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    assert [code for code, _ in told] == [0, 0, 0, 2, 0, 0, 0, 0, 0], done.stderr
+    assert [code for code, _ in told] == [0, 0, 0, 2, 0, 0, 0], done.stderr
     return {name: set(modules) for name, (_, modules) in zip(commands, told, strict=True)}
 
 
@@ -76,10 +73,8 @@ def imported(tmp_path_factory):
         ("models", NEVER | NETWORKS | TORCH | TABLES),
         ("info", NEVER | NETWORKS | TORCH | {"pydantic", "yaml", "PIL"}),
         ("drop", NEVER | NETWORKS | TORCH | {"pydantic", "yaml", "PIL"}),
-        ("label", NEVER | NETWORKS | TORCH | {"yaml", "PIL"}),
         ("evaluate", NEVER | NETWORKS | {"torch._dynamo", "sympy"}),
         ("train", NEVER | NETWORKS),
-        ("audit", NEVER | NETWORKS),
         ("predict", NEVER | {"torch.utils.flop_counter"}),
     ],
 )
