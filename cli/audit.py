@@ -39,9 +39,10 @@ def command(cache: Path, fix: Path | None, shown: int, as_json: bool, **options:
     All splits are looked at. Nothing of the cache changes; --fix writes what `loffta label CACHE FILE` takes.
     """
     import loffta
+    from loffta.machine.process import StopFlag
     from loffta.machine.terminal import columns
 
-    done = loffta.audit(cache, fix=fix, show=shown, **options)
+    done = loffta.audit(cache, fix=fix, show=shown, stop=StopFlag().listen(), **options)
     show_lines(done.text(columns()).splitlines())
     if done.out is not None:
         show(f"page: {done.out}")

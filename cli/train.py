@@ -132,7 +132,7 @@ def print_results(results: Mapping[str, Any]) -> None:
     if "other_set" in results.get("images", {}):
         show(f"measured on another image set than that of the training: {results['images']['other_set']}")
     if n_unlabelled := results.get("images", {}).get("unlabelled"):
-        show(f"images of split {results['split']} without a label: {n_unlabelled}, left out")
+        show(f"images of split {results['split'].partition('@')[0]} without a label: {n_unlabelled}, left out")
     if "search" in results:
         chosen = results["search"]["chosen"]
         show(

@@ -34,6 +34,9 @@ from loffta.store.cache import Cache
 from loffta.store.hashes import recorded_hashes
 from loffta.store.table import ImageTable
 from loffta.tasks.confident import find_suspects
+from loffta.words import plural
+
+MAX_FOLDS = 100  # each is a training
 
 
 def audit(
@@ -61,8 +64,9 @@ def audit(
     """
     if not 0 <= near < 1:
         raise UsageError(f"--near {near} is no fraction", where="--near", remedy="use 0 or more and less than 1: 0.13")
-    if folds < 2:
-        raise UsageError(f"{folds} folds leave nothing to learn from", where="--folds", remedy="use 2 or more")
+    if not 2 <= folds <= MAX_FOLDS:
+        fault = "leave nothing to learn from" if folds < 2 else "are more trainings than anybody waits for"
+        raise UsageError(f"{folds} folds {fault}", where="--folds", remedy=f"use 2 to {MAX_FOLDS}: 5")
     process.cap_threads()
     table, chosen = cache.table, choose_vectors(cache, features, pooling)
     rows = usable_rows(cache, chosen, "+".join(table.split_sizes()), partial=partial)
@@ -140,9 +144,10 @@ def _with_label_errors(
     folds = np.where(known, _with_copies(folds, copies.first), UNUSED)
     judged = _learnable(labels, folds)
     if len(np.unique(labels[judged])) < 2:
+        n_classes = len(np.unique(labels[known]))
         return found.without_labels(
-            f"{int(known.sum())} labels of {len(np.unique(labels[known]))} classes: fewer than two classes have images "
-            f"in two of the {n_folds} folds"
+            f"{int(known.sum())} labels of {n_classes} {plural(n_classes, 'class', 'classes')}: fewer than two classes "
+            f"have images in two of the {n_folds} folds"
         )
     folds = np.where(judged, folds, UNUSED)
     places = np.flatnonzero(judged)

@@ -14,6 +14,7 @@ from loffta.auditing.found import Audit
 from loffta.auditing.vectors import Pooling
 from loffta.door.options import PathLike, many
 from loffta.machine.borrowed import borrowed
+from loffta.machine.process import StopFlag
 from loffta.reporting.audit_page import check_page, write_audit
 from loffta.reporting.audit_text import format_audit
 from loffta.store.cache import Cache
@@ -62,6 +63,7 @@ def audit(
     partial: bool = False,
     device: str = "auto",
     progress: bool = True,
+    stop: StopFlag | None = None,
 ) -> Audited:
     """Looks for faults of the image set of a cache, in all its splits; nothing of the cache changes.
 
@@ -81,6 +83,7 @@ def audit(
         show: how many of each kind are shown; the page shows four times as many.
         partial: take what is there, though units are missing.
         progress: tell on stderr what is done.
+        stop: listened to; for commands.
     Returns:
         All that was found, the worst first.
     Raises:
@@ -101,7 +104,8 @@ def audit(
             opened.table.check_split(train_on, where="--train-on")
             refuse_formulas(opened.table, file)
         options: dict[str, Any] = {"near": float(near), "folds": folds, "seed": seed, "partial": partial}
-        found = find(opened, many(features), pooling=pooling, device=device, **options)
+        with (stop or StopFlag()).at_once("auditing; nothing was written"):
+            found = find(opened, many(features), pooling=pooling, device=device, **options)
         if page is not None:
             write_audit(found, opened, page, 4 * show)
         n_corrected = None if file is None else write_corrections(found, file, train_on)

@@ -79,10 +79,10 @@ def evaluate(
     recipe = trained_recipe(paths, config)
     features = choose_features(cache, config.features, recipe.kinds(), default_taps="all")
     whole, cache = cache.table, _as_trained(paths, cache)
-    heads = load_heads(paths, config, features, recipe, len(cache.table.classes))
     task, target = find_task(config.task), process.resolve_device(device)
     asked = _known_to(cache.table, whole, split_rows(paths, config, cache, features, split))
     rows = labelled_rows(cache.table, asked, split, config.task)
+    heads = load_heads(paths, config, features, recipe, len(cache.table.classes))
     doing = f"evaluating split '{split}'; no results were written"
     with (stop or process.StopFlag()).at_once(doing), process.explain_memory(target, run, _LESS_MEMORY):
         how: dict[str, Any] = {"recipe": recipe, "batch_size": _batch_size(paths, recipe), "device": target}
@@ -184,7 +184,7 @@ def _as_trained(paths: RunPaths, cache: Cache) -> Cache:
             if cache.table.classes
             else "this cache has no classes",
             where=cache.paths.root,
-            remedy="name the cache of the training with --cache",
+            remedy="name the cache of the training with --cache, or labels of its classes with --labels",
         )
     return replace(cache, table=cache.table.numbered_by(classes))
 

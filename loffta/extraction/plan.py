@@ -27,8 +27,10 @@ from loffta.extraction.jobs import Load
 from loffta.images.batches import ImageStream, PixelBatch, decoding_threads
 from loffta.images.sources import ImageSource, open_source
 from loffta.machine import process
+from loffta.machine.progress import say
 from loffta.machine.quota import Quota, Room, free_room, user_quota
 from loffta.store.cache import CachedArray
+from loffta.store.labels import SOURCE
 from loffta.store.metadata import ArrayLayout
 from loffta.store.paths import CachePaths
 from loffta.store.space import Work, missing_work, shard_bytes, shortages
@@ -131,6 +133,8 @@ def make_plan(config: ExtractConfig, source: ImageSource, load: Load, *, sample:
     root = config.cache
     with _shadow(root) as shadow:
         begun = begin(config.model_copy(update={"cache": shadow}), source.listing(), load, read=source.read)
+        if (said := CachePaths(shadow).label_set(SOURCE)).exists() and not said.is_symlink():
+            say(f"no labels were written: `loffta plan` leaves {root} as it is, `loffta extract` brings it up to date")
         work = missing_work(begun.arrays, begun.asked)
         timing = _time_sample(begun, work, source, config.batch_size, sample)
         made = [p for p in shadow.rglob("*") if p.is_file() and not p.is_symlink()]

@@ -2,13 +2,13 @@
 
 In: loaded runs.   Out: Comparisons, which gives the difference of any two; for `facts`, `worth`, `page`, the terminal.
 Runs are compared where they were tested on images of the same keys and labels, wherever their caches lie; and only by
-predictions that give the score in the results.
+predictions that give the score in the results. Where a run kept groups of images together, groups are drawn anew.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from loffta.errors import LofftaError
 from loffta.reporting.predictions import Predicted, read_predicted
 from loffta.reporting.tables import LoadedRun
 from loffta.tasks import find_task
-from loffta.tasks.bootstrap import image_weights
+from loffta.tasks.bootstrap import Weights, group_weights, image_weights
 from loffta.tasks.figures import smaller_is_better
 from loffta.tasks.paired import Difference, Scored, difference
 
@@ -34,12 +34,13 @@ class Comparisons:
         """Nothing is drawn before a difference is asked for."""
         self._images: dict[Path, str] = {}
         self._recounts: dict[Path, Recount] = {}
+        self._groups: dict[Path, Sequence[str] | None] = {}  # whom the images are of, in the order of their keys
         self._unknown: dict[Path, str] = {}  # why a run cannot be compared
         self._scored: dict[Path, Scored] = {}
         self._runs = {run.paths.root: run for run in runs}
         for root, run in self._runs.items():
             try:
-                self._images[root], self._recounts[root] = _open(run)
+                self._images[root], self._recounts[root], self._groups[root] = _open(run)
             except LofftaError as error:
                 self._unknown[root] = f"{run.row.name}: {error.what}"
 
@@ -81,7 +82,7 @@ class Comparisons:
         images = self._images[run.paths.root]
         recounts = {root: self._recounts[root] for root, others in self._images.items() if others == images}
         found: dict[Path, list[NDArray[Any]]] = {root: [] for root in recounts}
-        for weights in image_weights(run.row.n_images):
+        for weights in _weights(run.row.n_images, [self._groups[root] for root in recounts]):
             for root, recount in recounts.items():
                 found[root].append(recount(weights))
         for root, blocks in found.items():
@@ -90,8 +91,19 @@ class Comparisons:
             self._scored[root] = Scored(np.array(main.per_seed), resampled, smaller_is_better(main.name))
 
 
-def _open(run: LoadedRun) -> tuple[str, Recount]:
-    """A digest of the images with their labels, and how the run's headline metric is counted anew."""
+def _weights(n_images: int, groupings: Sequence[Sequence[str] | None]) -> Iterator[Weights]:
+    """Resamples of images; of whole groups where any run knows them: the widest, where several do.
+
+    Images fail together whether or not a run was told whom they are of.
+    """
+    known = [groups for groups in groupings if groups is not None]
+    if not known:
+        return image_weights(n_images)
+    return group_weights(min(known, key=lambda groups: len({*groups})))
+
+
+def _open(run: LoadedRun) -> tuple[str, Recount, Sequence[str] | None]:
+    """A digest of the images with labels, how the run's headline metric is counted anew, and whom images are of."""
     task = find_task(run.results.get("task", "classification"))
     found = read_predicted(run, scores=task.needs_scores)
     path = run.paths.predictions(run.row.split)
@@ -107,7 +119,7 @@ def _open(run: LoadedRun) -> tuple[str, Recount]:
             where=path,
             remedy=f"run `loffta evaluate RUN --split {run.row.split}`",
         )
-    return _digest(found), recount
+    return _digest(found), recount, None if found.groups is None else found.groups.tolist()
 
 
 def _digest(found: Predicted) -> str:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from loffta.errors import LofftaError
 from loffta.reporting.tables import LoadedRun
-from loffta.runs.run import read_predictions
+from loffta.runs.run import read_json, read_predictions
+from loffta.runs.turns import TurnsText, is_of_folds
 
 _SCORES = ("logits", "probabilities")  # runs of before have no logits
 
@@ -27,6 +28,7 @@ class Predicted:
     predicted: NDArray[Any]  # [S, B] likewise
     confidence: NDArray[np.float32]  # [S, B]; of values NaN
     scores: NDArray[np.float32] | None  # [S, B, C]; None: not asked for, or not kept of so many classes
+    groups: NDArray[Any] | None = None  # [B] whom each is of; None: the run kept none together
 
 
 def read_predicted(run: LoadedRun, *, scores: bool = False) -> Predicted:
@@ -61,7 +63,18 @@ def read_predicted(run: LoadedRun, *, scores: bool = False) -> Predicted:
         shaped["predicted"][:, order],
         shaped["confidence"][:, order],
         by_seed,
+        _read_groups(run)[order] if run.config.group and is_of_folds(run.config, run.row.split) else None,
     )
+
+
+def _read_groups(run: LoadedRun) -> NDArray[Any]:
+    """The group of each image, in the order of the predictions of one seed."""
+    turns, path = read_json(run.paths.turns, TurnsText), run.paths.predictions(run.row.split)
+    group_of = dict(zip(turns.rows, turns.groups or (), strict=False))
+    rows = read_predictions(path, ["row"])["row"][: run.row.n_images].tolist()
+    if not {*rows} <= {*group_of}:
+        raise LofftaError("the predictions are of images that no fold has", where=path, remedy=_again(run))
+    return np.array([group_of[row] for row in rows])
 
 
 def _read_scores(run: LoadedRun) -> NDArray[np.float32] | None:

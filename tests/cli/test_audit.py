@@ -68,7 +68,8 @@ def test_what_is_printed(planted, tmp_path, capsys, monkeypatch, width):
         (["--fix", "fixes.csv", "--train-on", "tran"], "did you mean train?"),
         (["--out", "."], "this is a folder"),
         (["--labels", "nobody"], "nobody"),
-        (["--folds", "1"], "use 2 or more"),
+        (["--folds", "1"], "use 2 to 100"),
+        (["--folds", "101"], "use 2 to 100"),
         (["--near", "2"], "is no fraction"),
     ],
 )
@@ -82,7 +83,7 @@ def test_options_that_cannot_be_used_end_at_once(planted, tmp_path, capsys, monk
 def test_defaults_are_those_of_the_function():
     defaults = {name: p.default for name, p in inspect.signature(loffta.audit).parameters.items()}
     told = {"show" if p.name == "shown" else p.name: p.default for p in command.params if p.name != "as_json"}
-    assert set(told) == set(defaults) - {"progress"}
+    assert set(told) == set(defaults) - {"progress", "stop"}
     same = {name for name, default in told.items() if isinstance(default, (int, float, str)) and name != "features"}
     assert {name: told[name] for name in same} == {name: defaults[name] for name in same}
     assert {"pooling", "near", "folds", "seed", "show", "device", "train_on"} <= same

@@ -21,6 +21,7 @@ CLASSES = ["アカゲラとコゲラの写真", "a class with a name of several 
 SET = "a_set_of_pictures_in_a_folder_with_quite_a_long_name"
 EXTRACT = ["--backbone", "test_vit", "--weights", "random:0", "--image-px", "32", "--taps", "all", "--device", "cpu"]
 TRAIN = ["--head", "linear", "--set", "epochs=2", "--seeds", "2", "--device", "cpu"]
+LONG = "annotations_of_a_set_of_pictures_with_quite_a_long_name"
 RUN = "a run with a name/that is long"
 
 
@@ -41,11 +42,13 @@ def place(tmp_path_factory):
                     root / SET / split / name / f"{i}.png"
                 )
     (root / SET / "train" / CLASSES[0] / "broken.png").write_bytes(b"no picture")
+    (root / f"{LONG}.csv").write_text(f"image,label\ntrain/{CLASSES[0]}/0.png,{CLASSES[0]}\nno such image.png,x\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("COLUMNS", "80")
         assert main(["extract", SET, "--cache", "cache", "--max-bad-frac", "1", *EXTRACT]) == 0
         assert main(["train", "cache", *TRAIN, "--out", RUN]) == 0
+        assert main(["label", "cache", f"{LONG}.csv"]) == 0
     return root
 
 
@@ -84,6 +87,8 @@ COMMANDS = {
     "evaluate": ["evaluate", RUN, "--split", "test", "--device", "cpu"],
     "report": ["report", RUN, "--out", "report.html"],
     "models": ["models", "dinov2"],
+    "label": ["label", "cache", f"{LONG}.csv"],
+    "audit": ["audit", "cache", "--out", f"{LONG}.html", "--device", "cpu"],
 }
 
 

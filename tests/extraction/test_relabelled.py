@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from loffta.errors import LofftaError
+from loffta.extraction.plan import make_plan
 from loffta.extraction.recheck import verify_images
 from loffta.extraction.repair import repair
+from loffta.files.durable import replace_file
 from loffta.machine.process import StopFlag
 from loffta.online.recompute import recompute
 from loffta.store.cache import Cache
@@ -120,6 +122,49 @@ def test_a_set_of_another_kind(root):
     assert (cache.table.label_kind, cache.images.label_kind) == ("regression", "single-label")
     np.testing.assert_array_equal(cache.table.values, numbers)
     assert cache.images.labels.tolist()[N] == -1
+
+
+@pytest.mark.parametrize("n_written", [0, 1])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_killed_between_its_writes(root, monkeypatch, is_first, n_written):
+    """The old images keep what was said of them, whole; the same command then ends where it would have."""
+    if not is_first:
+        fill(root, Told(N, labels=np.full(N, 1)), IDLE)
+    old = Cache.open(root).table
+    source, written = Told(N + 3, labels=np.full(N + 3, 2)), []
+
+    def dying(path, data):
+        if len(written) == n_written:
+            raise KeyboardInterrupt
+        written.append(path)
+        replace_file(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("loffta.store.follow.replace_file", dying)
+        with pytest.raises(KeyboardInterrupt):
+            fill(root, source)
+    found = Cache.open(root)
+    assert len(found.table) == N + 3 * n_written
+    assert (found.table.labels[:N].tolist(), found.table.splits[:N]) == (old.labels.tolist(), old.splits)
+    assert set(found.table.labels[N:].tolist()) <= {-1, 2}
+    assert not list(verify(found, deep=True))
+    fill(root, source)
+    cache = Cache.open(root)
+    assert (cache.table.labels.tolist(), cache.table.splits) == ([2] * (N + 3), source.listing().splits)
+    kept = [cache.with_labels(name).table.labels[:N].tolist() for name in cache.paths.label_names() if "@" in name]
+    assert old.labels.tolist() in kept
+    assert not list(verify(cache, deep=True))
+
+
+def test_a_plan_writes_no_labels(root, tmp_path, capsys):
+    before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    config = fake_config(root, unit_images=8, batch_size=4)
+    make_plan(config, Told(N, labels=np.zeros(N, np.int64)), lambda _: IDLE, sample=0)
+    assert "class of 13 differ" in (said := capsys.readouterr().err)
+    assert f"`loffta plan` leaves {root} as it is" in said
+    assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
+    make_plan(config, PngSource(N), lambda _: IDLE, sample=0)
+    assert "leaves" not in capsys.readouterr().err
 
 
 MOVED = {"0003.png": "b/0003.png", "0017.png": "c/x/0017.png"}

@@ -148,6 +148,14 @@ def test_evaluate_gives_up_at_once(tmp_path, whole):
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
+def test_audit_gives_up_at_once(tmp_path, whole):
+    words = ["audit", whole, "--fix", tmp_path / "fixes.csv", "--device", "cpu"]
+    held = Command(tmp_path, *words, hold="loffta.auditing.audit:find_nearest").wait_held()
+    done = held.signal(signal.SIGINT).finish()
+    assert_stopped(done, signal.SIGINT, "auditing")
+    assert not (tmp_path / "fixes.csv").exists()
+
+
 def test_a_command_that_only_looks_dies_of_the_signal(tmp_path, whole):
     for number, code in ((signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)):
         done = (

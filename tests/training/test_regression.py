@@ -184,6 +184,14 @@ def test_what_is_for_classes_is_refused(cache, tmp_path):
         go(cache, tmp_path / "run", task="classification")
 
 
+def test_labels_of_classes_do_not_measure_it(cache, tmp_path):
+    go(cache, tmp_path / "run", recipe=QUICK | {"epochs": 1})
+    rows = [f"{key},{'ab'[i % 2]}" for i, key in enumerate(cache.table.keys)]
+    (tmp_path / "classes.csv").write_text("\n".join(["image,label", *rows]))
+    with pytest.raises(LofftaError, match="regression needs a number per image"):
+        evaluate(tmp_path / "run", "test", labels=str(tmp_path / "classes.csv"))
+
+
 def test_another_value_is_another_training(tmp_path):
     """A checkpoint does not go on with other values of the same images."""
     from loffta.training.fit import digest_of

@@ -14,8 +14,11 @@ from loffta.feed import sources
 from loffta.feed.batches import Feed
 from loffta.files.tensor_file import read_tensors
 from loffta.machine.process import StopFlag
+from loffta.reporting.comparisons import Comparisons
+from loffta.reporting.tables import read_runs
 from loffta.runs.run import RunPaths, read_predictions
 from loffta.store.cache import Cache
+from loffta.tasks.paired import interval_of
 from loffta.training.train import train
 from tests.caches import FakeStore, make_cache, make_table, separable
 from tests.training.runs import SMALL, files, go, make_config
@@ -224,6 +227,12 @@ def test_no_group_is_on_both_sides_and_intervals_are_over_groups(cache, tmp_path
     drawn = [np.concatenate([right[groups == g] for g in rng.choice(names, 8)]).mean() for _ in range(4000)]
     assert results["metrics"]["top1"]["ci95"] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.035)
     assert "group" not in plain["folds"]
+    runs = read_runs([tmp_path / "plain", tmp_path / "run"])  # beside it, groups are drawn for a run without, too
+    told = interval_of(Comparisons(runs).scored(runs[0]))
+    found = read_predictions(RunPaths(tmp_path / "plain").predictions(OUT_OF_FOLD))
+    right, groups = found["predicted"] == found["label"], np.array(GROUPS)[found["row"]]
+    drawn = [np.concatenate([right[groups == g] for g in rng.choice(names, 8)]).mean() for _ in range(4000)]
+    assert told == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.035)
     with_groups(None)  # the run keeps its own
     assert evaluate(tmp_path / "run", OUT_OF_FOLD)["metrics"] == results["metrics"]
 
@@ -372,7 +381,7 @@ def test_each_draw_is_its_separate_run_and_makes_a_curve(cache, tmp_path):
     assert results["metrics"]["top1"]["per_seed"] == curve["points"][-1]["metrics"]["top1"]["per_seed"]
     for point in curve["points"]:
         low, high = point["interval"]
-        assert low <= point["metrics"]["top1"]["mean"] <= high
+        assert 0 <= low <= point["metrics"]["top1"]["mean"] <= high <= 1
     found = read_predictions(RunPaths(tmp_path / "run").predictions("test"))
     assert set(found["seed"].tolist()) == {0, 1, 2, 3}
     assert len(found["row"]) == 4 * N_TEST
