@@ -156,7 +156,7 @@ def test_a_wrong_label_that_both_copies_have_is_still_found(small):
 
 NOT_DONE = {
     "no label": ({"labels": np.full(210, -1)}, "no image has a label"),
-    "one class": ({"labels": np.zeros(210, np.int64)}, "210 labels of 1 classes: fewer than two classes"),
+    "one class": ({"labels": np.zeros(210, np.int64)}, "210 labels of 1 class: fewer than two classes"),
     "several classes": ({"label_sets": [(1, 2)] * 210}, "the labels are multi-label"),
     "numbers": ({"values": np.linspace(0, 1, 210)}, "the labels are regression"),
     "few": ({"labels": np.array([0, 1] + [-1] * 208)}, "2 labels of 2 classes: fewer than two classes have images"),
