@@ -71,6 +71,8 @@ TRAININGS = [
     },
     {"cache": "c", "head": "loff", "augment": "trivial", "recipe": {"epochs": 3}},
     {"cache": "c", "head": "loff", "augment": {"hflip_p": 0.5}},
+    {"cache": "c", "head": "linear", "folds": 5, "group": "patient"},
+    {"cache": "c", "head": "linear", "shots": [1, 2, 16], "draws": 3},
     {
         "cache": "table:my data/images.csv",
         "head": "online-linear",
@@ -140,8 +142,8 @@ def test_train_arguments_come_back(values, config_of):
     [
         (ExtractConfig, EXTRACTIONS[2:]),
         (TrainConfig, TRAININGS),
-        (OnlineConfig, [TRAININGS[4]["online"]]),
-        (BackboneConfig, [TRAININGS[4]["online"]["backbone"]]),
+        (OnlineConfig, [TRAININGS[6]["online"]]),
+        (BackboneConfig, [TRAININGS[6]["online"]["backbone"]]),
     ],
 )
 def test_the_round_trips_leave_no_field_out(model, values):

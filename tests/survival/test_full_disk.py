@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 import subprocess
 from contextlib import contextmanager
 
@@ -118,15 +119,15 @@ def test_a_small_disk_is_full_in_the_middle(tmp_path, extract_words, whole, opti
 
 
 def test_a_full_disk_under_a_training_and_a_report(tmp_path, whole):
-    with small_disk(tmp_path / "disk", "size=64k") as disk:
+    with small_disk(tmp_path / "disk", "size=96k") as disk:
         words = ["train", whole, *TRAIN, "--out", disk / "run"]
         ballast = disk / "ballast"
-        ballast.write_bytes(bytes(56 << 10))
+        ballast.write_bytes(bytes(88 << 10))
         assert_one_error(loffta(tmp_path, *words, code=1), f"{FULL} (No space left on device)", str(disk / "run"))
         ballast.unlink()
         loffta(tmp_path, *words)
         report = ["report", disk / "run", "--out", disk / "report.html"]
-        ballast.write_bytes(bytes(24 << 10))
+        ballast.write_bytes(bytes(shutil.disk_usage(disk).free - (8 << 10)))
         assert_one_error(loffta(tmp_path, *report, code=1), FULL, "report.html")
         assert sorted(path.name for path in disk.iterdir()) == ["ballast", "run"]
 
