@@ -63,7 +63,7 @@ def command(cache: Path, as_json: bool) -> None:
 
 def _head(store: dict[str, Any]) -> str:
     total = sum(array["bytes"] + array.get("scale_bytes", 0) for array in store["arrays"])
-    size = f"{store['recipe']['input']['image_px']} px, {human_size(total)}"
+    size = f"{store['recipe']['input'].get('image_px', '?')} px, {human_size(total)}"
     done = f"{store['units_done']}/{store['units']} {plural(store['units'], 'unit')}"
     pace = ""
     if store["images_per_s"]:

@@ -311,6 +311,6 @@ def _with_unique_labels(features: Sequence[Feature]) -> list[Feature]:
 
 def _feature(store: Store, array: CachedArray, taps: Sequence[str], kind: Kind) -> Feature:
     spec = next(spec for spec in store.info.taps if spec.tap == taps[0])
-    image_px = int(store.info.recipe["input"]["image_px"])
-    found = FeatureSpec(store.info.label, tuple(taps), kind, spec.shape(kind), image_px, spec.registers_only)
+    shape, size = spec.shape(kind), store.info.image_px
+    found = FeatureSpec(store.info.label, tuple(taps), kind, shape, size, spec.registers_only)
     return Feature(store, array, found)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from loffta.errors import DamageFound
 from loffta.files.documents import from_json
 from loffta.store import FORMAT
 from loffta.store.paths import safe_name
@@ -83,6 +84,18 @@ class StoreInfo:
     def is_view(self) -> bool:
         """Whether it holds random crops of the images, beside a store of the whole ones."""
         return self.recipe.get("view") is not None
+
+    @property
+    def image_px(self) -> int:
+        """Side of the square that the backbone saw; DamageFound where the recipe does not say it."""
+        found = self.recipe["input"].get("image_px")
+        if type(found) is not int:
+            raise DamageFound(
+                "the recipe does not say the size of the input (input.image_px)",
+                where=f"stores/{self.name}/zarr.json",
+                remedy="restore this file from a backup, or extract into a new cache",
+            )
+        return found
 
     def to_json(self) -> bytes:
         """The group's zarr.json."""

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -103,3 +104,9 @@ def test_extract_and_verify_from_end_to_end(tmp_path):
     assert loffta("extract", "demo:digits", "--cache", "c", *VIT, *SMALL, "--json")["images"] == 6
     nothing = {"damaged": [], "lost_metadata": [], "repaired": 0, "altered_images": [], "recomputed": []}
     assert loffta("verify", "c", "--deep", "--json") == {"deep": True, **nothing}
+
+
+def test_a_store_of_unknown_input_size_is_shown(command):
+    code, out, err = command("info", Path(__file__).parents[1] / "data" / "format1")
+    assert (code, err) == (0, "")
+    assert "? px" in out

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from loffta.errors import DamageFound
 from loffta.store.recipe import StoreInfo, differing_fields, recipe_hash, store_name
 from loffta.tokens import TokenSpec
 
@@ -78,3 +79,10 @@ def test_a_newer_format_is_refused() -> None:
 
 def test_the_name_follows_the_recipe_alone() -> None:
     assert dataclasses.replace(make_info(), versions={}).name == make_info("random:1").name == "vit-tiny-4ae238e9"
+
+
+@pytest.mark.parametrize("said", [{}, {"image_px": "224"}, {"image_px": None}])
+def test_a_recipe_without_the_size_of_its_input(said) -> None:
+    info = dataclasses.replace(make_info(), recipe={"backbone": "vit", "input": said})
+    with pytest.raises(DamageFound, match=f"where:  stores/{info.name}/zarr.json"):
+        _ = info.image_px
