@@ -1,11 +1,22 @@
 """What the tests of this folder share."""
 
 import shutil
+import signal
 
 import pytest
 from loffta_cli.main import main
 
 from tests.cli.small import SMALL, VIT
+
+
+@pytest.fixture
+def quiet_process(monkeypatch):
+    """One thread, and the signals of the test's process stay as they are."""
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, 10, 12)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import signal
 
 import numpy as np
 import pytest
@@ -12,14 +11,7 @@ from loffta_cli.main import main
 from loffta.runs.run import RunPaths
 from tests.caches import FakeStore, make_cache, make_table, separable
 
-
-@pytest.fixture(autouse=True)
-def quiet_process(monkeypatch):
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, 10, 12)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("quiet_process")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,17 +17,9 @@ from loffta.errors import UsageError
 from loffta.runs.run import RunPaths
 from tests.caches import FakeStore, make_cache, make_table, separable, toy_cache
 
+pytestmark = pytest.mark.usefixtures("quiet_process")
+
 QUICK = ["--device", "cpu", "--set", "epochs=2"]
-
-
-@pytest.fixture(autouse=True)
-def quiet_process(monkeypatch):
-    """One thread, and the signals of the test's process stay as they are."""
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, 10, 12)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")

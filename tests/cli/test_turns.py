@@ -1,7 +1,6 @@
 """`loffta train --folds` and `--shots` as a user meets them: lines, JSON, reports, messages."""
 
 import json
-import signal
 
 import pytest
 
@@ -9,17 +8,9 @@ from loffta.runs.run import RunPaths
 from tests.caches import toy_cache
 from tests.cli.small import assert_error
 
+pytestmark = pytest.mark.usefixtures("quiet_process")
+
 QUICK = ["--device", "cpu", "--set", "epochs=3", "--set", "batch_size=8", "--set", "lr=0.02"]
-
-
-@pytest.fixture(autouse=True)
-def quiet_process(monkeypatch):
-    """One thread, and the signals of the test's process stay as they are."""
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, 10, 12)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
