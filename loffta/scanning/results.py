@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from loffta.config import HeadName, Pooling
 from loffta.scanning.layers import Layer
 from loffta.tasks import Task
-from loffta.tasks.bootstrap import image_weights, interval
+from loffta.tasks.bootstrap import group_weights, image_weights, interval
 from loffta.tasks.paired import Scored
 from loffta.tasks.ranks import rank_runs
 
@@ -91,16 +91,19 @@ class Answer:
 Recount = Callable[[NDArray[Any]], NDArray[Any]]
 
 
-def score_rows(answers: Sequence[Answer], task: Task, labels: NDArray[Any]) -> list[Row]:
+def score_rows(
+    answers: Sequence[Answer], task: Task, labels: NDArray[Any], groups: Sequence[str] | None = None
+) -> list[Row]:
     """All rows, for each number of shots the best first.
 
     Args:
-        labels: of the tested images, as `task.recount` takes them.
+        labels: [B] or [B, C], of the tested images, as `task.recount` takes them.
+        groups: [B], whom these images are of: resamples draw whole ones; None: images.
     """
     recounts = [_recount(answer, task, labels) for answer in answers]
     once = np.ones((1, len(labels)))
     drawn: list[list[NDArray[Any]]] = [[] for _ in answers]
-    for weights in image_weights(len(labels)):
+    for weights in image_weights(len(labels)) if groups is None else group_weights(groups):
         for blocks, recount in zip(drawn, recounts, strict=True):
             blocks.append(recount(weights))
     scored = [

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from loffta.config import HeadName, ScanConfig
 from loffta.dataset.features import Feature, choose_features, n_bad, usable_rows
+from loffta.dataset.parts import groups_of
 from loffta.dataset.splits import choose_splits
 from loffta.dataset.targets import choose_task, labelled_rows, read_targets
 from loffta.errors import UsageError
@@ -97,7 +98,8 @@ def scan(config: ScanConfig, stop: process.StopFlag) -> Scan:
             for taps in groups:
                 answers += _scan_group(work, only(features, taps), progress)
         labels = read_targets(table, name)[plan.tested].numpy()
-        rows = score_rows(answers, task, _as_recounted(labels))
+        whose = None if config.group is None else groups_of(table, plan.tested, config.group)
+        rows = score_rows(answers, task, _as_recounted(labels), whose)
     splits = dict.fromkeys(part for split in unlabelled for part in split.split("+"))
     return Scan(
         cache=str(config.cache),
