@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -20,13 +20,14 @@ from torch import Tensor
 from loffta.augment.config import PRESETS, AugmentConfig, from_preset, resolve, words
 from loffta.augment.matrix import N_DRAWS, make_matrix
 from loffta.augment.ops import FILLS, Fill, add_noise, bilinear, drop_tokens, find_sources, mix, move_grid, spread
-from loffta.augment.targets import Boxes, move_boxes, move_depth, move_mask
+from loffta.augment.targets import move_boxes, move_depth, move_mask
+from loffta.shapes import Boxes
+from loffta.targets import TargetKind
 from loffta.tokens import FeatureSpec
 
 __all__ = [
     "PRESETS",
     "AugmentConfig",
-    "Boxes",
     "Parameters",
     "apply",
     "apply_targets",
@@ -36,7 +37,6 @@ __all__ = [
     "words",
 ]
 
-TargetKind: TypeAlias = Literal["mask", "instances", "depth", "boxes"]
 _OUTSIDE = {"mask": 255, "instances": 0}  # Pascal VOC's "ignore"; no instance
 
 

@@ -6,24 +6,14 @@ of the same shape. Nothing here draws; numbers are those of the target, not of t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from loffta.augment.ops import Fill, corners, find_sources, invert, nearest
+from loffta.shapes import Boxes
 
 _LEAST_SIDE = 1e-4  # of the image; what is left of a box beside the image by rounding is less
-
-
-@dataclass(frozen=True)
-class Boxes:
-    """The boxes of all images of a batch, M in all."""
-
-    image: Int64[Tensor, " M"]  # which image of the batch
-    corners: Float[Tensor, "M 4"]  # left, top, right, bottom; fractions of the image's width and height
-    number: Int64[Tensor, " M"]  # of the box among all before any was dropped: finds its class or its mask
 
 
 def move_mask(

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from loffta.augment import Boxes, Parameters, apply, apply_targets, draw, from_preset
+from loffta.augment import Parameters, apply, apply_targets, draw, from_preset
 from loffta.augment.config import AugmentConfig
 from loffta.augment.ops import invert
+from loffta.shapes import Boxes
 from loffta.tokens import FeatureSpec
 
 CPU = torch.device("cpu")

@@ -1,0 +1,67 @@
+"""Dense targets: what a pixel, an object or a box of an image is; the words that all wings share. Imports no torch.
+
+`images` decodes them, `store` keeps them, `feed` hands them out as `shapes.TargetBatch`, `tasks` learns and measures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+from jaxtyping import Bool, Float, Int64, Shaped
+
+TargetKind: TypeAlias = Literal["mask", "instances", "depth", "boxes"]
+TARGET_KINDS: tuple[TargetKind, ...] = get_args(TargetKind)
+
+IGNORE = 255  # class of a pixel that counts nowhere; with more than 255 classes, IGNORE_16
+IGNORE_16 = 65_535  # the same of masks of 16 bits, and of pixels that belong to no countable object
+NO_INSTANCE = 0  # background of `instances`; objects are 1, 2, ...
+
+
+@dataclass(frozen=True)
+class BoxList:
+    """The boxes of one image, in its own pixels, right and bottom excluded."""
+
+    corners: Float[np.ndarray, "M 4"]  # left, top, right, bottom
+    classes: Int64[np.ndarray, " M"]  # positions in the classes of the set
+    crowd: Bool[np.ndarray, " M"]  # a group of objects: detections in it count neither for nor against
+
+
+@dataclass(frozen=True)
+class NativeTarget:
+    """One target of one image at the annotation's own size, upright as the image is shown."""
+
+    kind: TargetKind
+    height: int
+    width: int
+    map: Shaped[np.ndarray, "h w"] | None = None  # mask: uint8 or uint16; instances: uint16; depth: float32, metres
+    boxes: BoxList | None = None  # of boxes alone
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What a dense head is to give: a network of its own for every entry of `channels`, side by side along K."""
+
+    channels: tuple[int, ...]  # (21,) for 21 classes; (1, 2) for CenterNet's centre and size
+    bias: float = 0.0  # added to the last layers' biases at the start; 1 for depth in metres (DeAP)
+
+    @property
+    def n_outputs(self) -> int:
+        """K."""
+        return sum(self.channels)
+
+
+@dataclass(frozen=True)
+class DenseSettings:
+    """What a protocol fixes of a dense task beside its targets; part of a dense head's recipe."""
+
+    depth_as: Literal["direct", "bins"] = "direct"  # one number a pixel, or a distribution over depths
+    depth_bins: int = 256
+    min_depth: float = 1e-3  # metres; truth outside counts nowhere
+    max_depth: float = 10.0
+    eigen_crop: bool = False  # NYU: rows 45 to 471 and columns 41 to 601 of 480 x 640 are measured alone
+    flip_average: bool = False  # evaluation takes the mean over the image and its mirror image (online alone)
+    eval_px: int | None = None  # masks and outputs are measured at this size; None: at the label's own
+    tolerance: float = 0.0075  # of the F of boundaries, as a share of the diagonal (BSDS)
+    embedding_dim: int = 32  # outputs a pixel where instances are told apart
