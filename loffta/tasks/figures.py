@@ -44,6 +44,9 @@ FIGURES = {
     "rmse": Figure("RMSE", percent=False, in_unit=True, smaller_is_better=True),
     "r2": Figure("R\N{SUPERSCRIPT TWO}", percent=False),
     "spearman": Figure("Spearman", percent=False),
+    "miou": Figure("mean IoU"),
+    "mean_accuracy": Figure("mean accuracy of classes"),
+    "pixel_accuracy": Figure("pixel accuracy"),
 }
 _DIGITS = 4  # that count
 

@@ -1,0 +1,73 @@
+"""What holds for every dense task."""
+
+import numpy as np
+import pytest
+import torch
+
+from loffta.shapes import TargetBatch
+from loffta.targets import DenseSettings, NativeTarget
+from loffta.tasks.bootstrap import image_weights
+from loffta.tasks.dense import DENSE_TASKS
+from loffta.tasks.figures import FIGURES
+
+SETTINGS = DenseSettings(embedding_dim=4)
+CLASSES = ["a", "b", "c"]
+EMPTY = {
+    "mask": TargetBatch(torch.full((3, 16, 16), 255, dtype=torch.uint8)),
+}
+
+
+def draw_native(kind, rng, size=(20, 24)):
+    if kind == "mask":
+        return NativeTarget(kind, *size, rng.integers(0, 3, size).astype(np.uint8))
+    raise AssertionError(kind)
+
+
+def draw(name, n_images=6):
+    task, rng = DENSE_TASKS[name], np.random.default_rng(0)
+    natives = [draw_native(task.target, rng) for _ in range(n_images)]
+    n_outputs = task.readout(3, SETTINGS).n_outputs
+    outputs = torch.tensor(rng.normal(size=(2, n_images, n_outputs, 16, 16)), dtype=torch.float32)
+    return task, natives, outputs, [task.records(of_seed, natives, SETTINGS, 3) for of_seed in outputs]
+
+
+@pytest.mark.parametrize("name", DENSE_TASKS)
+def test_task(name):
+    """Metrics that figures knows, intervals and figures of images for exactly those, and details."""
+    task, _, outputs, records = draw(name)
+    found = task.metrics(records[0], CLASSES, SETTINGS)
+    assert {task.main_metric, task.headline} <= set(found) <= set(FIGURES)
+    resampled = task.resampled(records, CLASSES, SETTINGS, image_weights(6, 5))
+    assert resampled.keys() == found.keys()
+    assert {values.shape for values in resampled.values()} == {(5,)}
+    of_images = task.per_image(records[0], CLASSES, SETTINGS)
+    assert {values.shape for values in of_images.values()} == {(6,)}
+    assert set(found) <= set(of_images)
+    assert set(task.notes(records[0], CLASSES, SETTINGS)) <= set(FIGURES)
+    assert task.details(records, CLASSES, SETTINGS)
+    assert len(task.decode(outputs[0], SETTINGS, (10, 12))) == 6
+
+
+@pytest.mark.parametrize("name", DENSE_TASKS)
+def test_unit_weights_give_the_metrics_themselves(name):
+    task, _, _, records = draw(name)
+    expected = task.metrics(records[1], CLASSES, SETTINGS)
+    found = task.resampled(records[1:], CLASSES, SETTINGS, [np.ones((1, 6), np.float32)])
+    assert {key: float(value[0]) for key, value in found.items()} == expected
+
+
+@pytest.mark.parametrize("name", DENSE_TASKS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_batch_without_anything_to_learn_loses_nothing(name, dtype):
+    """Under autocast, with outputs of half precision that are large."""
+    task = DENSE_TASKS[name]
+    n_outputs = task.readout(3, SETTINGS).n_outputs
+    outputs = (100 * torch.randn(3, n_outputs, 16, 16, generator=torch.Generator().manual_seed(0))).to(dtype)
+    outputs.requires_grad_()
+    with torch.autocast("cpu", dtype=dtype):
+        mean = task.loss(outputs, EMPTY[task.target], SETTINGS, None, None).mean()
+    mean.backward()
+    assert outputs.grad.isfinite().all()
+    assert mean.isfinite()
+    if name != "detection":  # which learns that there is no object
+        assert mean == 0
