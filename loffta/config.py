@@ -19,7 +19,7 @@ from loffta.files.os_words import guard
 from loffta.limits import MANY, MAX_UNIT_IMAGES, BatchSize, Count, Pixels, Seed, Views, between
 from loffta.look import parse_background, parse_range
 from loffta.tokens import Kind
-from loffta.words import brief
+from loffta.words import brief, printable
 
 Model = TypeVar("Model", bound=BaseModel)
 _SHOWN = 100  # characters of a key in a message
@@ -71,6 +71,12 @@ Shots: TypeAlias = Annotated[
 def _word_for_none(word: str) -> BeforeValidator:
     """None can be written as `word`."""
     return BeforeValidator(lambda value: None if value == word else value)
+
+
+def _free_word(value: str) -> str:
+    if not 0 < len(value) <= _SHOWN or printable(value) != value:
+        raise ValueError(f"it must be a word of up to {_SHOWN} characters that can be printed")
+    return value
 
 
 Background: TypeAlias = Annotated[str, AfterValidator(parse_background)]
@@ -165,6 +171,8 @@ class TrainConfig(StrictModel, frozen=True):
     checkpoint_s: float = Field(60.0, gt=0, le=30 * 86_400)  # seconds between two checkpoints
     partial: bool = False  # train on the rows that are there, though the cache is not finished
     one_class: bool = False  # train though all images are of one class
+    # of a dense task: what its results are to be compared with, a word of the user's that they carry
+    protocol: Annotated[str, AfterValidator(_free_word)] | None = None
     online: OnlineConfig | None = None  # no cache: `cache` is the source's name, and nothing is read there
 
 

@@ -45,6 +45,7 @@ def train(
     device: str = "auto",
     partial: bool = False,
     one_class: bool = False,
+    protocol: str | None = None,
     online: PathLike | None = None,
     image_root: PathLike | None = None,
     follow_links: bool = False,
@@ -81,6 +82,7 @@ def train(
         draws: with `shots`: times that each size is drawn anew. None: 5.
         set: changes of the head's recipe: `{"epochs": 12, "augment.rotate": 5}`.
         checkpoint_s: seconds between two checkpoints.
+        protocol: of a dense task: a word that its results carry, for comparisons.
         online: a source of images, run through `backbone` at every step; it and all that follows are for this.
         progress: show progress and notes on stderr.
     Returns:

@@ -41,6 +41,7 @@ from loffta.feed.order import (
 )
 from loffta.feed.readers import IN_PLACE_BYTES, Readers
 from loffta.feed.sources import PartOf, Source, make_sources, read_bytes
+from loffta.shapes import TargetBatch
 
 WARM_THREADS = 2  # saturate the page cache
 COLD_THREADS = 16  # a disk wants many requests at a time
@@ -52,6 +53,7 @@ class Batch:
 
     rows: Tensor  # [B] int64, rows of the image table
     features: tuple[Tensor, ...]  # one [B, L, *shape] per Feature, in the storage dtype; int8 as float32
+    targets: TargetBatch | None = None  # of dense tasks: views, too
 
 
 @dataclass
@@ -101,6 +103,7 @@ class Feed:
         n_alike: int = 1,
         n_threads: int | None = None,
         of: Feed | None = None,
+        maps: Feature | None = None,
     ) -> None:
         """Opens the arrays; those to be kept in memory are read.
 
@@ -114,11 +117,14 @@ class Feed:
             n_threads: that read at the same time; None: 16 where the page cache cannot keep what is streamed, else 2.
             of: a feed of the same features and more rows, in rising order, that stays open: what it keeps in memory
                 serves this one, too.
+            maps: dense targets of the same images, for `Batch.targets`: read, kept and copied as features are.
         Raises:
             UsageError: a mode that this machine has no room for.
             DamageFound: a chunk that is kept in memory is missing or damaged.
         """
-        self.features, self.rows, self.batch_size = tuple(features), rows, batch_size
+        features = features if maps is None else (*features, maps)
+        self._features, self.rows, self.batch_size = tuple(features), rows, batch_size
+        self._has_maps = maps is not None
         self._device = device or torch.device("cpu")
         self._seed, self._n_alike = seed, n_alike
         self._placements: list[Placement] = (
@@ -193,7 +199,7 @@ class Feed:
 
     def describe(self) -> str:
         """One line for the user: where each array comes from and why, and what the order is worth."""
-        placed = describe_placements(self.features, self._placements, len(self.rows))
+        placed = describe_placements(self._features, self._placements, len(self.rows))
         if self.order == "uniform":
             return f"{placed}; uniform order"
         together = neighbour_share(self.rows, self._order_of(0), self.batch_size)
@@ -303,7 +309,9 @@ class Feed:
         for source, raw in zip(self._sources, self._copies.take(copy), strict=True):
             found |= zip(source.members, source.finish(raw), strict=True)
         rows = torch.from_numpy(self.rows[places]).to(self._device, non_blocking=self._copies.overlap)
-        return Batch(rows, tuple(found[i] for i in range(len(self.features))))
+        tensors = [found[i] for i in range(len(found))]
+        targets = TargetBatch(tensors.pop()[:, 0]) if self._has_maps else None
+        return Batch(rows, tuple(tensors), targets)
 
     def _make_slot(self) -> _Slot:
         """Buffers are reused for the whole run: fresh ones halve the rate by their page faults."""

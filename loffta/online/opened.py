@@ -17,8 +17,9 @@ from torch import Tensor
 from loffta.config import TrainConfig
 from loffta.dataset.features import choose_features
 from loffta.errors import LofftaError
-from loffta.evaluation.evaluate import load_heads, score, trained_recipe
+from loffta.evaluation.evaluate import score
 from loffta.evaluation.findings import Findings
+from loffta.evaluation.trained import load_heads, trained_recipe
 from loffta.heads import Head
 from loffta.heads.recipe import Recipe
 from loffta.runs.known_images import open_cache

@@ -194,7 +194,7 @@ def test_labels_of_classes_do_not_measure_it(cache, tmp_path):
 
 def test_another_value_is_another_training(tmp_path):
     """A checkpoint does not go on with other values of the same images."""
-    from loffta.training.fit import digest_of
+    from loffta.training.objective import digest_of
 
     values = draw_values()
     table = dataclasses.replace(make_table([-1] * 60, ["train"] * 60, classes=()), values=values)

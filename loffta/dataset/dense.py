@@ -1,0 +1,179 @@
+"""What a dense head is trained on and measured by: a task that fits, targets beside the features, rows that have them.
+
+In: an open cache, its Features, the name of a head.   Out: DenseTargets. `targets` is for labels of whole images.
+Called by `train` and `evaluate`; nothing here reads pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loffta.dataset.features import Feature
+from loffta.dataset.targets import choose_task
+from loffta.errors import LofftaError, UsageError
+from loffta.heads import HEADS, find_head
+from loffta.store.cache import Cache, CachedArray, Store
+from loffta.store.targets import BoxTargets, NativeTargets
+from loffta.targets import TargetKind
+from loffta.tasks.dense import DENSE_TASKS
+from loffta.tokens import FeatureSpec
+
+
+@dataclass(frozen=True)
+class DenseTargets:
+    """The targets of one kind of an image set, at their own size and in the form that heads learn; and what is fed."""
+
+    task: str
+    inputs: tuple[Feature, ...]  # of the head: its features, and the thumbnails where it wants them
+    native: NativeTargets
+    maps: Feature | None = None  # what heads learn, in the features' geometry: a feed reads it beside them
+    boxes: BoxTargets | None = None  # the same of boxes; they lie in memory
+
+    @property
+    def kind(self) -> TargetKind:
+        return DENSE_TASKS[self.task].target
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What masks and boxes say; none of depth and instances."""
+        return self.native.classes
+
+    @cached_property
+    def has(self) -> NDArray[np.bool_]:
+        """Per row of the table, whether it has a target that can be read."""
+        return _is_ok(self.native)
+
+    def digest(self, rows: NDArray[np.int64]) -> str:
+        """Of the targets' bytes at their sources: a training goes on with the same ones alone."""
+        said = json.dumps([self.task, list(self.classes), [self.native.hashes[row] for row in rows]])
+        return hashlib.blake2b(said.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+
+
+def choose_any_task(cache: Cache, head: str, name: str) -> str:
+    """The task that a head is trained for: a dense one by the targets that there are, another by the labels.
+
+    Raises:
+        UsageError: a task that the head cannot learn, none that there are targets for, or several.
+        LofftaError: as `choose_task`.
+    """
+    if not find_head(head).dense:
+        if name in DENSE_TASKS:
+            able = " or ".join(known for known, entry in HEADS.items() if entry.dense)
+            raise UsageError(
+                f"head '{head}' sees an image as a whole, and {name} is of its pixels or objects",
+                where=f"--head {head} --task {name}",
+                remedy=f"use --head {able}",
+            )
+        return choose_task(cache.table, name)
+    if name != "auto" and name not in DENSE_TASKS:
+        raise UsageError(
+            f"head '{head}' gives maps, and {name} is of whole images",
+            where=f"--head {head} --task {name}",
+            remedy=f"use --task {' or '.join(DENSE_TASKS)}, or another --head",
+        )
+    kinds = cache.target_kinds()
+    fitting = [known for known, task in DENSE_TASKS.items() if task.target in kinds and name in ("auto", known)]
+    if not fitting:
+        wanted = "mask" if name == "auto" else DENSE_TASKS[name].target
+        what = "any targets of pixels or objects" if name == "auto" else f"the targets of {name}, '{wanted}'"
+        raise UsageError(
+            f"the cache does not have {what}",
+            where=cache.paths.root,
+            remedy=f"add them to the features that are there: {_extract(cache, wanted)}",
+        )
+    if len(fitting) > 1:
+        raise UsageError(
+            f"the cache has targets for {', '.join(fitting)}",
+            where=f"--head {head}",
+            remedy=f"say which one: --task {fitting[0]}",
+        )
+    return fitting[0]
+
+
+def learnable(cache: Cache, task: str) -> NDArray[np.bool_]:
+    """Per row of the table, whether it has what a task learns."""
+    if task not in DENSE_TASKS:
+        return cache.table.is_labelled()
+    return _is_ok(cache.native(DENSE_TASKS[task].target))
+
+
+def open_targets(cache: Cache, task: str, head: str, features: Sequence[Feature], *, training: bool) -> DenseTargets:
+    """The targets of a dense task.
+
+    Args:
+        features: whose geometry the training form has to share.
+        training: whether there has to be one.
+    Raises:
+        LofftaError: there are none, or none in this geometry; the command that adds them is given.
+        UsageError: stores of several geometries.
+    """
+    kind = DENSE_TASKS[task].target
+    if kind not in cache.target_kinds():
+        raise LofftaError(
+            f"the cache has no targets '{kind}'", where=cache.paths.root, remedy=f"add them: {_extract(cache, kind)}"
+        )
+    inputs = tuple(features)
+    if find_head(head).head.needs_thumb:
+        inputs += (image_feature(cache.thumbs(), features[0].store),)
+    found = DenseTargets(task, inputs, cache.native(kind))
+    if not training:
+        return found
+    stores = {feature.store.name: feature.store for feature in features}
+    forms = {name: cache.training_target(kind, store) for name, store in stores.items()}
+    first, *others = forms
+    for other in others:
+        if forms[other].paths.name != forms[first].paths.name:
+            raise UsageError(
+                f"stores {first} and {other} show other parts of an image: no target fits both",
+                where="--features",
+                remedy="name stores that were extracted with the same --resize and the same view",
+            )
+    form = forms[first]
+    if isinstance(form, CachedArray):
+        return replace(found, maps=image_feature(form, stores[first]))
+    return replace(found, boxes=form)
+
+
+def rows_with_targets(targets: DenseTargets, cache: Cache, rows: NDArray[np.int64], split: str) -> NDArray[np.int64]:
+    """Those of `rows` that have a target: the others are left out of training and of results.
+
+    Raises:
+        LofftaError: nothing is left.
+    """
+    found = rows[targets.has[rows]]
+    if len(found):
+        return found
+    bad = [reason for row, reason in zip(rows, targets.native.reasons, strict=False) if reason]
+    raise LofftaError(
+        f"no image of split '{split}' has a target '{targets.kind}' ({len(rows)} have none)",
+        where=f"{cache.paths.root}: {bad[0]}" if bad else cache.paths.root,
+        remedy=f"choose a split whose images have them, or look at `loffta info {shlex.quote(str(cache.paths.root))}`",
+    )
+
+
+def image_feature(array: CachedArray, store: Store) -> Feature:
+    """An array that belongs to the images, as a feed reads it: thumbnails, or maps of a target.
+
+    Args:
+        store: any, whose name is that of `targets` then, for what is told of the feed.
+    """
+    shape = array.layout.item_shape
+    spec = FeatureSpec("", (array.kind,), "grid", shape, shape[0])
+    return Feature(replace(store, name="targets", arrays=()), array, spec)
+
+
+def _is_ok(native: NativeTargets) -> NDArray[np.bool_]:
+    return np.array([status == "ok" for status in native.status], bool)
+
+
+def _extract(cache: Cache, kind: str) -> str:
+    words = ["loffta", "extract", cache.table.source, "--cache", str(cache.paths.root), "--targets", kind]
+    return shlex.join(words)
