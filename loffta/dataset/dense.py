@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -166,8 +167,22 @@ def image_feature(array: CachedArray, store: Store) -> Feature:
         store: any, whose name is that of `targets` then, for what is told of the feed.
     """
     shape = array.layout.item_shape
-    spec = FeatureSpec("", (array.kind,), "grid", shape, shape[0])
+    spec = FeatureSpec("images", (array.kind,), "thumb", shape, shape[0])
     return Feature(replace(store, name="targets", arrays=()), array, spec)
+
+
+def refuse_dense(task: str, doing: str, where: str | Path) -> None:
+    """Refuses a run whose heads give maps where answers about whole images are needed.
+
+    Args:
+        doing: what they are needed for: "predict".
+    """
+    if task in DENSE_TASKS:
+        raise UsageError(
+            f"this run is of {task}: its heads give maps, which `loffta {doing}` cannot use yet",
+            where=where,
+            remedy="`loffta evaluate RUN` measures it; results.json has all figures",
+        )
 
 
 def _is_ok(native: NativeTargets) -> NDArray[np.bool_]:

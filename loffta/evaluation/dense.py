@@ -26,8 +26,8 @@ from loffta.evaluation.findings import Findings, together
 from loffta.evaluation.told import compare, count_left_out, describe, describe_training
 from loffta.evaluation.trained import batch_size_of, load_each, trained_recipe
 from loffta.feed.batches import Feed
-from loffta.heads import Head
-from loffta.heads.dense import DenseRecipe, build_dense_head
+from loffta.heads import Head, build_dense_head
+from loffta.heads.dense import DenseRecipe
 from loffta.heads.precision import autocast, matmul_precision
 from loffta.machine import process
 from loffta.runs.holdout import split_rows

@@ -17,7 +17,6 @@ from loffta.runs.run import RunPaths, load_head, read_json
 from loffta.runs.turns import homes, shown_homes
 
 AT_ONCE = 64  # images that an evaluation takes at least, where the recipe's batch is not smaller
-PROXIES = "proxies"  # a dense head's parameter that tells the training's instances apart
 
 
 def trained_recipe(paths: RunPaths, config: TrainConfig) -> Recipe:
@@ -62,7 +61,6 @@ def load_each(
     found = shown_homes(paths, config) if shown else homes(paths, config)
     for path, seed in ((home.head(seed), seed) for home in found for seed in range(config.seeds)):
         state = load_head(path)
-        state.pop(PROXIES, None)  # of the training alone
         try:
             head = build(seed)
             head.load_state_dict(state)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from loffta.config import TrainConfig, parse
+from loffta.dataset.dense import refuse_dense
 from loffta.dataset.features import choose_features
 from loffta.errors import LofftaError, UsageError
 from loffta.heads import find_head, head_label
@@ -213,6 +214,7 @@ def _open_run(folder: Path) -> tuple[RunPaths, TrainConfig]:
 
 def _load(folder: Path, name: str, caches: CacheFinder, split: str | None) -> LoadedRun:
     paths, config = _open_run(folder)
+    refuse_dense(config.task, "report", folder)
     results = read_results(paths.results(split or config.test_on))
     cache = caches.find(paths, config)  # none: deleted since, or moved; the results stand without it
     counted = _count_bytes(cache, config) if cache else None

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from loffta.dataset.dense import DenseTargets
-from loffta.heads import Head, build_head
-from loffta.heads.dense import DenseRecipe, build_dense_head
+from loffta.heads import Head, build_dense_head, build_head
+from loffta.heads.dense import DenseRecipe
 from loffta.heads.recipe import Recipe
 from loffta.tasks.dense import DENSE_TASKS
 from loffta.tokens import FeatureSpec
