@@ -33,4 +33,5 @@ class TargetBatch:
 
     maps: Shaped[Tensor, "B S S"] | None = None  # classes, numbers of instances or metres: see `targets`
     boxes: Boxes | None = None
+    box_classes: Int64[Tensor, " N"] | None = None  # by `Boxes.number`; needed where boxes are found by class
     first_instance: Int64[Tensor, " B"] | None = None  # of each image among all instances of the training, from 0

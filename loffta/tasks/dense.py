@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from loffta.targets import DenseSettings, Readout, TargetKind
-from loffta.tasks import segmentation
+from loffta.tasks import boundaries, depth, segmentation
 from loffta.tasks.bootstrap import Weights
 from loffta.tasks.pixels import Losses, Recount
 
@@ -84,5 +84,31 @@ DENSE_TASKS: dict[str, DenseTask] = {
         notes=segmentation.notes,
         details=segmentation.details,
         decode=segmentation.decode,
+    ),
+    "depth": DenseTask(
+        target="depth",
+        targets="a map of metres per image",
+        main_metric="rmse_pooled",
+        headline="rmse_pooled",
+        readout=depth.readout,
+        loss=depth.loss,
+        records=depth.records,
+        recount=depth.recount,
+        notes=depth.notes,
+        details=depth.details,
+        decode=depth.decode,
+    ),
+    "boundaries": DenseTask(
+        target="instances",
+        targets="a map of numbered objects per image",
+        main_metric="boundary_iou",
+        headline="boundary_iou",
+        readout=boundaries.readout,
+        loss=boundaries.loss,
+        records=boundaries.records,
+        recount=boundaries.recount,
+        notes=boundaries.notes,
+        details=boundaries.details,
+        decode=boundaries.decode,
     ),
 }

@@ -47,6 +47,23 @@ FIGURES = {
     "miou": Figure("mean IoU"),
     "mean_accuracy": Figure("mean accuracy of classes"),
     "pixel_accuracy": Figure("pixel accuracy"),
+    "rmse_pooled": Figure("RMSE of pooled pixels (m)", percent=False, in_unit=True, smaller_is_better=True),
+    "rmse_image": Figure("RMSE, mean of images (m)", percent=False, in_unit=True, smaller_is_better=True),
+    "abs_rel": Figure("absolute relative error", percent=False, smaller_is_better=True),
+    "log10": Figure("log10 error", percent=False, smaller_is_better=True),
+    "delta1": Figure("depth within 1.25 times"),
+    "delta2": Figure("depth within 1.25\N{SUPERSCRIPT TWO} times"),
+    "delta3": Figure("depth within 1.25\N{SUPERSCRIPT THREE} times"),
+    "boundary_iou": Figure("IoU of boundaries"),
+    "boundary_f": Figure("F of boundaries"),
+    "boundary_bce": Figure("cross-entropy of boundaries", percent=False, smaller_is_better=True),
+    "ap": Figure("AP"),
+    "ap50": Figure("AP at IoU 0.5"),
+    "ap75": Figure("AP at IoU 0.75"),
+    "ap_small": Figure("AP of small objects"),
+    "ap_medium": Figure("AP of medium objects"),
+    "ap_large": Figure("AP of large objects"),
+    "ari": Figure("ARI of foreground"),
 }
 _DIGITS = 4  # that count
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from loffta.shapes import TargetBatch
-from loffta.targets import DenseSettings, NativeTarget
+from loffta.targets import IGNORE_16, DenseSettings, NativeTarget
 from loffta.tasks.bootstrap import image_weights
 from loffta.tasks.dense import DENSE_TASKS
 from loffta.tasks.figures import FIGURES
@@ -14,12 +14,19 @@ SETTINGS = DenseSettings(embedding_dim=4)
 CLASSES = ["a", "b", "c"]
 EMPTY = {
     "mask": TargetBatch(torch.full((3, 16, 16), 255, dtype=torch.uint8)),
+    "depth": TargetBatch(torch.tensor([0.0, -1.0, float("nan"), float("inf")]).repeat(3, 16, 4)),
+    "instances": TargetBatch(torch.full((3, 16, 16), IGNORE_16, dtype=torch.uint16)),
 }
 
 
 def draw_native(kind, rng, size=(20, 24)):
     if kind == "mask":
         return NativeTarget(kind, *size, rng.integers(0, 3, size).astype(np.uint8))
+    if kind == "depth":
+        return NativeTarget(kind, *size, rng.uniform(0.5, 5, size).astype(np.float32))
+    if kind == "instances":
+        blocks = np.kron(rng.integers(0, 4, (5, 6)), np.ones((4, 4)))
+        return NativeTarget(kind, *size, blocks.astype(np.uint16))
     raise AssertionError(kind)
 
 
