@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loffta.store.cache import Cache, CachedArray
-from loffta.store.ledger import listed_rows
 
 _RUNS = 16  # stretches of rows that a limited split is taken from: its classes are sorted, and a stretch is a batch
 
@@ -36,7 +35,7 @@ def asked_rows(cache: Cache, splits: str | None, limit: int | None) -> dict[int,
 
 def rows_due(arrays: Iterable[CachedArray], unit: int, rows: Sequence[int]) -> Sequence[int]:
     """Rows to write of a unit: `rows`, and what those arrays hold that lack some of them: it is written anew."""
-    held = {row for array in arrays if not array.has_unit(unit, rows) for row in listed_rows(array.paths, unit)}
+    held = {row for array in arrays if not array.has_unit(unit, rows) for row in array.listed(unit)}
     return rows if held.issubset(rows) else sorted(held.union(rows))
 
 

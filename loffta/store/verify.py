@@ -164,7 +164,9 @@ def _check_unit(cache: Cache, array: CachedArray, unit: int, done: Path, path: P
         return
     layout = array.layout
     rows = to_numbers(table["row"])
-    fault = rows_fault(rows, unit, layout) or unit_fault(made_of(table.schema.metadata), rows, layout, cache.table)
+    fault = rows_fault(rows, unit, layout.unit_images) or unit_fault(
+        made_of(table.schema.metadata), rows, layout, cache.table
+    )
     if fault is not None:
         raise DamageFound(fault, where=done, remedy=_REPAIR)
     first = unit * layout.unit_images
