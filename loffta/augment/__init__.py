@@ -125,8 +125,9 @@ def apply(features: Sequence[Tensor], specs: Sequence[FeatureSpec], parameters: 
     """Augments one batch: grids are moved, then all features mixed and disturbed, then tokens of the grids dropped.
 
     All grids of an image, of whatever size, tap and backbone, move by the same map and lose tokens at the same places.
-    Thumbnails move and mix as grids do; they are neither disturbed nor dropped, for they say where things are. What has no place in the image (`prefix`, `mean`) takes part in mixing and noise alone. The features that come in
-    are never written to; those that nothing happens to are handed back themselves.
+    Thumbnails move and mix as grids do; they are neither disturbed nor dropped, for they say where things are. What has
+    no place in the image (`prefix`, `mean`) takes part in mixing and noise alone. The features that come in are never
+    written to; those that nothing happens to are handed back themselves.
 
     Args:
         features: one [B, L, *spec.shape] per spec, as a Feed gives them.
@@ -154,7 +155,7 @@ def apply(features: Sequence[Tensor], specs: Sequence[FeatureSpec], parameters: 
             tokens = add_noise(tokens, own * parameters.noise_std, noise)
         if kept is not None and spec.kind == "grid":
             tokens = drop_tokens(tokens, kept)
-        augmented.append((tokens if feature.is_floating_point() else tokens.round()).to(feature.dtype))
+        augmented.append((tokens.round() if spec.kind == "thumb" else tokens).to(feature.dtype))
     return augmented
 
 

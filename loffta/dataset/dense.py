@@ -50,11 +50,20 @@ class DenseTargets:
     @cached_property
     def has(self) -> NDArray[np.bool_]:
         """Per row of the table, whether it has a target that can be read."""
-        return _is_ok(self.native)
+        return np.asarray(self.native.status == "ok", bool)
+
+    @cached_property
+    def settled(self) -> NDArray[np.bool_]:
+        """Per row of the table, whether its target is there in all forms, or is known to be missing or bad."""
+        settled = np.asarray(self.native.status != "", bool)
+        if self.maps is None and self.boxes is None:
+            return settled
+        ready = self.boxes.ready if self.boxes is not None else _ready(self.maps, len(settled))
+        return settled & (ready | ~self.has)
 
     def digest(self, rows: NDArray[np.int64]) -> str:
         """Of the targets' bytes at their sources: a training goes on with the same ones alone."""
-        said = json.dumps([self.task, list(self.classes), [self.native.hashes[row] for row in rows]])
+        said = json.dumps([self.task, list(self.classes), [str(self.native.hashes[row]) for row in rows]])
         return hashlib.blake2b(said.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
@@ -103,7 +112,7 @@ def learnable(cache: Cache, task: str) -> NDArray[np.bool_]:
     """Per row of the table, whether it has what a task learns."""
     if task not in DENSE_TASKS:
         return cache.table.is_labelled()
-    return _is_ok(cache.native(DENSE_TASKS[task].target))
+    return np.asarray(cache.native(DENSE_TASKS[task].target).status == "ok", bool)
 
 
 def open_targets(cache: Cache, task: str, head: str, features: Sequence[Feature], *, training: bool) -> DenseTargets:
@@ -143,16 +152,28 @@ def open_targets(cache: Cache, task: str, head: str, features: Sequence[Feature]
     return replace(found, boxes=form)
 
 
-def rows_with_targets(targets: DenseTargets, cache: Cache, rows: NDArray[np.int64], split: str) -> NDArray[np.int64]:
+def rows_with_targets(
+    targets: DenseTargets, cache: Cache, rows: NDArray[np.int64], split: str, *, partial: bool = False
+) -> NDArray[np.int64]:
     """Those of `rows` that have a target: the others are left out of training and of results.
 
+    Args:
+        partial: take what is there, though units are missing.
     Raises:
-        LofftaError: nothing is left.
+        LofftaError: units are missing, or nothing is left.
     """
-    found = rows[targets.has[rows]]
+    waiting = rows[~targets.settled[rows]]
+    if len(waiting) and not partial:
+        raise LofftaError(
+            f"the targets '{targets.kind}' are not finished: {len(waiting)} of the {len(rows)} images of split "
+            f"'{split}' have none yet",
+            where=cache.paths.root,
+            remedy=f"finish them with\n      {_extract(cache, targets.kind)}\n    or take what is there: --partial",
+        )
+    found = rows[(targets.has & targets.settled)[rows]]
     if len(found):
         return found
-    bad = [reason for row, reason in zip(rows, targets.native.reasons, strict=False) if reason]
+    bad = [targets.native.reasons[row] for row in rows.tolist() if targets.native.reasons.get(row)]
     raise LofftaError(
         f"no image of split '{split}' has a target '{targets.kind}' ({len(rows)} have none)",
         where=f"{cache.paths.root}: {bad[0]}" if bad else cache.paths.root,
@@ -185,8 +206,13 @@ def refuse_dense(task: str, doing: str, where: str | Path) -> None:
         )
 
 
-def _is_ok(native: NativeTargets) -> NDArray[np.bool_]:
-    return np.array([status == "ok" for status in native.status], bool)
+def _ready(maps: Feature | None, n_rows: int) -> NDArray[np.bool_]:
+    """Per row of the table, whether there is a map of it; arrays not yet grown have fewer rows."""
+    assert maps is not None, "it is asked of maps"
+    found = np.zeros(n_rows, bool)
+    here = maps.array.ledger.ready[:n_rows]
+    found[: len(here)] = here
+    return found
 
 
 def _extract(cache: Cache, kind: str) -> str:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -87,7 +87,7 @@ class Stream:
 
     def _images_at_once(self, head: Any) -> int:
         readout = DENSE_TASKS[self.targets.task].readout(len(self.targets.classes), self.recipe.settings())
-        return max(1, min(self.batch_size, OUTPUT_BYTES // (4 * readout.n_outputs * head.output_px**2)))
+        return max(1, min(self.batch_size, OUTPUT_BYTES // (4 * readout.n_outputs * int(head.output_px) ** 2)))
 
     def _refuse_infinite(self, outputs: Tensor, seed: int, rows: NDArray[np.int64]) -> None:
         bad = ~outputs.isfinite().flatten(1).all(1)
@@ -134,7 +134,7 @@ def evaluate_dense(
     _check_classes(paths, targets, cache)
     target = process.resolve_device(device)
     asked = split_rows(paths, config, cache, features, split)
-    rows = rows_with_targets(targets, cache, asked, split)
+    rows = rows_with_targets(targets, cache, asked, split, partial=config.partial)
     heads = load_dense_heads(paths, config, recipe, targets)
     stream = Stream(targets, recipe, batch_size_of(paths, recipe), target, cache.table.keys)
     doing = f"evaluating split '{split}'; no results were written"
@@ -167,7 +167,7 @@ def load_dense_heads(paths: RunPaths, config: TrainConfig, recipe: DenseRecipe, 
     specs = [feature.spec for feature in targets.inputs]
 
     def build(seed: int) -> Head:
-        return build_dense_head(config.head, specs, readout, recipe, seed)
+        return cast("Head", build_dense_head(config.head, specs, readout, recipe, seed))
 
     return load_each(paths, config, build, len(targets.classes))
 

@@ -80,9 +80,15 @@ def evaluate(
     if config.task in DENSE_TASKS:
         if labels is not None:
             raise UsageError("a dense run is measured by targets", where="--labels", remedy="leave it out")
-        where = {"cache": cache, "cache_root": cache_root}
         return evaluate_dense(
-            run, split, **where, output_px=output_px, device=device, train_seconds=train_seconds, stop=stop
+            run,
+            split,
+            cache=cache,
+            cache_root=cache_root,
+            output_px=output_px,
+            device=device,
+            train_seconds=train_seconds,
+            stop=stop,
         )
     if output_px is not None:
         raise UsageError(

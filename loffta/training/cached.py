@@ -68,7 +68,7 @@ class CachedSupply:
     def rows(self, split: str) -> NDArray[np.int64]:
         found = usable_rows(self.cache, self.features, split, partial=self.config.partial)
         if self.dense is not None:
-            return rows_with_targets(self.dense, self.cache, found, split)
+            return rows_with_targets(self.dense, self.cache, found, split, partial=self.config.partial)
         return labelled_rows(self.table, found, split, self.config.task)
 
     def member(self, recipe: Recipe, seed: int) -> Member:

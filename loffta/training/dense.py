@@ -22,6 +22,7 @@ from loffta.heads.dense import DenseRecipe
 from loffta.heads.recipe import Recipe
 from loffta.shapes import Boxes, TargetBatch
 from loffta.store.table import ImageTable
+from loffta.store.targets import BoxTargets
 from loffta.targets import IGNORE, IGNORE_16, NO_INSTANCE
 from loffta.tasks.dense import DENSE_TASKS, DenseTask
 from loffta.tasks.pixels import Losses
@@ -54,7 +55,7 @@ class Dense:
 
         def targets(batch: Batch) -> TargetBatch:
             if self.dense.boxes is not None:
-                return TargetBatch(boxes=self.dense.boxes.of(batch.rows.cpu().numpy(), self.device))
+                return boxes_of(self.dense.boxes, batch.rows)
             assert batch.targets is not None, "the feed reads maps beside the features"
             return batch.targets if first is None else replace(batch.targets, first_instance=first[batch.rows])
 
@@ -110,14 +111,27 @@ class Dense:
         return torch.from_numpy(first).to(self.device)
 
 
+def boxes_of(boxes: BoxTargets, rows: Tensor) -> TargetBatch:
+    """The boxes of some images, where these are. Crowds are no object to learn: a box of one shows many."""
+    found = boxes.read(rows.cpu().numpy())
+    counts = [int((~one.crowd).sum()) for one in found]
+    corners = np.concatenate([one.corners[~one.crowd] for one in found]).reshape(-1, 4)
+    classes = np.concatenate([one.classes[~one.crowd] for one in found])
+    image = torch.repeat_interleave(torch.arange(len(found)), torch.tensor(counts))
+    listed = (image, torch.from_numpy(corners), torch.arange(len(corners)), torch.from_numpy(classes))
+    image, at, number, of = (tensor.to(rows.device) for tensor in listed)
+    return TargetBatch(boxes=Boxes(image, at, number), box_classes=of)
+
+
 def taken(targets: TargetBatch, places: Tensor) -> TargetBatch:
     """The targets of other images of the batch: of image i those of image `places[i]`."""
     boxes = targets.boxes
     if boxes is not None:
         image, which = (places[:, None] == boxes.image).nonzero(as_tuple=True)
         boxes = Boxes(image, boxes.corners[which], boxes.number[which])
-    return TargetBatch(
-        None if targets.maps is None else targets.maps[places],
-        boxes,
-        None if targets.first_instance is None else targets.first_instance[places],
+    return replace(
+        targets,
+        maps=None if targets.maps is None else targets.maps[places],
+        boxes=boxes,
+        first_instance=None if targets.first_instance is None else targets.first_instance[places],
     )

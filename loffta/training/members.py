@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -92,7 +92,7 @@ def build_dense_member(
     """The same of a dense head, which gives what a task reads out."""
     assert isinstance(recipe, DenseRecipe), "dense tasks are for dense heads"
     readout = DENSE_TASKS[targets.task].readout(len(targets.classes), recipe.settings())
-    return _as_member(build_dense_head(head, specs, readout, recipe, seed), recipe, seed, device)
+    return _as_member(cast("Head", build_dense_head(head, specs, readout, recipe, seed)), recipe, seed, device)
 
 
 def _as_member(head: Head, recipe: Recipe, seed: int, device: torch.device) -> Member:

@@ -10,9 +10,10 @@ from loffta.feed.batches import Feed
 from loffta.feed.modes import Placement
 from loffta.tokens import FeatureSpec
 from tests.caches import FakeStore, make_cache, make_table
+from tests.dense import write_maps
 from tests.feed.arrays import ROWS, WINDOW_OF_2, N, arrays
-from tests.maps import write_maps
 
+KINDS = {"mask": "uint8", "instances": "uint16"}
 MAPS = np.random.default_rng(3).integers(0, 65_536, (N, 5, 5))
 
 
@@ -24,7 +25,10 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(cache):
-    return {dtype: write_maps(cache, f"mask-{dtype}", MAPS.astype(dtype)) for dtype in ("uint8", "uint16")}
+    store = cache.stores()[0]
+    for kind, dtype in KINDS.items():
+        write_maps(cache, kind, MAPS.astype(dtype))
+    return {dtype: cache.training_target(kind, store) for kind, dtype in KINDS.items()}
 
 
 def feature_of(cache, array):
@@ -43,7 +47,7 @@ def test_maps_are_those_of_the_images(cache, written, monkeypatch, mode, order, 
     maps = feature_of(cache, written[dtype])
     rows = np.sort(ROWS)
     with Feed(features, rows, batch_size=2, mode=mode, order=order, window=WINDOW_OF_2, maps=maps) as feed:
-        assert f"mask-{dtype}" in feed.describe()
+        assert maps.array.paths.folder.name in feed.describe()
         for begin in (lambda: feed.epoch(0), lambda: feed.epoch(1), feed.in_order):
             check(begin(), dtype, expected, len(rows))
         with Feed(features, rows[2:9], batch_size=3, maps=maps, of=feed) as part:
