@@ -131,7 +131,7 @@ def open_targets(cache: Cache, task: str, head: str, features: Sequence[Feature]
             f"the cache has no targets '{kind}'", where=cache.paths.root, remedy=f"add them: {_extract(cache, kind)}"
         )
     inputs = tuple(features)
-    if find_head(head).head.needs_thumb:
+    if getattr(find_head(head).head, "needs_thumb", False):
         inputs += (image_feature(cache.thumbs(), features[0].store),)
     found = DenseTargets(task, inputs, cache.native(kind))
     if not training:

@@ -88,8 +88,11 @@ def measure_dense(
             where=notes.get(task.headline, where),
             remedy=f"measure on images that have {task.targets}, and not of ignored pixels alone",
         )
-    draw, of = (image_weights, len(records[0])) if groups is None else (group_weights, groups)
-    resampled = task.resampled(records, classes, settings, draw(of, N_RESAMPLES, seed=seed))  # type: ignore[operator]
+    if groups is None:
+        blocks = image_weights(len(records[0]), N_RESAMPLES, seed=seed)
+    else:
+        blocks = group_weights(groups, N_RESAMPLES, seed=seed)
+    resampled = task.resampled(records, classes, settings, blocks)
     metrics = {
         name: summary([of_seed[name] for of_seed in per_seed]) | {"ci95": list(interval(resampled[name]))}
         for name in known
