@@ -15,9 +15,15 @@ from torch import Tensor, nn
 
 from loffta.errors import UsageError, unknown_name
 from loffta.heads.attentive import AttentiveHead, AttentiveRecipe
+from loffta.heads.bicubic import BicubicHead, BicubicRecipe
 from loffta.heads.combo import ComboHead, ComboRecipe
+from loffta.heads.combo_deap import ComboDeapHead, ComboDeapRecipe
 from loffta.heads.deap import DeapHead, DeapRecipe
+from loffta.heads.deconv import DeconvHead, DeconvRecipe
 from loffta.heads.dense import DenseBase, DenseRecipe
+from loffta.heads.dense_linear import DenseLinearHead, DenseLinearRecipe
+from loffta.heads.dpt import DptHead, DptRecipe
+from loffta.heads.featup import FeatupHead, FeatupRecipe
 from loffta.heads.fusion import FusionHead, FusionRecipe
 from loffta.heads.head2toe import Head2ToeHead, Head2ToeRecipe
 from loffta.heads.linear import LinearHead, LinearRecipe
@@ -103,7 +109,13 @@ HEADS: dict[str, HeadEntry] = {
     "loff": HeadEntry(LoffHead, LoffRecipe),
     "head2toe": HeadEntry(Head2ToeHead, Head2ToeRecipe),
     "smp": HeadEntry(SmpHead, SmpRecipe, label="smp (our approximation)"),
+    "dense-linear": HeadEntry(DenseLinearHead, DenseLinearRecipe, dense=True),
     "deap": HeadEntry(DeapHead, DeapRecipe, dense=True),
+    "combo-deap": HeadEntry(ComboDeapHead, ComboDeapRecipe, dense=True),
+    "bicubic": HeadEntry(BicubicHead, BicubicRecipe, dense=True),
+    "deconv": HeadEntry(DeconvHead, DeconvRecipe, dense=True),
+    "featup": HeadEntry(FeatupHead, FeatupRecipe, dense=True),
+    "dpt": HeadEntry(DptHead, DptRecipe, dense=True),
 }
 IMAGE_HEADS = tuple(name for name, entry in HEADS.items() if not entry.dense)
 DENSE_HEADS = tuple(name for name, entry in HEADS.items() if entry.dense)

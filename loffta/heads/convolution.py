@@ -1,6 +1,6 @@
-"""Convolutions whose weights come from a generator, as torch would draw them; the global generator is not touched.
+"""Convolutions and a dropout that draw from a generator as torch would; the global generator is not touched.
 
-In:  sizes and a CPU generator.   Out: torch's layers. Called by the dense heads.
+In:  sizes and a generator.   Out: torch's layers, maps with channels dropped. Called by the dense heads.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import math
 from typing import TypeVar
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from loffta.heads.block import draw_torch_weight
 
@@ -25,6 +26,16 @@ def make_conv(n_inputs: int, n_outputs: int, kernel: int, rng: torch.Generator, 
 def make_transposed(n_inputs: int, n_outputs: int, scale: int, rng: torch.Generator) -> nn.ConvTranspose2d:
     """A transposed convolution that enlarges by `scale`; its windows touch and do not overlap."""
     return _draw(nn.ConvTranspose2d(n_inputs, n_outputs, scale, stride=scale, device="meta"), rng)
+
+
+def drop_channels(
+    maps: Float[Tensor, "B D h w"], probability: float | int, rng: torch.Generator | None
+) -> Float[Tensor, "B D h w"]:
+    """torch's `dropout2d`: whole channels of an image become 0; without `rng`, on the device of `maps`, none does."""
+    if rng is None or probability == 0:
+        return maps
+    kept = torch.rand(maps.shape[:2], generator=rng, device=maps.device) >= probability
+    return maps * (kept / (1 - probability))[:, :, None, None]
 
 
 def _draw(layer: Layer, rng: torch.Generator) -> Layer:

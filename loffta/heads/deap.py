@@ -80,7 +80,7 @@ class DeapNetwork(nn.Module):
         width = decoder_width(dim, n_outputs) if cnn_width is None else cnn_width
         self.decode = Decoder(dim, n_outputs, width=width, bias=bias, rng=rng)
 
-    def forward(self, cells: Float[Tensor, "B H W K"], output_px: int) -> Float[Tensor, "B K S S"]:
+    def forward(self, cells: Float[Tensor, "B H W K"], output_px: int) -> Maps:
         """As many queries as output pixels, over 8 along either axis; S is their next multiple of 8."""
         side = math.ceil(output_px / SCALE)
         decoded: Tensor = self.decode(self.attend(cells, (side, side)))

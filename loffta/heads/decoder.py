@@ -1,6 +1,6 @@
 """DeAP's small decoder: three times twice the size, and a linear skip connection.
 
-In:  maps [B, D, h, w].   Out: maps [B, K, 8 h, 8 w]. Called by `deap`, `combo-deap`, `bicubic` and `deconv`.
+In:  maps [B, D, h, w].   Out: maps [B, C, 8 h, 8 w]. Called by `deap`, `combo-deap`, `bicubic` and `deconv`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SCALE = 8  # output pixels per query, along either axis
 
 
 def decoder_width(dim: int, n_outputs: int) -> int:
-    """The release's width, max(D // 4, K // 2), at least 1; the paper's prose has K in place of K // 2."""
+    """The release's width, max(D // 4, C // 2), at least 1; the paper's prose has C in place of C // 2."""
     return max(dim // 4, n_outputs // 2, 1)
 
 
@@ -40,7 +40,7 @@ class Decoder(nn.Module):
             assert layer.bias is not None
             layer.bias.data += bias
 
-    def forward(self, maps: Float[Tensor, "B D h w"]) -> Float[Tensor, "B K H W"]:
+    def forward(self, maps: Float[Tensor, "B D h w"]) -> Float[Tensor, "B C H W"]:
         """Eight times the size along either axis."""
         skipped = F.interpolate(self.skip(maps), scale_factor=SCALE, mode="bilinear", align_corners=False)
         for convolve, enlarge in zip(self.convolve, self.enlarge, strict=True):

@@ -1,11 +1,12 @@
 """What dense heads have in common: a readout in place of classes, a size of their output, rows for instances.
 
-In:  patch tokens of the chosen taps, for some heads thumbnails too.   Out: maps [B, K, S, S] with S = `output_px`.
-`build_dense_head` in `loffta.heads` builds one; what K means, the tasks say.
+In:  patch tokens of the chosen taps, for some heads thumbnails too.   Out: maps [B, C, S, S] with S = `output_px`.
+`build_dense_head` in `loffta.heads` builds one; what its C outputs mean, the tasks say.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, Literal
@@ -56,7 +57,7 @@ class DenseBase(HeadBase):
 
     needs_thumb: ClassVar[bool] = False  # the last feature is the images' thumbnails, [B, 1, T, T, 3] of uint8
     default_taps: ClassVar[str] = "last"
-    proxies: nn.Parameter | None  # [n, K], a row per training instance
+    proxies: nn.Parameter | None  # [n, C], a row per training instance
 
     def __init__(self, specs: Sequence[FeatureSpec], readout: Readout, output_px: int) -> None:
         super().__init__()
@@ -89,6 +90,29 @@ class DenseBase(HeadBase):
         if rows is not None and (self.proxies is None or self.proxies.shape != rows.shape):
             self.proxies = nn.Parameter(torch.empty_like(rows, device=next(self.parameters()).device))
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def solve_budget(
+    build: Callable[[int, int | None, torch.Generator], nn.Module], budget: int, *, n_inputs: int, step: int, head: str
+) -> tuple[int, int]:
+    """Width and decoder's width with which a head has the most parameters within a budget.
+
+    First the width, with the decoder that goes with it; then the decoder takes what is left.
+
+    Args:
+        build: a network of a width, and of a decoder's width or None.
+        n_inputs: of the first map; bounds the width.
+        step: the width is a multiple of it.
+    Raises:
+        UsageError: the narrowest has too many.
+    """
+
+    def count(width: int, cnn_width: int | None) -> int:
+        return sum(parameter.numel() for parameter in build(width, cnn_width, torch.Generator()).parameters())
+
+    widths = range(step, budget // n_inputs + step + 1, step)
+    dim = solve_width(lambda width: count(width, None), budget, widths, head=head)
+    return dim, solve_width(lambda width: count(dim, width), budget, range(1, math.isqrt(budget) + 2), head=head)
 
 
 def solve_width(count: Callable[[int], int], budget: int, widths: Sequence[int], *, head: str) -> int:

@@ -59,7 +59,7 @@ def _on_grid(feature: Float[Tensor, "B L h w D"], size: tuple[int, int]) -> Floa
     return maps.permute(0, 2, 3, 1)
 
 
-def to_size(maps: Float[Tensor, "B K h w"], px: int) -> Float[Tensor, "B K {px} {px}"]:
+def to_size(maps: Float[Tensor, "B C h w"], px: int) -> Float[Tensor, "B C {px} {px}"]:
     """Outputs at the size that is asked for: bilinear, the outermost pixels beginning at the image's edge."""
     if maps.shape[2:] == (px, px):
         return maps
