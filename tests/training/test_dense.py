@@ -1,20 +1,219 @@
 """Dense heads from a cache to results.json: what they learn, how they are measured, and that it goes on as it began."""
 
+import signal
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
+from sklearn.metrics import confusion_matrix
 
+from loffta.dataset.features import choose_features
+from loffta.errors import LofftaError, Stopped, UsageError
+from loffta.evaluation import dense as measuring
+from loffta.evaluation.evaluate import evaluate
+from loffta.machine.process import StopFlag
 from loffta.runs.run import RunPaths, read_predictions, read_results
-from tests.training.denseruns import dense_cache, go
+from loffta.store.zarr_reader import open_array
+from loffta.tasks.dense import DENSE_TASKS
+from loffta.training import fit as loop
+from loffta.training.train import train
+from tests.training.denseruns import N_TEST, N_TRAIN, config_of, dense_cache, go
+
+KINDS = ("mask", "instances", "depth", "boxes")
+PERFECT = {"epochs": 60, "batch_size": 20, "lr": 0.05, "weight_decay": 0.0}
+ADJUSTED = {"hflip_p": 0.5, "rotation_deg": 20, "mixup_alpha": 0.3}  # of everything that moves targets
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    return dense_cache(tmp_path_factory.mktemp("dense") / "cache", kinds=("mask", "instances", "depth", "boxes"))
+    return dense_cache(tmp_path_factory.mktemp("dense") / "cache", kinds=KINDS, missing=(3, 25, 26))
 
 
-def test_segmentation_learns_what_features_say(cache, tmp_path):
-    results = go(cache, tmp_path / "run", recipe={"epochs": 40, "lr": 0.01}, protocol="ours")
-    assert results["metrics"]["miou"]["mean"] > 0.8
-    assert read_results(RunPaths(tmp_path / "run").results("test"))["protocol"] == "ours"
+@pytest.fixture(scope="module")
+def perfect(cache, tmp_path_factory):
+    out = tmp_path_factory.mktemp("perfect") / "run"
+    return out, go(cache, out, "dense-linear", recipe=PERFECT, protocol="ours", seeds=2)
+
+
+def test_features_that_say_the_class_are_read_almost_without_error(perfect):
+    _, results = perfect
+    assert results["metrics"]["miou"]["mean"] > 0.95
+    assert results["metrics"]["pixel_accuracy"]["mean"] > 0.98
+
+
+def outputs_by_hand(cache, out, seed, rows):
+    """Of a trained linear head, from its file alone: BatchNorm, a map, bilinear."""
+    feature = choose_features(cache, ["net:a.1"], ("grid",), default_taps="all")[0]
+    values = open_array(feature.array.paths).read(rows)[:, feature.array.taps.index("a.1")].astype(np.float32)
+    state = load_file(RunPaths(out).head(seed))
+    named = {name.rpartition(".")[2]: value for name, value in state.items()}
+    normed = (torch.from_numpy(values) - named["running_mean"]) / torch.sqrt(named["running_var"] + 1e-5)
+    scale, shift = (state[name] for name in ("standardise.weight", "standardise.bias"))
+    maps = (normed * scale + shift) @ state["classify.weight"].T + state["classify.bias"]
+    return F.interpolate(maps.permute(0, 3, 1, 2), size=(16, 16), mode="bilinear")
+
+
+def test_results_equal_a_plain_reference_at_the_labels_own_size(cache, perfect):
+    out, results = perfect
+    native = cache.native("mask")
+    rows = np.array([row for row in range(N_TRAIN, N_TRAIN + N_TEST) if native.status[row] == "ok"])
+    labels = [one.map for one in native.read(rows)]
+    for seed in range(2):
+        counts = np.zeros((3, 3))
+        own = []
+        for one, label in zip(outputs_by_hand(cache, out, seed, rows), labels, strict=True):
+            logits = F.interpolate(one[None], size=label.shape, mode="bilinear")[0]
+            told, has = logits.argmax(0).numpy()[label != 255], label[label != 255]
+            counts += confusion_matrix(has, told, labels=range(3))
+            own.append(np.mean(has == told))
+        overlaps = np.diag(counts) / (counts.sum(0) + counts.sum(1) - np.diag(counts))
+        assert results["metrics"]["miou"]["per_seed"][seed] == pytest.approx(overlaps.mean(), abs=1e-6)
+        kept = read_predictions(RunPaths(out).predictions_dense("test"))
+        of_seed = kept["seed"] == seed
+        assert kept["row"][of_seed].tolist() == rows.tolist()
+        assert kept["pixel_accuracy"][of_seed] == pytest.approx(own, abs=1e-6)
+    low, high = results["metrics"]["miou"]["ci95"]
+    assert low <= results["metrics"]["miou"]["mean"] <= high
+
+
+def test_what_results_say_beside_the_figures(perfect, cache):
+    out, results = perfect
+    assert read_results(RunPaths(out).results("test")) == results
+    assert (results["protocol"], results["task"], results["n"]) == ("ours", "segmentation", N_TEST - 2)
+    assert results["images"] == {"used": N_TEST - 2, "bad": 0, "unlabelled": 2}
+    dense = results["dense"]
+    assert (dense["target"], dense["output_px"], dense["settings"]["eval_px"]) == ("mask", 16, None)
+    assert dense["classes"] == list(cache.native("mask").classes)
+    assert dense["adapter_parameters"] == 6 * 2 + 6 * 3 + 3
+    assert not RunPaths(out).predictions("test").exists()
+
+
+def test_images_without_a_target_are_left_out_and_counted(cache, perfect, tmp_path, capsys):
+    go(cache, tmp_path / "run", "dense-linear", recipe={"epochs": 1})
+    told = capsys.readouterr().err
+    assert "images of split train without a target 'mask': 1, left out" in told
+    assert f"dense-linear: {N_TRAIN - 1} images" in told
+
+
+@pytest.mark.parametrize("head", ["deap", "dense-linear"])
+@pytest.mark.parametrize("task", DENSE_TASKS)
+def test_every_task_is_trained_and_measured(cache, tmp_path, task, head):
+    results = go(cache, tmp_path / "run", head, task, recipe={"embedding_dim": 4}, augment=ADJUSTED)
+    assert DENSE_TASKS[task].headline in results["metrics"]
+    kept = read_predictions(RunPaths(tmp_path / "run").predictions_dense("test"))
+    assert {"row", "key", "seed", *results["metrics"]} <= {*kept}
+    assert len(kept["row"]) == results["n"] == N_TEST - 2
+    again = evaluate(tmp_path / "run", "test", cache=cache, device="cpu")
+    assert again["metrics"] == results["metrics"]
+
+
+@pytest.mark.parametrize(("task", "head"), [("segmentation", "dense-linear"), ("instances", "deap")])
+def test_stopped_at_any_step_and_gone_on_with(cache, tmp_path, monkeypatch, task, head):
+    if task not in DENSE_TASKS:
+        pytest.skip("not there yet")
+    options = {"seeds": 2, "augment": ADJUSTED, "recipe": {"epochs": 1, "embedding_dim": 4}}
+    go(cache, tmp_path / "whole", head, task, **options)
+    step, n_steps = loop._step, -(-(N_TRAIN - 1) // 8)
+    for moment in range(1, n_steps):
+        stop, calls = StopFlag(), []
+
+        def stopping(*arguments, stop=stop, calls=calls, moment=moment):
+            calls.append(1)
+            if len(calls) == 2 * moment:
+                stop.signal = signal.SIGTERM
+            return step(*arguments)
+
+        monkeypatch.setattr(loop, "_step", stopping)
+        out = tmp_path / str(moment)
+        with pytest.raises(Stopped, match=f"training step {moment} of {n_steps}"):
+            train(config_of(cache, head, task, **options), out, stop)
+        monkeypatch.setattr(loop, "_step", step)
+        go(cache, out, head, task, **options)
+        same_heads(tmp_path / "whole", out, 2)
+
+
+def same_heads(one, other, n_seeds):
+    for seed in range(n_seeds):
+        ours, theirs = (load_file(RunPaths(out).head(seed)) for out in (one, other))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_another_target_is_another_training(cache, tmp_path, monkeypatch):
+    """A checkpoint goes with the targets that it was begun with."""
+    stop = StopFlag()
+    stop.signal = signal.SIGTERM
+    with pytest.raises(Stopped):
+        train(config_of(cache, "dense-linear"), tmp_path / "run", stop)
+    monkeypatch.setattr(measuring.DenseTargets, "digest", lambda self, rows: "another")
+    with pytest.raises(LofftaError, match="this checkpoint is of another training:\n    images: "):
+        go(cache, tmp_path / "run", "dense-linear")
+
+
+def test_seeds_side_by_side_equal_seeds_alone(cache, tmp_path, monkeypatch):
+    task = "instances" if "instances" in DENSE_TASKS else "segmentation"
+    options = {"augment": ADJUSTED, "recipe": {"epochs": 1, "embedding_dim": 4}}
+    go(cache, tmp_path / "both", "deap", task, seeds=2, **options)
+    make = loop.Session.member
+    monkeypatch.setattr(loop.Session, "member", lambda self, recipe, seed: make(self, recipe, 1))
+    go(cache, tmp_path / "alone", "deap", task, seeds=1, **options)
+    ours, theirs = (load_file(RunPaths(tmp_path / run).head(seed)) for run, seed in (("both", 1), ("alone", 0)))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_folds_and_few_images(cache, tmp_path):
+    results = go(cache, tmp_path / "folds", "dense-linear", folds=3, seeds=2)
+    assert results["n"] == N_TRAIN - 1
+    assert (results["folds"]["n"], sum(results["folds"]["images"])) == (3, N_TRAIN - 1)
+    assert len(results["folds"]["metrics"]["miou"]["per_fold"]) == 3
+    kept = read_predictions(RunPaths(tmp_path / "folds").predictions_dense("out-of-fold"))
+    of_fold = np.array(results["folds"]["metrics"]["pixel_accuracy"]["per_fold"])
+    assert kept["pixel_accuracy"].min() <= of_fold.min() <= of_fold.max() <= kept["pixel_accuracy"].max()
+    few = go(cache, tmp_path / "few", "dense-linear", shots=(1, 2), draws=2)
+    points = few["learning_curve"]["points"]
+    assert [(point["shots"], point["images"]) for point in points] == [(1, 2), (2, 4)]
+    assert len(few["metrics"]["miou"]["per_seed"]) == 2
+
+
+def test_a_search_chooses_by_the_main_metric(cache, tmp_path):
+    recipe = {"epochs": 8, "search_lr": [1e-5, 0.05]}
+    results = go(cache, tmp_path / "run", "dense-linear", recipe=recipe, search=True)
+    assert results["search"]["metric"] == "miou"
+    assert results["search"]["chosen"]["lr"] == 0.05
+
+
+def test_outputs_of_another_size_come_of_the_same_weights(cache, perfect):
+    out, results = perfect
+    larger = evaluate(out, "test", cache=cache, output_px=32, device="cpu")
+    assert larger["dense"]["output_px"] == 32
+    assert larger["metrics"]["miou"]["mean"] == pytest.approx(results["metrics"]["miou"]["mean"], abs=0.05)
+    evaluate(out, "test", cache=cache, device="cpu")
+    for px in (0, 5000):
+        with pytest.raises(UsageError, match=f"{px} is no side of an output"):
+            evaluate(out, "test", cache=cache, output_px=px, device="cpu")
+
+
+def test_a_measurement_takes_as_many_images_at_once_as_their_maps_have_room(cache, perfect, monkeypatch):
+    out, results = perfect
+    sizes, task = [], DENSE_TASKS["segmentation"]
+    monkeypatch.setattr(measuring, "OUTPUT_BYTES", 2 * 3 * 16 * 16 * 4)
+    spy = task._replace(records=lambda outputs, *rest: sizes.append(len(outputs)) or task.records(outputs, *rest))
+    monkeypatch.setitem(DENSE_TASKS, "segmentation", spy)
+    assert evaluate(out, "test", cache=cache, device="cpu")["metrics"] == results["metrics"]
+    assert {*sizes} == {2}
+
+
+def test_outputs_that_are_no_numbers_name_their_image(cache, perfect, monkeypatch):
+    load = measuring.load_each
+
+    def broken(*arguments):
+        heads = load(*arguments)
+        for parameter in heads[1].parameters():
+            parameter.data.fill_(float("nan"))
+        return heads
+
+    monkeypatch.setattr(measuring, "load_each", broken)
+    with pytest.raises(LofftaError, match=r"head of seed 1 gives no finite output(.|\n)*test/020.png"):
+        evaluate(perfect[0], "test", cache=cache, device="cpu")
