@@ -53,8 +53,13 @@ class Stream:
     device: torch.device
     keys: Sequence[str]  # of all rows
 
-    def records(self, heads: Sequence[Head], rows: NDArray[np.int64], told: Findings | None = None) -> list[list[Any]]:
+    @torch.no_grad()
+    def records(
+        self, heads: Sequence[Head], rows: NDArray[np.int64], told: Findings | None = None
+    ) -> list[list[Any]]:
         """Records [S][B] of S heads for B rows, in the order of `rows`; one read feeds all heads, and `told`.
+
+        One head after the other gives its maps, in float32, and they are gone before the next one's.
 
         Raises:
             LofftaError: outputs that are no numbers.
@@ -62,28 +67,23 @@ class Stream:
         heads = [head.to(self.device) for head in heads]
         found: list[list[Any]] = [[] for _ in heads]
         size, settings, n_classes = self._images_at_once(heads[0]), self.recipe.settings(), len(self.targets.classes)
-        task = DENSE_TASKS[self.targets.task]
-        inputs = self.targets.inputs
-        with Feed(inputs, rows, batch_size=size, device=self.device, mode="stream") as feed:  # each is read once
+        task, inputs = DENSE_TASKS[self.targets.task], self.targets.inputs
+        with (
+            Feed(inputs, rows, batch_size=size, device=self.device, mode="stream") as feed,  # each is read once
+            matmul_precision(self.recipe, self.device),
+        ):
             for batch in feed.in_order():
                 here = batch.rows.cpu().numpy()
                 natives = self.targets.native.read(here)
-                for i, outputs in enumerate(self._outputs(heads, batch.features, told)):
+                prepared = heads[0].prepare(batch.features)
+                if told is not None:
+                    told.add(prepared, len(here))
+                for i, head in enumerate(heads):
+                    with autocast(self.recipe, self.device):
+                        outputs = head(prepared)
                     self._refuse_infinite(outputs, i, here)
-                    found[i] += task.records(outputs, natives, settings, n_classes)
+                    found[i] += task.records(outputs.float(), natives, settings, n_classes)
         return found
-
-    @torch.no_grad()
-    def _outputs(self, heads: Sequence[Head], features: Sequence[Tensor], told: Findings | None) -> Any:
-        """Of one head after the other, in float32; `prepare` is done once for all."""
-        with matmul_precision(self.recipe, self.device):
-            prepared = heads[0].prepare(features)
-            if told is not None:
-                told.add(prepared, len(features[0]))
-            for head in heads:
-                with autocast(self.recipe, self.device):
-                    outputs = head(prepared)
-                yield outputs.float()
 
     def _images_at_once(self, head: Any) -> int:
         readout = DENSE_TASKS[self.targets.task].readout(len(self.targets.classes), self.recipe.settings())

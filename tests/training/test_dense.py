@@ -9,15 +9,21 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from sklearn.metrics import confusion_matrix
 
+from loffta.dataset.dense import open_targets
 from loffta.dataset.features import choose_features
 from loffta.errors import LofftaError, Stopped, UsageError
 from loffta.evaluation import dense as measuring
 from loffta.evaluation.evaluate import evaluate
+from loffta.heads import HEADS
 from loffta.machine.process import StopFlag
-from loffta.runs.run import RunPaths, read_predictions, read_results
+from loffta.runs.claims import take
+from loffta.runs.run import RunLog, RunPaths, read_predictions, read_results
 from loffta.store.zarr_reader import open_array
 from loffta.tasks.dense import DENSE_TASKS
 from loffta.training import fit as loop
+from loffta.training.cached import CachedSupply
+from loffta.training.fit import Session, fit
+from loffta.training.loss import Mix
 from loffta.training.train import train
 from tests.training.denseruns import N_TEST, N_TRAIN, config_of, dense_cache, go
 
@@ -143,24 +149,77 @@ def same_heads(one, other, n_seeds):
 
 def test_another_target_is_another_training(cache, tmp_path, monkeypatch):
     """A checkpoint goes with the targets that it was begun with."""
-    stop = StopFlag()
-    stop.signal = signal.SIGTERM
-    with pytest.raises(Stopped):
+    stop, step = StopFlag(), loop._step
+    monkeypatch.setattr(loop, "_step", lambda *a: setattr(stop, "signal", signal.SIGTERM) or step(*a))
+    with pytest.raises(Stopped, match="kept in checkpoint.safetensors"):
         train(config_of(cache, "dense-linear"), tmp_path / "run", stop)
+    monkeypatch.setattr(loop, "_step", step)
     monkeypatch.setattr(measuring.DenseTargets, "digest", lambda self, rows: "another")
     with pytest.raises(LofftaError, match="this checkpoint is of another training:\n    images: "):
         go(cache, tmp_path / "run", "dense-linear")
 
 
-def test_seeds_side_by_side_equal_seeds_alone(cache, tmp_path, monkeypatch):
-    task = "instances" if "instances" in DENSE_TASKS else "segmentation"
-    options = {"augment": ADJUSTED, "recipe": {"epochs": 1, "embedding_dim": 4}}
-    go(cache, tmp_path / "both", "deap", task, seeds=2, **options)
-    make = loop.Session.member
-    monkeypatch.setattr(loop.Session, "member", lambda self, recipe, seed: make(self, recipe, 1))
-    go(cache, tmp_path / "alone", "deap", task, seeds=1, **options)
-    ours, theirs = (load_file(RunPaths(tmp_path / run).head(seed)) for run, seed in (("both", 1), ("alone", 0)))
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+def session_of(cache, out, head, task, **changes):
+    config = config_of(cache, head, task, **changes)
+    recipe = HEADS[head].recipe(**config.recipe)
+    features = choose_features(cache, (), recipe.kinds(), default_taps="last")
+    dense = open_targets(cache, task, head, features, training=True)
+    supply = CachedSupply(config, cache, features, dense=dense)
+    out.mkdir()
+    paths = RunPaths(out)
+    return Session(config, supply, torch.device("cpu"), paths, RunLog(paths.log), StopFlag(), take(paths)), recipe
+
+
+@pytest.mark.parametrize("task", [task for task in ("segmentation", "instances") if task in DENSE_TASKS])
+def test_seeds_side_by_side_equal_seeds_alone(cache, tmp_path, task):
+    session, recipe = session_of(cache, tmp_path / "run", "deap", task, augment=ADJUSTED)
+    rows = session.supply.rows("train")
+    found = []
+    with session.feed(rows, recipe) as feed:
+        for seeds in ((0, 1), (1,)):
+            members = [session.member(recipe, seed) for seed in seeds]
+            fit(session, feed, members, session.keeper(str(seeds), feed, members), title="test")
+            found.append(members[-1])
+    for one, other in zip(found[0].head.state_dict().values(), found[1].head.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    assert found[0].log == found[1].log
+
+
+def test_targets_move_with_the_features(cache, tmp_path):
+    """Perfect features say the class of their cell, before and after they are moved."""
+    augment = {"hflip_p": 0.5, "vflip_p": 0.5, "rotation_deg": 180, "fill": "border"}
+    session, recipe = session_of(cache, tmp_path / "run", "dense-linear", "segmentation", augment=augment)
+    with session.feed(session.supply.rows("train"), recipe) as feed:
+        batch = next(iter(feed.epoch(0)))
+        learner = session.objective.begin(feed.rows, [session.member(recipe, 0)])
+        features, moved, _ = session.augment(batch.features, learner.targets(batch), torch.Generator().manual_seed(1))
+    told = features[0][:, 0, :, :, :3].float()  # pixels 2i and 2i + 1 lie in cell i
+    sure, classes = told.amax(-1) > 0.4, told.argmax(-1)  # half of the ones: the features are those of tap a.1
+    cells = moved.maps.view(8, 8, 2, 8, 2).permute(0, 1, 3, 2, 4).flatten(3).long()
+    plain = sure & (cells == cells[..., :1]).all(-1) & (cells[..., 0] < 3)
+    assert plain.float().mean() > 0.5
+    assert (cells[..., 0] == classes)[plain].float().mean() > 0.97
+    assert not torch.equal(moved.maps, batch.targets.maps)
+
+
+def test_a_mixed_image_is_both_of_its_images(cache, tmp_path):
+    """By the sums and counts of every image alone."""
+    session, recipe = session_of(cache, tmp_path / "run", "dense-linear", "segmentation")
+    member = session.member(recipe, 0)
+    with session.feed(session.supply.rows("train"), recipe) as feed:
+        batch = next(iter(feed.epoch(0)))
+        learner = session.objective.begin(feed.rows, [member])
+        outputs = member.head(member.head.prepare(batch.features)).detach()
+        partner, weight = torch.tensor([3, 0, 1, 2, 5, 4, 7, 6]), torch.linspace(0, 1, 8)
+        found = learner.lower(member, outputs, learner.targets(batch), Mix(partner, weight))
+        maps = batch.targets.maps.long()
+    total = count = 0.0
+    for i in range(8):
+        for label, share in ((maps[i], weight[i]), (maps[partner[i]], 1 - weight[i])):
+            valid = label < 255
+            total += share * F.cross_entropy(outputs[i][:, valid].T, label[valid], reduction="sum")
+            count += share * valid.sum()
+    torch.testing.assert_close(found, total / count)
 
 
 def test_folds_and_few_images(cache, tmp_path):
