@@ -99,5 +99,5 @@ def _neighbours(maps: Float[Tensor, "B D H W"]) -> Iterator[Float[Tensor, "B D H
 
 def _squared_distances(device: torch.device) -> Float[Tensor, "49"]:
     """Of the places of the window from its middle, in pixels."""
-    steps = torch.arange(-RADIUS, RADIUS + 1)
+    steps = torch.arange(-RADIUS, RADIUS + 1.0)
     return (steps[:, None].square() + steps.square()).flatten().to(device)

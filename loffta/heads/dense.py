@@ -95,24 +95,24 @@ class DenseBase(HeadBase):
 def solve_budget(
     build: Callable[[int, int | None, torch.Generator], nn.Module], budget: int, *, n_inputs: int, step: int, head: str
 ) -> tuple[int, int]:
-    """Width and decoder's width with which a head has the most parameters within a budget.
+    """Two widths with which a head has the most parameters within a budget.
 
-    First the width, with the decoder that goes with it; then the decoder takes what is left.
+    First the main one, with the second that goes with it unasked; then the second takes what is left.
 
     Args:
-        build: a network of a width, and of a decoder's width or None.
+        build: a network of both widths; None: the second follows from the first.
         n_inputs: of the first map; bounds the width.
-        step: the width is a multiple of it.
+        step: the main width is a multiple of it.
     Raises:
         UsageError: the narrowest has too many.
     """
 
-    def count(width: int, cnn_width: int | None) -> int:
-        return sum(parameter.numel() for parameter in build(width, cnn_width, torch.Generator()).parameters())
+    def count(width: int, second: int | None) -> int:
+        return sum(parameter.numel() for parameter in build(width, second, torch.Generator()).parameters())
 
     widths = range(step, budget // n_inputs + step + 1, step)
-    dim = solve_width(lambda width: count(width, None), budget, widths, head=head)
-    return dim, solve_width(lambda width: count(dim, width), budget, range(1, math.isqrt(budget) + 2), head=head)
+    main = solve_width(lambda width: count(width, None), budget, widths, head=head)
+    return main, solve_width(lambda second: count(main, second), budget, range(1, math.isqrt(budget) + 2), head=head)
 
 
 def solve_width(count: Callable[[int], int], budget: int, widths: Sequence[int], *, head: str) -> int:

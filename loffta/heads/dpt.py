@@ -6,7 +6,6 @@ After the descriptions of DINOv2's and probe3d's heads; what of it is ours is in
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from loffta.errors import UsageError
 from loffta.heads.convolution import make_conv, make_transposed
-from loffta.heads.dense import DenseBase, DenseRecipe, solve_width
+from loffta.heads.dense import DenseBase, DenseRecipe, solve_budget
 from loffta.heads.maps import finest_size, join_grids, to_size
 from loffta.heads.recipe import check_features, check_specs
 from loffta.shapes import Maps
@@ -39,8 +38,9 @@ class DptRecipe(DenseRecipe, frozen=True):
     warmup_fraction: float = Field(12_800 / 38_400, ge=0, le=1)
     min_steps: PositiveInt | None = 38_400
     width: PositiveInt = 256  # channels of every level; probe3d has 512
+    last_width: PositiveInt | None = None  # channels before the outputs; None: `width`
     class_token: bool = False  # beside every patch, where there is one
-    budget: PositiveInt | None = None  # parameters: `width` is solved for, and what it says is unused
+    budget: PositiveInt | None = None  # parameters: both widths are solved for, and what they say is unused
 
     def kinds(self) -> tuple[Kind, ...]:
         """Patch tokens, and prefix tokens for the class token."""
@@ -48,7 +48,7 @@ class DptRecipe(DenseRecipe, frozen=True):
 
     def head_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `DptHead`."""
-        return self.model_dump(include={"output_px", "width", "budget"})
+        return self.model_dump(include={"output_px", "width", "last_width", "budget"})
 
 
 class _Unit(nn.Module):
@@ -84,19 +84,26 @@ class _Level(nn.Module):
 
 class _Network(nn.Module):
     def __init__(
-        self, n_inputs: Sequence[int], scales: Sequence[float], readout: Readout, width: int, rng: torch.Generator
+        self,
+        n_inputs: Sequence[int],
+        scales: Sequence[float],
+        readout: Readout,
+        *,
+        width: int,
+        last_width: int,
+        rng: torch.Generator,
     ) -> None:
         super().__init__()
         self.levels = nn.ModuleList(_Level(n, width, s, rng) for n, s in zip(n_inputs, scales, strict=True))
         self.take = nn.ModuleList(_Unit(width, rng) for _ in range(N_LEVELS - 1))  # the coarsest has nothing to add to
         self.fuse = nn.ModuleList(_Unit(width, rng) for _ in range(N_LEVELS))
         self.project = nn.ModuleList(make_conv(width, width, 1, rng) for _ in range(N_LEVELS))
-        self.smooth = make_conv(width, width, 3, rng)
-        self.classify = make_conv(width, readout.n_outputs, 1, rng)
+        self.smooth = make_conv(width, last_width, 3, rng)
+        self.classify = make_conv(last_width, readout.n_outputs, 1, rng)
         assert self.classify.bias is not None
         self.classify.bias.data += readout.bias
 
-    def forward(self, levels: Sequence[Float[Tensor, "B H W K"]]) -> Float[Tensor, "B C h w"]:
+    def forward(self, levels: Sequence[Float[Tensor, "B _H _W _K"]]) -> Float[Tensor, "B C h w"]:
         """Twice the size of the finest level."""
         maps = [level(cells) for level, cells in zip(self.levels, levels, strict=True)]
         fused = maps[-1]
@@ -119,7 +126,8 @@ class DptHead(DenseBase):
     Args:
         specs: features of kind "grid", and of kind "prefix" for the class token.
         width: channels of every level.
-        budget: parameters of the head; None: `width` holds.
+        last_width: channels before the outputs; None: `width`.
+        budget: parameters of the head; None: both widths hold.
 
     Raises:
         UsageError: features of other kinds, or a budget that is too small.
@@ -135,6 +143,7 @@ class DptHead(DenseBase):
         rng: torch.Generator,
         output_px: int,
         width: int = 256,
+        last_width: int | None = None,
         budget: int | None = None,
     ) -> None:
         check_specs("dpt", ("grid", "prefix"), specs)
@@ -144,17 +153,12 @@ class DptHead(DenseBase):
         scales = _SCALES if len(set(self.sizes)) == 1 else (1.0,) * N_LEVELS
         n_inputs = [sum(specs[i].dim for i, _ in places) for places in self.places]
 
-        def build(width: int, rng: torch.Generator) -> _Network:
-            return _Network(n_inputs, scales, readout, width, rng)
+        def build(width: int, last_width: int | None, rng: torch.Generator) -> _Network:
+            return _Network(n_inputs, scales, readout, width=width, last_width=last_width or width, rng=rng)
 
         if budget is not None:
-            width = solve_width(
-                lambda width: sum(p.numel() for p in build(width, torch.Generator()).parameters()),
-                budget,
-                range(1, math.isqrt(budget) + 2),
-                head="dpt",
-            )
-        self.network = build(width, rng)
+            width, last_width = solve_budget(build, budget, n_inputs=sum(n_inputs), step=1, head="dpt")
+        self.network = build(width, last_width, rng)
 
     def prepare(self, features: Sequence[Float[Tensor, "..."]]) -> list[Float[Tensor, "B _H _W _K"]]:
         """The cells of each level, fine to coarse, float32; depends on no weights.
