@@ -36,6 +36,7 @@ class Feature:
     store: Store
     array: CachedArray
     spec: FeatureSpec
+    views: tuple[Feature, ...] = ()  # the same of other views of the images, of which training shows one at a time
 
     @property
     def positions(self) -> list[int]:

@@ -54,9 +54,7 @@ class Stream:
     keys: Sequence[str]  # of all rows
 
     @torch.no_grad()
-    def records(
-        self, heads: Sequence[Head], rows: NDArray[np.int64], told: Findings | None = None
-    ) -> list[list[Any]]:
+    def records(self, heads: Sequence[Head], rows: NDArray[np.int64], told: Findings | None = None) -> list[list[Any]]:
         """Records [S][B] of S heads for B rows, in the order of `rows`; one read feeds all heads, and `told`.
 
         One head after the other gives its maps, in float32, and they are gone before the next one's.

@@ -92,7 +92,7 @@ def _npy(data: bytes, shape: tuple[int, int]) -> NDArray[np.float32]:
         shape
     ):
         raise ValueError(f"not an npy of {list(shape)} float32")
-    return np.frombuffer(data, np.float32, offset=file.tell()).reshape(shape)
+    return np.frombuffer(data, np.float32, offset=file.tell()).reshape(shape).copy()  # torch takes no read-only array
 
 
 def _boxes(data: bytes) -> BoxList:
