@@ -77,6 +77,11 @@ class Begun:
         return [self.thumbs, *(array for job in self.jobs for array in job.arrays)]
 
     @property
+    def all_arrays(self) -> list[CachedArray]:
+        """The same, and the squares of dense targets."""
+        return [*self.arrays, *(form for form in self.target_forms if isinstance(form, CachedArray))]
+
+    @property
     def target_forms(self) -> list[CachedArray | UnitFiles]:
         """All that it writes of dense targets."""
         return [form for dense in self.dense for form in dense.forms]

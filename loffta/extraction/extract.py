@@ -114,7 +114,7 @@ def extract(
         listing = source.listing()  # before any model is loaded: a faulty table should not cost that wait
     begun = begin(config, listing, _stoppable(load, stop), only=only, views=views, read=source.read)
     if not config.ignore_space:
-        check_room(begun.cache, begun.arrays, begun.asked)
+        check_room(begun.cache, begun.all_arrays, begun.asked)
     todo = [unit for unit in begun.asked if begun.lacks(unit)]
     bare = [unit for unit in begun.asked if unit not in {*todo} and begun.lacks_targets(unit)]
     look_again(begun.cache, begun.dense, source)

@@ -31,7 +31,7 @@ def write_alone(
     Args:
         arrays: of features or thumbnails, whose done files tell of the images; what none of them knows is as it was.
     """
-    arrays = [array for array in arrays if array.kind not in TARGET_KINDS]
+    arrays = list(arrays)
     with Progress("targets", sum(map(len, asked.values())), "images") as progress:
         for unit, rows in asked.items():
             doing = f"writing the targets of unit {unit}; finished units are kept"
@@ -49,7 +49,7 @@ def write_alone(
 def seen_images(arrays: Sequence[CachedArray], unit: int, rows: Sequence[int]) -> dict[int, ImageStatus]:
     """What was told of the images of a unit when they were decoded, by the first done files that know them."""
     found: dict[int, ImageStatus] = {}
-    for array in arrays:
+    for array in (array for array in arrays if array.kind not in TARGET_KINDS):
         if found.keys() >= {*rows}:
             break
         if unit in done_units(array.paths):
