@@ -193,18 +193,26 @@ def _npy(data: bytes) -> NDArray[Any]:
     return values.reshape(shape, order="F" if by_columns else "C")
 
 
-def _boxes(data: bytes, classes: Sequence[str], height: int, width: int) -> BoxList:
-    """[left, top, right, bottom, class, crowd?] a box, clipped to the image; what has no area in it is left out."""
+def parse_boxes(data: bytes | str) -> list[tuple[list[float], str | int, bool]]:
+    """(left, top, right, bottom), class as it is written and crowd of every box of a JSON.
+
+    Raises:
+        BadTarget: it is no list of [left, top, right, bottom, class, crowd or nothing].
+    """
     try:
         rows = from_json(data)
     except ValueError as error:
         raise BadTarget(one_line(f"boxes are JSON: {error}")) from error
     if not isinstance(rows, list):
         raise BadTarget("boxes are a list of [left, top, right, bottom, class, crowd or nothing]")
+    return [_box(row, f"box {i}") for i, row in enumerate(rows, start=1)]
+
+
+def _boxes(data: bytes, classes: Sequence[str], height: int, width: int) -> BoxList:
+    """Clipped to the image; a box without area in it is left out."""
     kept: list[tuple[list[float], int, bool]] = []
     numbers = {name: i for i, name in enumerate(classes)}
-    for i, row in enumerate(rows, start=1):
-        corners, name, crowd = _box(row, f"box {i}")
+    for i, (corners, name, crowd) in enumerate(parse_boxes(data), start=1):
         number = numbers.get(name, -1) if isinstance(name, str) else name
         if not 0 <= number < (len(classes) or IGNORE_16):
             raise BadTarget(one_line(f"box {i} is of class {brief(name)}, which is none of {len(classes)}"))
