@@ -7,29 +7,10 @@ from loffta.store.target_codec import count_objects, encode_target
 from loffta.store.target_files import BAD, BOX_TYPES, MISSING, NATIVE_TYPES, FileWriter
 from loffta.store.targets import TargetInfo, geometry_name, training_layout
 from loffta.store.writer import Stored, UnitWriter
-from loffta.targets import IGNORE, IGNORE_16, BoxList, NativeTarget
+from loffta.targets import BoxList, NativeTarget
+from tests.fakes import CLASSES
 
-CLASSES = {"mask": ("sky", "dog", "cat"), "boxes": ("dog", "cat"), "instances": (), "depth": ()}
 SQUASH = {"resize": "squash"}
-
-
-def random_target(kind, seed, size=None):
-    """A target that no two seeds share, with what is ignored, invalid or a crowd in it."""
-    rng = np.random.default_rng(seed)
-    height, width = rng.integers(10, 40, size=2).tolist() if size is None else size
-    if kind == "boxes":
-        n = int(rng.integers(0, 4))
-        low, high = np.sort(rng.random((2, n, 2)), axis=0)
-        corners = np.concatenate([low, high], 1) * [width, height, width, height]
-        return NativeTarget(kind, height, width, boxes=BoxList(corners, rng.integers(0, 2, n), rng.random(n) < 0.3))
-    if kind == "depth":
-        values = rng.uniform(0.1, 9, (height, width)).astype(np.float32)
-        values[rng.random((height, width)) < 0.1] = 0
-    else:
-        n, ignored, dtype = (3, IGNORE, np.uint8) if kind == "mask" else (400, IGNORE_16, np.uint16)
-        values = rng.integers(0, n, (height, width)).astype(dtype)
-        values[rng.random((height, width)) < 0.1] = ignored
-    return NativeTarget(kind, height, width, map=values)
 
 
 def same(found, expected):

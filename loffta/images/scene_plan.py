@@ -74,7 +74,7 @@ def split_of(index: int) -> str:
     return SPLITS[index % len(SPLITS)]
 
 
-def size_group(left: float, top: float, right: float, bottom: float, px: int) -> str:
+def size_group(left: float | int, top: float | int, right: float | int, bottom: float | int, px: int) -> str:
     """The name in SIZES of an object's box in pixels of a scene."""
     side = max(right - left, bottom - top) / px
     return next(name for name, limit in SIZES.items() if side <= limit)

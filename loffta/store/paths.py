@@ -143,9 +143,7 @@ class CachePaths:
 
     def units(self, name: str) -> UnitPaths:
         """The unit files of what has this name, an array or not."""
-        boxes = [self.target_files(found) for found in self.training_names() if found.startswith("boxes-")]
-        files = [*map(self.native, TARGET_KINDS), *boxes]
-        return next((paths for paths in files if paths.name == name), None) or self.named(name)
+        return next((paths for paths in self.file_targets() if paths.name == name), None) or self.named(name)
 
     @property
     def done(self) -> Path:
@@ -180,6 +178,11 @@ class CachePaths:
     def native(self, kind: TargetKind) -> FilePaths:
         """Targets of one kind at their own sizes."""
         return FilePaths(f"{TARGETS}/{NATIVE}/{kind}", self.root / TARGETS / NATIVE / kind)
+
+    def file_targets(self) -> list[FilePaths]:
+        """All dense targets that are no arrays, whether they are there or not: native ones, and boxes over squares."""
+        boxes = [self.target_files(found) for found in self.training_names() if found.startswith("boxes-")]
+        return [*map(self.native, TARGET_KINDS), *boxes]
 
     def target_kinds(self) -> list[TargetKind]:
         """Kinds of dense targets of which a unit is there."""

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from loffta.store.reads import REPAIR, read_guard, reason
 from loffta.store.table import ImageTable
 
 OK, MISSING, BAD = "ok", "missing", "bad"
+NOT_GIVEN = "the image set has none"  # why one is missing
 NATIVE_TYPES: dict[str, pa.DataType] = {
     "row": pa.int64(),
     "status": pa.string(),
@@ -148,6 +150,12 @@ def read_unit(path: Path, columns: Sequence[str], types: Mapping[str, pa.DataTyp
         return table, made_of(file.schema_arrow.metadata)
 
 
+def read_made(path: Path) -> dict[str, Any]:
+    """How a unit was made, by its footer alone; errors as `open_unit`."""
+    with open_unit(path) as file:
+        return made_of(file.schema_arrow.metadata)
+
+
 def check_rows(
     path: Path, unit: int, unit_images: int, rows: NDArray[np.int64], made: Mapping[str, Any], images: ImageTable
 ) -> None:
@@ -175,3 +183,31 @@ def settles(paths: FilePaths, unit: int, rows: Sequence[int], unit_images: int) 
     if n_listed < len(rows) or n_listed >= unit_images:
         return bool(n_listed >= len(rows))
     return set(rows) <= set(listed_in(paths, unit))
+
+
+@dataclass(frozen=True)
+class UnitFiles:
+    """Targets in files of units, asked as arrays are."""
+
+    paths: FilePaths
+    unit_images: int
+    types: Mapping[str, pa.DataType]
+    facts: Mapping[str, Any]  # of every unit, for its metadata
+
+    def has_unit(self, unit: int, rows: Sequence[int]) -> bool:
+        """Whether the unit's file has all of `rows`."""
+        return settles(self.paths, unit, rows, self.unit_images)
+
+    def listed(self, unit: int) -> list[int]:
+        """Rows that the unit's file has, none where there is none."""
+        return listed_in(self.paths, unit)
+
+    def open(self, unit: int, images: str) -> FileWriter:
+        """Starts a unit; `images` is the identity of those that will be in it."""
+        return FileWriter(self.paths, unit, self.unit_images, self.types, {**self.facts, "images": images})
+
+    def cells(self, unit: int) -> Iterator[dict[str, Any]]:
+        """A unit that is there row by row, a group of rows in memory at a time; errors as `open_unit`."""
+        with open_unit(self.paths.done(unit)) as file:
+            for group in range(file.metadata.num_row_groups):
+                yield from file.read_row_group(group, use_threads=False).to_pylist()

@@ -160,6 +160,14 @@ class NativeTargets:
             found |= self._read_unit(unit, {row for row in wanted if row // self._unit_images == unit})
         return [found.get(int(row)) for row in rows]
 
+    def hashes(self, rows: Sequence[int]) -> dict[int, str]:
+        """BLAKE2b-128 of the bytes that the source had, of some rows."""
+        found: dict[int, str] = {}
+        for unit in sorted({row // self._unit_images for row in rows}):
+            table, _ = read_unit(self.paths.done(unit), ("row", "hash"), NATIVE_TYPES)
+            found |= dict(zip(to_numbers(table["row"]).tolist(), map(str, table["hash"].to_pylist()), strict=True))
+        return {row: found[row] for row in rows}
+
     def _read_unit(self, unit: int, wanted: set[int]) -> dict[int, NativeTarget]:
         found: dict[int, NativeTarget] = {}
         with open_unit(self.paths.done(unit)) as file:

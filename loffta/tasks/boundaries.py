@@ -83,7 +83,7 @@ def records(
     """The counts of each image, at its label's own size."""
     found = []
     for of_image, native in zip(outputs, natives, strict=True):
-        numbers = torch.from_numpy(label_map(native, settings).astype(np.int64))
+        numbers = torch.from_numpy(label_map(native, settings.eval_px).astype(np.int64))
         borders, counted = (of[0] for of in find_borders(numbers[None]))
         logits = at_size(of_image[None], numbers.shape)[0, 0].cpu()
         losses = F.binary_cross_entropy_with_logits(logits.double(), borders.double(), reduction="none")

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from loffta.targets import DenseSettings, Readout, TargetKind
-from loffta.tasks import boundaries, depth, segmentation
+from loffta.tasks import boundaries, depth, detection, instances, segmentation
 from loffta.tasks.bootstrap import Weights
 from loffta.tasks.pixels import Losses, Recount
 
@@ -110,5 +110,31 @@ DENSE_TASKS: dict[str, DenseTask] = {
         notes=boundaries.notes,
         details=boundaries.details,
         decode=boundaries.decode,
+    ),
+    "detection": DenseTask(
+        target="boxes",
+        targets="the boxes of objects per image",
+        main_metric="ap",
+        headline="ap",
+        readout=detection.readout,
+        loss=detection.loss,
+        records=detection.records,
+        recount=detection.recount,
+        notes=detection.notes,
+        details=detection.details,
+        decode=detection.decode,
+    ),
+    "instances": DenseTask(
+        target="instances",
+        targets="a map of numbered objects per image",
+        main_metric="ari",
+        headline="ari",
+        readout=instances.readout,
+        loss=instances.loss,
+        records=instances.records,
+        recount=instances.recount,
+        notes=instances.notes,
+        details=instances.details,
+        decode=instances.decode,
     ),
 }

@@ -88,7 +88,7 @@ def records(
     metres = metres_of(outputs, settings)
     found = []
     for of_image, native in zip(metres, natives, strict=True):
-        truth = label_map(native, settings)
+        truth = label_map(native, settings.eval_px)
         predicted = _clamped(of_image[None], settings, truth.shape)[0]
         valid = is_valid(torch.from_numpy(truth), settings).numpy()
         if settings.eigen_crop:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from loffta.shapes import TargetBatch
-from loffta.targets import DenseSettings, NativeTarget
+from loffta.targets import NativeTarget
 from loffta.tasks.bootstrap import Weights
 
 Outputs: TypeAlias = Float[Tensor, "B K Ho Wo"]
@@ -47,12 +47,12 @@ def maps_of(targets: TargetBatch) -> Shaped[Tensor, "B S S"]:
     return targets.maps
 
 
-def label_map(native: NativeTarget, settings: DenseSettings) -> Shaped[np.ndarray, "h w"]:
-    """What outputs are measured against: the label as it is, or its nearest pixels at `eval_px`."""
+def label_map(native: NativeTarget, px: int | None) -> Shaped[np.ndarray, "h w"]:
+    """What outputs are measured against: the label as it is, or its nearest pixels on a square of that side."""
     assert native.map is not None
-    if settings.eval_px is None:
+    if px is None:
         return native.map
-    rows, columns = (nearest_centres(n, settings.eval_px) for n in native.map.shape)
+    rows, columns = (nearest_centres(n, px) for n in native.map.shape)
     return np.asarray(native.map[rows[:, None], columns])
 
 

@@ -59,7 +59,7 @@ def records(outputs: Outputs, natives: Sequence[NativeTarget], settings: DenseSe
     """The counts of each image, at its label's own size."""
     found = []
     for of_image, native in zip(outputs, natives, strict=True):
-        labels = label_map(native, settings).astype(np.int64)
+        labels = label_map(native, settings.eval_px).astype(np.int64)
         predicted = decode(of_image[None], settings, labels.shape)[0].astype(np.int64)
         found.append(_count(labels, predicted, n_classes))
     return found

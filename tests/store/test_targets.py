@@ -16,7 +16,8 @@ from loffta.store.target_codec import count_objects, encode_target, read_target
 from loffta.store.targets import geometry_name, geometry_of
 from loffta.targets import IGNORE_16, TARGET_KINDS, BoxList, NativeTarget
 from tests.caches import toy_cache
-from tests.dense import CLASSES, random_target, same, write_boxes, write_maps, write_native
+from tests.dense import same, write_boxes, write_maps, write_native
+from tests.fakes import CLASSES, random_target
 
 N = 60  # of toy_cache, in units of 8
 

@@ -4,18 +4,21 @@ import numpy as np
 import pytest
 import torch
 
-from loffta.shapes import TargetBatch
-from loffta.targets import IGNORE_16, DenseSettings, NativeTarget
+from loffta.shapes import Boxes, TargetBatch
+from loffta.targets import IGNORE_16, BoxList, DenseSettings, NativeTarget
 from loffta.tasks.bootstrap import image_weights
 from loffta.tasks.dense import DENSE_TASKS
 from loffta.tasks.figures import FIGURES
 
-SETTINGS = DenseSettings(embedding_dim=4)
+SETTINGS = DenseSettings(embedding_dim=4, eval_px=20)
 CLASSES = ["a", "b", "c"]
 EMPTY = {
     "mask": TargetBatch(torch.full((3, 16, 16), 255, dtype=torch.uint8)),
     "depth": TargetBatch(torch.tensor([0.0, -1.0, float("nan"), float("inf")]).repeat(3, 16, 4)),
-    "instances": TargetBatch(torch.full((3, 16, 16), IGNORE_16, dtype=torch.uint16)),
+    "instances": TargetBatch(
+        torch.full((3, 16, 16), IGNORE_16, dtype=torch.uint16), first_instance=torch.zeros(3, dtype=torch.int64)
+    ),
+    "boxes": TargetBatch(boxes=Boxes(torch.zeros(0).long(), torch.zeros(0, 4), torch.zeros(0).long())),
 }
 
 
@@ -27,6 +30,10 @@ def draw_native(kind, rng, size=(20, 24)):
     if kind == "instances":
         blocks = np.kron(rng.integers(0, 4, (5, 6)), np.ones((4, 4)))
         return NativeTarget(kind, *size, blocks.astype(np.uint16))
+    if kind == "boxes":
+        first = rng.uniform(0, 10, (3, 2))
+        corners = np.concatenate([first, first + rng.uniform(3, 10, (3, 2))], axis=1)
+        return NativeTarget(kind, *size, boxes=BoxList(corners, rng.integers(0, 3, 3), np.zeros(3, bool)))
     raise AssertionError(kind)
 
 
@@ -71,8 +78,9 @@ def test_a_batch_without_anything_to_learn_loses_nothing(name, dtype):
     n_outputs = task.readout(3, SETTINGS).n_outputs
     outputs = (100 * torch.randn(3, n_outputs, 16, 16, generator=torch.Generator().manual_seed(0))).to(dtype)
     outputs.requires_grad_()
+    proxies, rng = torch.zeros(9, n_outputs), torch.Generator().manual_seed(0)
     with torch.autocast("cpu", dtype=dtype):
-        mean = task.loss(outputs, EMPTY[task.target], SETTINGS, None, None).mean()
+        mean = task.loss(outputs, EMPTY[task.target], SETTINGS, proxies, rng).mean()
     mean.backward()
     assert outputs.grad.isfinite().all()
     assert mean.isfinite()
