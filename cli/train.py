@@ -24,6 +24,7 @@ _REQUIRED = {"cache": "CACHE", "head": "--head NAME"}  # or in the --config file
 @click.option("--head", metavar="NAME", help="linear, attentive, fusion, combo, loff, head2toe or smp.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--features", multiple=True, metavar="STORE[:TAPS]", help="Store or backbone, and taps.  [all stores]")
+@click.option("--views", is_flag=True, help="Train on the random views of the images, too, that the cache has.")
 @click.option("--labels", metavar="NAME_OR_FILE", help="A set of labels of the cache, or a file.  [its source's]")
 @click.option(
     "--task",

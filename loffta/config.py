@@ -153,6 +153,7 @@ class TrainConfig(StrictModel, frozen=True):
     cache: Path
     head: str
     features: tuple[str, ...] = Field((), max_length=MANY)  # STORE[:TAPS]; none: all stores
+    views: bool = False  # train on all random views of the images that the cache has, too, one at a time
     labels: str | None = None  # a set of annotations of the cache, or a file; None: what the image set says
     task: str = "auto"  # or a task by name; `train` resolves it by the kind of labels
     train_on: str = "train"

@@ -54,10 +54,10 @@ def train_arguments(config: TrainConfig, run: Path) -> list[str]:
     arguments += [] if preset == "none" else ["--augment", str(preset)]
     splits = ("train_on", "validate_on", "holdout", "test_on")
     turns = ("folds", "group", "draws", "seeds", "data_seed")
-    plain = ("labels", "task", *splits, *turns, "select", "device", "feed", "order", "checkpoint_s")
+    plain = ("labels", "task", *splits, *turns, "select", "protocol", "device", "feed", "order", "checkpoint_s")
     arguments += _options(_changed(config, plain))
     arguments += ["--shots", ",".join(map(str, config.shots))] if config.shots else []
-    flags = ("search", "partial", "one_class")
+    flags = ("views", "search", "partial", "one_class")
     arguments += [f"--{name.replace('_', '-')}" for name in flags if getattr(config, name)]
     return arguments + (_online_arguments(config.online) if config.online else [])
 

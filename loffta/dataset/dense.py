@@ -36,7 +36,7 @@ class DenseTargets:
     inputs: tuple[Feature, ...]  # of the head: its features, and the thumbnails where it wants them
     native: NativeTargets
     maps: Feature | None = None  # what heads learn, in the features' geometry: a feed reads it beside them
-    boxes: BoxTargets | None = None  # the same of boxes; they lie in memory
+    boxes: tuple[BoxTargets, ...] = ()  # the same of boxes, by view, whole images first; they lie in memory
 
     @property
     def kind(self) -> TargetKind:
@@ -56,14 +56,15 @@ class DenseTargets:
     def settled(self) -> NDArray[np.bool_]:
         """Per row of the table, whether its target is there in all forms, or is known to be missing or bad."""
         settled = np.asarray(self.native.status != "", bool)
-        if self.maps is None and self.boxes is None:
-            return settled
-        ready = self.boxes.ready if self.boxes is not None else _ready(self.maps, len(settled))
-        return settled & (ready | ~self.has)
+        maps = () if self.maps is None else (self.maps, *self.maps.views)
+        for ready in [*(boxes.ready for boxes in self.boxes), *(_ready(one, len(settled)) for one in maps)]:
+            settled = settled & (ready | ~self.has)
+        return settled
 
     def digest(self, rows: NDArray[np.int64]) -> str:
         """Of the targets' bytes at their sources: a training goes on with the same ones alone."""
-        said = json.dumps([self.task, list(self.classes), [str(self.native.hashes[row]) for row in rows]])
+        hashes = self.native.hashes(rows.tolist())
+        said = json.dumps([self.task, list(self.classes), [hashes[row] for row in rows.tolist()]])
         return hashlib.blake2b(said.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
@@ -132,10 +133,24 @@ def open_targets(cache: Cache, task: str, head: str, features: Sequence[Feature]
         )
     inputs = tuple(features)
     if getattr(find_head(head).head, "needs_thumb", False):
+        if features[0].views:
+            raise UsageError(
+                f"head '{head}' is guided by thumbnails, and there are none of views",
+                where="--views",
+                remedy="leave it out, or use another head",
+            )
         inputs += (image_feature(cache.thumbs(), features[0].store),)
     found = DenseTargets(task, inputs, cache.native(kind))
     if not training:
         return found
+    whole, *views = (_form(cache, kind, shown) for shown in zip(*((f, *f.views) for f in features), strict=True))
+    if isinstance(whole, Feature):
+        return replace(found, maps=replace(whole, views=tuple(views)))
+    return replace(found, boxes=(whole, *views))
+
+
+def _form(cache: Cache, kind: TargetKind, features: Sequence[Feature]) -> Feature | BoxTargets:
+    """Targets over the square that some features are of."""
     stores = {feature.store.name: feature.store for feature in features}
     forms = {name: cache.training_target(kind, store) for name, store in stores.items()}
     first, *others = forms
@@ -147,9 +162,7 @@ def open_targets(cache: Cache, task: str, head: str, features: Sequence[Feature]
                 remedy="name stores that were extracted with the same --resize and the same view",
             )
     form = forms[first]
-    if isinstance(form, CachedArray):
-        return replace(found, maps=image_feature(form, stores[first]))
-    return replace(found, boxes=form)
+    return image_feature(form, stores[first]) if isinstance(form, CachedArray) else form
 
 
 def rows_with_targets(
@@ -206,9 +219,8 @@ def refuse_dense(task: str, doing: str, where: str | Path) -> None:
         )
 
 
-def _ready(maps: Feature | None, n_rows: int) -> NDArray[np.bool_]:
+def _ready(maps: Feature, n_rows: int) -> NDArray[np.bool_]:
     """Per row of the table, whether there is a map of it; arrays not yet grown have fewer rows."""
-    assert maps is not None, "it is asked of maps"
     found = np.zeros(n_rows, bool)
     here = maps.array.ledger.ready[:n_rows]
     found[: len(here)] = here

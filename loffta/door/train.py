@@ -23,6 +23,7 @@ def train(
     head: str | None = None,
     out: PathLike,
     features: str | Sequence[str] = (),
+    views: bool = False,
     labels: PathLike | None = None,
     task: str = "auto",
     train_on: str = "train",
@@ -74,6 +75,7 @@ def train(
     Args:
         out: the folder of the run.
         features: STORE[:TAPS], or several; none: all stores.
+        views: train on the random views of the images, too, that the cache has (`extract`'s `views`).
         labels: a set of annotations of the cache (`loffta.label`), or a file; None: what the image set says.
         holdout: keep so much of `train_on` out, as split `holdout`: 0.2.
         folds: cross-validation: `train_on` is parted, and each part tested by heads of the others.

@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from loffta.errors import UsageError
@@ -37,7 +37,12 @@ class DenseRecipe(Recipe, frozen=True):
     flip_average: bool = False
     eval_px: PositiveInt | None = None
     tolerance: float = Field(0.0075, gt=0, le=1)
+    boxes_by_class: bool = False
     embedding_dim: PositiveInt = 32
+    instance_pixels: PositiveInt | None = 256
+    sampled_instances: PositiveInt = 4096
+    min_instances: PositiveInt = 2
+    min_instance_area: NonNegativeInt = 0
 
     def kinds(self) -> tuple[Kind, ...]:
         """Patch tokens alone, unless the head says more."""

@@ -32,7 +32,7 @@ from loffta.training.train import run_training
 from loffta.zoo.names import ZOO
 
 # Options of TrainConfig that are about a cache: they would do nothing
-_OF_THE_CACHE = ("features", "select", "feed", "order", "partial")
+_OF_THE_CACHE = ("features", "views", "select", "feed", "order", "partial")
 
 
 def train_online(

@@ -31,7 +31,7 @@ from loffta.words import brief
 if TYPE_CHECKING:
     from loffta.store.cache import Cache, CachedArray, Store
 
-_SMALL = ("row", "status", "reason", "height", "width", "hash", "n_objects")
+_SMALL = ("row", "status", "reason", "height", "width", "n_objects")
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,6 @@ class NativeTargets:
         self.reasons: dict[int, str] = {}  # of rows that are missing or bad
         self.sizes = np.zeros((n_rows, 2), np.int64)  # height and width in pixels
         self.n_objects = np.zeros(n_rows, np.int64)  # boxes, or instances
-        self.hashes: NDArray[np.str_] = np.full(n_rows, "", "<U32")  # of the bytes at the source
         units = done_units(self.paths)
         if not units:
             raise missing_targets(cache, kind)
@@ -133,7 +132,6 @@ class NativeTargets:
             self.status[rows] = statuses
             for i, name in enumerate(("height", "width")):
                 self.sizes[rows, i] = to_numbers(table[name])[known]
-            self.hashes[rows] = np.array(table["hash"].to_pylist())[known]
             self.n_objects[rows] = to_numbers(table["n_objects"])[known]
             reasons: list[Any] = table["reason"].to_pylist()
             self.reasons |= {int(rows[i]): reasons[i] for i in np.flatnonzero(statuses != OK)}

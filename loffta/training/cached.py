@@ -63,10 +63,14 @@ class CachedSupply:
 
     @property
     def names(self) -> Sequence[str]:
-        return resolved_choices(self.features)
+        views = [feature for i in range(len(self.features[0].views)) for feature in self._view(i)]
+        return resolved_choices([*self.features, *views])
 
     def rows(self, split: str) -> NDArray[np.int64]:
-        found = usable_rows(self.cache, self.features, split, partial=self.config.partial)
+        features = list(self.features)
+        if split == self.config.train_on:  # other splits are measured on whole images alone
+            features += [feature for i in range(len(features[0].views)) for feature in self._view(i)]
+        found = usable_rows(self.cache, features, split, partial=self.config.partial)
         if self.dense is not None:
             return rows_with_targets(self.dense, self.cache, found, split, partial=self.config.partial)
         return labelled_rows(self.table, found, split, self.config.task)
@@ -89,7 +93,11 @@ class CachedSupply:
             n_alike=recipe.epochs if recipe.same_batches else 1,
             of=self.whole,
             maps=None if self.dense is None else self.dense.maps,
+            views=self.config.views,
         )
+
+    def _view(self, i: int) -> list[Feature]:
+        return [feature.views[i] for feature in self.features]
 
     @contextmanager
     def sharing(self, rows: NDArray[np.int64], recipe: Recipe) -> Iterator[CachedSupply]:

@@ -54,8 +54,8 @@ class Dense:
         first = self._count_instances(rows, members) if self.dense.task == "instances" else None
 
         def targets(batch: Batch) -> TargetBatch:
-            if self.dense.boxes is not None:
-                return boxes_of(self.dense.boxes, batch.rows)
+            if self.dense.boxes:
+                return boxes_of(self.dense.boxes, batch)
             assert batch.targets is not None, "the feed reads maps beside the features"
             return batch.targets if first is None else replace(batch.targets, first_instance=first[batch.rows])
 
@@ -111,15 +111,21 @@ class Dense:
         return torch.from_numpy(first).to(self.device)
 
 
-def boxes_of(boxes: BoxTargets, rows: Tensor) -> TargetBatch:
-    """The boxes of some images, where these are. Crowds are no object to learn: a box of one shows many."""
-    found = boxes.read(rows.cpu().numpy())
+def boxes_of(boxes: Sequence[BoxTargets], batch: Batch) -> TargetBatch:
+    """The boxes of a batch's images, on its device. Crowds are no object to learn: a box of one shows many.
+
+    Args:
+        boxes: by view.
+    """
+    rows = batch.rows.tolist()
+    views = [0] * len(rows) if batch.views is None else batch.views.tolist()
+    found = [boxes[view].read([row])[0] for view, row in zip(views, rows, strict=True)]
     counts = [int((~one.crowd).sum()) for one in found]
     corners = np.concatenate([one.corners[~one.crowd] for one in found]).reshape(-1, 4)
     classes = np.concatenate([one.classes[~one.crowd] for one in found])
     image = torch.repeat_interleave(torch.arange(len(found)), torch.tensor(counts))
     listed = (image, torch.from_numpy(corners), torch.arange(len(corners)), torch.from_numpy(classes))
-    image, at, number, of = (tensor.to(rows.device) for tensor in listed)
+    image, at, number, of = (tensor.to(batch.rows.device) for tensor in listed)
     return TargetBatch(boxes=Boxes(image, at, number), box_classes=of)
 
 

@@ -22,6 +22,7 @@ from loffta.dataset.features import Feature, choose_features, resolved_choices
 from loffta.dataset.parts import choose_parts
 from loffta.dataset.splits import HOLDOUT, OUT_OF_FOLD, check_part, choose_splits
 from loffta.dataset.targets import fit_to_task, read_targets, refuse_one_class, spread_of
+from loffta.dataset.views import with_views
 from loffta.errors import LofftaError, UsageError
 from loffta.heads import HEADS, find_head
 from loffta.heads.recipe import Recipe
@@ -80,6 +81,8 @@ def train(config: TrainConfig, out: Path, stop: process.StopFlag) -> dict[str, A
         check_out(out, config, cache, ignore=("features", "recipe"))  # before the scoring run, not after it
         config = _select(config, cache, out, stop)
     features, recipe = _resolve(config, cache)
+    if config.views:
+        features = with_views(cache, features, recipe.kinds())
     config = config.model_copy(
         update={
             "features": resolved_choices(features),

@@ -63,6 +63,8 @@ TRAIN = {
     "device": "cpu",
     "partial": True,
     "one_class": True,
+    "protocol": "linear-fixed",
+    "views": True,
     "folds": 4,
     "group": "patient",
     "shots": "1,2,5",

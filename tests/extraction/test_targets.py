@@ -2,7 +2,6 @@
 is not.
 """
 
-
 import numpy as np
 import pytest
 import zarr

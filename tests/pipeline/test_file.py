@@ -68,6 +68,8 @@ TRAININGS = [
         "feed": "stream",
         "partial": True,
         "one_class": True,
+        "protocol": "linear-fixed",
+        "views": True,
     },
     {"cache": "c", "head": "loff", "augment": "trivial", "recipe": {"epochs": 3}},
     {"cache": "c", "head": "loff", "augment": {"hflip_p": 0.5}},
