@@ -11,6 +11,7 @@ from sklearn.metrics import confusion_matrix
 
 from loffta.dataset.dense import open_targets
 from loffta.dataset.features import choose_features
+from loffta.dataset.views import with_views
 from loffta.errors import LofftaError, Stopped, UsageError
 from loffta.evaluation import dense as measuring
 from loffta.evaluation.evaluate import evaluate
@@ -161,6 +162,7 @@ def session_of(cache, out, head, task, **changes):
     config = config_of(cache, head, task, **changes)
     recipe = HEADS[head].recipe(**config.recipe)
     features = choose_features(cache, (), recipe.kinds(), default_taps="last")
+    features = with_views(cache, features, recipe.kinds()) if config.views else features
     dense = open_targets(cache, task, head, features, training=True)
     supply = CachedSupply(config, cache, features, dense=dense)
     out.mkdir()
@@ -168,7 +170,7 @@ def session_of(cache, out, head, task, **changes):
     return Session(config, supply, torch.device("cpu"), paths, RunLog(paths.log), StopFlag(), take(paths)), recipe
 
 
-@pytest.mark.parametrize("task", ("segmentation", "instances"))
+@pytest.mark.parametrize("task", ["segmentation", "instances"])
 def test_seeds_side_by_side_equal_seeds_alone(cache, tmp_path, task):
     session, recipe = session_of(cache, tmp_path / "run", "deap", task, augment=ADJUSTED)
     rows = session.supply.rows("train")
