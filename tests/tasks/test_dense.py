@@ -1,5 +1,7 @@
 """What holds for every dense task."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -86,3 +88,10 @@ def test_a_batch_without_anything_to_learn_loses_nothing(name, dtype):
     assert mean.isfinite()
     if name != "detection":  # which learns that there is no object
         assert mean == 0
+
+
+@pytest.mark.parametrize("name", DENSE_TASKS)
+def test_docs_tell_every_metric(name):
+    task, _, _, records = draw(name)
+    page = (Path(__file__).parents[2] / "docs" / "dense-metrics.md").read_text()
+    assert [metric for metric in task.per_image(records[0], CLASSES, SETTINGS) if f"`{metric}`" not in page] == []
