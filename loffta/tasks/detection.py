@@ -28,7 +28,7 @@ from loffta.targets import DenseSettings, NativeTarget, Readout
 from loffta.tasks import centernet
 from loffta.tasks.bootstrap import Weights, mean_of_defined
 from loffta.tasks.centernet import Found
-from loffta.tasks.matching import OVERLAPS, RECALLS, SIZES, Curve, Matches, match, pool
+from loffta.tasks.matching import OVERLAPS, RECALLS, SIZES, Curve, Matches, Pooled, match, pool
 from loffta.tasks.pixels import Losses, Outputs, Recount
 
 _ALL = {"ap": slice(None), "ap50": slice(0, 1), "ap75": slice(5, 6)}  # metrics of all sizes, by overlap
@@ -63,15 +63,16 @@ def records(
     return found
 
 
-def recount(records: Sequence[Matches], classes: Sequence[str], settings: DenseSettings) -> Recount:
+def recount(records: Sequence[Matches], _classes: Sequence[str], _settings: DenseSettings) -> Recount:
     """The metrics of one seed in any resample; NaN where it has no object of the size."""
-    curves = _curves(records, _n_maps(len(classes), settings))
+    pooled = pool(records)
+    curves = {size: _curves(pooled, size) for size in SIZES}
 
     def count(weights: Weights) -> dict[str, Float[np.ndarray, " R"]]:
         found: dict[str, Float[np.ndarray, " R"]] = {}
         for size, of_size in curves.items():
-            areas = np.array([[curve(weights).mean(axis=1) for curve in of_class] for of_class in of_size])
-            of_class = np.moveaxis(areas, 0, -1)  # overlaps, resamples, classes
+            areas = [[curve(weights).mean(axis=1) for curve in of_class] for of_class in of_size.values()]
+            of_class = np.moveaxis(np.array(areas).reshape(-1, len(OVERLAPS), len(weights)), 0, -1)
             if size == "all":
                 found |= {name: mean_of_defined(of_class[levels]).mean(axis=0) for name, levels in _ALL.items()}
             else:
@@ -96,11 +97,11 @@ def details(records: Sequence[Sequence[Matches]], classes: Sequence[str], settin
 
     With `boxes_by_class` the AP of each class, None where it has no object.
     """
-    unit = np.ones((1, len(records[0])), np.float32)
-    curves = [_curves(of_seed, _n_maps(len(classes), settings), ("all",))["all"] for of_seed in records]
-    precision = np.array(
-        [[[curve(unit)[0] for curve in of_class] for of_class in of_seed] for of_seed in curves]
-    )  # seeds, classes, overlaps, recalls
+    unit, n_maps = np.ones((1, len(records[0])), np.float32), _n_maps(len(classes), settings)
+    precision = np.full((len(records), n_maps, len(OVERLAPS), len(RECALLS)), np.nan)
+    for of_seed, of_classes in zip(records, precision, strict=True):
+        for c, curves in _curves(pool(of_seed), "all").items():
+            of_classes[c] = [curve(unit)[0] for curve in curves]
     of_overlap = mean_of_defined(np.moveaxis(precision, 1, -1)).mean(axis=0)
     shown = {f"{OVERLAPS[level]:.2f}": of_overlap[level].tolist() for level in (0, 5)}
     found: dict[str, Any] = {
@@ -131,15 +132,11 @@ def _scaled(found: Found, size: Sequence[int]) -> Found:
     return found._replace(corners=found.corners * np.array([width, height, width, height], np.float64))
 
 
-def _curves(
-    records: Sequence[Matches], n_classes: int, sizes: Sequence[str] = tuple(SIZES)
-) -> dict[str, list[list[Curve]]]:
-    """By size, class and overlap."""
-    names, pooled = list(SIZES), pool(records)
-    return {
-        size: [[Curve(pooled, c, names.index(size), level) for level in range(len(OVERLAPS))] for c in range(n_classes)]
-        for size in sizes
-    }
+def _curves(pooled: Pooled, size: str) -> dict[int, list[Curve]]:
+    """By class, of those that are there; one of every overlap."""
+    place = list(SIZES).index(size)
+    there = np.unique(pooled.true_classes[pooled.true_counted[:, place]])
+    return {int(c): [Curve(pooled, int(c), place, level) for level in range(len(OVERLAPS))] for c in there}
 
 
 def _n_true(records: Sequence[Matches]) -> dict[str, int]:

@@ -1,5 +1,7 @@
 """What holds for every dense task."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -86,3 +88,34 @@ def test_a_batch_without_anything_to_learn_loses_nothing(name, dtype):
     assert mean.isfinite()
     if name != "detection":  # which learns that there is no object
         assert mean == 0
+
+
+def as_batch(kind, natives):
+    """Natives as the feed gives them: squares of 16 pixels."""
+    if kind == "boxes":
+        corners = [torch.tensor(native.boxes.corners[0] / [24, 20, 24, 20]).float() for native in natives]
+        numbers = torch.arange(len(natives))
+        return TargetBatch(boxes=Boxes(numbers, torch.stack(corners).clamp(max=1), numbers))
+    maps = torch.stack([torch.tensor(native.map[:16, :16]) for native in natives])
+    return TargetBatch(maps, first_instance=4 * torch.arange(len(natives)))
+
+
+@pytest.mark.parametrize("name", DENSE_TASKS)
+def test_autocast_changes_no_loss(name):
+    """Outputs of half precision are all that it makes: the loss itself is computed in float32."""
+    task, natives, outputs, _ = draw(name)
+    outputs, batch = outputs[0].bfloat16(), as_batch(task.target, natives)
+    proxies = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
+    expected = task.loss(outputs.float(), batch, SETTINGS, proxies, None)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = task.loss(outputs, batch, SETTINGS, proxies, None)
+    assert found.sums.tolist() == expected.sums.tolist()
+    assert found.counts.tolist() == expected.counts.tolist()
+    assert found.mean() > 0
+
+
+@pytest.mark.parametrize("name", DENSE_TASKS)
+def test_docs_tell_every_metric(name):
+    task, _, _, records = draw(name)
+    page = (Path(__file__).parents[2] / "docs" / "dense-metrics.md").read_text()
+    assert [metric for metric in task.per_image(records[0], CLASSES, SETTINGS) if f"`{metric}`" not in page] == []

@@ -105,6 +105,14 @@ def test_the_loss_is_the_mean_over_pixels_that_have_a_class():
     assert TASK.loss(logits, wide, SETTINGS).mean() == found.mean()
 
 
+def test_255_is_no_class_while_there_are_255():
+    maps = torch.tensor([[[254, 255], [255, 255]]], dtype=torch.uint8)
+    logits = torch.zeros(1, 255, 2, 2)
+    assert TASK.loss(logits, TargetBatch(maps), SETTINGS).counts.tolist() == [1]
+    (record,) = TASK.records(logits, [NativeTarget("mask", 2, 2, maps[0].numpy())], SETTINGS, 255)
+    assert record.labelled.sum() == 1
+
+
 def test_masks_of_an_evaluation_size_are_the_nearest_pixels():
     mask = np.arange(30, dtype=np.uint8).reshape(5, 6) % 5
     logits = torch.randn(1, 5, 3, 3, generator=torch.Generator().manual_seed(1))
