@@ -142,7 +142,7 @@ def apply(features: Sequence[Tensor], specs: Sequence[FeatureSpec], parameters: 
     augmented = []
     for feature, spec in zip(features, specs, strict=True):
         assert len(feature) == parameters.n_images, f"{len(feature)} images, parameters of {parameters.n_images}"
-        tokens = feature
+        tokens = feature.float() if spec.kind == "thumb" else feature
         if parameters.matrix is not None and spec.kind in ("grid", "thumb"):
             height, width = spec.shape[:2]
             if (height, width) not in blends:
