@@ -83,7 +83,7 @@ def test_moved_equals_extracted_again(backbone, move):
 
     spec = FeatureSpec("tiny", ("a",), "grid", (CELLS, CELLS, 6), PX)
     moved = apply([backbone(images)], [spec], drawn)[0]
-    torch.testing.assert_close(moved, backbone(moved_images), atol=1e-5, rtol=0)
+    torch.testing.assert_close(moved, backbone(moved_images), atol=1e-3, rtol=0)  # of up to 40
 
     again = {kind: np.ascontiguousarray(on_pixels(a, value)) for kind, a, value in
              (("mask", masks, IGNORE), ("depth", depths, 0.0), ("instances", masks.astype(np.uint16), 0))}  # fmt: skip

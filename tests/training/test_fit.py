@@ -259,7 +259,9 @@ def test_augmentation_equals_its_own_functions(cache, tmp_path):
     settings = augment.from_preset("loff-ta", {"mixup_alpha": 1.0})
     session = make_session(cache, tmp_path / "run", augment=augment.words(settings))
     batch = [torch.randn(5, len(f.spec.taps), *f.spec.shape) for f in session.supply.features]
-    found, _, mix = session.augment(batch, "targets", torch.Generator().manual_seed(3))
+    labels = torch.arange(5)
+    found, moved, mix = session.augment(batch, labels, torch.Generator().manual_seed(3))
+    assert moved is labels, "an image that is moved is of the same class"
     drawn = augment.draw(settings, 5, torch.Generator().manual_seed(3), torch.device("cpu"))
     for one, other in zip(found, augment.apply(batch, [f.spec for f in session.supply.features], drawn), strict=True):
         assert torch.equal(one, other)
