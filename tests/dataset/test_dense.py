@@ -7,7 +7,8 @@ from loffta.dataset.dense import choose_any_task, learnable, open_targets, refus
 from loffta.dataset.features import choose_features
 from loffta.errors import LofftaError, UsageError
 from tests.caches import FakeStore, make_cache, make_table
-from tests.dense import random_target, write_boxes, write_maps, write_native
+from tests.dense import write_boxes, write_maps, write_native
+from tests.fakes import random_target
 
 N = 16  # two units
 
@@ -77,7 +78,7 @@ def test_rows_without_a_target_are_left_out(make):
     assert rows.tolist() == [i for i in range(N) if i not in (1, 12)]
     assert learnable(cache, "segmentation").tolist() == [i not in (1, 12) for i in range(N)]
     assert learnable(cache, "classification").all()
-    with pytest.raises(LofftaError, match="no image of split 'x' has a target 'mask'(.|\n)*no such file"):
+    with pytest.raises(LofftaError, match=r"no image of split 'x' has a target 'mask'(.|\n)*no such file"):
         rows_with_targets(opened(cache), cache, np.array([1, 12]), "x")
 
 
