@@ -65,8 +65,8 @@ MOVES = {  # linear part and shift of places, and the same done to pixels; what 
 }
 
 
-def extracted(kind, maps, px=16):
-    """What `extract --targets` writes of native targets."""
+def extracted(kind, maps, px=PX):
+    """What `extract --targets` writes; at half the side a centre would lie between two pixels, and flips break ties."""
     geometry = PixelGeometry(image_px=PX, interpolation="bilinear")
     squares = [square_target(NativeTarget(kind, PX, PX, map=one), geometry, "key", px) for one in maps]
     return torch.from_numpy(np.stack(squares))
