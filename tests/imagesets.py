@@ -186,7 +186,10 @@ def folder(root):
 def table(root):
     for i in range(3):
         put(root / f"{i}.png", encoded(i))
-    put(root / "t.csv", "image,value,mask\n0.png,0.5,2.png\n1.png,,\n2.png,2,1.png\n")
+        put(root / "masks" / f"{i}.png", class_map(i))
+    boxes = '"[[1, 2, 3, 4, ""dog""], [0, 0, 6, 8, ""cat"", true]]"'
+    rows = f"0.png,0.5,masks/0.png,masks/1.png,\n1.png,,,,{boxes}\n2.png,2,masks/1.png,,[]\n"
+    put(root / "t.csv", f"image,value,mask,instances,boxes\n{rows}")
     return f"table:{root}/t.csv"
 
 
@@ -201,6 +204,10 @@ def demo(root):
     return "demo:digits"
 
 
+def scenes(root):
+    return "demo:scenes#px=32,n=13"
+
+
 BUILDERS = {
     "coco": (coco, "multi-label"),
     "demo": (demo, "single-label"),
@@ -213,3 +220,4 @@ BUILDERS = {
     "vtab": (vtab, "single-label"),
     "wds": (wds, "single-label"),
 }
+MORE = {"scenes": (scenes, "single-label")}  # of kinds that are there already

@@ -29,6 +29,8 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _NPY = b"\x93NUMPY"
 _GREY, _INDEXED = 0, 3  # PNG's types of colour that hold one number a pixel
 _STEP = {2: 85, 4: 17}  # by which Pillow stretches grey of so many bits to 0..255
+_TIFF = (b"II*\0", b"MM\0*")
+_DEPTH = "depth is metres in an npy or a TIFF of floats, or steps in a PNG or TIFF of 16 bits"
 _COLOUR = "is it coloured by class? --palette FILE says which colour is which"
 
 
@@ -167,9 +169,14 @@ def _instances(values: NDArray[Any]) -> NDArray[np.uint16]:
 
 def _depth(data: bytes, metres: float) -> NDArray[np.float32]:
     """Metres as float32; 0 where the depth is not known: not finite, zero or negative."""
-    values = _npy(data) if data.startswith(_NPY) else _numbers(data, "depth is an npy in metres or a PNG of 16 bits")
-    if values.dtype == np.uint8:
-        raise BadTarget("depth of 8 bits: it is an npy in metres or a PNG of 16 bits")
+    if data.startswith(_NPY):
+        values = _npy(data)
+    elif data.startswith(_TIFF):
+        values = np.asarray(open_image(data).decode().image)
+    else:
+        values = _numbers(data, _DEPTH)
+    if values.ndim != 2 or values.dtype.itemsize == 1:
+        raise BadTarget(f"a depth of 8 bits, or of several channels: {_DEPTH}")
     with np.errstate(over="ignore"):  # what is beyond float32 is infinite, so unknown
         found = values.astype(np.float32) if values.dtype.kind == "f" else (values * metres).astype(np.float32)
     found[~(np.isfinite(found) & (found > 0))] = 0

@@ -182,6 +182,14 @@ def test_depth_in_metres_and_what_is_not_known(dtype):
     assert depth(npy(np.array([[1e300]]))) == [[0]]
 
 
+def test_depth_in_a_tiff():
+    values = np.array([[1.5, 0, np.nan]], np.float32)
+    assert depth(encode(Image.fromarray(values), "TIFF")) == [[1.5, 0, 0]]
+    assert depth(encode(Image.fromarray(np.array([[0, 250]], np.uint16)), "TIFF")) == [[0, 0.25]]
+    for other in (MASK, np.zeros((2, 2, 3), np.uint8)):
+        assert reason("depth", encode(Image.fromarray(other), "TIFF")).startswith("a depth of 8 bits, or of several")
+
+
 def test_depth_in_steps():
     values = np.array([[0, 1, 1500, 65535]], np.uint16)
     expected = [float(np.float32(v)) for v in (0, 0.001, 1.5, 65.535)]
@@ -189,7 +197,7 @@ def test_depth_in_steps():
     assert depth(npy(values)) == [expected]
     assert depth(npy(values), metres=1 / 256) == [[0, 1 / 256, 1500 / 256, 65535 / 256]]
     eight = encode(Image.fromarray(MASK))
-    assert reason("depth", eight) == "depth of 8 bits: it is an npy in metres or a PNG of 16 bits"
+    assert reason("depth", eight).startswith("a depth of 8 bits, or of several channels: depth is metres in an")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +210,10 @@ def test_depth_in_steps():
         (npy(np.zeros((2, 2)))[:-1], "an npy of shape [2, 2] and float64 in 159 bytes: it is cut off, or too large"),
         (b"\x93NUMPY\x01\x00\x05\x00x", "not an npy file ("),
         (b"\x93NUMPY\x01\x00\x0a\x00{'a':'\x1b['", "not an npy file ("),
-        (encode(Image.fromarray(MASK), "JPEG"), "not a PNG but JPEG: depth is an npy in metres or a PNG of 16 bits"),
+        (
+            encode(Image.fromarray(MASK), "JPEG"),
+            "not a PNG but JPEG: depth is metres in an npy or a TIFF of floats, or steps",
+        ),
     ],
 )
 def test_files_that_are_no_depth(data, expected):
