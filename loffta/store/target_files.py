@@ -39,6 +39,7 @@ NATIVE_TYPES: dict[str, pa.DataType] = {
     "width": pa.int32(),
     "hash": pa.string(),
     "n_objects": pa.int32(),
+    "largest": pa.int32(),  # class of masks and boxes; -1 where there is none
     "data": pa.binary(),
 }
 BOX_TYPES: dict[str, pa.DataType] = {

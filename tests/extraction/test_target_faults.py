@@ -15,7 +15,7 @@ from loffta.machine.process import StopFlag
 from loffta.store.cache import Cache
 from loffta.store.drop import drop, find_target
 from loffta.store.inventory import take_inventory
-from loffta.store.purge import describe_missing, missing_natives
+from loffta.store.purge import missing_natives
 from loffta.store.target_codec import encode_target
 from loffta.store.verify import verify
 from loffta.targets import TARGET_KINDS, NativeTarget
@@ -85,7 +85,7 @@ def test_masks_of_colours_need_a_palette_that_is_remembered(tmp_path, monkeypatc
         numbers = {i: np.random.default_rng(i).integers(0, 4, picture(i).shape[:2]) for i in range(n)}
         return numbers, DenseSource(n, {f"mask/{i:04d}.png": png(colours[found]) for i, found in numbers.items()})
 
-    numbers, source = painted(N)
+    _, source = painted(N)
     with pytest.raises(TooManyBadImages, match="--palette FILE says which colour is which"):
         fill(tmp_path / "none", source, targets=("mask",))
     palette = tmp_path / "palette.csv"
@@ -258,4 +258,3 @@ def test_images_and_targets_are_compared_with_their_source(root):
     changed = {"mask/0003.png": b"other", "depth/0004.png": FileNotFoundError("gone")}
     found = [*verify_images(Cache.open(root), DenseSource(N, changed))]
     assert [(one.row, one.target) for one in found] == [(3, "mask"), (4, "depth")]
-    assert describe_missing({}) is not None
