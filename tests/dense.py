@@ -3,7 +3,7 @@
 import numpy as np
 
 from loffta.store.ledger import OK, ImageStatus
-from loffta.store.target_codec import count_objects, encode_target
+from loffta.store.target_codec import count_objects, encode_target, largest_class
 from loffta.store.target_files import BAD, BOX_TYPES, MISSING, NATIVE_TYPES, FileWriter
 from loffta.store.targets import TargetInfo, geometry_name, training_layout
 from loffta.store.writer import Stored, UnitWriter
@@ -26,9 +26,9 @@ def same(found, expected):
             assert np.array_equal(ours, theirs)
 
 
-def write_native(cache, kind, targets, *, units=None):
+def write_native(cache, kind, targets, *, units=None, classes=None):
     """`targets` row by row; None is missing, text is bad for that reason."""
-    info = TargetInfo(kind, CLASSES[kind])
+    info = TargetInfo(kind, CLASSES[kind] if classes is None else classes)
     for unit in range(cache.n_units) if units is None else units:
         rows = cache.rows_of_unit(unit)
         made = {**info.to_json(), "images": cache.table.identity(rows)}
@@ -36,9 +36,12 @@ def write_native(cache, kind, targets, *, units=None):
         for row in rows:
             one = targets[row]
             if isinstance(one, NativeTarget):
-                facts = ("ok", "", one.height, one.width, f"{row:032x}", count_objects(one), encode_target(one))
+                counts = (count_objects(one), largest_class(one))
+                facts = ("ok", "", one.height, one.width, f"{row:032x}", *counts, encode_target(one))
             else:
-                facts = (MISSING, "no such file", 0, 0, "", 0, b"") if one is None else (BAD, one, 0, 0, "", 0, b"")
+                facts = (
+                    (MISSING, "no such file", 0, 0, "", 0, -1, b"") if one is None else (BAD, one, 0, 0, "", 0, -1, b"")
+                )
             writer.add(row, *facts)
         assert writer.commit()
 

@@ -125,6 +125,8 @@ class DenseSource(PngSource):
             return super().read(key)
         with self._lock:
             self.reads[key] += 1
+        if isinstance(self._broken.get(key), Exception):
+            raise self._broken[key]
         if key in self._broken:
             return self._broken[key]
         return encode_target(self.target(kind, int(name.removesuffix(".png"))))

@@ -144,7 +144,7 @@ def make_plan(config: ExtractConfig, source: ImageSource, load: Load, *, sample:
         metadata_bytes = sum(path.stat().st_size for path in made)
     n_images = begun.n_images
     arrays = (*(_plan_array(begun, w) for w in work), *map(_plan_files, files))
-    lacking = {unit for w in work for unit in w.units} | {unit for unit in begun.asked if begun.lacks_targets(unit)}
+    lacking = {unit for w in (*work, *files) for unit in w.units}
     missing = sum(len(begun.asked[unit]) for unit in lacking)
     room, quota = free_room(root), user_quota(root)
     n_bytes = sum(a.shard_bytes + a.done_bytes for a in arrays) + metadata_bytes
@@ -220,8 +220,8 @@ def _plan_array(begun: Begun, work: Work) -> ArrayPlan:
 def _plan_files(work: FileWork) -> ArrayPlan:
     """Of dense targets that are no array; their files are their own done files."""
     kind = work.name.removeprefix(f"{TARGETS}/")
-    sizes = {"shard_bytes": work.bytes, "done_bytes": 0, "files": work.units, "whole_bytes": work.whole_bytes}
-    return ArrayPlan(TARGETS, kind, (), (), "parquet", work.units, work.images, **sizes)
+    sizes = {"shard_bytes": work.bytes, "done_bytes": 0, "files": len(work.units), "whole_bytes": work.whole_bytes}
+    return ArrayPlan(TARGETS, kind, (), (), "parquet", len(work.units), work.images, **sizes)
 
 
 # -- time

@@ -28,7 +28,7 @@ class FileWork(NamedTuple):
     """What the files of one form lack; bytes are about so many."""
 
     name: str
-    units: int
+    units: tuple[int, ...]
     images: int
     bytes: int
     whole_bytes: int
@@ -49,7 +49,7 @@ def file_work(
             units = lacking[form.paths.name]
             n_images = sum(len(rows_due([form], unit, asked[unit])) for unit in units)
             whole = sum(map(len, asked.values())) * each
-            work.append(FileWork(form.paths.name, len(units), n_images, n_images * each, whole))
+            work.append(FileWork(form.paths.name, tuple(units), n_images, n_images * each, whole))
     return work
 
 

@@ -48,6 +48,7 @@ def report_targets(cache: Cache, dense: Sequence[Dense], asked: Mapping[int, Seq
         report = TargetReport(one.info.kind, len(one.info.classes), px)
         if one.info.kind in cache.target_kinds():
             native = cache.native(one.info.kind)
+            report.classes = len(native.classes)
             status = native.status[rows]
             report.ok, report.missing = int((status == OK).sum()), int((status == MISSING).sum())
             report.bad = {cache.table.keys[row]: native.reasons[row] for row in rows[status == BAD].tolist()}

@@ -35,7 +35,7 @@ from loffta.store.handover import Pixels
 from loffta.store.ledger import ImageStatus
 from loffta.store.reads import REPAIR
 from loffta.store.sink import UnitSink
-from loffta.store.target_codec import count_objects, encode_target, read_target
+from loffta.store.target_codec import count_objects, encode_target, largest_class, read_target
 from loffta.store.target_files import BAD, MISSING, NOT_GIVEN, OK, FileWriter
 from loffta.targets import IGNORE, BoxList, NativeTarget, TargetKind
 
@@ -56,6 +56,7 @@ class _Made:
     width: int = 0
     digest: str = ""
     n_objects: int = 0
+    largest: int = -1
     data: bytes = b""
     squares: Sequence[NDArray[Any] | BoxList] = ()  # over those that are being written
     altered: bool = False  # other bytes than those that were there before
@@ -63,7 +64,8 @@ class _Made:
     @property
     def cells(self) -> tuple[Any, ...]:
         """Of the file of native targets."""
-        return self.row, self.status, self.reason, self.height, self.width, self.digest, self.n_objects, self.data
+        counts = (self.n_objects, self.largest)
+        return self.row, self.status, self.reason, self.height, self.width, self.digest, *counts, self.data
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,8 @@ class _KindUnit:
                 target = self._decode(data, image)
             except BadTarget as error:
                 return _Made(row, BAD, str(error), digest=digest, altered=altered)
-            facts = (target.height, target.width, digest, count_objects(target), encode_target(target))
+            counts = (count_objects(target), largest_class(target))
+            facts = (target.height, target.width, digest, *counts, encode_target(target))
             return _Made(row, OK, "", *facts, squares=self._squares_of(row, target), altered=altered)
 
     def _decode(self, data: bytes, image: ImageStatus) -> NativeTarget:
@@ -222,7 +225,7 @@ class _KindUnit:
         """As it was written."""
         if old is None:
             return _Made(row, MISSING, GONE)
-        names = ("status", "reason", "height", "width", "hash", "n_objects", "data")
+        names = ("status", "reason", "height", "width", "hash", "n_objects", "largest", "data")
         made = _Made(row, *(old[name] for name in names))
         if made.status != OK or not self._squares:
             return made

@@ -69,6 +69,17 @@ def count_objects(target: NativeTarget) -> int:
     return int(np.count_nonzero(found))
 
 
+def largest_class(target: NativeTarget) -> int:
+    """Of masks and boxes the largest number of a class; -1 where there is none, as in all others."""
+    if target.boxes is not None:
+        return int(target.boxes.classes.max(initial=-1))
+    if target.kind != "mask":
+        return -1
+    assert target.map is not None
+    ignored = IGNORE if target.map.dtype == np.uint8 else IGNORE_16
+    return int(target.map[target.map != ignored].astype(np.int64).max(initial=-1))
+
+
 def _numbers(data: bytes, size: tuple[int, int]) -> NDArray[Any]:
     if not data.startswith(_PNG):  # no other of Pillow's decoders sees what a stranger wrote
         raise ValueError("not a PNG")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ NATIVE_TYPES: dict[str, pa.DataType] = {
     "width": pa.int32(),
     "hash": pa.string(),
     "n_objects": pa.int32(),
+    "largest": pa.int32(),  # class of masks and boxes; -1 where there is none
     "data": pa.binary(),
 }
 BOX_TYPES: dict[str, pa.DataType] = {
@@ -106,6 +107,9 @@ class FileWriter:
         """Forgets the unit and deletes its temporary file; harmless after commit."""
         if not self._file.closed:
             delete_part(self._part)
+            with suppress(OSError, pa.ArrowException):  # what was written is given up
+                self._writer.close()
+            self._writer.is_open = False  # else it is closed once more when it is forgotten
             self._file.close()
 
     def _flush(self) -> None:

@@ -12,7 +12,7 @@ from loffta.store.cache import Cache
 from loffta.store.ledger import done_units
 from loffta.store.paths import NATIVE, FilePaths
 from loffta.store.reads import REPAIR
-from loffta.store.target_codec import count_objects, read_target
+from loffta.store.target_codec import count_objects, largest_class, read_target
 from loffta.store.target_files import (
     BAD,
     BOX_TYPES,
@@ -70,5 +70,5 @@ def _decode(paths: FilePaths, unit: int, info: TargetInfo) -> None:
                     target = read_target(info.kind, cells["height"], cells["width"], cells["data"])
                 except ValueError as error:
                     raise ValueError(f"row {cells['row']}: {error}") from error
-                if count_objects(target) != cells["n_objects"]:
-                    raise ValueError(f"row {cells['row']}: it has other objects than were counted")
+                if (count_objects(target), largest_class(target)) != (cells["n_objects"], cells["largest"]):
+                    raise ValueError(f"row {cells['row']}: it has other objects or classes than were counted")

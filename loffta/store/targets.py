@@ -31,7 +31,7 @@ from loffta.words import brief
 if TYPE_CHECKING:
     from loffta.store.cache import Cache, CachedArray, Store
 
-_SMALL = ("row", "status", "reason", "height", "width", "n_objects")
+_SMALL = ("row", "status", "reason", "height", "width", "n_objects", "largest")
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ class NativeTargets:
         self.reasons: dict[int, str] = {}  # of rows that are missing or bad
         self.sizes = np.zeros((n_rows, 2), np.int64)  # height and width in pixels
         self.n_objects = np.zeros(n_rows, np.int64)  # boxes, or instances
+        self._largest = -1
         units = done_units(self.paths)
         if not units:
             raise missing_targets(cache, kind)
@@ -133,6 +134,7 @@ class NativeTargets:
             for i, name in enumerate(("height", "width")):
                 self.sizes[rows, i] = to_numbers(table[name])[known]
             self.n_objects[rows] = to_numbers(table["n_objects"])[known]
+            self._largest = max(self._largest, int(to_numbers(table["largest"])[known].max(initial=-1)))
             reasons: list[Any] = table["reason"].to_pylist()
             self.reasons |= {int(rows[i]): reasons[i] for i in np.flatnonzero(statuses != OK)}
 
@@ -143,8 +145,8 @@ class NativeTargets:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Of masks and boxes, by number."""
-        return self.info.classes
+        """Of masks and boxes, by number; 0, 1, ... up to the largest that there is where the set names none."""
+        return self.info.classes or tuple(map(str, range(self._largest + 1)))
 
     def read(self, rows: Sequence[int] | NDArray[np.int64]) -> list[NativeTarget | None]:
         """The targets of some rows, in their order; None where there is none.

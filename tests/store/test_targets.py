@@ -56,6 +56,13 @@ def test_objects_are_counted(cache):
     assert not cache.native("mask").n_objects.any()
 
 
+def test_classes_that_have_no_names_are_numbers_up_to_the_largest(tmp_path):
+    cache = toy_cache(tmp_path / "cache")
+    maps = [np.array([[0, row // 10, 255]], np.uint8) for row in range(N)]
+    write_native(cache, "mask", [NativeTarget("mask", 1, 3, map=one) for one in maps], classes=())
+    assert cache.native("mask").classes == ("0", "1", "2", "3", "4", "5")
+
+
 def test_native_files_are_plain_parquet_of_plain_files(cache):
     """Row 12 is in unit 1; nothing of loffta reads here."""
     folder = cache.paths.root / "targets" / "native"

@@ -8,6 +8,7 @@ import contextlib
 import json
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,9 +30,9 @@ CHILD = Path(fakes.__file__)
 SETTLED = ("stores/**/*", "targets/**/*", "done/**/*", "images.parquet", "cache.json")
 
 
-def start(cache, n_images, delay_s=0.002):
+def start(cache, n_images, delay_s=0.002, *more):
     """A child that has imported everything and is about to extract."""
-    command = [sys.executable, str(CHILD), str(cache), "--images", str(n_images), "--delay-s", str(delay_s)]
+    command = [sys.executable, str(CHILD), str(cache), "--images", str(n_images), "--delay-s", str(delay_s), *more]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "begin\n"
     return child
@@ -96,6 +97,36 @@ def test_kill_9_at_random_moments(tmp_path, n_kills):
     finish(start(cache, n_images))
     print(f"\nseed {seed}; {unit_s * 1000:.0f} ms a unit; killed", *landed, sep="\n")
     assert_same_cache(cache, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("n_kills", [3, pytest.param(30, marks=pytest.mark.long)])
+def test_kill_9_while_targets_are_written(tmp_path, n_kills):
+    """Beside features that are there: each life finishes some units and dies in one, or between a shard and its row."""
+    n_images, rng, cache, landed = 64, random.Random(20261128 + n_kills), tmp_path / "killed", []
+    finish(start(tmp_path / "whole", n_images, 0, "--targets"))
+    finish(start(cache, n_images, 0))
+    features = {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in cache.rglob("*.0.0*")}
+    began = time.monotonic()
+    finish(start(shutil.copytree(cache, tmp_path / "timed"), n_images, 0, "--targets"))
+    whole_s = time.monotonic() - began
+    while len(landed) < n_kills:
+        child = start(cache, n_images, 0, "--targets")
+        moment_s = rng.uniform(0, whole_s / 4)
+        time.sleep(moment_s)
+        child.kill()
+        child.communicate()
+        if child.returncode == 0:  # all is there: once more from the features
+            shutil.rmtree(cache / "targets" / "native")
+            for folder in (*cache.glob("targets/*-squash"), *cache.glob("done/targets/*-squash")):
+                shutil.rmtree(folder)
+            landed.append("behind the end")
+            continue
+        assert child.returncode == -signal.SIGKILL
+        landed.append(f"{moment_s * 1000:8.2f} ms: {state(cache)}")
+    assert "batch" not in finish(start(cache, n_images, 0, "--targets"))  # no network ran
+    print("\nkilled", *landed, sep="\n")
+    assert_same_cache(cache, tmp_path / "whole")
+    assert {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in features} == features
 
 
 def test_signals_end_with_75_and_the_same_command_continues(tmp_path):
