@@ -90,7 +90,7 @@ def records(
     for of_image, native in zip(metres, natives, strict=True):
         truth = label_map(native, settings.eval_px)
         predicted = _clamped(of_image[None], settings, truth.shape)[0]
-        valid = is_valid(torch.from_numpy(truth), settings).numpy()
+        valid = is_valid(torch.tensor(truth), settings).numpy()
         if settings.eigen_crop:
             valid = valid & eigen_crop(truth.shape)
         found.append(_sums(predicted[valid].astype(np.float64), truth[valid].astype(np.float64)))

@@ -1,5 +1,6 @@
 """What holds for every dense task."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from loffta.tasks.bootstrap import image_weights
 from loffta.tasks.dense import DENSE_TASKS
 from loffta.tasks.figures import FIGURES
 
-SETTINGS = DenseSettings(embedding_dim=4, eval_px=20)
+OWN_SIZE = DenseSettings(embedding_dim=4)
+SETTINGS = dict.fromkeys(DENSE_TASKS, OWN_SIZE) | {"instances": DenseSettings(embedding_dim=4, eval_px=20)}
 CLASSES = ["a", "b", "c"]
 EMPTY = {
     "mask": TargetBatch(torch.full((3, 16, 16), 255, dtype=torch.uint8)),
@@ -39,36 +41,40 @@ def draw_native(kind, rng, size=(20, 24)):
     raise AssertionError(kind)
 
 
+@cache
 def draw(name, n_images=6):
     task, rng = DENSE_TASKS[name], np.random.default_rng(0)
     natives = [draw_native(task.target, rng) for _ in range(n_images)]
-    n_outputs = task.readout(3, SETTINGS).n_outputs
+    for native in natives:
+        if native.map is not None:
+            native.map.flags.writeable = False  # as decoders may give them
+    n_outputs = task.readout(3, SETTINGS[name]).n_outputs
     outputs = torch.tensor(rng.normal(size=(2, n_images, n_outputs, 16, 16)), dtype=torch.float32)
-    return task, natives, outputs, [task.records(of_seed, natives, SETTINGS, 3) for of_seed in outputs]
+    return task, natives, outputs, [task.records(of_seed, natives, SETTINGS[name], 3) for of_seed in outputs]
 
 
 @pytest.mark.parametrize("name", DENSE_TASKS)
 def test_task(name):
     """Metrics that figures knows, intervals and figures of images for exactly those, and details."""
     task, _, outputs, records = draw(name)
-    found = task.metrics(records[0], CLASSES, SETTINGS)
+    found = task.metrics(records[0], CLASSES, SETTINGS[name])
     assert {task.main_metric, task.headline} <= set(found) <= set(FIGURES)
-    resampled = task.resampled(records, CLASSES, SETTINGS, image_weights(6, 5))
+    resampled = task.resampled(records, CLASSES, SETTINGS[name], image_weights(6, 5))
     assert resampled.keys() == found.keys()
     assert {values.shape for values in resampled.values()} == {(5,)}
-    of_images = task.per_image(records[0], CLASSES, SETTINGS)
+    of_images = task.per_image(records[0], CLASSES, SETTINGS[name])
     assert {values.shape for values in of_images.values()} == {(6,)}
     assert set(found) <= set(of_images)
-    assert set(task.notes(records[0], CLASSES, SETTINGS)) <= set(FIGURES)
-    assert task.details(records, CLASSES, SETTINGS)
-    assert len(task.decode(outputs[0], SETTINGS, (10, 12))) == 6
+    assert set(task.notes(records[0], CLASSES, SETTINGS[name])) <= set(FIGURES)
+    assert task.details(records, CLASSES, SETTINGS[name])
+    assert len(task.decode(outputs[0], SETTINGS[name], (10, 12))) == 6
 
 
 @pytest.mark.parametrize("name", DENSE_TASKS)
 def test_unit_weights_give_the_metrics_themselves(name):
     task, _, _, records = draw(name)
-    expected = task.metrics(records[1], CLASSES, SETTINGS)
-    found = task.resampled(records[1:], CLASSES, SETTINGS, [np.ones((1, 6), np.float32)])
+    expected = task.metrics(records[1], CLASSES, SETTINGS[name])
+    found = task.resampled(records[1:], CLASSES, SETTINGS[name], [np.ones((1, 6), np.float32)])
     assert {key: float(value[0]) for key, value in found.items()} == expected
 
 
@@ -77,12 +83,12 @@ def test_unit_weights_give_the_metrics_themselves(name):
 def test_a_batch_without_anything_to_learn_loses_nothing(name, dtype):
     """Under autocast, with outputs of half precision that are large."""
     task = DENSE_TASKS[name]
-    n_outputs = task.readout(3, SETTINGS).n_outputs
+    n_outputs = task.readout(3, SETTINGS[name]).n_outputs
     outputs = (100 * torch.randn(3, n_outputs, 16, 16, generator=torch.Generator().manual_seed(0))).to(dtype)
     outputs.requires_grad_()
     proxies, rng = torch.zeros(9, n_outputs), torch.Generator().manual_seed(0)
     with torch.autocast("cpu", dtype=dtype):
-        mean = task.loss(outputs, EMPTY[task.target], SETTINGS, proxies, rng).mean()
+        mean = task.loss(outputs, EMPTY[task.target], SETTINGS[name], proxies, rng).mean()
     mean.backward()
     assert outputs.grad.isfinite().all()
     assert mean.isfinite()
@@ -106,9 +112,9 @@ def test_autocast_changes_no_loss(name):
     task, natives, outputs, _ = draw(name)
     outputs, batch = outputs[0].bfloat16(), as_batch(task.target, natives)
     proxies = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
-    expected = task.loss(outputs.float(), batch, SETTINGS, proxies, None)
+    expected = task.loss(outputs.float(), batch, SETTINGS[name], proxies, None)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = task.loss(outputs, batch, SETTINGS, proxies, None)
+        found = task.loss(outputs, batch, SETTINGS[name], proxies, None)
     assert found.sums.tolist() == expected.sums.tolist()
     assert found.counts.tolist() == expected.counts.tolist()
     assert found.mean() > 0
@@ -118,4 +124,4 @@ def test_autocast_changes_no_loss(name):
 def test_docs_tell_every_metric(name):
     task, _, _, records = draw(name)
     page = (Path(__file__).parents[2] / "docs" / "dense-metrics.md").read_text()
-    assert [metric for metric in task.per_image(records[0], CLASSES, SETTINGS) if f"`{metric}`" not in page] == []
+    assert [metric for metric in task.per_image(records[0], CLASSES, SETTINGS[name]) if f"`{metric}`" not in page] == []
