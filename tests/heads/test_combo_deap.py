@@ -60,22 +60,3 @@ def test_penalty_and_scores_weigh_backbones_by_their_size():
     found = {entry["backbone"]: entry["score"] for entry in relevance([head])["backbones"]}
     assert math.isclose(found["two"], norms[1] / sizes[1], rel_tol=1e-6)
     assert [entry["tap"] for entry in relevance([head])["taps"]] == ["a", "b", "x"]
-
-
-def test_penalty_lets_an_idle_backbone_go():
-    """What --select K counts on: only backbone `two` tells the target."""
-    head = build(SAME, relevance_weight=0.02, width=3)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=0.03)
-    features = make_features(SAME)
-    signal = torch.randn(2, 4, 4)
-    features[1][:, 0] = torch.randn(2, 4, 4, 5) * 0.1 + signal[..., None] * torch.tensor([1.0, -1, 1, -1, 1])
-    prepared = head.prepare(features)
-    target = F.interpolate(signal[:, None], 24, mode="bilinear")
-    for _ in range(60):
-        loss = (head(prepared)[:, :1] - target).square().mean() + head.penalty()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    scores = relevance([head])["backbones"]
-    assert scores[0]["backbone"] == "two"
-    assert scores[0]["score"] > 2 * scores[1]["score"]

@@ -203,5 +203,5 @@ def test_wrong_uses_say_what_to_do():
         DeapRecipe(dim=12)
     with pytest.raises(UsageError, match=r"'deap' gives a map per image(.|\n)*use one of linear, "):
         build_head("deap", one_tap(12), 3, DeapRecipe(), 0)
-    with pytest.raises(UsageError, match=r"'linear' gives one answer per image(.|\n)*use one of deap"):
+    with pytest.raises(UsageError, match=r"'linear' gives one answer per image(.|\n)*use one of dense-linear, deap"):
         build_dense_head("linear", one_tap(12), Readout((1,)), DeapRecipe(), 0)
