@@ -25,6 +25,7 @@ from loffta.store.cache import Cache, CachedArray, Store
 from loffta.store.targets import BoxTargets, NativeTargets
 from loffta.targets import TargetKind
 from loffta.tasks.dense import DENSE_TASKS
+from loffta.tasks.figures import FIGURES, metric_name
 from loffta.tokens import FeatureSpec
 
 
@@ -109,6 +110,17 @@ def choose_any_task(cache: Cache, head: str, name: str) -> str:
     return fitting[0]
 
 
+def refuse_shots(task: str) -> None:
+    """Refuses a learning curve of a figure that is no share: its law is one of errors from 0 to 1."""
+    headline = DENSE_TASKS[task].headline
+    if not FIGURES[headline].percent:
+        raise UsageError(
+            f"{metric_name(headline)}, by which {task} is told, is no share: no learning curve can be fitted to it",
+            where="--shots",
+            remedy="leave it out; --holdout and --folds measure this task, too",
+        )
+
+
 def learnable(cache: Cache, task: str) -> NDArray[np.bool_]:
     """Per row of the table, whether it has what a task learns."""
     if task not in DENSE_TASKS:
@@ -143,10 +155,10 @@ def open_targets(cache: Cache, task: str, head: str, features: Sequence[Feature]
     found = DenseTargets(task, inputs, cache.native(kind))
     if not training:
         return found
-    whole, *views = (_form(cache, kind, shown) for shown in zip(*((f, *f.views) for f in features), strict=True))
-    if isinstance(whole, Feature):
-        return replace(found, maps=replace(whole, views=tuple(views)))
-    return replace(found, boxes=(whole, *views))
+    forms = [_form(cache, kind, shown) for shown in zip(*((f, *f.views) for f in features), strict=True)]
+    maps = [form for form in forms if isinstance(form, Feature)]
+    boxes = tuple(form for form in forms if not isinstance(form, Feature))
+    return replace(found, maps=replace(maps[0], views=tuple(maps[1:])) if maps else None, boxes=boxes)
 
 
 def _form(cache: Cache, kind: TargetKind, features: Sequence[Feature]) -> Feature | BoxTargets:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from loffta import augment
 from loffta.config import TrainConfig, parse
-from loffta.dataset.dense import choose_any_task, learnable, open_targets
+from loffta.dataset.dense import choose_any_task, learnable, open_targets, refuse_shots
 from loffta.dataset.features import Feature, choose_features, resolved_choices
 from loffta.dataset.parts import choose_parts
 from loffta.dataset.splits import HOLDOUT, OUT_OF_FOLD, check_part, choose_splits
@@ -77,6 +77,8 @@ def train(config: TrainConfig, out: Path, stop: process.StopFlag) -> dict[str, A
     config = config.model_copy(update={"task": choose_any_task(cache, config.head, config.task)})
     config = choose_parts(config, cache.table)
     config = _absolute(choose_splits(config, cache.table, cache.paths.images, learnable(cache, config.task)))
+    if config.shots and config.task in DENSE_TASKS:
+        refuse_shots(config.task)
     if config.select is not None:
         check_out(out, config, cache, ignore=("features", "recipe"))  # before the scoring run, not after it
         config = _select(config, cache, out, stop)
