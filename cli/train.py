@@ -111,6 +111,9 @@ def _print_next(out: Path, config: TrainConfig) -> None:
     files = [paths.results(split), paths.predictions(split), paths.predictions_dense(split), *heads]
     show(f"written to {out}: {', '.join(str(path.relative_to(out)) for path in files if path.exists())}")
     show("next:")
+    if paths.predictions_dense(split).exists():
+        show_lines(to_type(["loffta", "evaluate", str(out), "--split", config.train_on]))
+        return
     show_lines(to_type(["loffta", "report", str(out)]))
     show_lines(to_type(["loffta", "predict", str(out), "IMAGES", "--out", "predictions.parquet"]))
 

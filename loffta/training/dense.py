@@ -15,6 +15,7 @@ from torch import Tensor
 
 from loffta.augment import Parameters, apply_targets
 from loffta.dataset.dense import DenseTargets
+from loffta.errors import LofftaError
 from loffta.evaluation.dense import Stream
 from loffta.feed.batches import Batch
 from loffta.heads import Head
@@ -101,6 +102,12 @@ class Dense:
     def _count_instances(self, rows: NDArray[np.int64], members: Sequence[Member]) -> Tensor:
         """Of every row of the table the first of its instances among those of `rows`; members get a proxy for each."""
         counts = np.asarray(self.dense.native.n_objects)[rows]
+        if not counts.any():
+            raise LofftaError(
+                f"none of the {len(rows)} images to train on has an instance",
+                where="targets 'instances'",
+                remedy="train on a split with objects: --train-on SPLIT",
+            )
         first = np.zeros(len(self.table), np.int64)
         first[rows] = counts.cumsum() - counts
         for member in members:

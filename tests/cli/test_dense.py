@@ -23,6 +23,7 @@ def test_from_train_to_evaluate(command, tmp_path):
     assert "protocol linear-fixed: outputs of 16 px, measured at the labels' own size; 33 parameters" in lines
     assert "images of split test without a target 'mask': 1, left out" in lines
     assert f"written to {run}: results.json, predictions-dense.parquet, seed-0/head.safetensors" in lines
+    assert f"  loffta evaluate {run} --split train" in lines
     results = json.loads(last)
     assert (results["task"], results["protocol"], results["n"]) == ("segmentation", "linear-fixed", 11)
 

@@ -26,6 +26,7 @@ from loffta.training.cached import CachedSupply
 from loffta.training.fit import Session, fit
 from loffta.training.loss import Mix
 from loffta.training.train import train
+from tests import dense as given
 from tests.training.denseruns import N_TEST, N_TRAIN, config_of, dense_cache, go
 
 KINDS = ("mask", "instances", "depth", "boxes")
@@ -252,6 +253,20 @@ def test_outputs_of_another_size_come_of_the_same_weights(cache, perfect):
     for px in (0, 5000):
         with pytest.raises(UsageError, match=f"{px} is no side of an output"):
             evaluate(out, "test", cache=cache, output_px=px, device="cpu")
+
+
+def test_targets_of_other_classes_are_refused(perfect, tmp_path, monkeypatch):
+    monkeypatch.setitem(given.CLASSES, "mask", ("sky", "cat", "dog"))
+    other = dense_cache(tmp_path / "other")
+    with pytest.raises(LofftaError, match="other classes than the training: sky, cat, dog instead of sky, dog, cat"):
+        evaluate(perfect[0], "test", cache=other, device="cpu")
+
+
+def test_without_an_instance_there_is_nothing_to_tell_apart(cache, tmp_path):
+    session, recipe = session_of(cache, tmp_path / "run", "deap", "instances")
+    session.objective.dense.native.n_objects[:] = 0
+    with pytest.raises(LofftaError, match="none of the 2 images to train on has an instance"):
+        session.objective.begin(np.arange(2), [session.member(recipe, 0)])
 
 
 def test_a_measurement_takes_as_many_images_at_once_as_their_maps_have_room(cache, perfect, monkeypatch):
