@@ -42,17 +42,23 @@ def boxes_of(cells, height, width):
     return BoxList(corners, np.arange(2), np.zeros(2, bool))
 
 
-def dense_cache(root, *, noise=0.05, missing=(), n_train=N_TRAIN, n_test=N_TEST, kinds=("mask",), px=PX, **options):
+def dense_cache(
+    root, *, noise=0.05, missing=(), n_train=N_TRAIN, n_test=N_TEST, kinds=("mask",), px=PX, noisy=False, **options
+):
     """Features that say the class of their cell, by one hot in 6 channels, and targets `kinds` of the same scenes.
 
-    A pixel in 50 of the masks is ignored; of `missing` images there is no target.
+    A pixel in 50 of the masks is ignored; of `missing` images there is no target. With `noisy` there is a second store,
+    `nothing`, whose features say nothing.
     """
     n = n_train + n_test
     cells, rng = scenes(n), np.random.default_rng(5)
     grids = rng.normal(scale=noise, size=(n, SIDE, SIDE, 6)).astype(np.float32)
     grids[..., :3] += np.eye(3, dtype=np.float32)[cells]
     table = make_table(np.arange(n) % 2, ["train"] * n_train + ["test"] * n_test)
-    cache = make_cache(root, table, [FakeStore("net", {"a.0": grids, "a.1": grids * 0.5})], **options)
+    stores = [FakeStore("net", {"a.0": grids, "a.1": grids * 0.5})]
+    if noisy:
+        stores.append(FakeStore("nothing", {"a.0": rng.normal(size=grids.shape).astype(np.float32)}))
+    cache = make_cache(root, table, stores, **options)
     for kind in kinds:
         write_kind(cache, kind, cells, missing, px)
     return cache

@@ -244,6 +244,15 @@ def test_a_search_chooses_by_the_main_metric(cache, tmp_path):
     assert results["search"]["chosen"]["lr"] == 0.05
 
 
+def test_the_backbone_that_says_something_is_selected(tmp_path):
+    cache = dense_cache(tmp_path / "cache", noisy=True)
+    recipe = {"epochs": 12, "lr": 0.01, "width": 8, "batch_size": 20}
+    results = go(cache, tmp_path / "run", "combo-deap", recipe=recipe, select=1)
+    assert {feature["label"] for feature in results["features"]} == {"net"}
+    scoring = read_results(RunPaths(RunPaths(tmp_path / "run").scoring).results("test"))
+    assert [entry["backbone"] for entry in scoring["relevance"]["backbones"]] == ["net", "nothing"]
+
+
 def test_outputs_of_another_size_come_of_the_same_weights(cache, perfect):
     out, results = perfect
     larger = evaluate(out, "test", cache=cache, output_px=32, device="cpu")
