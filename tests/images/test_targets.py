@@ -175,8 +175,8 @@ def depth(data, **options):
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4"])
 def test_depth_in_metres_and_what_is_not_known(dtype):
-    values = np.array([[1.5, 0, -2], [np.nan, np.inf, -np.inf]]).astype(dtype)
-    expected = [[1.5, 0, 0], [0, 0, 0]]
+    values = np.array([[1.5, 0, -2, 3], [np.nan, np.inf, -np.inf, 0.25]]).astype(dtype)
+    expected = [[1.5, 0, 0, 3], [0, 0, 0, 0.25]]
     assert depth(npy(values)) == expected
     assert depth(npy(np.asfortranarray(values))) == expected
     assert depth(npy(np.array([[1e300]]))) == [[0]]
