@@ -200,7 +200,6 @@ def main():
     parser.add_argument("--delay-s", type=float, default=0.002)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--dtype", default="float16")
-    parser.add_argument("--targets", action="store_true", help="of every kind")
     parser.add_argument("--processes", type=int, default=1, help="this many at once, by fork: importing takes seconds")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -223,9 +222,8 @@ def say(line):
 def run_child(options):
     stop = StopFlag().listen()
     backbone = FakeBackbone(delay_s=options.delay_s, before=lambda _: say("batch"))
-    dense = {"targets": tuple(CLASSES), "target_px": 12} if options.targets else {}
-    config = fake_config(options.cache, batch_size=options.batch_size, dtype=options.dtype, **dense)
-    source = (DenseSource if dense else PngSource)(options.images)
+    config = fake_config(options.cache, batch_size=options.batch_size, dtype=options.dtype)
+    source = PngSource(options.images)
     source.listing()
     say("begin")
     try:

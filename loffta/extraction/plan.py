@@ -144,7 +144,7 @@ def make_plan(config: ExtractConfig, source: ImageSource, load: Load, *, sample:
         metadata_bytes = sum(path.stat().st_size for path in made)
     n_images = begun.n_images
     arrays = (*(_plan_array(begun, w) for w in work), *map(_plan_files, files))
-    lacking = {unit for w in (*work, *files) for unit in w.units}
+    lacking = {unit for w in work for unit in w.units} | {unit for w in files for unit in w.units}
     missing = sum(len(begun.asked[unit]) for unit in lacking)
     room, quota = free_room(root), user_quota(root)
     n_bytes = sum(a.shard_bytes + a.done_bytes for a in arrays) + metadata_bytes

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loffta.config import ExtractConfig
-from loffta.errors import DamageFound, LofftaError, UsageError, unknown_name
+from loffta.errors import DamageFound, LofftaError, UsageError
 from loffta.files.durable import create_file
 from loffta.images.geometry import PixelGeometry, View
 from loffta.images.palette import read_palette
@@ -53,7 +53,11 @@ def check_offered(config: ExtractConfig, listing: ImageTable) -> None:
     """Raises UsageError where the image set has no targets of a kind that is asked for."""
     for kind in config.targets:
         if kind not in listing.targets:
-            raise unknown_name("target", kind, listing.targets, where=f"--targets, SOURCE {config.source}")
+            raise UsageError(
+                f"this image set has no target {kind!r}; it has {', '.join(listing.targets) or 'none'}",
+                where=f"--targets, SOURCE {config.source}",
+                remedy=f"leave it out; in a table, a column {kind!r} says where they are",
+            )
     if config.palette is not None and "mask" not in config.targets:
         raise UsageError("--palette is for masks", where="--palette", remedy="add --targets mask, or leave it out")
     if config.palette is not None:

@@ -222,9 +222,8 @@ def test_a_stop_leaves_nothing_half_and_the_same_command_goes_on(whole, tmp_path
 
 def test_what_cannot_be_had_is_refused_before_anything_is_made(tmp_path):
     root = tmp_path / "cache"
-    with pytest.raises(UsageError, match="target 'depth'") as caught:
+    with pytest.raises(UsageError, match="this image set has no target 'depth'; it has mask"):
         fill(root, DenseSource(N, kinds=("mask",)), targets=("depth",))
-    assert "mask" in caught.value.remedy
     with pytest.raises(UsageError, match="--palette is for masks"):
         fill(root, DenseSource(N), targets=("depth",), palette=tmp_path / "palette.csv")
     with pytest.raises(UsageError, match="the palette cannot be read"):

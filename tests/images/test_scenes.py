@@ -134,9 +134,9 @@ def digits_once():
     load_digits = original
 
 
-@pytest.mark.parametrize("index", [0, 3, 7, 10, 17])
+@pytest.mark.parametrize("index", [0, 3, 83, 10, 17])
 def test_every_target_against_loops(source, table, index):
-    """Two plain scenes, and one of every kind that is hard."""
+    """Two plain scenes, and one of every kind that is hard; two digits of the crowd are hidden, so not there."""
     scene = draw_scene(0, index)
     inks, classes, instances, depth = compose(scene, PX)
     found = targets_of(source, table, index)
@@ -154,7 +154,7 @@ def test_every_target_against_loops(source, table, index):
 
 
 def test_the_scenes_that_loops_composed_are_of_every_kind():
-    assert {kind_of(index) for index in (0, 3, 7, 10, 17)} == {"plain", "small", "crowded", "faint"}
+    assert {kind_of(index) for index in (0, 3, 83, 10, 17)} == {"plain", "small", "crowded", "faint"}
 
 
 def test_the_table(source, table):
@@ -223,6 +223,9 @@ def test_what_is_hard(source, table):
         kind = kind_of(row)
         scene, found = draw_scene(0, row), targets_of(source, table, row)
         shown = pixels_of(source.read(table.keys[row])).astype(float).mean(axis=2)
+        limits = (14, 26) if kind == "faint" else (70, 120)
+        assert all(limits[0] <= digit.contrast <= limits[1] for digit in scene.digits)
+        assert kind != "faint" or all(np.abs(digit.tint).max() <= 12 for digit in scene.digits)
         hidden[kind].append(len(scene.digits) - len(found["boxes"].boxes.corners))
         for number, corners in enumerate(found["boxes"].boxes.corners.tolist(), start=1):
             sizes[kind][size_group(*corners, PX)] += 1

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loffta.images.targets import BadTarget, decode_target, encode_target
+from loffta.images.targets import BadTarget, decode_target
+from loffta.store.target_codec import encode_target
 from loffta.targets import IGNORE, IGNORE_16, BoxList, NativeTarget
 from tests.images.encoded import chunk, encode
 
@@ -175,8 +176,8 @@ def depth(data, **options):
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4"])
 def test_depth_in_metres_and_what_is_not_known(dtype):
-    values = np.array([[1.5, 0, -2], [np.nan, np.inf, -np.inf]]).astype(dtype)
-    expected = [[1.5, 0, 0], [0, 0, 0]]
+    values = np.array([[1.5, 0, -2, 3], [np.nan, np.inf, -np.inf, 0.25]]).astype(dtype)
+    expected = [[1.5, 0, 0, 3], [0, 0, 0, 0.25]]
     assert depth(npy(values)) == expected
     assert depth(npy(np.asfortranarray(values))) == expected
     assert depth(npy(np.array([[1e300]]))) == [[0]]

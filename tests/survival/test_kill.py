@@ -8,7 +8,6 @@ import contextlib
 import json
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,15 +23,15 @@ from loffta.machine.process import StopFlag
 from tests import fakes
 from tests.caches import toy_cache
 from tests.fakes import FakeBackbone, PngSource, cache_files, fake_config
-from tests.survival.commands import Command, loffta
+from tests.survival.commands import VIT, Command, loffta
 
 CHILD = Path(fakes.__file__)
 SETTLED = ("stores/**/*", "targets/**/*", "done/**/*", "images.parquet", "cache.json")
 
 
-def start(cache, n_images, delay_s=0.002, *more):
+def start(cache, n_images, delay_s=0.002):
     """A child that has imported everything and is about to extract."""
-    command = [sys.executable, str(CHILD), str(cache), "--images", str(n_images), "--delay-s", str(delay_s), *more]
+    command = [sys.executable, str(CHILD), str(cache), "--images", str(n_images), "--delay-s", str(delay_s)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "begin\n"
     return child
@@ -101,31 +100,29 @@ def test_kill_9_at_random_moments(tmp_path, n_kills):
 
 @pytest.mark.parametrize("n_kills", [3, pytest.param(30, marks=pytest.mark.long)])
 def test_kill_9_while_targets_are_written(tmp_path, n_kills):
-    """Beside features that are there: each life finishes some units and dies in one, or between a shard and its row."""
-    n_images, rng, cache, landed = 64, random.Random(20261128 + n_kills), tmp_path / "killed", []
-    finish(start(tmp_path / "whole", n_images, 0, "--targets"))
-    finish(start(cache, n_images, 0))
-    features = {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in cache.rglob("*.0.0*")}
-    began = time.monotonic()
-    finish(start(shutil.copytree(cache, tmp_path / "timed"), n_images, 0, "--targets"))
-    whole_s = time.monotonic() - began
-    while len(landed) < n_kills:
-        child = start(cache, n_images, 0, "--targets")
-        moment_s = rng.uniform(0, whole_s / 4)
-        time.sleep(moment_s)
-        child.kill()
-        child.communicate()
-        if child.returncode == 0:  # all is there: once more from the features
-            shutil.rmtree(cache / "targets" / "native")
-            for folder in (*cache.glob("targets/*-squash"), *cache.glob("done/targets/*-squash")):
-                shutil.rmtree(folder)
-            landed.append("behind the end")
-            continue
-        assert child.returncode == -signal.SIGKILL
-        landed.append(f"{moment_s * 1000:8.2f} ms: {state(cache)}")
-    assert "batch" not in finish(start(cache, n_images, 0, "--targets"))  # no network ran
+    """Beside features that are there: at a seeded rename of each life, or some milliseconds behind it."""
+    rng, cache, landed = random.Random(20261128 + n_kills), tmp_path / "killed", []
+    words = ["extract", "demo:scenes#px=32,n=24", *VIT, "--kinds", "mean", "--unit-images", "4", "--cache"]
+    targets = ["--targets", "mask,instances,depth,boxes", "--target-px", "12"]
+    loffta(tmp_path, *words, tmp_path / "whole", *targets)
+    loffta(tmp_path, *words, cache)
+    features = {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in cache.rglob("*") if p.is_file()}
+    for _ in range(n_kills):
+        command = Command(tmp_path, *words, cache, *targets, hold="pathlib:Path.replace", n_hold=rng.randrange(1, 15))
+        while command.process.is_alive() and not (command.files / "held").exists():
+            time.sleep(0.002)
+        if rng.random() < 0.5:
+            command.go()
+            time.sleep(rng.uniform(0, 0.02))
+        with contextlib.suppress(ProcessLookupError):
+            command.signal(signal.SIGKILL)
+        assert command.finish().code in (-signal.SIGKILL, 0)
+        landed.append(state(cache))
+    loffta(tmp_path, *words, cache, *targets)
     print("\nkilled", *landed, sep="\n")
-    assert_same_cache(cache, tmp_path / "whole")
+    assert any("parts of" in place for place in landed)
+    assert [*cache.rglob("*.part")] == []
+    assert cache_files(cache) == cache_files(tmp_path / "whole")
     assert {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in features} == features
 
 
