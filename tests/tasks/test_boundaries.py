@@ -111,6 +111,9 @@ def test_pixels_of_no_object_count_nowhere_and_make_no_border():
     borders, counted = find_borders(numbers)
     assert borders[0].int().tolist() == [[0] * 8] * 3 + [[0, 0, 0, 1, 1, 0, 0, 0]] * 5
     assert counted[0].int().tolist() == [[0] * 8] * 3 + [[1] * 8] * 5
+    large = torch.zeros(1, 200, 200, dtype=torch.int32)
+    large[:, :, 100], large[:, :, 101:] = 1, IGNORE_16
+    assert find_borders(large)[0][0, 0].nonzero()[:, 0].tolist() == [99, 100]  # dilated it would reach 101
     outputs = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     found = TASK.loss(outputs, TargetBatch(numbers), SETTINGS)
     expected = F.binary_cross_entropy_with_logits(outputs[0, 0, 3:], borders[0, 3:].float())

@@ -11,7 +11,8 @@ from loffta.shapes import Boxes, TargetBatch
 from loffta.targets import IGNORE_16, BoxList, DenseSettings, NativeTarget
 from loffta.tasks.bootstrap import image_weights
 from loffta.tasks.dense import DENSE_TASKS
-from loffta.tasks.figures import FIGURES
+from loffta.tasks.figures import FIGURES, smaller_is_better
+from loffta.tasks.paired import Scored, difference
 
 OWN_SIZE = DenseSettings(embedding_dim=4)
 SETTINGS = dict.fromkeys(DENSE_TASKS, OWN_SIZE) | {"instances": DenseSettings(embedding_dim=4, eval_px=20)}
@@ -31,14 +32,8 @@ def draw_native(kind, rng, size=(20, 24)):
         return NativeTarget(kind, *size, rng.integers(0, 3, size).astype(np.uint8))
     if kind == "depth":
         return NativeTarget(kind, *size, rng.uniform(0.5, 5, size).astype(np.float32))
-    if kind == "instances":
-        blocks = np.kron(rng.integers(0, 4, (5, 6)), np.ones((4, 4)))
-        return NativeTarget(kind, *size, blocks.astype(np.uint16))
-    if kind == "boxes":
-        first = rng.uniform(0, 10, (3, 2))
-        corners = np.concatenate([first, first + rng.uniform(3, 10, (3, 2))], axis=1)
-        return NativeTarget(kind, *size, boxes=BoxList(corners, rng.integers(0, 3, 3), np.zeros(3, bool)))
-    raise AssertionError(kind)
+    blocks = np.kron(rng.integers(0, 4, (5, 6)), np.ones((4, 4)))
+    return NativeTarget("instances", *size, blocks.astype(np.uint16))
 
 
 @cache
@@ -50,6 +45,12 @@ def draw(name, n_images=6):
             native.map.flags.writeable = False  # as decoders may give them
     n_outputs = task.readout(3, SETTINGS[name]).n_outputs
     outputs = torch.tensor(rng.normal(size=(2, n_images, n_outputs, 16, 16)), dtype=torch.float32)
+    if name == "detection":  # some of the boxes that the first seed finds are there
+        outputs[:, :, 1:] = outputs[:, :, 1:].abs() / 5 + 0.2
+        natives = [
+            NativeTarget("boxes", 20, 24, boxes=BoxList(found.corners[i : i + 3], np.arange(3), np.zeros(3, bool)))
+            for i, found in enumerate(task.decode(outputs[0], OWN_SIZE, (20, 24)))
+        ]
     return task, natives, outputs, [task.records(of_seed, natives, SETTINGS[name], 3) for of_seed in outputs]
 
 
@@ -94,6 +95,22 @@ def test_a_batch_without_anything_to_learn_loses_nothing(name, dtype):
     assert mean.isfinite()
     if name != "detection":  # which learns that there is no object
         assert mean == 0
+
+
+@pytest.mark.parametrize("name", DENSE_TASKS)
+def test_runs_are_compared_by_their_records(name):
+    """The same resamples of two runs: their difference, and none of a run to itself."""
+    task, _, _, records = draw(name)
+    (weights,) = image_weights(6, 40)
+    runs = []
+    for of_seed in records:
+        value = task.metrics(of_seed, CLASSES, SETTINGS[name])[task.headline]
+        drawn = task.recount(of_seed, CLASSES, SETTINGS[name])(weights)[task.headline]
+        runs.append(Scored(np.array([value]), drawn[:, None], smaller_is_better(task.headline)))
+    found = difference(*runs, 6)
+    assert found.mean == runs[0].values[0] - runs[1].values[0]
+    assert found.ci95[0] < found.ci95[1]
+    assert difference(runs[0], runs[0], 6).ci95 == (0, 0)
 
 
 def as_batch(kind, natives):
