@@ -140,6 +140,22 @@ def test_parts_change_neither_answers_nor_gradients(mask, monkeypatch):
     assert sorted(shapes) == 2 * [2] + 12 * [3]  # each anew for its gradient
 
 
+def test_no_part_is_larger_than_it_may_be(monkeypatch):
+    """37 x 37 cells, 56 x 56 queries, 32 images: 4.4 GB of scores, 64 MiB of them at a time."""
+    held = []
+
+    def watched(query, key, value, sigma, places, cell_places):
+        held.append(4 * len(key) * len(query) * len(places) * len(cell_places))
+        return value.new_zeros(len(value), len(places), 32)
+
+    monkeypatch.setattr(masked_attention, "_attend_part", watched)
+    attention = MaskedAttention(2, rng=torch.Generator())
+    with torch.no_grad():
+        assert attention(torch.zeros(32, 37, 37, 2), (56, 56)).shape == (32, 16, 56, 56)
+    assert sum(held) == 32 * 8 * 56**2 * 37**2 * 4
+    assert max(held) <= 64 << 20
+
+
 def slow_decoder(decoder, maps):
     """The release's order: the skip connection is enlarged, then mapped."""
     found = maps
