@@ -272,6 +272,19 @@ def test_targets_of_other_classes_are_refused(perfect, tmp_path, monkeypatch):
         evaluate(perfect[0], "test", cache=other, device="cpu")
 
 
+def test_every_instance_of_the_training_has_a_proxy(cache, tmp_path):
+    session, recipe = session_of(cache, tmp_path / "run", "deap", "instances", recipe={"embedding_dim": 4})
+    rows, member, counts = np.array([1, 4, 5, 9, 11]), session.member(recipe, 0), np.arange(N_TRAIN + N_TEST)
+    session.objective.dense.native.n_objects[:] = counts
+    learner = session.objective.begin(rows, [member])
+    assert member.head.proxies.shape == (1 + 4 + 5 + 9 + 11, 4)
+    expected = {1: 0, 4: 1, 5: 1 + 4, 9: 1 + 4 + 5, 11: 1 + 4 + 5 + 9}
+    with session.feed(rows, recipe) as feed:
+        for batch in feed.epoch(0):
+            assert learner.targets(batch).first_instance.tolist() == [expected[row] for row in batch.rows.tolist()]
+    assert {p.shape for group in member.optimizer.param_groups for p in group["params"]} >= {(30, 4)}
+
+
 def test_without_an_instance_there_is_nothing_to_tell_apart(cache, tmp_path):
     session, recipe = session_of(cache, tmp_path / "run", "deap", "instances")
     session.objective.dense.native.n_objects[:] = 0
