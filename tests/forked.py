@@ -22,7 +22,7 @@ CONTEXT.set_forkserver_preload(
         "tests.survival.commands",
     ]
 )
-PATIENCE_S = 60  # a process that takes longer hangs; nothing is asserted about its speed
+PATIENCE_S = 300  # a process that takes longer hangs; nothing is asserted about its speed
 
 
 class Forked:
