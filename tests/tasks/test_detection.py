@@ -118,6 +118,14 @@ def test_resamples_are_those_of_images_drawn(settings):
         assert values == pytest.approx(expected, abs=1e-12), r
 
 
+def test_a_box_is_an_objects_before_it_is_a_crowds():
+    """Though it overlaps the crowd more."""
+    true = BoxList(np.array([[0.0, 0, 100, 100], [0, 0, 300, 300]]), np.zeros(2, int), np.array([False, True]))
+    scenes = [(Found(np.array([[0.0, 0, 100, 80], [9, 9, 50, 50]]), np.array([0.9, 0.8]), np.zeros(2, int)), true)]
+    assert theirs(scenes, False)["ap50"] == pytest.approx(1)
+    assert TASK.metrics(ours(scenes, ANY), CLASSES, ANY) == pytest.approx(theirs(scenes, False), abs=1e-12)
+
+
 def test_what_no_image_has_is_left_out():
     scenes = [(found, BoxList(true.corners * 0 + [0, 0, 9, 9], true.classes, true.crowd & False))
               for found, true in draw_scenes(2)[:2]]  # fmt: skip
@@ -224,6 +232,13 @@ def test_the_heat_that_boxes_draw_is_read_as_the_boxes():
     single = torch.cat([outputs[:1, :2].amax(1, keepdim=True), outputs[:1, 2:]], dim=1)
     records = TASK.records(single, [NativeTarget("boxes", 100, 50, boxes=truth)], ANY, 2)
     assert TASK.metrics(records, CLASSES, ANY)["ap"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("score", "n_found"), [(0.009, 0), (0.011, 1)])
+def test_peaks_score_above_a_hundredth(score, n_found):
+    outputs = torch.full((1, 3, 8, 8), -9.0)
+    outputs[0, 0, 4, 4], outputs[0, 1:] = torch.tensor(score).logit(), 0.5
+    assert (len(find_boxes(outputs)[0].scores) > 0) == n_found
 
 
 def test_outputs_without_any_peak_find_nothing():
