@@ -359,7 +359,7 @@ EXTRACT = "extract: {c: {source: x, backbones: [{name: a}]}}\n"
             "extract: {c: {source: x, backbones: [{name: a}]}}\ntrain: {one: {head: combo, sedes: 3}}",
             r"unknown key 'sedes'(.|\n)*train.one: sedes(.|\n)*did you mean seeds",
         ),
-        (EXTRACT + "train: {one: {head: liner}}", r"unknown head 'liner'(.|\n)*train.one(.|\n)*did you mean dense-linear or linear"),
+        (EXTRACT + "train: {one: {head: liner}}", r"unknown head 'liner'(.|\n)*train.one(.|\n)*did you mean linear"),
         (
             EXTRACT + "train: {one: {head: online-linear}}",  # it has no cache
             r"unknown head 'online-linear'(.|\n)*did you mean dense-linear or linear",
