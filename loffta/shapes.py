@@ -15,6 +15,7 @@ Grid: TypeAlias = Float[Tensor, "B H W D"]  # patch tokens of one tap, on their 
 Prefix: TypeAlias = Float[Tensor, "B P D"]  # class token first, if there is one, then registers
 Tokens: TypeAlias = Float[Tensor, "B N D"]  # patch tokens in row-major order
 Logits: TypeAlias = Float[Tensor, "B C"]
+Maps: TypeAlias = Float[Tensor, "B C S S"]  # outputs of a dense head for each pixel
 
 
 @dataclass(frozen=True)
