@@ -10,7 +10,7 @@ Method:  timm's test_vit, trained on 30,000 images of Fashion-MNIST that are in 
          interval over test images]. The last column is the code's way less ours, paired by image and draw.
          class token   Head2Toe's patch embeddings with the class token before them: one of 17 tokens here, one of 197
                        in the paper's ViT-B, so it weighs twelve times as much; pooled to windows (512) and to means
-                       (64), as a ViT-B's are
+                       (64), as a ViT-B's are; and as if it were as long as the patches' embeddings
          pixels        ALF's: short side 256 / 224 of the crop, and ImageNet's statistics though the network has its
                        own; `statistics` has these alone. Ours is `--resize crop`: timm's evaluation
          normalise     ALF's strong baseline, each token over its channels (ours) or each channel over the tokens
@@ -53,6 +53,7 @@ CROPPED = {"resize": "crop", "kinds": ["prefix", "mean"]}
 VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {  # backbone, taps, options of the extraction
     "plain": (small_vit.NAME, ",".join([*INNER, "last"]), {}),
     "token": ("custom:ours:with_class_token", ",".join([STEM, AGAIN, *INNER[1:]]), {}),
+    "long": ("custom:ours:with_long_class_token", ",".join([STEM, AGAIN, *INNER[1:]]), {}),
     "crop": (small_vit.NAME, "alf", CROPPED),
     "statistics": ("custom:ours:alf_statistics", "alf", CROPPED),
     "pixels": ("custom:ours:alf_pixels", "alf", CROPPED),
@@ -62,6 +63,7 @@ EVERY = ("head2toe", ",".join(INNER))
 TOKEN = ("head2toe", ",".join([STEM, AGAIN, *INNER[1:]]))
 COMPARED: list[tuple[str, Side, Side]] = [
     ("class token, means", ("plain", EVERY, {"pooled_size": 64}), ("token", TOKEN, {"pooled_size": 64})),
+    ("class token as long as patches", ("plain", EVERY, {"pooled_size": 64}), ("long", TOKEN, {"pooled_size": 64})),
     ("pixels", ("crop", ("fusion", "alf"), {}), ("pixels", ("fusion", "alf"), {})),
     ("statistics", ("crop", ("fusion", "alf"), {}), ("statistics", ("fusion", "alf"), {})),
     ("normalise", ("plain", ("attentive", "last"), {}), ("plain", ("attentive", "last"), {"normalise": "tokens"})),
@@ -72,7 +74,7 @@ COMPARED: list[tuple[str, Side, Side]] = [
 class WithClassToken:
     """A timm ViT whose patch embeddings have the class token before them, as `cls` parameter: twice, as in the code."""
 
-    def __init__(self, plain: Any) -> None:
+    def __init__(self, plain: TimmBackbone, *, as_long_as_patches: bool = False) -> None:
         self.name, self.weights, self.geometry = plain.name, plain.weights, plain.geometry
         self.mean, self.std = plain.mean, plain.std
         self.specs = tuple(
@@ -80,20 +82,28 @@ class WithClassToken:
             for spec in plain.specs
             for tap in ((STEM, AGAIN) if spec.tap == STEM else (spec.tap,))
         )
-        self._plain = plain
+        self._plain, self._as_long = plain, as_long_as_patches
 
     def __call__(self, pixels: torch.Tensor, taps: Sequence[str]) -> Mapping[str, TapTokens]:
         """All taps; of the stem with its class token."""
         asked = [tap for tap in taps if tap not in (STEM, AGAIN)]
         found = dict(self._plain(pixels, [STEM, *asked]))
         grid = found[STEM].grid
-        found[STEM] = found[AGAIN] = TapTokens(grid, self._plain.model.cls_token.detach().expand(len(grid), -1, -1))
+        token = self._plain.model.cls_token.detach().expand(len(grid), -1, -1)
+        if self._as_long:
+            token = token * (grid.norm(dim=-1).mean(dim=(1, 2)) / token[0].norm())[:, None, None]
+        found[STEM] = found[AGAIN] = TapTokens(grid, token)
         return {tap: found[tap] for tap in taps}
 
 
 def with_class_token(weights: str, image_px: int | None, device: str) -> Backbone:
     """For `custom:`."""
     return WithClassToken(_plain(weights, image_px, device))
+
+
+def with_long_class_token(weights: str, image_px: int | None, device: str) -> Backbone:
+    """For `custom:`; as long as an image's patch embeddings are on average, which few networks' is."""
+    return WithClassToken(_plain(weights, image_px, device), as_long_as_patches=True)
 
 
 def alf_pixels(weights: str, image_px: int | None, device: str) -> Backbone:
