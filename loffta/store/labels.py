@@ -147,7 +147,7 @@ class Annotations:
     def _columns(self) -> dict[str, Any]:
         """By name, those that there are."""
         rows = range(len(self.keys))
-        columns: dict[str, Any] = {"row": np.arange(len(rows)), "key": self.keys, "split": self.splits}
+        columns: dict[str, Any] = {"row": rows, "key": self.keys, "split": self.splits}
         if self.kind is not None:
             columns[_LABELS[self.kind][0]] = self.labels
         columns["group"] = self.groups
