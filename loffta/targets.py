@@ -64,4 +64,9 @@ class DenseSettings:
     flip_average: bool = False  # evaluation takes the mean over the image and its mirror image (online alone)
     eval_px: int | None = None  # masks and outputs are measured at this size; None: at the label's own
     tolerance: float = 0.0075  # of the F of boundaries, as a share of the diagonal (BSDS)
+    boxes_by_class: bool = False  # objects are found by class; False: any object, as DeAP does
     embedding_dim: int = 32  # outputs a pixel where instances are told apart
+    instance_pixels: int | None = 256  # drawn of an image's objects in a training step; None: all of them
+    sampled_instances: int = 4096  # instances of a training that a step compares pixels with; all, where fewer
+    min_instances: int = 2  # an image is measured that has so many,
+    min_instance_area: int = 0  # each of so many pixels of the label (9216: COCO's large)
