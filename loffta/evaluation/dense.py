@@ -30,7 +30,7 @@ from loffta.heads import Head, build_dense_head
 from loffta.heads.dense import DenseRecipe
 from loffta.heads.precision import autocast, matmul_precision
 from loffta.machine import process
-from loffta.runs.holdout import split_rows
+from loffta.runs.holdout import learnt_told, split_rows
 from loffta.runs.known_images import open_cache
 from loffta.runs.origins import read_origins
 from loffta.runs.run import RunPaths, open_run, read_results, save_results
@@ -145,7 +145,7 @@ def evaluate_dense(
     left_out = count_left_out(n_bad(cache, features, split), len(asked) - len(rows))
     results = describe(config, features, split, len(rows), left_out) | measured
     results |= describe_training(paths, config, recipe, heads) | together(told)
-    results["images"] |= compare(paths, cache)
+    results["images"] |= compare(paths, cache) | learnt_told(paths, config, cache, split, rows)
     results["protocol"] = config.protocol
     results["dense"] |= _describe_dense(targets, recipe, heads[0], rows)
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": process.peak_rss_mib()}

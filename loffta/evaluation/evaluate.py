@@ -34,7 +34,7 @@ from loffta.heads.precision import autocast, matmul_precision
 from loffta.heads.recipe import Recipe
 from loffta.machine import process
 from loffta.machine.progress import say
-from loffta.runs.holdout import split_rows
+from loffta.runs.holdout import learnt_told, split_rows
 from loffta.runs.known_images import open_cache
 from loffta.runs.origins import read_origins
 from loffta.runs.run import RunPaths, open_run, read_results
@@ -125,7 +125,7 @@ def evaluate(
     results = describe(config, features, saved_as, len(rows), left_out) | measured
     results |= {} if cache.labels is None else {"labels": cache.labels}
     results |= describe_training(paths, config, recipe, heads) | together(told) | calibrated.told
-    results["images"] |= compared
+    results["images"] |= compared | learnt_told(paths, config, trained, split, rows)
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": process.peak_rss_mib()}
     results["versions"] = process.versions()
     if train_seconds is None and paths.results(saved_as).exists():

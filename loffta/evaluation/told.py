@@ -16,6 +16,7 @@ from loffta.heads.recipe import Recipe
 from loffta.runs.known_images import read_known
 from loffta.runs.records import SearchTable, Training
 from loffta.runs.run import RunPaths, read_json
+from loffta.runs.turns import heads_told
 from loffta.store.cache import Cache
 
 
@@ -62,6 +63,7 @@ def describe(
             for feature in features
         ],
         "images": {"used": n_used, **left_out},
+        **heads_told(config, split),
         "recipe": config.recipe,
     }
 

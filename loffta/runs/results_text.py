@@ -50,6 +50,7 @@ class Counted(Part):
     used: Natural
     bad: Natural
     unlabelled: Natural = 0
+    trained_on: Natural = 0  # of those used
 
 
 class Relevance(Part):
@@ -161,6 +162,13 @@ class Folds(Part):
     groups: Natural | None = None  # how many
     images: list[Natural]  # tested, per fold
     metrics: dict[str, FoldMetric]
+
+
+class FoldHeads(Part):
+    """Whose the figures are where heads of all folds meet all images: `per_seed` has a value for every head."""
+
+    folds: int = Field(ge=2)
+    seeds: int = Field(ge=1)  # of each fold
 
 
 class Point(Part):
@@ -280,6 +288,7 @@ class Results(Part):
     online: Online | None = None
     labels: str | None = None  # the set or file of annotations that says what is right; None: the image set's own
     folds: Folds | None = None
+    heads: FoldHeads | None = None
     learning_curve: LearningCurve | None = None
     protocol: str | None = None  # a dense task's: what its figures may be compared with, as the user says
     dense: DenseTold | None = None

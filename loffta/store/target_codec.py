@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from loffta.files.documents import from_json
 from loffta.targets import IGNORE, IGNORE_16, BoxList, NativeTarget, TargetKind
@@ -34,6 +33,8 @@ def encode_target(target: NativeTarget) -> bytes:
     if target.kind == "depth":
         np.save(buffer, target.map, allow_pickle=False)
         return buffer.getvalue()
+    from PIL import Image  # 50 ms, which only who reads or writes targets spends
+
     values = target.map
     if target.kind == "instances" and ((values < IGNORE) | (values == IGNORE_16)).all():
         values = np.minimum(values, IGNORE).astype(np.uint8)
@@ -83,6 +84,8 @@ def largest_class(target: NativeTarget) -> int:
 def _numbers(data: bytes, size: tuple[int, int]) -> NDArray[Any]:
     if not data.startswith(_PNG):  # no other of Pillow's decoders sees what a stranger wrote
         raise ValueError("not a PNG")
+    from PIL import Image
+
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.size != size or image.mode not in _MODES:  # from the header, before a pixel is made

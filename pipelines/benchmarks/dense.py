@@ -5,7 +5,7 @@ Small:   python pipelines/benchmarks/dense.py --cells 4 --output-px 32 --batch 2
 Needs:   nothing but loffta; on CUDA the measure is torch's peak of allocated memory, on a CPU the process's peak of
          resident memory over what it held before the head was built: features and Python are not in it.
 Expect:  deap under 8 GiB with 37 x 37 cells to 448 px in a batch of 32, forward and backward: its scores alone would
-         be 4.4 GB in one tensor. Figures: docs/benchmarks.md.
+         be 4.4 GB in one tensor. Seen on a CPU: 1.1 GiB (docs/methods.md).
 Method:  Every head in a process of its own, with its recipe's defaults, one tap of a ViT-B's width (dpt four), one
          output. A step is `prepare`, forward, the mean square of the outputs, backward; the first warms up, the
          fastest of the others counts. Seconds of a busy machine say nothing.
