@@ -12,22 +12,27 @@ import click
 import pytest
 
 from loffta.errors import LofftaError, Stopped
-from loffta.pipeline import stages
-from loffta.pipeline.stages import Stage, run_local
+from loffta.pipeline import local
+from loffta.pipeline.local import run_local
+from loffta.pipeline.stages import Stage
 
 
 @pytest.fixture
 def processes(monkeypatch):
     """Stands in for the stages' processes; `codes` says how each ends, by the stage's first word."""
-    codes, ran = {}, []
+    codes, ran, begun = {}, [], []
 
-    def run(self, command):
-        word = command[3]
+    def start(self, name, command, environment):
+        assert environment == {}
+        begun.append((name, command[3]))
         ran.append(command[3:])
-        output = f"text\n{json.dumps({'stores': [{'bytes': 7}, {'bytes': 5}], 'word': word})}\n"
-        return codes.get(word, 0), output
 
-    monkeypatch.setattr(stages._Children, "run", run)
+    def wait(self):
+        name, word = begun.pop()
+        return name, codes.get(word, 0), f"text\n{json.dumps({'stores': [{'bytes': 7}, {'bytes': 5}], 'word': word})}\n"
+
+    monkeypatch.setattr(local._Children, "start", start)
+    monkeypatch.setattr(local._Children, "wait", wait)
     return codes, ran
 
 
@@ -101,7 +106,7 @@ def test_a_stopped_stage_ends_all(tmp_path, processes):
 
 def test_second_run_keeps_the_seconds_of_the_first(tmp_path, processes, monkeypatch):
     clock = map(float, [0, 100, 100, 130, 130, 135])
-    monkeypatch.setattr(stages, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(local, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     run_local(STAGES, tmp_path, print)
     clock = map(float, [0, 1, 1, 2, 2, 202])
     again = run_local(STAGES, tmp_path, print).results
@@ -134,7 +139,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from loffta.errors import LofftaError
-from loffta.pipeline.stages import Stage, run_local
+from loffta.pipeline.local import run_local
+from loffta.pipeline.stages import Stage
 words = "extract demo:digits --backbone test_vit --weights random:0 --image-px 32 --batch-size 1 --cache"
 stages = [Stage("extract", [*words.split(), sys.argv[1]]), Stage("never", ["info", "."])]
 try:
