@@ -14,6 +14,8 @@ from .common import emit, json_option, show_lines
 if TYPE_CHECKING:
     from loffta.pipeline.plan import Pipeline
     from loffta.pipeline.resources import Resources
+    from loffta.pipeline.stages import Stage
+    from loffta.pipeline.status import State
 
 _TRAINING = ("scan", "train", "evaluate")
 
@@ -47,17 +49,21 @@ def command(file: Path, out: Path, as_json: bool, **options: Any) -> None:
     PIPELINE is a path, or the name of a file that comes with loffta: demo.yaml, vtab1k/single.yaml. A second run
     continues: what is finished is not repeated. On a cluster it submits only what is missing.
     """
-    path, pipeline, resources = _plan(file, out, options)
-    if options["status"] or options["cancel"]:
-        emit(_look(pipeline, out) if options["status"] else _cancel(out), as_json)
-    elif options["launcher"] == "slurm":
-        emit(_submit(path, pipeline, resources, out, options), as_json)
+    if options["cancel"]:
+        emit(_cancel(out), as_json)
+        return
+    on_cluster = options["status"] or options["launcher"] == "slurm"
+    pipeline, resources = _plan(file, out, options, on_cluster)
+    if options["status"]:
+        emit(_look(pipeline, out), as_json)
+    elif on_cluster:
+        emit(_submit(pipeline, resources, out, options), as_json)
     else:
         emit(_run(pipeline, out, options), as_json)
 
 
-def _plan(file: Path, out: Path, options: dict[str, Any]) -> tuple[Path, Pipeline, Resources]:
-    """The pipeline of the file and the options, its stages those that are asked for."""
+def _plan(file: Path, out: Path, options: dict[str, Any], on_cluster: bool) -> tuple[Pipeline, Resources]:
+    """The pipeline of the file and the options, its stages those that are asked for; on a cluster a report as well."""
     from importlib.resources import files
 
     from loffta.pipeline.file import choose, read_pipeline
@@ -72,13 +78,15 @@ def _plan(file: Path, out: Path, options: dict[str, Any]) -> tuple[Path, Pipelin
     if options["small"]:
         config = shrink(config)
     shards = options["shards"]
-    if shards is None and options["launcher"] == "slurm":
+    if shards is None and on_cluster:
         shards = config.slurm.shards or read_site().shards
     pipeline = make_pipeline(config, out, where=path, data=options["data"], shards=shards or 1)
     if options["only"] in ("extract", "train"):
         half = options["only"] == "train"
         pipeline.stages = [stage for stage in pipeline.stages if (stage.kind in _TRAINING) == half]
-    return path, pipeline, config.slurm
+    if on_cluster and options["only"] != "extract":
+        pipeline.stages.append(_report_stage(path, pipeline, out, options))
+    return pipeline, config.slurm
 
 
 def _run(pipeline: Pipeline, out: Path, options: dict[str, Any]) -> dict[str, Any]:
@@ -106,23 +114,20 @@ def _run(pipeline: Pipeline, out: Path, options: dict[str, Any]) -> dict[str, An
     return {**written, "stages": costs}
 
 
-def _submit(path: Path, pipeline: Pipeline, resources: Resources, out: Path, options: dict[str, Any]) -> dict[str, Any]:
+def _submit(pipeline: Pipeline, resources: Resources, out: Path, options: dict[str, Any]) -> dict[str, Any]:
     """What is missing, as jobs; the last of them writes report and summary."""
     from loffta.pipeline.resources import Asked, read_options, read_site
     from loffta.pipeline.slurm import Wishes, show_all, submit_missing
 
-    stages = list(pipeline.stages)
-    if options["only"] != "extract":
-        stages.append(_report_stage(path, pipeline, out, options))
     asked = read_options({name: options[name] for name in Asked.model_fields})
     wishes = Wishes(asked, resources, read_site())
     if options["dry_run"]:
-        show_all(stages, out, wishes, _say)
-        return {"stages": [stage.command for stage in stages]}
-    return submit_missing(stages, out, wishes, _say)
+        show_all(pipeline.stages, out, wishes, _say)
+        return {"stages": [stage.command for stage in pipeline.stages]}
+    return submit_missing(pipeline.stages, out, wishes, _say)
 
 
-def _report_stage(path: Path, pipeline: Pipeline, out: Path, options: dict[str, Any]) -> Any:
+def _report_stage(path: Path, pipeline: Pipeline, out: Path, options: dict[str, Any]) -> Stage:
     """This command once more, for what the stages come to."""
     from loffta.pipeline.stages import Stage
 
@@ -143,10 +148,7 @@ def _look(pipeline: Pipeline, out: Path) -> dict[str, Any]:
     from loffta.pipeline.status import FAILED, look
 
     states = look(pipeline.stages, out)
-    cells = [
-        [s.stage, s.state, "{}/{} units".format(*s.units) if s.units else "", s.job, s.why if s.state != FAILED else ""]
-        for s in states
-    ]
+    cells = [[s.stage, s.state, _units(s), s.job, s.why if s.state != FAILED else ""] for s in states]
     table = Table(cells, right={2})
     for state, row in zip(states, cells, strict=True):
         notes = [state.why, *state.last_lines, f"log: {state.log}"] if state.state == FAILED else []
@@ -156,6 +158,14 @@ def _look(pipeline: Pipeline, out: Path) -> dict[str, Any]:
         counts[state.state] = counts.get(state.state, 0) + 1
     show_lines(["", ", ".join(f"{n} {word}" for word, n in counts.items())])
     return {"counts": counts, "stages": [asdict(state) for state in states]}
+
+
+def _units(state: State) -> str:
+    """Of a stage that is done the finished ones alone: with --limit or --splits it never had to do them all."""
+    if state.units is None:
+        return ""
+    done, there = state.units
+    return f"{done} units" if state.state == "done" else f"{done}/{there} units"
 
 
 def _cancel(out: Path) -> dict[str, Any]:

@@ -163,7 +163,8 @@ def ended(jobs: Sequence[str]) -> dict[str, Ended]:
         if step:
             peaks[job] = max(peaks.get(job, ""), peak, key=in_bytes)
         else:
-            found[job] = Ended(state.split()[0] if state else "", *_codes(exited), "", memory, elapsed, cpu, node)
+            how = Ended(state.split()[0] if state else "", *_codes(exited), "", memory, elapsed, cpu, node)
+            found |= dict.fromkeys(_elements(job), how)
     return {
         job: Ended(e.state, e.code, e.signal, peaks.get(job, ""), e.memory, e.elapsed, e.cpu, e.node)
         for job, e in found.items()
@@ -181,6 +182,15 @@ def _from_controller(jobs: Sequence[str]) -> dict[str, Ended]:
                 key = f"{facts.get('ArrayJobId', job)}_{facts['ArrayTaskId']}"
                 found[key] = Ended(facts.get("JobState", ""), *_codes(facts.get("ExitCode", "")))
     return found
+
+
+def _elements(job: str) -> list[str]:
+    """`7_[0-2,5]`, which never began together, as its elements."""
+    array, _, listed = job.partition("_[")
+    if not listed:
+        return [job]
+    bounds = [span.split("-") for span in listed.partition("]")[0].partition("%")[0].split(",")]
+    return [f"{array}_{index}" for first, *last in bounds for index in range(int(first), int((last or [first])[0]) + 1)]
 
 
 def _codes(text: str) -> tuple[int, int]:

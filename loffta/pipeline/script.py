@@ -14,14 +14,13 @@ from loffta.pipeline.resources import Asked, Site
 from loffta.pipeline.stages import Stage
 from loffta.words import printable
 
-GRACE_S = 120  # ahead of the time limit: what a unit, or a checkpoint, may take
+GRACE_S = 120  # ahead of the time limit comes a signal; of a short one, a quarter of it ahead
 _BASH = """
 trap : INT TERM USR1 USR2 HUP XCPU  # for the step, which keeps what it has; this shell stays and requeues
-# the end of the job, so that no unit is begun that cannot be finished; newer SLURMs say it themselves
-if [ -z "${{SLURM_JOB_END_TIME:-}}" ]; then
-    SLURM_JOB_END_TIME=$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e)" +%s 2>/dev/null) || SLURM_JOB_END_TIME=
-fi
-export SLURM_JOB_END_TIME
+# when to have ended: no unit is begun that would take longer; newer SLURMs set the variable, others tell by squeue
+end=${{SLURM_JOB_END_TIME:-}}
+[ -n "$end" ] || {{ at=$(squeue -h -j "$SLURM_JOB_ID" -o %e) && [ -n "$at" ] && end=$(date -d "$at" +%s); }} 2>/dev/null
+[ -z "$end" ] || export LOFFTA_END_TIME=$((end - {grace}))
 [ -z "${{SLURM_CPUS_PER_TASK:-}}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
 {choice}
@@ -72,7 +71,24 @@ def write_script(
         f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
         *site.setup.rstrip().splitlines(),
     ]
-    return "\n".join(lines) + _BASH.format(choice=_choice(stages), results=shlex.quote(str(results)))
+    return "\n".join(lines) + _BASH.format(
+        choice=_choice(stages), results=shlex.quote(str(results)), grace=_grace(asked)
+    )
+
+
+def _grace(asked: Asked) -> int:
+    """Seconds between the signal and the time limit."""
+    limit = seconds_of(asked.time) if asked.time else 0  # 0: none
+    return min(GRACE_S, limit // 4) if limit else GRACE_S
+
+
+def seconds_of(limit: str) -> int:
+    """A time limit as sbatch(1) has it: minutes, m:s, h:m:s, d-h, d-h:m, d-h:m:s."""
+    days, dash, rest = limit.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    hours = parts if dash or len(parts) == 3 else [0, *parts]
+    h, m, s = [*hours, 0, 0][:3]
+    return int(days or 0) * 86_400 + h * 3600 + m * 60 + s
 
 
 def _needs(stage: Stage) -> str:
@@ -95,7 +111,7 @@ def _options(name: str, n: int, asked: Asked, site: Site, where: Path, log: Path
         f"--array=0-{n - 1}",
         "--ntasks=1",
         *(f"--{key}={value}" for key, value in given.items() if value is not None),
-        f"--signal=USR1@{GRACE_S}",
+        f"--signal=USR1@{_grace(asked)}",
         "--requeue",
         "--open-mode=append",
         f"--chdir={_quoted(where)}",

@@ -19,7 +19,7 @@ from loffta.store.ledger import done_units
 from loffta.words import human_size, printable
 
 DONE, RUNNING, QUEUED, FAILED, MISSING = "done", "running", "queued", "failed", "not submitted"
-_LAST_LINES = 3
+_LAST_LINES = 6
 _LOG_TAIL = 4096  # bytes that are looked at
 _KILLED = 9
 _WAITS_FOR = {
@@ -133,4 +133,5 @@ def tail(log: Path) -> tuple[str, ...]:
             lines = file.read(_LOG_TAIL).decode(errors="replace").splitlines()
     except OSError:
         return ()
-    return tuple(printable(line)[:300] for line in lines if line.strip())[-_LAST_LINES:]
+    told = [line for line in lines if line.strip() and not line.startswith("srun: ")]  # srun repeats the exit code
+    return tuple(printable(line)[:300] for line in told[-_LAST_LINES:])
