@@ -77,15 +77,13 @@ def _plan(file: Path, out: Path, options: dict[str, Any], on_cluster: bool) -> t
         config = config.model_copy(update={"test": options["test"]})
     if options["small"]:
         config = shrink(config)
-    shards = options["shards"]
-    if shards is None and on_cluster:
-        shards = config.slurm.shards or read_site().shards
-    pipeline = make_pipeline(config, out, where=path, data=options["data"], shards=shards or 1)
+    shards = options["shards"] or (on_cluster and (config.slurm.shards or read_site().shards)) or 1
+    pipeline = make_pipeline(config, out, where=path, data=options["data"], shards=shards)
     if options["only"] in ("extract", "train"):
         half = options["only"] == "train"
         pipeline.stages = [stage for stage in pipeline.stages if (stage.kind in _TRAINING) == half]
     if on_cluster and options["only"] != "extract":
-        pipeline.stages.append(_report_stage(path, pipeline, out, options))
+        pipeline.stages.append(_report_stage(path, pipeline, out, options | {"shards": shards}))
     return pipeline, config.slurm
 
 
@@ -136,7 +134,7 @@ def _report_stage(path: Path, pipeline: Pipeline, out: Path, options: dict[str, 
         if options[name]:
             words += [f"--{name}", str(options[name])]
     words += ["--small"] if options["small"] else []
-    words += ["--shards", str(options["shards"])] if options["shards"] else []
+    words += ["--shards", str(options["shards"])] if options["shards"] > 1 else []
     return Stage("report", words, tuple(stage.name for stage in pipeline.stages), always=True)
 
 

@@ -88,7 +88,7 @@ def _check_after(config: PipelineConfig, path: Path) -> None:
         for entry, values in getattr(config, part).items():
             for name in values.get("after", ()):
                 if name not in known:
-                    raise unknown_name("cache or run", brief(name), known, where=f"{path}: {part}.{entry}.after")
+                    raise unknown_name("cache or run", str(name)[:100], known, where=f"{path}: {part}.{entry}.after")
 
 
 def choose(config: PipelineConfig, *, tasks: Sequence[str] = (), runs: Sequence[str] = ()) -> PipelineConfig:

@@ -19,10 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-import torch
-
 from loffta.errors import LofftaError, Stopped
-from loffta.machine.process import available_cpus
 from loffta.machine.signals import STOPS, take_over
 from loffta.machine.terminal import columns
 from loffta.pipeline.costs import StageResult, keep_cost
@@ -122,7 +119,13 @@ class _Slots:
 
     def __init__(self, jobs: int) -> None:
         self._jobs = jobs
-        self._gpus = _visible_gpus() if jobs > 1 else []
+        self._gpus: list[str] = []
+        self._threads: dict[str, str] = {}
+        if jobs > 1:
+            from loffta.machine.process import available_cpus  # torch takes seconds, and one process asks for nothing
+
+            self._gpus = _visible_gpus()
+            self._threads = {_THREADS: str(max(1, available_cpus() // jobs))}
         self._free = list(self._gpus)
         self._given: dict[str, str | None] = {}  # GPU by the stage's name
 
@@ -134,8 +137,7 @@ class _Slots:
         """What the stage's process has in its environment, beside what ours has."""
         gpu = self._free.pop(0) if self._wants_gpu(stage) else None
         self._given[stage.name] = gpu
-        threads = {} if self._jobs == 1 else {_THREADS: str(max(1, available_cpus() // self._jobs))}
-        return threads if gpu is None else {**threads, _VISIBLE: gpu}
+        return self._threads if gpu is None else {**self._threads, _VISIBLE: gpu}
 
     def give_back(self, stage: Stage) -> None:
         """The stage has ended."""
@@ -154,6 +156,8 @@ def _visible_gpus() -> list[str]:
     """The GPUs of this process, in the words of CUDA_VISIBLE_DEVICES; none where there are none."""
     if _VISIBLE in os.environ:
         return [word.strip() for word in os.environ[_VISIBLE].split(",") if word.strip() not in ("", "-1")]
+    import torch
+
     return [str(number) for number in range(torch.cuda.device_count())]
 
 

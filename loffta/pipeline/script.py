@@ -27,12 +27,19 @@ end=${{SLURM_JOB_END_TIME:-}}
 result={results}/$mark
 printf '\\n[%s] job %s on %s, restart %s: %s\\n' "$(date '+%F %T')" "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID" \\
     "$(hostname)" "${{SLURM_RESTART_COUNT:-0}}" "${{command[*]}}" >&2
+part=$result.${{SLURM_RESTART_COUNT:-0}}.part
 SECONDS=0
-srun --ntasks=1 --kill-on-bad-exit=1 "${{command[@]}}" --json >"$result.part"
+srun --ntasks=1 --kill-on-bad-exit=1 "${{command[@]}}" --json >"$part"
 code=$?
-cat "$result.part"
+cat "$part"
+if [[ $code = 0 && $(tail -n 1 "$part") = "{{"* ]]; then  # srun says 0 of a step that SLURM took away, too
+    echo "$SECONDS" >>"$part" && mv "$part" "$result"
+    exit 0
+fi
+rm -f "$part"
 if [ $code = 0 ]; then
-    echo "$SECONDS" >>"$result.part" && mv "$result.part" "$result"
+    echo "the step ended without its answer: SLURM took it away" >&2
+    code=1
 elif [ $code = 75 ]; then  # stopped by a signal, with all that is finished kept: the same task goes on later
     again="scontrol requeue ${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"  # the task's own id: not all of the array
     if [ "${{SLURM_RESTART_COUNT:-0}}" -ge 200 ]; then
@@ -135,8 +142,8 @@ def _choice(stages: Sequence[Stage]) -> str:
         start, count = first.part
         index = "$SLURM_ARRAY_TASK_ID" if start == 0 else f"$((SLURM_ARRAY_TASK_ID + {start}))"
         command = shlex.join(["loffta", *first.arguments])
-        mark = f"{first.stem}.$part-of-{count}"
-        return f'part={index}\nmark={mark}\ncommand=({command} --shard "$part/{count}")'
+        mark = f"{first.stem}.$shard-of-{count}"
+        return f'shard={index}\nmark={mark}\ncommand=({command} --shard "$shard/{count}")'
     lines = ["case $SLURM_ARRAY_TASK_ID in"]
     for number, stage in enumerate(stages):
         lines.append(f"{number}) mark={shlex.quote(stage.mark)}\n   command=({stage.command}) ;;")

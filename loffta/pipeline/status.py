@@ -89,9 +89,8 @@ def _active(stage: Stage, job: engine.Job, units: tuple[int, int] | None, log: s
 
 def why(how: engine.Ended) -> str:
     """Why an element is no longer there and has no answer, in words, and what to do."""
-    code = how.code or (128 + how.signal if how.signal else 0)
     of_memory = f": its memory peaked at {_size(how.peak)} of {_size(how.memory)}" if how.peak else ""
-    if how.state == "OUT_OF_MEMORY" or (how.state == "FAILED" and code == 128 + _KILLED):
+    if how.state == "OUT_OF_MEMORY" or (how.state == "FAILED" and _KILLED in (how.code, how.code - 128, how.signal)):
         return f"killed (SIGKILL), most likely for memory{of_memory}; ask for more: --mem"
     if how.state == "TIMEOUT":
         return "the time limit came before it could stop; ask for more: --time"
@@ -101,9 +100,9 @@ def why(how: engine.Ended) -> str:
         return f"its node failed ({how.node})"
     if how.state == "COMPLETED":
         return "it ended well, but its answer or what it made is gone"
-    if code == 75:
+    if how.code == 75:
         return "stopped, and not requeued"
-    return f"{how.state}, exit code {code}"
+    return f"exit code {how.code}" + (f" ({how.state})" if how.state != "FAILED" else "")
 
 
 def _size(text: str) -> str:

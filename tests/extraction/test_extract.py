@@ -257,7 +257,7 @@ def test_a_job_whose_time_is_up_begins_no_further_unit(tmp_path, monkeypatch):
     monkeypatch.setenv("LOFFTA_END_TIME", "1")
     backbone = FakeBackbone()
     for _ in range(2):
-        with pytest.raises(Stopped, match="unit . is not begun"):
+        with pytest.raises(Stopped, match=r"unit \d is not begun"):
             extract(fake_config(tmp_path / "c"), PngSource(3 * UNIT), lambda _: backbone, StopFlag())
     assert sum(backbone.batches) == 2 * UNIT
     extract(fake_config(tmp_path / "c"), PngSource(3 * UNIT), lambda _: backbone, StopFlag())

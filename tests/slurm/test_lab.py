@@ -1,4 +1,4 @@
-"""Pipelines on a real SLURM: order, what a second call submits, signals, preemption, and what SLURM says of failures."""
+"""Pipelines on a real SLURM: order, what a second call submits, signals, preemption, and what it says of failures."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def test_a_second_call_submits_what_is_missing(fake):
     assert said[0] == f"submitted job {result['jobs'][0]}: extract, 2 of 2 parts"
     assert submit(stages)[0]["jobs"] == []  # all of them wait or run
     states = wait(stages, are("done", "done", "done", "failed", "failed", "done"))
-    assert states["bad"].why == "FAILED, exit code 2"
+    assert states["bad"].why == "exit code 2"
     assert states["bad"].last_lines[-1] == "error: no such head"
     assert states["behind"].why == "cancelled, by somebody or because a stage before it failed"
     assert json.loads(SlurmPaths(OUT).result(good).read_text().splitlines()[-2]) == {"answer": 3}
@@ -103,7 +103,8 @@ def test_an_answer_that_is_lost_submits_nothing_twice(fake, tmp_path, monkeypatc
     real = shutil.which("sbatch")
     shim = tmp_path / "shim" / "sbatch"
     shim.parent.mkdir()
-    shim.write_text(f'#!/bin/bash\n{real} "$@" >&2\necho "error: Socket timed out on send/recv operation" >&2\nexit 1\n')
+    lost = 'echo "error: Socket timed out on send/recv operation" >&2; exit 1'
+    shim.write_text(f'#!/bin/bash\n{real} "$@" >&2\n{lost}\n')
     shim.chmod(0o755)
     monkeypatch.setenv("PATH", f"{shim.parent}:{os.environ['PATH']}")
     monkeypatch.setattr(engine, "_PAUSE_S", 0.2)
@@ -149,7 +150,7 @@ def test_a_node_that_dies(fake):
     node = state.why.rpartition(" ")[2]
     pid = int((fake / "run" / f"slurmd-{node}.pid").read_text())
     steps = subprocess.run(["pgrep", "-x", "slurmstepd"], capture_output=True, text=True, check=False).stdout.split()
-    mine = [int(p) for p in steps if str(fake) in os.readlink(f"/proc/{p}/cwd")]
+    mine = [int(p) for p in steps if str(fake) in os.path.realpath(f"/proc/{p}/cwd")]
     try:
         for process in (pid, *mine):
             os.kill(process, 9)
