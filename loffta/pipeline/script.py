@@ -31,12 +31,12 @@ part=$result.${{SLURM_RESTART_COUNT:-0}}.part
 SECONDS=0
 srun --ntasks=1 --kill-on-bad-exit=1 "${{command[@]}}" --json >"$part"
 code=$?
-cat "$part"
 if [[ $code = 0 && $(tail -n 1 "$part") = "{{"* ]]; then  # srun says 0 of a step that SLURM took away, too
+    sed '$d' "$part"
     echo "$SECONDS" >>"$part" && mv "$part" "$result"
     exit 0
 fi
-rm -f "$part"
+cat "$part" && rm -f "$part"
 if [ $code = 0 ]; then
     echo "the step ended without its answer: SLURM took it away" >&2
     code=1

@@ -226,7 +226,9 @@ def test_a_pipeline_equals_its_local_run(cluster, monkeypatch, capfd):
 @pytest.mark.long
 def test_interrupted_everywhere_it_equals_its_local_run(cluster, monkeypatch):
     """Requeued by hand in mid-extraction, stopped by a signal in mid-training: no bit is another."""
-    text = PIPELINE.replace("unit_images: 256", "unit_images: 16").replace("epochs: 2", "epochs: 400")
+    text = PIPELINE.replace("unit_images: 256", "unit_images: 16").replace(
+        "epochs: 2}", "epochs: 1000}, checkpoint_s: 0.5"
+    )
     Path("p.yaml").write_text(text)
     assert run("--out", "there", "--launcher", "slurm") == 0
     paths = SlurmPaths(Path("there"))
@@ -237,17 +239,29 @@ def test_interrupted_everywhere_it_equals_its_local_run(cluster, monkeypatch):
     for job in engine.queue(paths.prefix):
         if job.state == "RUNNING":
             subprocess.run(["scontrol", "requeue", job.id], check=True)
-    while not list(Path("there").glob("digits/runs/probe/*checkpoint*")) and time.monotonic() < end + 120:
-        running = [job for job in engine.queue(paths.prefix) if "train" in job.name and job.state == "RUNNING"]
-        if running and Path("there/digits/runs/probe").exists():
-            time.sleep(1.0)
-            subprocess.run(["scancel", "--signal=USR1", running[0].id], check=False)
-            break
-        time.sleep(0.2)
+    wait_for(Path("there/digits/runs/probe/checkpoint.safetensors"), 240)
+    (job,) = (job for job in engine.queue(paths.prefix) if "train" in job.name)
+    subprocess.run(["scancel", "--signal=USR1", job.id], check=True)
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
     assert run("--out", "here") == 0
     wait_for(Path("there/summary.json"), 240)
     assert of_cache(Path("there")) == of_cache(Path("here"))
     same_results(Path("there"), Path("here"))
     logs = "".join(path.read_text() for path in paths.logs.glob("*.log"))
-    assert "restart 1" in logs
+    assert logs.count("restart 1") == 3  # both parts and the training
+    assert "stopped by SIGUSR1 while training" in logs
+
+
+@pytest.mark.long
+def test_the_template_of_an_array_runs_as_it_is(fake, tmp_path):
+    """But for its site's words: partition, GPUs, memory."""
+    template = Path(__file__).parent.parent.parent / "pipelines" / "slurm" / "extract.sbatch"
+    small = ["--array=0-1", "--mem=50M", "--cpus-per-task=1", "--time=5", "--gres=gpu:1"]
+    program = tmp_path / "bin" / "loffta"
+    program.write_text('#!/bin/bash\n[ -n "$SLURM_RESTART_COUNT" ] || exit 75\necho "$@ on $CUDA_VISIBLE_DEVICES"\n')
+    words = ["sbatch", "--wait", *small, template]
+    more = {"PATH": f"{program.parent}:{os.environ['PATH']}", "SHARDS": "2", "SOURCE": "folder:a b", "CACHE": "c"}
+    subprocess.run(words, check=True, env=os.environ | more, timeout=90, capture_output=True)
+    for index in range(2):
+        log = Path(f"extract-{index}.log").read_text().splitlines()
+        assert f"extract folder:a b --cache c --backbone dinov2-b --taps all --shard {index}/2 on 0" in log
