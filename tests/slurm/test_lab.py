@@ -249,7 +249,7 @@ def test_interrupted_everywhere_it_equals_its_local_run(cluster, monkeypatch):
     same_results(Path("there"), Path("here"))
     logs = "".join(path.read_text() for path in paths.logs.glob("*.log"))
     assert logs.count("restart 1") == 3  # both parts and the training
-    assert "stopped by SIGUSR1 while training" in logs
+    assert "stopped by SIGUSR1 while training step" in logs
 
 
 @pytest.mark.long
