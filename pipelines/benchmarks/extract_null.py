@@ -5,8 +5,9 @@ In: photographs, a folder on a disk and one in memory.   Out: printed tables. `e
 Parts:   Each is run alone by as many threads as there are CPUs, on the same images and bytes: decoding as loffta does
          it; one pass that casts a tap and finds its extremes, into a ready buffer; crc32c; and writing whole files,
          one a thread, each begun early and made durable by fsync.
-Bound:   In memory all parts want the same cores: the seconds of the four parts together. On a disk that, or the raw
-         write with its fsync alone, whichever is longer. It is taken anew in each pair, beside the extraction.
+Bound:   All parts want the same cores: the seconds of decoding, casting and checksums, and the processor time of the
+         raw write, the kernel's threads included, over the number of CPUs. Where the raw write with its fsync takes
+         longer than that, its seconds. It is taken anew in each pair, beside the extraction; nothing else may run.
 Loop:    What the cores really allow, with the disk and the memory at work at once: one loop a CPU that decodes, casts,
          checks and writes an image at a time to files of its own. Nothing is between the parts: no queue, no order of
          the images, no unit that is put in place.
@@ -24,11 +25,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from clock import alternate, ratio_text
 from crc32c import crc32c
@@ -197,8 +199,15 @@ def ready_buffer() -> torch.Tensor:
 
 def bound_s(seconds: dict[str, float], place: str) -> float:
     """Seconds that the parts together take at least: on the cores in turn, on the disk beside them."""
-    cores = sum(seconds[part] for part in ("decode", "cast", "check", "write, memory"))
-    return cores if place == "memory" else max(cores, seconds[f"write, {place}"])
+    cores = sum(seconds[part] for part in ("decode", "cast", "check", f"busy, {place}"))
+    return max(cores, seconds[f"write, {place}"])
+
+
+def busy_s() -> float:
+    """Seconds that a CPU of this machine has been busy since it was started, for whomever, on the average of all."""
+    times = psutil.cpu_times()._asdict()
+    idle = ("idle", "iowait", "steal", "guest", "guest_nice")  # what guests take is in `user`, too
+    return sum(seconds for name, seconds in times.items() if name not in idle) / (os.cpu_count() or 1)
 
 
 def measure_null(parts: Parts, places: dict[str, Path], n_pairs: int) -> dict[str, list[tuple[float, float]]]:
@@ -209,9 +218,16 @@ def measure_null(parts: Parts, places: dict[str, Path], n_pairs: int) -> dict[st
     Returns:
         Per place the seconds of bound and extraction, for every pair.
     """
+    busy: dict[str, float] = {}
+
+    def write_busily(place: str, folder: Path) -> None:
+        before = busy_s()
+        parts.write(folder)
+        busy[f"busy, {place}"] = busy_s() - before
+
     jobs: dict[str, Callable[[], None]] = {"decode": parts.decode, "cast": parts.cast, "check": parts.check}
     for place, folder in places.items():
-        jobs[f"write, {place}"] = lambda folder=folder: parts.write(folder / "raw")
+        jobs[f"write, {place}"] = partial(write_busily, place, folder / "raw")
         jobs[f"loop, {place}"] = lambda folder=folder: parts.loop(folder / "raw")
         jobs[f"loffta, {place}"] = lambda folder=folder: parts.whole(folder / "cache")
 
@@ -221,7 +237,7 @@ def measure_null(parts: Parts, places: dict[str, Path], n_pairs: int) -> dict[st
                 shutil.rmtree(folder / name, ignore_errors=True)
 
     alternate(jobs, 0, after=delete)  # warms up
-    found = [alternate(jobs, repeat, after=delete) for repeat in range(n_pairs)]
+    found = [alternate(jobs, repeat, after=delete) | busy for repeat in range(n_pairs)]
     print(f"\nnull network, {parts.n_images} images, {parts.n_threads} CPUs   images/s   GB/s")
     for name in jobs:
         rate = parts.n_images / statistics.median(seconds[name] for seconds in found)

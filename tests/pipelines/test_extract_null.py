@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,16 @@ def test_both_tables_are_printed_and_nothing_stays(bench, tmp_path, capsys, monk
 
 
 def test_the_bound_is_the_cores_in_turn_or_the_disk(bench):
-    seconds = {"decode": 4.0, "cast": 1.0, "check": 0.5, "write, memory": 1.5, "write, disk": 6.0}
+    seconds = {"decode": 4.0, "cast": 1.0, "check": 0.5, "write, disk": 6.0, "busy, memory": 1.5, "busy, disk": 2.5}
+    seconds["write, memory"] = 1.5
     bound_s = sys.modules["extract_null"].bound_s
-    assert (bound_s(seconds, "memory"), bound_s(seconds, "disk")) == (7.0, 7.0)
+    assert (bound_s(seconds, "memory"), bound_s(seconds, "disk")) == (7.0, 8.0)
     assert bound_s(seconds | {"write, disk": 9.0}, "disk") == 9.0
+
+
+def test_a_cpu_at_work_is_busy_and_one_that_sleeps_is_not(bench):
+    busy_s, n_cpus = sys.modules["extract_null"].busy_s, os.cpu_count()
+    before, start = busy_s(), time.process_time()
+    while time.process_time() - start < 0.3:
+        pass
+    assert busy_s() - before >= 0.25 / n_cpus  # others may be at work, too
