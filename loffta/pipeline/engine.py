@@ -6,7 +6,6 @@ so that a submission whose answer was lost is found again before it is tried twi
 
 from __future__ import annotations
 
-import getpass
 import re
 import subprocess
 import time
@@ -127,7 +126,7 @@ def submit(script: Path, name: str, indices: Sequence[int], after: str) -> str:
 
 def queue(prefix: str) -> list[Job]:
     """This user's jobs that wait or run, and whose names begin so."""
-    shown = call("squeue", "-h", "-r", "-u", getpass.getuser(), "-o", "%F|%K|%j|%T|%r|%M|%N")
+    shown = call("squeue", "-h", "-r", "--me", "-o", "%F|%K|%j|%T|%r|%M|%N")
     jobs = []
     for line in shown.splitlines():
         cells = line.strip().split("|")

@@ -61,11 +61,11 @@ def look(stages: Sequence[Stage], out: Path) -> list[State]:
             ids = [f"{job}_{index}" for job in record.jobs]
             last[mark] = (ids, paths.log(record.array, index))
     ended = engine.ended(sorted({job for record in records for job in record.jobs}))
-    found = []
+    found, finished = [], Finished()
     for stage in stages:
         ids, log = last.get(stage.mark, ([], None))
         old = next(((job, ended[job]) for job in reversed(ids) if job in ended), None)
-        units = units_done(stage)
+        units = finished.of(stage)
         if stage.name in done:
             peak, cpu = (old[1].peak, old[1].cpu) if old else ("", "")
             found.append(State(stage.name, DONE, "", old[0] if old else "", units, cpu, peak, str(log or "")))
@@ -109,18 +109,35 @@ def _size(text: str) -> str:
     return human_size(engine.in_bytes(text)) if engine.in_bytes(text) else "what the partition gives"
 
 
-def units_done(stage: Stage) -> tuple[int, int] | None:
-    """Finished units of an extraction, from its cache's ledger, and how many it has; None where it is none."""
-    if stage.kind != "extract" or not stage.writes:
-        return None
+class Finished:
+    """Finished units of extractions, from their caches' ledgers; each cache is looked at once."""
+
+    def __init__(self) -> None:
+        self._found: dict[Path, tuple[set[int], int] | None] = {}
+
+    def of(self, stage: Stage) -> tuple[int, int] | None:
+        """How many units a stage has finished, and how many it has; None where it is no extraction, or not begun."""
+        if stage.kind != "extract" or not stage.writes:
+            return None
+        path = stage.writes[0]
+        if path not in self._found:
+            self._found[path] = _finished(path)
+        found = self._found[path]
+        if found is None:
+            return None
+        units, n_units = found
+        index, count = stage.part or (0, 1)
+        return sum(unit % count == index for unit in units), len(range(index, n_units, count))
+
+
+def _finished(path: Path) -> tuple[set[int], int] | None:
+    """The units that all arrays of a cache have, and how many it has."""
     try:
-        cache = Cache.open(stage.writes[0])
+        cache = Cache.open(path)
         arrays = [{*done_units(paths)} for paths in cache.paths.done_arrays()]
     except (LofftaError, OSError):
         return None  # not begun, or damaged: verify tells
-    index, count = stage.part or (0, 1)
-    mine = range(index, cache.n_units, count)
-    return sum(bool(arrays) and all(unit in found for found in arrays) for unit in mine), len(mine)
+    return set.intersection(*arrays) if arrays else set(), cache.n_units
 
 
 def tail(log: Path) -> tuple[str, ...]:

@@ -227,7 +227,7 @@ def test_a_pipeline_equals_its_local_run(cluster, monkeypatch, capfd):
 def test_interrupted_everywhere_it_equals_its_local_run(cluster, monkeypatch):
     """Requeued by hand in mid-extraction, stopped by a signal in mid-training: no bit is another."""
     text = PIPELINE.replace("unit_images: 256", "unit_images: 16").replace(
-        "epochs: 2}", "epochs: 1000}, checkpoint_s: 0.5"
+        "epochs: 2}", "epochs: 250}, checkpoint_s: 0.2"
     )
     Path("p.yaml").write_text(text)
     assert run("--out", "there", "--launcher", "slurm") == 0
