@@ -256,3 +256,39 @@ def test_the_list_of_vtab_is_the_protocols():
     sizes = {group: sum(task["group"] == group for task in tasks) for group in ("natural", "specialised", "structured")}
     assert sizes == {"natural": 7, "specialised": 4, "structured": 8}
     assert {task["train_on"] for task in tasks} == {"train+val"}
+
+
+def test_a_dry_run_for_a_cluster_prints_every_script(tmp_path, monkeypatch, capsys):
+    """Without a cluster, too; the last job is this command once more, for what the others come to."""
+    monkeypatch.delenv("LOFFTA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = words_of(tmp_path, "--launcher", "slurm", "--partition", "gpu", "--shards", "3")
+    capsys.readouterr()
+    assert loffta(["run", *words, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.count("#!/bin/bash") == lines.count("#SBATCH --partition=gpu") == 5  # a cache and a run each, a report
+    assert sum("--array=0-2 " in line for line in lines if line.startswith("$ sbatch")) == 2
+    (report,) = (line for line in lines if "command=(loffta run" in line)
+    options = "--only report --data {} --tasks cifar,dtd --runs linear-mean --test cached --small --shards 3"
+    assert report.endswith(f"{options.format(tmp_path / 'data')}) ;;")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ([], 1, r"SLURM's command s\w+ is not on this machine(.|\n)*login node"),
+        (["--status"], 1, r"SLURM's command s\w+ is not on this machine"),
+        (["--cancel"], 1, r"SLURM's command squeue is not on this machine"),
+        (["--partition", "a b"], 2, "partition"),
+        (["--time", "4h", "--dry-run"], 2, "time"),
+    ],
+)
+def test_what_a_cluster_needs(tmp_path, monkeypatch, capsys, words, code, message):
+    monkeypatch.delenv("LOFFTA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "p.yaml").write_text(ALONE)
+    line = ["run", str(tmp_path / "p.yaml"), "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert loffta([*line, "--launcher", "slurm", *words]) == code
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
