@@ -1,6 +1,6 @@
 """A backbone of a few small matrices and an image set of generated PNGs: extraction without timm or weights.
 
-As a script (`python tests/fakes.py CACHE --images 40`) it extracts into CACHE, in a process that a test can kill.
+`Forked(fakes.main, [CACHE, "--images", "40"])` extracts into CACHE, in a process that a test can kill.
 All arithmetic is exact in float32 (whole numbers below 2**24, then a shift), so bytes cannot depend on batch sizes.
 """
 
@@ -136,7 +136,7 @@ def done_columns(path):
     return pq.read_table(path).select(DONE_COLUMNS).to_pydict()
 
 
-def main():
+def main(words):
     """Prints `begin`, `batch` ahead of every forward pass, `end`; the exit code is the worst of all processes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("cache", type=Path)
@@ -144,8 +144,8 @@ def main():
     parser.add_argument("--delay-s", type=float, default=0.002)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--dtype", default="float16")
-    parser.add_argument("--processes", type=int, default=1, help="this many at once, by fork: importing takes seconds")
-    options = parser.parse_args()
+    parser.add_argument("--processes", type=int, default=1, help="this many at once, by fork")
+    options = parser.parse_args([*map(str, words)])
     torch.set_num_threads(1)
     if options.processes == 1:
         return run_child(options)
@@ -177,7 +177,3 @@ def run_child(options):
         return error.exit_code
     say(f"end {report.units}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

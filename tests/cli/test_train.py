@@ -247,20 +247,20 @@ def test_settings():
 
 
 @pytest.mark.smoke
-def test_train_and_evaluate_as_processes(tmp_path):
+def test_train_as_a_process_and_evaluate_where_the_cache_has_moved(tmp_path, monkeypatch, capsys):
+    """Evaluation as a process of its own: test_imports.py."""
     root, out = toy_cache(tmp_path / "cache").paths.root, tmp_path / "run"
-
-    def loffta(*args):
-        command = [sys.executable, "-m", "loffta_cli", *map(str, args)]
-        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-
-    trained = loffta("train", "cache", "--head", "combo", "--out", "run", *QUICK, "--set", "depth=1", "--json")
+    words = ["train", "cache", "--head", "combo", "--out", "run", *QUICK, "--set", "depth=1", "--json"]
+    trained = subprocess.run(
+        [sys.executable, "-m", "loffta_cli", *words], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     assert trained.returncode == 0
     assert re.fullmatch(r"\w+: \d+ images, host: [^\n]+; uniform order\n", trained.stderr)
     moved = root.rename(tmp_path / "moved")
-    assert loffta("evaluate", "run").returncode == 1
-    again = loffta("evaluate", "run", "--cache", moved, "--device", "cpu", "--json")
-    first, second = (json.loads(done.stdout.splitlines()[-1]) for done in (trained, again))
+    monkeypatch.chdir(tmp_path)
+    fails(["evaluate", "run"], 1, capsys)
+    assert main(["evaluate", "run", "--cache", str(moved), "--device", "cpu", "--json"]) == 0
+    first, second = (json.loads(said.splitlines()[-1]) for said in (trained.stdout, capsys.readouterr().out))
     assert first["metrics"] == second["metrics"]
     assert second == json.loads((out / "results.json").read_text())
 

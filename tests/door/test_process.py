@@ -1,8 +1,8 @@
 """A call of the front door leaves the process as it was: from any thread, after an error, and with a silent stdout."""
 
 import os
+import random
 import signal
-import subprocess
 import sys
 import threading
 import warnings
@@ -18,6 +18,7 @@ import loffta
 from loffta.machine.borrowed import Shared, borrowed
 from loffta.machine.process import cap_threads, keep_freed_memory
 from loffta.machine.signals import STOPS
+from tests.forked import Forked
 
 THREADS = 1  # of this test's own torch: fewer than a command would take
 NET = {"backbone": "test_vit", "weights": "random:0", "image_px": 32, "device": "cpu"}
@@ -155,16 +156,19 @@ def test_from_other_threads_at_a_time(folder, tmp_path):
     assert state() == before
 
 
+def call_all(root, new):
+    for name, call in calls(root, new).items():
+        random.seed(1)
+        before = random.getstate()
+        call()
+        assert random.getstate() == before, name
+
+
 def test_pythons_own_generator(folder, tmp_path):
-    """In a plain interpreter."""
-    code = (
-        "import random, sys; from pathlib import Path; from tests.door.test_process import calls; import sklearn\n"
-        "for name, call in calls(*map(Path, sys.argv[1:])).items():\n"
-        "    random.seed(1); seen = random.getstate(); call(); assert random.getstate() == seen, name"
-    )
-    words = [sys.executable, "-c", code, str(folder), str(tmp_path)]
-    done = subprocess.run(words, cwd=Path(__file__).parent.parent.parent, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    """In a process where beartype draws nothing; tests/door/test_page.py looks at what importing does."""
+    process = Forked(call_all, folder, tmp_path)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (0, ""), err
 
 
 @pytest.mark.parametrize("name", ["extract", "train", "evaluate online", "predict", "load_run"])

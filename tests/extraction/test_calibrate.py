@@ -3,10 +3,7 @@
 import json
 import re
 import signal
-import subprocess
-import sys
 import weakref
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +18,7 @@ from loffta.store.cache import Cache
 from tests import fakes
 from tests.extraction.test_extract import direct
 from tests.fakes import FakeBackbone, PngSource, cache_files, fake_config, picture
+from tests.forked import Forked
 
 N = 20
 
@@ -242,23 +240,23 @@ def test_scales_that_are_gone_are_not_quietly_replaced(tmp_path):
 
 
 def test_overlapping_owners(tmp_path):
-    command = [sys.executable, Path(fakes.__file__), tmp_path / "a", "--images", "40", "--processes", "4"]
-    owners = subprocess.run([*command, "--dtype", "int8"], capture_output=True, text=True, timeout=120)
-    assert owners.returncode == 0, owners.stderr
-    assert len(re.findall(r"^end \d+$", owners.stdout, re.MULTILINE)) == 4
+    owners = Forked(fakes.main, [tmp_path / "a", "--images", "40", "--processes", "4", "--dtype", "int8"])
+    out, err = owners.communicate()
+    assert owners.returncode == 0, err
+    assert len(re.findall(r"^end \d+$", out, re.MULTILINE)) == 4
     fill(tmp_path / "b", PngSource(40), batch_size=4, kinds=("grid", "prefix", "mean"))
     assert cache_files(tmp_path / "a") == cache_files(tmp_path / "b")
 
 
 def test_kills_change_nothing(tmp_path):
     """kill -9 before the n-th batch, n going through calibration and units; then the same command ends it the same."""
-    command = [sys.executable, str(Path(fakes.__file__)), str(tmp_path / "a"), "--images", "20", "--dtype", "int8"]
     landed = []
     for n_batches in (2, 8, 13):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-            for _ in range(1 + n_batches):
-                child.stdout.readline()
-            child.kill()
+        child = Forked(fakes.main, [tmp_path / "a", "--images", "20", "--dtype", "int8"])
+        for _ in range(1 + n_batches):
+            child.stdout.readline()
+        child.kill()
+        child.communicate()
         landed.append(bool(scales_files(tmp_path / "a")))
     assert landed[0] is False
     assert landed[-1] is True

@@ -7,7 +7,6 @@ import struct
 import subprocess
 import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,8 +21,7 @@ from loffta.store.ledger import BAD, OK
 from tests import fakes
 from tests.extraction.filled import N, direct, fill, read_array, refuse_to_load
 from tests.fakes import UNIT, FakeBackbone, PngSource, cache_files, done_columns, fake_config, picture, png
-
-CHILD = Path(fakes.__file__)
+from tests.forked import Forked
 
 
 def assert_settled(root, n_rows=N):
@@ -204,11 +202,11 @@ def test_parts_of_dead_processes_are_swept_everywhere(tmp_path):
 
 @pytest.mark.parametrize("n_processes", [2, 4])
 def test_overlapping_owners(tmp_path, n_processes):
-    command = [sys.executable, CHILD, tmp_path / "a", "--images", "60", "--processes", str(n_processes)]
-    owners = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert owners.returncode == 0, owners.stderr
-    assert 1 <= owners.stderr.count("device cpu, 1 threads") <= n_processes
-    written = [int(units) for units in re.findall(r"^end (\d+)$", owners.stdout, re.MULTILINE)]
+    owners = Forked(fakes.main, [tmp_path / "a", "--images", "60", "--processes", n_processes])
+    out, err = owners.communicate()
+    assert owners.returncode == 0, err
+    assert 1 <= err.count("device cpu, 1 threads") <= n_processes
+    written = [int(units) for units in re.findall(r"^end (\d+)$", out, re.MULTILINE)]
     assert len(written) == n_processes
     assert sum(written) >= 8  # units; more where two wrote the same one
     assert_settled(tmp_path / "a", 60)

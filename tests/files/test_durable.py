@@ -1,5 +1,4 @@
 import errno
-import multiprocessing
 import os
 import re
 import shutil
@@ -27,6 +26,7 @@ from loffta.files.durable import (
     sweep_parts,
     sweep_tree,
 )
+from tests.forked import CONTEXT
 from tests.store.conftest import names
 
 
@@ -55,9 +55,8 @@ def race(folder: Path, barrier: object, results: object) -> None:
 
 
 def test_one_of_many_racing_processes_wins(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(4), context.Queue()
-    workers = [context.Process(target=race, args=(tmp_path, barrier, results)) for _ in range(4)]
+    barrier, results = CONTEXT.Barrier(4), CONTEXT.Queue()
+    workers = [CONTEXT.Process(target=race, args=(tmp_path, barrier, results)) for _ in range(4)]
     for worker in workers:
         worker.start()
     outcomes = [results.get(timeout=120) for _ in range(8)]

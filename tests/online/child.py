@@ -21,17 +21,13 @@ def config(**recipe):
     return TrainConfig(cache=Path("fake:png"), recipe=recipe, online=online, **values)
 
 
-def main():
+def main(out):
     torch.set_num_threads(1)
     said = lambda _: os.write(sys.stdout.fileno(), b"batch\n")  # noqa: E731
     backbone = FakeBackbone(delay_s=0.02, before=said)
     try:
-        train_online(config(), Path(sys.argv[1]), PngSource(20), lambda _: backbone, StopFlag().listen())
+        train_online(config(), out, PngSource(20), lambda _: backbone, StopFlag().listen())
     except LofftaError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,12 +1,8 @@
 """A training online that was cut off: it goes on inside the epoch, and ends as it would have; what keeps it from it."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +14,8 @@ from loffta.runs.run import RunPaths
 from loffta.training import fit as loop
 from loffta.training.checkpoint import read_checkpoint
 from tests.fakes import FakeBackbone, PngSource
+from tests.forked import Forked
+from tests.online import child
 from tests.online.runs import TRAINED, N, assert_same_weights, config_of, run, stop_at_batch
 
 
@@ -60,21 +58,17 @@ def test_what_was_done_is_not_done_again(tmp_path):
 
 
 def test_a_killed_process_ends_as_it_would_have(tmp_path):
-    from tests.online.child import config
-
-    run(config(), tmp_path / "whole")
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, str(Path(__file__).parent / "child.py"), str(tmp_path / "killed")]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-    for n_lines, _ in enumerate(child.stdout, start=1):
+    run(child.config(), tmp_path / "whole")
+    process = Forked(child.main, tmp_path / "killed")
+    for n_lines, _ in enumerate(process.stdout, start=1):
         if n_lines == 7:  # in the second epoch of four batches
-            child.kill()
-    _, error = child.communicate()
-    assert child.returncode == -signal.SIGKILL, error.decode()
+            process.kill()
+    _, error = process.communicate()
+    assert process.returncode == -signal.SIGKILL, error
     epoch, batch = read_checkpoint(RunPaths(tmp_path / "killed").checkpoint)[1]["position"]
     assert (epoch, batch > 0) == (1, True)
     batches = []  # those of the second process, which is this one
-    run(config(), tmp_path / "killed", load=lambda _: FakeBackbone(before=lambda _: batches.append(1)))
+    run(child.config(), tmp_path / "killed", load=lambda _: FakeBackbone(before=lambda _: batches.append(1)))
     assert len(batches) == 4 * 4 + 2 - (4 * epoch + batch)  # epochs of batches, two of test images; those done
     for seed in range(2):
         assert_same_weights(tmp_path / "whole", tmp_path / "killed", seed)

@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from loffta.store.recipe import StoreInfo
 from loffta.store.table import ImageTable
 from loffta.store.verify import verify
 from loffta.tokens import TokenSpec
+from tests.forked import CONTEXT
 
 from .conftest import assert_same, make_values, names, write_unit
 
@@ -116,9 +116,8 @@ def create_many(root: Path, barrier: Any, results: Any) -> None:
 
 
 def test_processes_that_make_the_same_cache_at_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(3), context.Queue()
-    workers = [context.Process(target=create_many, args=(tmp_path / "c", barrier, results)) for _ in range(3)]
+    barrier, results = CONTEXT.Barrier(3), CONTEXT.Queue()
+    workers = [CONTEXT.Process(target=create_many, args=(tmp_path / "c", barrier, results)) for _ in range(3)]
     for worker in workers:
         worker.start()
     outcomes = [results.get(timeout=120) for _ in workers]

@@ -1,6 +1,6 @@
 import json
-import subprocess
-import sys
+import resource
+import signal
 from pathlib import Path
 
 import google_crc32c
@@ -12,12 +12,13 @@ import torch
 from loffta.errors import DamageFound, LofftaError
 from loffta.store import writer as writer_module
 from loffta.store.ledger import OK, ImageStatus, read_ledger
-from loffta.store.metadata import ArrayLayout
+from loffta.store.metadata import ArrayLayout, grid_layout
 from loffta.store.paths import ArrayPaths, CachePaths
 from loffta.store.quantise import fit_scales
 from loffta.store.scales import Scales, create_scales
 from loffta.store.units import count_units, rows_of
 from loffta.store.writer import Stored, UnitWriter, to_storage
+from tests.forked import Forked
 
 from .conftest import BAD_ROW, U, Written, as_stored, make_layout, make_values, names, parse_shard, write_unit
 
@@ -202,27 +203,18 @@ def test_no_done_file_when_the_shard_cannot_be_put_in_place(paths: ArrayPaths) -
     assert not paths.done_folder.exists()
 
 
-FULL_DISK = """
-import resource, signal, sys
-from pathlib import Path
-import numpy as np
-from loffta.errors import DamageFound, LofftaError
-from loffta.store.ledger import OK, ImageStatus
-from loffta.store.metadata import grid_layout
-from loffta.store.paths import CachePaths
-from loffta.store.writer import Stored, UnitWriter
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
-paths = CachePaths(Path(sys.argv[1])).array("s", "grid-0")
-writer = UnitWriter(paths, grid_layout(8, (1, 2, 2, 4), "float16", 8, taps=["a"]), 0)
-try:
-    ones = np.ones((8, 1))
-    writer.append(range(8), Stored(np.ones((8, 1, 2, 2, 4), np.float16), ones > 0, ones.astype(np.float32)), ["x"] * 8)
-    writer.commit([ImageStatus(row, OK) for row in range(8)], {})
-except LofftaError as error:
-    writer.abort()
-    print(error.exit_code, error)
-"""
+def write_on_a_full_disk(root: Path, limit: int) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    writer = UnitWriter(
+        CachePaths(root).array("s", "grid-0"), grid_layout(8, (1, 2, 2, 4), "float16", 8, taps=["a"]), 0
+    )
+    try:
+        writer.append(range(8), as_stored(np.ones((8, 1, 2, 2, 4), np.float16)), ["x"] * 8)
+        writer.commit([ImageStatus(row, OK) for row in range(8)], {})
+    except LofftaError as error:
+        writer.abort()
+        print(error.exit_code, error)
 
 
 @pytest.mark.parametrize(
@@ -231,11 +223,12 @@ except LofftaError as error:
 def test_a_full_disk(tmp_path: Path, limit: int) -> None:
     paths = CachePaths(tmp_path).array("s", "grid-0")
     paths.folder.mkdir(parents=True)
-    command = [sys.executable, "-c", FULL_DISK, str(tmp_path), str(limit)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("1 no space left to write a file (File too large; `ulimit -f` says how large one")
+    process = Forked(write_on_a_full_disk, tmp_path, limit)
+    said, error = process.communicate()
+    assert process.returncode == 0, error
+    assert said.startswith("1 no space left to write a file (File too large; `ulimit -f` says how large one")
     remedy = "remedy: free space or raise the quota, then run the same command again: what is finished is kept"
-    assert remedy in done.stdout
+    assert remedy in said
     assert names(paths.folder) == (
         [] if limit < 420 else ["c.0.0.0.0.0"]
     )  # a whole shard without a done file is no harm

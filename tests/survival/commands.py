@@ -1,14 +1,12 @@
 """`loffta` commands as processes of their own, which a test can kill, starve, signal and hold at a chosen place.
 
-A fork server imports torch and timm once; each process is then forked from it in milliseconds, where
-`python -m loffta_cli` takes seconds. From there on it is the same: its own process, signals, limits and files, `main`
-and an exit code.
+Forked as tests/forked.py tells, in milliseconds, where `python -m loffta_cli` takes seconds. From there on it is the
+same: its own process, signals, limits and files, `main` and an exit code.
 """
 
 import contextlib
 import ctypes
 import importlib
-import multiprocessing
 import os
 import re
 import resource
@@ -17,19 +15,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        __name__,
-        "timm",
-        "loffta.extraction.repair",
-        "loffta.training.train",
-        "loffta.reporting",
-        "loffta_cli.main",
-        "loffta_cli.extract",
-    ]
-)
-PATIENCE_S = 60  # a process that takes longer hangs; nothing is asserted about its speed
+from tests.forked import CONTEXT, PATIENCE_S
+
 VIT = ["--backbone", "test_vit", "--weights", "random:0", "--image-px", "32", "--device", "cpu"]
 
 

@@ -9,10 +9,7 @@ import json
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,22 +20,21 @@ from loffta.machine.process import StopFlag
 from tests import fakes
 from tests.caches import toy_cache
 from tests.fakes import FakeBackbone, PngSource, cache_files, fake_config
+from tests.forked import Forked
 from tests.survival.commands import Command, loffta
 
-CHILD = Path(fakes.__file__)
 SETTLED = ("stores/**/*", "targets/**/*", "done/**/*", "images.parquet", "cache.json")
 
 
 def start(cache, n_images, delay_s=0.002):
-    """A child that has imported everything and is about to extract."""
-    command = [sys.executable, str(CHILD), str(cache), "--images", str(n_images), "--delay-s", str(delay_s)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    """A child that is about to extract."""
+    child = Forked(fakes.main, [cache, "--images", n_images, "--delay-s", delay_s])
     assert child.stdout.readline() == "begin\n"
     return child
 
 
 def finish(child):
-    out, err = child.communicate(timeout=120)
+    out, err = child.communicate()
     assert child.returncode == 0, err
     return out
 
@@ -106,7 +102,7 @@ def test_signals_end_with_75_and_the_same_command_continues(tmp_path):
         for _ in range(3):  # inside the second unit of this life
             assert child.stdout.readline() == "batch\n"
         child.send_signal(number)
-        out, err = child.communicate(timeout=60)
+        out, err = child.communicate()
         assert child.returncode == 75
         stopped = rf"^stopped by {number.name} while extracting unit \d+; finished units are kept$"
         assert re.search(stopped, err, re.MULTILINE)
