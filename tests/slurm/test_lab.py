@@ -52,22 +52,27 @@ def test_a_second_call_submits_what_is_missing(fake):
     good = Stage("good", ["train", "ok", "0"], needs)
     bad = Stage("bad", ["train", "fails"], needs)
     behind = Stage("behind", ["evaluate", "ok"], ("bad",))
-    report = Stage("report", ["run", "ok"], ("good", "bad", "behind"), always=True)
-    stages = [*parts, good, bad, behind, report]
+    big = Stage("big", ["train", "killed"], needs)
+    report = Stage("report", ["run", "ok"], ("good", "bad", "behind", "big"), always=True)
+    stages = [*parts, good, bad, big, behind, report]
     result, said = submit(stages)
     assert len(result["jobs"]) == 4  # the parts together, the trainings together
     assert said[0] == f"submitted job {result['jobs'][0]}: extract, 2 of 2 parts"
     assert submit(stages)[0]["jobs"] == []  # all of them wait or run
-    states = wait(stages, are("done", "done", "done", "failed", "failed", "done"))
+    states = wait(stages, are("done", "done", "done", "failed", "failed", "failed", "done"))
     assert states["bad"].why == "exit code 2"
     assert states["bad"].last_lines[-1] == "error: no such head"
     assert states["behind"].why == "cancelled, by somebody or because a stage before it failed"
+    assert states["big"].why.startswith("killed (SIGKILL), most likely for memory")
+    assert "ask for more" in states["big"].last_lines[-1]
     assert json.loads(SlurmPaths(OUT).result(good).read_text().splitlines()[-2]) == {"answer": 3}
-    Path("bin/loffta").write_text(Path("bin/loffta").read_text().replace("exit 2", "echo '{}'; exit 0"))
+    Path("bin/loffta").write_text(
+        Path("bin/loffta").read_text().replace("exit 2", "echo '{}'").replace("kill -9 $$", "echo '{}'")
+    )
     again, said = submit(stages)
-    assert [line.split(":")[1].split(",")[0].strip() for line in said[:-1]] == ["bad", "behind", "report"]
+    assert [line.split(": ")[1].split(",")[0] for line in said[:-1]] == ["bad and 1 more", "behind", "report"]
     assert (again["done"], again["active"]) == (4, 0)
-    wait(stages, are(*["done"] * 6))
+    wait(stages, are(*["done"] * 7))
 
 
 def test_a_stopped_task_requeues_itself_alone(fake):
@@ -82,14 +87,6 @@ def test_a_stopped_task_requeues_itself_alone(fake):
     assert f"scontrol requeue {states['one'].job}\n" in log
     assert log.count("restart") == 2  # appended, not written anew
     assert cancel(OUT) == [states["two"].job]
-
-
-def test_killed_is_said_to_be_memory(fake):
-    stages = [Stage("big", ["train", "killed"])]
-    submit(stages)
-    states = wait(stages, are("failed"))
-    assert states["big"].why.startswith("killed (SIGKILL), most likely for memory")
-    assert "ask for more" in states["big"].last_lines[-1]
 
 
 def test_what_slurm_refuses_is_told_in_its_words(fake):
