@@ -28,7 +28,7 @@ def lab():
         assert code == 0, (root / "up.log").read_text()
         yield root
     finally:
-        subprocess.run([HERE / "slurm-down", root, "--purge"], timeout=60, check=False, capture_output=True)
+        subprocess.run([HERE / "slurm-down", root, "--purge"], timeout=180, check=False, capture_output=True)
         shutil.rmtree(root, ignore_errors=True)
 
 
