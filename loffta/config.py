@@ -18,6 +18,7 @@ from loffta.files.documents import MAX_YAML_BYTES, from_yaml, read_bytes
 from loffta.files.os_words import guard
 from loffta.limits import MANY, MAX_UNIT_IMAGES, BatchSize, Count, Pixels, Seed, Views, between
 from loffta.look import parse_background, parse_range
+from loffta.targets import TargetKind
 from loffta.tokens import Kind
 from loffta.words import brief
 
@@ -115,6 +116,9 @@ class ExtractConfig(StrictModel, frozen=True):
     splits: str | None = None  # one split or several joined by +; None: all
     limit: int | None = Field(None, gt=0)  # so many images, a share of every split
     gone: Literal["keep", "drop"] | None = None  # rows whose files are gone: as before, or in no split; None: an error
+    targets: tuple[TargetKind, ...] = ()  # dense targets that are written beside the features
+    target_px: Pixels | None = None  # side of their squares for training; None: the cache's own, 224 for new ones
+    palette: Path | None = None  # which colour of masks stands for which class; None: masks are numbers, or as before
     max_bad_frac: float = Field(0.01, ge=0, le=1)
     ignore_space: bool = False  # begin though the file system or the quota has no room for all of it
 

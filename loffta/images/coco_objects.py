@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from loffta.files.documents import from_json
 from loffta.images.decode import MAX_PIXELS, BadImage, open_image
 from loffta.images.rasterise import fill_polygon, fill_runs, unpack_counts
-from loffta.images.targets import encode_target
+from loffta.store.target_codec import encode_target
 from loffta.targets import IGNORE, IGNORE_16, NO_INSTANCE, NativeTarget
 from loffta.words import brief
 

@@ -21,9 +21,9 @@ from loffta.errors import LofftaError, UsageError, unknown_name
 from loffta.images.encode import png
 from loffta.images.scene_paint import Painting, paint
 from loffta.images.scene_plan import draw_scene, kind_of, split_of
-from loffta.images.targets import encode_target
 from loffta.store.label_cells import one_class
 from loffta.store.table import ImageTable
+from loffta.store.target_codec import encode_target
 from loffta.targets import NativeTarget, TargetKind
 
 NAMES = tuple("0123456789")

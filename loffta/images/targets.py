@@ -1,4 +1,4 @@
-"""Dense targets of one image: from the bytes that a source has to arrays, and back to bytes.
+"""Dense targets of one image: from the bytes that a source has to arrays; `store.target_codec` makes bytes of them.
 
 In:  a PNG, an npy or a JSON.   Out: a NativeTarget over the upright image, or BadTarget with the reason; what a
 backbone sees of it is made by `target_square`. Called by `extraction`, from threads. What is defined for which file is
@@ -8,7 +8,6 @@ one table in docs/dense-targets.md.
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -74,24 +73,6 @@ def decode_target(
     if size is not None and size != (height, width):
         raise BadTarget(_other_size(height, width, *size))
     return NativeTarget(kind, height, width, map=found)
-
-
-def encode_target(target: NativeTarget) -> bytes:
-    """PNG of 8 or 16 bits, npy or JSON, from which `decode_target` makes the same, with the target's size."""
-    if target.boxes is not None:
-        boxes = target.boxes
-        parts = zip(boxes.corners.tolist(), boxes.classes.tolist(), boxes.crowd.tolist(), strict=True)
-        return json.dumps([[*corners, number, int(crowd)] for corners, number, crowd in parts]).encode()
-    assert target.map is not None, "a target is a map or boxes"
-    buffer = io.BytesIO()
-    if target.kind == "depth":
-        np.save(buffer, target.map, allow_pickle=False)
-        return buffer.getvalue()
-    values = target.map
-    if target.kind == "instances" and ((values < IGNORE) | (values == IGNORE_16)).all():
-        values = np.minimum(values, IGNORE).astype(np.uint8)
-    Image.fromarray(np.ascontiguousarray(values)).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def _numbers(data: bytes, expected: str, palette: Mapping[RGB, int] | None = None) -> NDArray[Any]:

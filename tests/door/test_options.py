@@ -38,6 +38,9 @@ EXTRACT = {
     "splits": "train+test",
     "limit": 10,
     "gone": "keep",
+    "targets": "mask,depth",
+    "target_px": 64,
+    "palette": "palette.csv",
     "max_bad_frac": 0.5,
     "ignore_space": True,
 }

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loffta.images.targets import BadTarget, decode_target, encode_target
+from loffta.images.targets import BadTarget, decode_target
+from loffta.store.target_codec import encode_target
 from loffta.targets import IGNORE, IGNORE_16, BoxList, NativeTarget
 from tests.images.encoded import chunk, encode
 

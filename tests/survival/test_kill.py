@@ -21,7 +21,7 @@ from tests import fakes
 from tests.caches import toy_cache
 from tests.fakes import FakeBackbone, PngSource, cache_files, fake_config
 from tests.forked import Forked
-from tests.survival.commands import Command, loffta
+from tests.survival.commands import VIT, Command, loffta
 
 SETTLED = ("stores/**/*", "targets/**/*", "done/**/*", "images.parquet", "cache.json")
 
@@ -92,6 +92,34 @@ def test_kill_9_at_random_moments(tmp_path, n_kills):
     finish(start(cache, n_images))
     print(f"\nseed {seed}; {unit_s * 1000:.0f} ms a unit; killed", *landed, sep="\n")
     assert_same_cache(cache, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("n_kills", [3, pytest.param(30, marks=pytest.mark.long)])
+def test_kill_9_while_targets_are_written(tmp_path, n_kills):
+    """Beside features that are there: at a seeded rename of each life, or some milliseconds behind it."""
+    rng, cache, landed = random.Random(20261128 + n_kills), tmp_path / "killed", []
+    words = ["extract", "demo:scenes#px=32,n=24", *VIT, "--kinds", "mean", "--unit-images", "4", "--cache"]
+    targets = ["--targets", "mask,instances,depth,boxes", "--target-px", "12"]
+    loffta(tmp_path, *words, tmp_path / "whole", *targets)
+    loffta(tmp_path, *words, cache)
+    features = {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in cache.rglob("*") if p.is_file()}
+    for _ in range(n_kills):
+        command = Command(tmp_path, *words, cache, *targets, hold="pathlib:Path.replace", n_hold=rng.randrange(1, 15))
+        while command.process.is_alive() and not (command.files / "held").exists():
+            time.sleep(0.002)
+        if rng.random() < 0.5:
+            command.go()
+            time.sleep(rng.uniform(0, 0.02))
+        with contextlib.suppress(ProcessLookupError):
+            command.signal(signal.SIGKILL)
+        assert command.finish().code in (-signal.SIGKILL, 0)
+        landed.append(state(cache))
+    loffta(tmp_path, *words, cache, *targets)
+    print("\nkilled", *landed, sep="\n")
+    assert any("parts of" in place for place in landed)
+    assert [*cache.rglob("*.part")] == []
+    assert cache_files(cache) == cache_files(tmp_path / "whole")
+    assert {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in features} == features
 
 
 def test_signals_end_with_75_and_the_same_command_continues(tmp_path):
