@@ -117,10 +117,14 @@ def print_results(results: Mapping[str, Any]) -> None:
     for name, metric in results["metrics"].items():
         n_seeds = len(metric["per_seed"])
         several = f"draws of {results['learning_curve']['points'][-1]['shots']} a class" if few else "seeds"
+        several = f"heads of {results['heads']['folds']} folds" if "heads" in results else several
         seeds = f" over {n_seeds} {several}" if n_seeds > 1 else ""
         low, high = metric["ci95"]
         interval = show_interval(name, (low, high))
         show(f"{in_words(name, metric)}{seeds}, 95 % interval {interval} ({images})")
+    if n_learnt := results.get("images", {}).get("trained_on"):
+        which = "these images are" if n_learnt == results["n"] else f"{n_learnt} of these images are among"
+        show(f"{which} what the heads were trained on: of new images the figures say nothing")
     if "labels" in results:
         show(f"what is right is said by the labels '{results['labels']}'")
     if "calibration" in results:

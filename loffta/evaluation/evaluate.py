@@ -32,12 +32,12 @@ from loffta.heads.precision import autocast, matmul_precision
 from loffta.heads.recipe import Recipe
 from loffta.machine import process
 from loffta.machine.progress import say
-from loffta.runs.holdout import split_rows
+from loffta.runs.holdout import learnt_told, split_rows
 from loffta.runs.known_images import open_cache, read_known
 from loffta.runs.origins import read_origins
 from loffta.runs.records import SearchTable, Training
 from loffta.runs.run import RunPaths, load_head, open_run, read_json, read_results
-from loffta.runs.turns import Turns, homes, is_of_folds, read_turns, shown_homes
+from loffta.runs.turns import Turns, heads_told, homes, is_of_folds, read_turns, shown_homes
 from loffta.store.cache import Cache
 from loffta.store.table import ImageTable
 from loffta.tasks import find_task
@@ -105,7 +105,7 @@ def evaluate(
     results = describe(config, features, saved_as, len(rows), left_out) | measured
     results |= {} if cache.labels is None else {"labels": cache.labels}
     results |= describe_training(paths, config, recipe, heads) | together(told) | calibrated.told
-    results["images"] |= compared
+    results["images"] |= compared | learnt_told(paths, config, trained, split, rows)
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": process.peak_rss_mib()}
     results["versions"] = process.versions()
     if train_seconds is None and paths.results(saved_as).exists():
@@ -322,5 +322,6 @@ def describe(
             for feature in features
         ],
         "images": {"used": n_used, **left_out},
+        **heads_told(config, split),
         "recipe": config.recipe,
     }

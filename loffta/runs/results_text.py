@@ -49,6 +49,7 @@ class Counted(Part):
     used: Natural
     bad: Natural
     unlabelled: Natural = 0
+    trained_on: Natural = 0  # of those used
 
 
 class Relevance(Part):
@@ -162,6 +163,13 @@ class Folds(Part):
     metrics: dict[str, FoldMetric]
 
 
+class FoldHeads(Part):
+    """Whose the figures are where heads of all folds meet all images: `per_seed` has a value for every head."""
+
+    folds: int = Field(ge=2)
+    seeds: int = Field(ge=1)  # of each fold
+
+
 class Point(Part):
     """A size of a learning curve: the headline metric, mean over draws and seeds."""
 
@@ -268,6 +276,7 @@ class Results(Part):
     online: Online | None = None
     labels: str | None = None  # the set or file of annotations that says what is right; None: the image set's own
     folds: Folds | None = None
+    heads: FoldHeads | None = None
     learning_curve: LearningCurve | None = None
 
     def as_json(self) -> dict[str, Any]:

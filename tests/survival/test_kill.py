@@ -23,6 +23,7 @@ from tests.fakes import FakeBackbone, PngSource, cache_files, fake_config
 from tests.forked import Forked
 from tests.survival.commands import VIT, Command, loffta
 
+TIMED = ("config.yaml", "log.txt", "training.json", "results-out-of-fold.json")  # names of folders, or seconds
 SETTLED = ("stores/**/*", "targets/**/*", "done/**/*", "images.parquet", "cache.json")
 
 
@@ -208,3 +209,28 @@ def test_kill_9_while_a_checkpoint_is_written(tmp_path):
     assert list((tmp_path / "run").rglob("*.part")) == []
     heads = [(tmp_path / name / "seed-0" / "head.safetensors").read_bytes() for name in ("run", "whole")]
     assert heads[0] == heads[1]
+
+
+def test_kill_9_in_later_folds(tmp_path):
+    """Where the second fold is trained and not saved, and in the middle of the third: what was finished stays as it is,
+    and all ends as without a kill.
+    """
+    cache = toy_cache(tmp_path / "cache").paths.root
+    words = ["train", cache, "--head", "linear", "--folds", "3", "--seeds", "2", "--checkpoint-s", "1e-9"]
+    words += ["--device", "cpu", "--set", "epochs=2", "--set", "batch_size=8", "--out"]
+    loffta(tmp_path, *words, tmp_path / "whole")
+    run, kept = tmp_path / "run", {}
+    for fold, function, n_held in ((1, "turns:_save", 2), (2, "fit:_train_batch", 4)):
+        command = Command(tmp_path, *words, run, hold=f"loffta.training.{function}", n_hold=n_held).wait_held()
+        assert command.signal(signal.SIGKILL).finish().code == -signal.SIGKILL
+        assert [path.parent.name for path in run.rglob("checkpoint.safetensors")] == [f"fold-{fold}"]
+        heads = {path: path.stat().st_mtime_ns for path in run.rglob("head.safetensors")}
+        assert {path.parts[-3] for path in heads} == {f"fold-{k}" for k in range(fold)}
+        assert kept.items() <= heads.items(), "they are not trained again"
+        kept = heads
+    loffta(tmp_path, *words, run)
+    left, wanted = (
+        {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file() and p.name not in TIMED}
+        for root in (run, tmp_path / "whole")
+    )
+    assert left == wanted
