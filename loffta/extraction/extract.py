@@ -26,6 +26,7 @@ from loffta.images.geometry import View
 from loffta.images.sources import ImageSource, open_source
 from loffta.look import OLD
 from loffta.machine import process
+from loffta.machine.deadline import check_time
 from loffta.machine.progress import Progress, say
 from loffta.store.asked import asked_rows
 from loffta.store.cache import CachedArray
@@ -138,10 +139,15 @@ def extract(
         lacking = (unit for unit in todo if begun.lacks(unit))  # another process may have written it
         due = ((unit, [row for row in begun.due(unit) if row not in begun.cache.table.gone]) for unit in lacking)
         stream = ImageStream(source, begun.cache.table, begun.sizes, pool, due, n_ahead=2 * batch_size)
+        longest_s = 0.0  # of a unit
         for images in stream:
+            if report.units:  # the first is begun in any case, else a short job would never get on
+                check_time(longest_s, f"unit {images.unit}")
+            began = time.monotonic()
             for n_done in _extract_unit(begun, images, batch_size, sink, targets, stop):
                 waiting = f"{stream.waited_s / progress.seconds:.0%} waiting for images"
                 progress.advance(n_done, f"{waiting}, {sink.n_bytes / 1e9:.1f} GB")
+            longest_s = max(longest_s, time.monotonic() - began)
             report.units += 1
             report.images += len(images.rows)
         report.waited_s = stream.waited_s

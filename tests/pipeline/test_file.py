@@ -11,7 +11,8 @@ from loffta.config import BackboneConfig, ExtractConfig, OnlineConfig, TrainConf
 from loffta.dataset.command_lines import extract_arguments, train_arguments
 from loffta.errors import LofftaError, UsageError
 from loffta.heads import HEADS
-from loffta.pipeline.file import PipelineConfig, choose, make_pipeline, overrule_recipes, read_pipeline
+from loffta.pipeline.file import PipelineConfig, choose, overrule_recipes, read_pipeline
+from loffta.pipeline.plan import make_pipeline
 
 EXTRACTIONS = [
     {"source": "demo:digits", "cache": "some cache", "backbones": [{"name": "a"}]},
