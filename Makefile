@@ -10,11 +10,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint
+.PHONY: help demo demo-dense test test-long lint
 .NOTPARALLEL:  # two pips in one environment tear each other's files
 
 help:
 	@echo "make demo       caches, trains and reports on real images that come with the packages; result in demo-run/"
+	@echo "make demo-dense the same per pixel: classes, metres, borders, boxes, objects; result in demo-dense-run/"
 	@echo "make test       every test that takes seconds"
 	@echo "make test-long  the tests that take minutes (kill and resume at 50 moments)"
 	@echo "make lint       ruff, mypy and the import contracts"
@@ -22,6 +23,9 @@ help:
 
 demo: .venv/.installed-demo
 	$(BIN)/loffta demo
+
+demo-dense: .venv/.installed-demo
+	$(BIN)/loffta demo --dense
 
 test: .venv/.installed-test
 	$(BIN)/python -m pytest -q -m "not long" -n 2 --dist loadfile

@@ -4,7 +4,8 @@
     loffta run vtab1k/single.yaml --data DATA --out OUT --small [--tasks cifar,dtd]
 
 The first writes image sets in the layout of the real ones, made of scikit-learn's handwritten digits: three classes, a
-few images each. The second's --small puts tiny networks with random weights in the place of the real ones.
+few images each; VOC, COCO and NYU are flat objects before a wall (`standin_dense`). The second's --small puts tiny
+networks with random weights in the place of the real ones.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from loffta.errors import LofftaError
 from loffta.pipeline.file import DATA, choose, read_pipeline
 from loffta.pipeline.small import SMALL_CLASS
 from loffta.words import printable
+
+from . import standin_dense
 
 HERE = Path(__file__).parent
 CLASSES = 3
@@ -48,8 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def write(source: str, data: Path) -> None:
     """Writes the image set that `source` names, {data} being `data`, in the layout that its kind has."""
-    kind, _, place = source.partition(":")
-    LAYOUTS[kind](Path(place.replace(DATA, str(data))), digits())
+    kind, _, named = source.partition(":")
+    place = Path(named.partition("#")[0].replace(DATA, str(data)))
+    if kind in standin_dense.LAYOUTS:
+        standin_dense.LAYOUTS[kind](place)
+    else:
+        LAYOUTS[kind](place, digits())
 
 
 def digits() -> Images:
@@ -89,14 +96,25 @@ def write_vtab(root: Path, images: Images) -> None:
 
 
 def write_table(file: Path, images: Images) -> None:
-    """A CSV file with the columns image, label and split."""
+    """A CSV file with the columns image, label, split and mask: 0 for paper, 1 + label for ink."""
     rows = []
     for split, found in images.items():
         for i, (data, label) in enumerate(found):
-            _put(file.parent / "images" / f"{split}-{i:04d}.jpg", data)
-            rows.append((f"images/{split}-{i:04d}.jpg", label, split))
+            name = f"images/{split}-{i:04d}"
+            _put(file.parent / f"{name}.jpg", data)
+            _put(file.parent / f"{name}.png", _mask(data, label))
+            rows.append((f"{name}.jpg", label, split, f"{name}.png"))
     with file.open("w", newline="") as handle:
-        csv.writer(handle).writerows([("image", "label", "split"), *rows])
+        csv.writer(handle).writerows([("image", "label", "split", "mask"), *rows])
+
+
+def _mask(picture: bytes, label: int) -> bytes:
+    from PIL import Image
+
+    ink = Image.open(io.BytesIO(picture)).convert("L").point(lambda grey: (label + 1) * (grey > 127))
+    buffer = io.BytesIO()
+    ink.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def write_shards(pattern: Path, images: Images) -> None:

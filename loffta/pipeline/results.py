@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from loffta.errors import UsageError
 from loffta.files.durable import replace_file
 from loffta.machine.progress import say as warn
+from loffta.pipeline.dense_table import format_dense
 from loffta.pipeline.plan import Pipeline
 from loffta.pipeline.summary import format_summary, summarise
 from loffta.reporting import StageCost, read_good_runs, write_report
@@ -20,7 +22,7 @@ Say: TypeAlias = Callable[[str], None]
 
 
 def write_results(pipeline: Pipeline, costs: Sequence[StageCost], out: Path, say: Say) -> dict[str, Any]:
-    """A report for each task that has results, and the summary of all; without tasks the report alone.
+    """A report for each task that has results, and the summary of all; without tasks the report alone, and a table of dense runs.
 
     Args:
         costs: of stages, under their names.
@@ -33,13 +35,19 @@ def write_results(pipeline: Pipeline, costs: Sequence[StageCost], out: Path, say
         if done:
             of_task = f"{done[0].task.name}/" if done[0].task else ""
             (split, *others) = {run.split for run in done}
-            found, left_out = read_good_runs([run.path for run in done], None if others else split)
+            try:
+                found, left_out = read_good_runs([run.path for run in done], None if others else split)
+            except UsageError as error:  # runs that reports cannot show: the summary can
+                warn(f"no report {report}: {error.what}")
+                continue
             for bad in left_out:
                 warn(f"left out: {bad.why}")
             write_report(found, report, stages=[cost for cost in costs if cost.name.startswith(of_task)])
             say(f"report: {report}")
             reports.append(str(report))
     if any(run.task is None for run in pipeline.runs):
+        for line in (format_dense(pipeline.runs) or "").splitlines():
+            say(line)
         return {"reports": reports, "summary": None}
     summary = summarise(pipeline.runs)
     text = format_summary(summary)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from loffta.heads import DENSE_HEADS
 from loffta.pipeline.file import PipelineConfig
 
 SMALL_CLASS = 8  # training images of a class, of the stand-ins
@@ -18,14 +19,17 @@ SMALL_RECIPE = {"epochs": 2, "min_steps": 1}
 SMALL_HEADS: dict[str, dict[str, Any]] = {  # two blocks of a transformer show as much as twelve
     "combo": {"width": 32, "depth": 2},
     "loff": {"width": 32, "depth": 2, "n_heads": 2},
+    "dpt": {"width": 16},
 }
+SMALL_MAPS = {"output_px": 32}  # of dense heads
 SMALL_SEARCH = {"search_lr": [1e-3, 1e-2], "search_weight_decay": [1e-4]}
 
 
 def shrink(config: PipelineConfig) -> PipelineConfig:
     """The same stages with tiny networks: inputs of 32 px (64 where they were above 256), two epochs, seeds and draws.
 
-    Heads that are transformers have two narrow blocks; a search tries two rates.
+    Heads that are transformers have two narrow blocks; a search tries two rates. Targets and outputs of dense heads
+    have 32 px; of views two are left.
 
     Backbones take the tiny ones in order of appearance. Left out are backbones that are more than there are tiny ones,
     or tiny ones with a final norm where that is stored, and taps of blocks that these lack.
@@ -38,7 +42,8 @@ def shrink(config: PipelineConfig) -> PipelineConfig:
     return config.model_copy(
         update={
             "extract": {
-                cache: values | {"backbones": [_tiny(b, names) for b in values["backbones"] if _has_tiny(b, names)]}
+                cache: _few(values)
+                | {"backbones": [_tiny(b, names) for b in values["backbones"] if _has_tiny(b, names)]}
                 for cache, values in config.extract.items()
             },
             "train": {run: _short(values, names) for run, values in config.train.items()},
@@ -46,10 +51,17 @@ def shrink(config: PipelineConfig) -> PipelineConfig:
     )
 
 
+def _few(values: dict[str, Any]) -> dict[str, Any]:
+    """An extraction with small targets, and two views where there were more."""
+    small = {"target_px": 32} if values.get("targets") else {}
+    return values | small | ({"views": min(2, values["views"])} if values.get("views") else {})
+
+
 def _short(values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     """A run of few steps."""
     features = [str(feature).split(":") for feature in values.get("features", ())]
     recipe = values.get("recipe", {}) | SMALL_RECIPE | SMALL_HEADS.get(values["head"], {})
+    recipe |= SMALL_MAPS if values["head"] in DENSE_HEADS else {}
     short = values | {
         "features": [":".join([names.get(name, name), *taps]) for name, *taps in features],
         "recipe": recipe | (SMALL_SEARCH if values.get("search") else {}),

@@ -30,23 +30,6 @@ FILES = sorted(str(path.relative_to(HERE)) for path in HERE.glob("*/*.yaml") if 
 UNIVERSE = {"vtab1k": 19, "loff-ta": 5, "fusion": 20, "few-shot": 6}
 
 
-@pytest.fixture
-def in_process(monkeypatch):
-    """Stages run here: an import of torch a stage would make minutes of seconds. Real processes: test_stages.py."""
-
-    ended = []
-
-    def start(self, name, command, environment):
-        text = io.StringIO()
-        with contextlib.redirect_stdout(text):
-            code = loffta(list(command[3:]))
-        ended.append((name, code, text.getvalue()))
-
-    monkeypatch.setattr(local._Children, "start", start)
-    monkeypatch.setattr(local._Children, "wait", lambda self: ended.pop())
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
-
-
 @pytest.mark.parametrize("file", FILES)
 def test_every_file_makes_stages_and_recipes_that_parse(file):
     config = read_pipeline(HERE / file)
