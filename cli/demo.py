@@ -1,4 +1,4 @@
-"""`loffta demo`: pipelines/demo.yaml, or with --dense demo-dense.yaml, as local processes, then a table and a report."""
+"""`loffta demo`: pipelines/demo.yaml or demo-dense.yaml as local processes, then a table and a report."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Stand-ins of image sets with dense targets: three flat objects before a wall, in the layouts of VOC, COCO and NYU.
 
 In:  the folder or file that a source names.   Out: files as the real archives have them. Called by `standin`.
-Objects are as large as COCO's large ones, three an image, so that every task of every pipeline has something to measure.
+Objects are as large as COCO's large ones, three an image, so that every task has something to measure.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-IMAGES = {"train": 8, "val": 4}
-SIZE = (240, 330)  # an object then has 100 x 100 pixels: COCO's large begin above 96 x 96
+IMAGES = {"train": 6, "val": 2}
+SIZE = (110, 330)  # an object has 100 x 100 pixels: COCO's large begin above 96 x 96
 NYU_SIZE = (480, 640)  # the Eigen crop is of that size alone
 VOID = 255
 STUFF = 120  # of the wall, in COCO-Stuff's masks

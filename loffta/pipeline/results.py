@@ -22,7 +22,8 @@ Say: TypeAlias = Callable[[str], None]
 
 
 def write_results(pipeline: Pipeline, costs: Sequence[StageCost], out: Path, say: Say) -> dict[str, Any]:
-    """A report for each task that has results, and the summary of all; without tasks the report alone, and a table of dense runs.
+    """A report for each task that has results, and the summary of all; without tasks the report alone, and a
+    table of dense runs.
 
     Args:
         costs: of stages, under their names.

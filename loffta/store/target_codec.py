@@ -31,7 +31,7 @@ def encode_target(target: NativeTarget) -> bytes:
     assert target.map is not None, "a target is a map or boxes"
     buffer = io.BytesIO()
     if target.kind == "depth":
-        np.save(buffer, target.map, allow_pickle=False)
+        np.save(buffer, np.ascontiguousarray(target.map), allow_pickle=False)  # by rows: MATLAB, so NYU, has columns
         return buffer.getvalue()
     from PIL import Image  # 50 ms, which only who reads or writes targets spends
 

@@ -1,11 +1,14 @@
 """What the tests of this folder share."""
 
+import contextlib
+import io
 import shutil
 import signal
 
 import pytest
 from loffta_cli.main import main
 
+from loffta.pipeline import local
 from tests.cli.small import SMALL, VIT
 
 
@@ -44,3 +47,21 @@ def sound(tmp_path_factory):
 @pytest.fixture
 def cache(sound, tmp_path):
     return shutil.copytree(sound, tmp_path / "cache")
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Stages of a pipeline run here: an import of torch a stage would make minutes of seconds. Real processes:
+    tests/pipeline/test_local.py."""
+
+    ended = []
+
+    def start(self, name, command, environment):
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text):
+            code = main(list(command[3:]))
+        ended.append((name, code, text.getvalue()))
+
+    monkeypatch.setattr(local._Children, "start", start)
+    monkeypatch.setattr(local._Children, "wait", lambda self: ended.pop())
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")

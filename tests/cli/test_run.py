@@ -1,7 +1,5 @@
 """Every pipeline on stand-ins of its data with tiny networks, from its file to its summary; and what fails."""
 
-import contextlib
-import io
 import json
 import re
 from pathlib import Path
@@ -19,7 +17,6 @@ from loffta.heads.fusion import FusionRecipe
 from loffta.heads.linear import LinearRecipe
 from loffta.heads.recipe import Recipe
 from loffta.online import head_of
-from loffta.pipeline import local
 from loffta.pipeline.file import read_pipeline
 from loffta.pipeline.plan import make_pipeline
 from loffta.runs.run import RunPaths, read_results
@@ -27,13 +24,19 @@ from loffta.tasks.figures import show
 
 HERE = Path(standin.__file__).parent
 FILES = sorted(str(path.relative_to(HERE)) for path in HERE.glob("*/*.yaml") if path.name != "tasks.yaml")
-UNIVERSE = {"vtab1k": 19, "loff-ta": 5, "fusion": 20, "few-shot": 6}
+DENSE_FILES = [file for file in FILES if file.startswith(("deap/", "dense/"))]
+UNIVERSE = {"vtab1k": 19, "loff-ta": 5, "fusion": 20, "few-shot": 6, "deap": 1, "dense": 1}
+UNIVERSE |= {"dense/linear-fixed.yaml": 2, "dense/dinov2-linear.yaml": 2}
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_file_makes_stages_and_recipes_that_parse(file):
     config = read_pipeline(HERE / file)
-    assert len(config.tasks) == len({task.name for task in config.tasks}) == UNIVERSE[file.split("/")[0]]
+    assert (
+        len(config.tasks)
+        == len({task.name for task in config.tasks})
+        == UNIVERSE.get(file, UNIVERSE[file.split("/")[0]])
+    )
     pipeline = make_pipeline(config, Path("out"), where=HERE / file, data=Path("data"))
     assert len({stage.name for stage in pipeline.stages}) == len(pipeline.stages)
     for values in config.train.values():
@@ -58,7 +61,7 @@ def test_every_file_says_how_it_is_run_and_what_to_expect(file):
     assert all(re.search(rf"^# {word}", head, re.M) for word in ("Expect", "Needs:", "Bytes:", "Hours:"))
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", [file for file in FILES if file not in DENSE_FILES])
 def test_a_pipeline_runs_from_end_to_end(file, tmp_path, in_process, capsys):
     """Every run, the optional ones too."""
     config = read_pipeline(HERE / file)
