@@ -1,12 +1,12 @@
 """Each dense pipeline's resize, ignored pixels and metric against slow plain versions, on its own recipe and image set.
 
-What is right is read from the files of the stand-in, or known from how it was drawn; outputs are random with some signal.
+What is right is read from the files of the stand-in, or known from how it was drawn; outputs are
+random, with some signal in them.
 """
 
 import contextlib
 import csv
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,7 +164,7 @@ def check_detection(settings, kind, data, n_classes, rng):
 
 
 def check_instances(settings, kind, data, n_classes, rng):
-    """Outputs whose pixels lie in three heaps, so that any k-means finds these: the heaps are compared with the objects."""
+    """Pixels that lie in three heaps, so that any k-means finds these: heaps are compared with objects."""
     outputs, scores = [], []
     heaps = rng.normal(size=(3, settings.embedding_dim)) * 20
     for number in TEST:

@@ -49,6 +49,14 @@ def test_native_targets_come_back_whole(cache, kind):
     assert cache.target_kinds() == list(TARGET_KINDS)
 
 
+def test_depth_that_lies_by_columns_is_written_by_rows():
+    """MATLAB's arrays do, and so NYU's; readers take rows alone."""
+    depth = np.arange(12, dtype=np.float32).reshape(4, 3).T
+    data = encode_target(NativeTarget("depth", 3, 4, map=depth))
+    assert np.load(io.BytesIO(data)).flags.c_contiguous
+    assert np.array_equal(read_target("depth", 3, 4, data).map, depth)
+
+
 def test_objects_are_counted(cache):
     boxes, instances = random_target("boxes", 3), random_target("instances", 3)
     assert cache.native("boxes").n_objects[3] == len(boxes.boxes.classes)
