@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-IMAGES = {"train": 6, "val": 2}
+IMAGES = {"train": 4, "val": 2}
 SIZE = (110, 330)  # an object has 100 x 100 pixels: COCO's large begin above 96 x 96
 NYU_SIZE = (480, 640)  # the Eigen crop is of that size alone
 VOID = 255

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from loffta.errors import UsageError
+from loffta.errors import LofftaError
 from loffta.files.durable import replace_file
 from loffta.machine.progress import say as warn
 from loffta.pipeline.dense_table import format_dense
@@ -38,7 +38,7 @@ def write_results(pipeline: Pipeline, costs: Sequence[StageCost], out: Path, say
             (split, *others) = {run.split for run in done}
             try:
                 found, left_out = read_good_runs([run.path for run in done], None if others else split)
-            except UsageError as error:  # runs that reports cannot show: the summary can
+            except LofftaError as error:  # none that a report can show: the summary is not lost for it
                 warn(f"no report {report}: {error.what}")
                 continue
             for bad in left_out:

@@ -16,36 +16,34 @@ from tests.written import whole_results
 
 @pytest.mark.parametrize("file", DENSE_FILES)
 def test_a_dense_pipeline_runs_from_end_to_end(file, tmp_path, in_process, capsys):
-    """Every run, the optional ones too; the metric of the file is there, and the protocol beside it."""
+    """The metric of the file is there, and the protocol beside it. Ablations and rivals run once, in VOC's."""
     config = read_pipeline(HERE / file)
-    assert standin.main([file, str(tmp_path / "data")]) == 0
-    words = [file, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--small", "--test", "cached"]
-    assert loffta(["run", *words, "--runs", ",".join(config.train)]) == 0, capsys.readouterr().err
+    task, optional = config.tasks[-1], () if file == "deap/voc.yaml" else config.optional
+    names = [name for name in config.train if name not in optional]
+    assert standin.main([file, str(tmp_path / "data"), "--tasks", task.name]) == 0
+    words = [file, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--tasks", task.name, "--small"]
+    words += ["--test", "cached", "--runs", ",".join(names)]
+    assert loffta(["run", *words]) == 0, capsys.readouterr().err
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["missing"] == []
-    assert list(summary["tasks"]) == [task.name for task in config.tasks]
-    for task in config.tasks:
-        for name, by_backbone in summary["tasks"][task.name]["runs"].items():
-            for backbone, per_seed in by_backbone.items():
-                run = f"{name}-{backbone}" if backbone else name
-                results = read_results(
-                    RunPaths(tmp_path / "out" / task.name / "runs" / run).results(task.test_on or "test")
-                )
-                assert results["protocol"] == config.train[name]["protocol"]
-                assert results["metrics"][task.metric]["per_seed"] == per_seed
+    assert list(summary["tasks"][task.name]["runs"]) == names
+    for name, by_backbone in summary["tasks"][task.name]["runs"].items():
+        for backbone, per_seed in by_backbone.items():
+            run = RunPaths(tmp_path / "out" / task.name / "runs" / (f"{name}-{backbone}" if backbone else name))
+            results = read_results(run.results(task.test_on or "test"))
+            assert results["protocol"] == config.train[name]["protocol"]
+            assert results["metrics"][task.metric]["per_seed"] == per_seed
 
 
 def dense_results(task, metric, value):
-    return whole_results({metric: [value]}) | {
-        "task": task,
-        "protocol": "demo",
-        "dense": {"adapter_parameters": 1234},
-        "train_seconds": 5.0,
-    }
+    dense = {"target": "mask", "classes": [], "targets": "00ff", "output_px": 64, "settings": {}}
+    dense["adapter_parameters"] = 1234
+    return whole_results({metric: [value]}) | {"task": task, "protocol": "demo", "dense": dense, "train_seconds": 5.0}
 
 
 def test_the_dense_demo_shows_tasks_and_the_best_runs_first(tmp_path, monkeypatch, capsys):
-    """All five tasks are planned; the table has the runs that have results, errors from the smallest."""
+    """All five tasks are planned; the table has the runs that have results, errors from the smallest. Stages do nothing
+    here, so that there is no run that a report could show: the table comes all the same."""
     config = read_pipeline(HERE / "demo-dense.yaml")
     runs = make_pipeline(config, tmp_path, where=HERE / "demo-dense.yaml").runs
     assert len(runs) == 15
