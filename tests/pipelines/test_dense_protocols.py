@@ -97,6 +97,8 @@ def check_segmentation(settings, kind, data, n_classes, rng):
 def check_depth(settings, kind, data, n_classes, rng):
     n_outputs = settings.depth_bins if settings.depth_as == "bins" else 1
     outputs = [rng.normal(3, 2, (n_outputs, 6, 8)) for _ in TEST]
+    for output in outputs if n_outputs > 1 else ():  # each cell means a depth of its own
+        np.put_along_axis(output, rng.integers(0, n_outputs, (1, 6, 8)), 2000, axis=0)
     errors = []
     for output, number in zip(outputs, TEST, strict=True):
         metres = output.clip(0) + 0.001
@@ -221,7 +223,8 @@ def test_a_protocol_measures_what_a_slow_reference_does(file, run, task, data):
         for output, native in zip(outputs, natives, strict=True)
     ]
     found = asked.metrics(records, [str(i) for i in range(n_classes)], settings)
-    assert {metric: found[metric] for metric in expected} == pytest.approx(expected, rel=1e-3)
+    close = 1e-5 if kind == "depth" else 1e-3  # a pixel may be another's where two classes are as good
+    assert {metric: found[metric] for metric in expected} == pytest.approx(expected, rel=close)
     assert 0.02 < expected[task.metric] < (9 if "rmse" in task.metric else 0.98)
 
 
