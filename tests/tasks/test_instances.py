@@ -55,7 +55,7 @@ def test_the_loss_is_cross_entropy_over_all_instances():
 @pytest.mark.parametrize("n_sampled", [9, 4])
 def test_objects_that_a_crop_has_taken_away_keep_their_places(n_sampled):
     """Of three objects of an image the first and the last are gone, of another image all: no other's proxy is met."""
-    outputs, targets, proxies = draw_batch()
+    outputs, _, proxies = draw_batch()
     maps = torch.zeros(3, 8, 8, dtype=torch.int32)
     maps[0, 2:4] = 2
     cropped = TargetBatch(maps.to(torch.uint16), first_instance=torch.tensor([3, 6, 9]))

@@ -20,6 +20,7 @@ from loffta.machine.process import StopFlag
 from loffta.runs.claims import take
 from loffta.runs.run import RunLog, RunPaths, read_predictions, read_results
 from loffta.store.zarr_reader import open_array
+from loffta.targets import NativeTarget
 from loffta.tasks.dense import DENSE_TASKS
 from loffta.training import fit as loop
 from loffta.training.cached import CachedSupply
@@ -27,7 +28,8 @@ from loffta.training.fit import Session, fit
 from loffta.training.loss import Mix
 from loffta.training.train import train
 from tests import dense as given
-from tests.training.denseruns import N_TEST, N_TRAIN, config_of, dense_cache, go
+from tests.caches import FakeStore, make_cache, make_table
+from tests.training.denseruns import N_TEST, N_TRAIN, config_of, dense_cache, enlarged, go, scenes
 
 KINDS = ("mask", "instances", "depth", "boxes")
 PERFECT = {"epochs": 60, "batch_size": 20, "lr": 0.05, "weight_decay": 0.0}
@@ -49,6 +51,22 @@ def test_features_that_say_the_class_are_read_almost_without_error(perfect):
     _, results = perfect
     assert results["metrics"]["miou"]["mean"] > 0.95
     assert results["metrics"]["pixel_accuracy"]["mean"] > 0.98
+
+
+def test_features_of_the_centre_are_measured_there(tmp_path):
+    """Of 32 x 48 pixels the features show 16 x 16 in the middle; around it all is of another class."""
+    cells, shown = scenes(N_TRAIN + N_TEST), {"resize": "crop", "crop_pct": 0.5, "crop_mode": "center"}
+    grids = np.eye(3, dtype=np.float32)[cells]
+    table = make_table(np.arange(len(cells)) % 2, ["train"] * N_TRAIN + ["test"] * N_TEST)
+    cache = make_cache(tmp_path / "cache", table, [FakeStore("net", {"a": grids}, shown=shown)])
+    masks, squares = np.full((len(cells), 32, 48), 2, np.uint8), enlarged(cells, 16, 16)
+    masks[:, 8:24, 16:32] = squares
+    given.write_native(cache, "mask", [NativeTarget("mask", 32, 48, map=mask) for mask in masks])
+    given.write_maps(cache, "mask", squares, shown)
+    results = go(cache, tmp_path / "run", "dense-linear", recipe=PERFECT)
+    assert results["metrics"]["pixel_accuracy"]["mean"] > 0.98
+    assert results["dense"]["per_class"][2]["pixels"] == (squares[N_TRAIN:] == 2).sum()
+    assert results["dense"]["geometry"] == shown
 
 
 def outputs_by_hand(cache, out, seed, rows):
