@@ -98,8 +98,16 @@ def choose_any_task(cache: Cache, head: str, name: str) -> str:
             where=f"--head {head} --task {name}",
             remedy=f"use --task {' or '.join(DENSE_TASKS)}, or another --head",
         )
+    able_to = find_head(head).tasks or tuple(DENSE_TASKS)
+    if name not in ("auto", *able_to):
+        raise UsageError(
+            f"head '{head}' is for {' or '.join(able_to)}",
+            where=f"--head {head} --task {name}",
+            remedy=f"use --task {able_to[0]}, or another --head",
+        )
+    name = able_to[0] if len(able_to) == 1 else name
     kinds = cache.target_kinds()
-    fitting = [known for known, task in DENSE_TASKS.items() if task.target in kinds and name in ("auto", known)]
+    fitting = [known for known in able_to if DENSE_TASKS[known].target in kinds and name in ("auto", known)]
     if not fitting:
         wanted = "mask" if name == "auto" else DENSE_TASKS[name].target
         what = "any targets of pixels or objects" if name == "auto" else f"the targets of {name}, '{wanted}'"

@@ -21,6 +21,7 @@ from loffta.heads.combo_deap import ComboDeapHead, ComboDeapRecipe
 from loffta.heads.deap import DeapHead, DeapRecipe
 from loffta.heads.deconv import DeconvHead, DeconvRecipe
 from loffta.heads.dense import DenseBase, DenseRecipe
+from loffta.heads.dense_knn import DenseKnnHead, DenseKnnRecipe
 from loffta.heads.dense_linear import DenseLinearHead, DenseLinearRecipe
 from loffta.heads.dpt import DptHead, DptRecipe
 from loffta.heads.featup import FeatupHead, FeatupRecipe
@@ -99,6 +100,7 @@ class HeadEntry(NamedTuple):
     recipe: type[Recipe]
     label: str | None = None  # what reports call it where its name alone would claim too much
     dense: bool = False  # it gives maps: a DenseBase, which is built by `build_dense_head`
+    tasks: tuple[str, ...] | None = None  # dense tasks that it is for; None: all
 
 
 HEADS: dict[str, HeadEntry] = {
@@ -110,6 +112,7 @@ HEADS: dict[str, HeadEntry] = {
     "head2toe": HeadEntry(Head2ToeHead, Head2ToeRecipe),
     "smp": HeadEntry(SmpHead, SmpRecipe, label="smp (our approximation)"),
     "dense-linear": HeadEntry(DenseLinearHead, DenseLinearRecipe, dense=True),
+    "dense-knn": HeadEntry(DenseKnnHead, DenseKnnRecipe, dense=True, tasks=("segmentation",)),
     "deap": HeadEntry(DeapHead, DeapRecipe, dense=True),
     "combo-deap": HeadEntry(ComboDeapHead, ComboDeapRecipe, dense=True),
     "bicubic": HeadEntry(BicubicHead, BicubicRecipe, dense=True),

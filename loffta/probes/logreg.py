@@ -40,8 +40,8 @@ CS = tuple(10.0**power for power in range(-6, 6))  # the range of DINOv2's 45, i
 GAP = 1e-5  # the digits' objectives are 3e-5 too high at most
 N_PASSES = 1000  # of a C at most: DINOv2's bound
 
-# Rows times columns times targets of one of Newton's products, below which torch gets one thread: of 1,000 rows with 320
-# columns and 10 targets a path took 0.24 s of the processor with one, 1.56 s with two on a machine that others use
+# Rows times columns times targets of one of Newton's products, below which torch gets one thread: of 1,000 rows with
+# 320 columns and 10 targets a path took 0.24 s of the processor with one, 1.56 s with two on CPUs that others use
 _SMALL = 4_000_000
 
 _ARMIJO = 1e-4  # Nocedal and Wright, algorithm 3.1

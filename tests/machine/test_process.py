@@ -48,9 +48,10 @@ def test_small_products_get_one_thread_and_give_the_others_back(small, expected)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        with pytest.raises(ValueError, match="in it"), process.one_thread(small):
-            assert torch.get_num_threads() == expected
-            raise ValueError("in it")
+        with contextlib.suppress(ValueError), process.one_thread(small):
+            used = torch.get_num_threads()
+            raise ValueError("what goes wrong gives them back, too")
+        assert used == expected
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

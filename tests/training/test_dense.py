@@ -26,6 +26,7 @@ from loffta.training import fit as loop
 from loffta.training.cached import CachedSupply
 from loffta.training.fit import Session, fit
 from loffta.training.loss import Mix
+from loffta.training.remember import remember
 from loffta.training.train import train
 from tests import dense as given
 from tests.caches import FakeStore, make_cache, make_table
@@ -261,6 +262,38 @@ def test_a_search_chooses_by_the_main_metric(cache, tmp_path):
     results = go(cache, tmp_path / "run", "dense-linear", recipe=recipe, search=True)
     assert results["search"]["metric"] == "miou"
     assert results["search"]["chosen"]["lr"] == 0.05
+
+
+def test_patches_are_remembered_in_one_pass(cache, tmp_path, capsys):
+    results = go(cache, tmp_path / "run", "dense-knn", "auto", seeds=2, recipe={"memory": 400})
+    assert results["metrics"]["miou"]["mean"] > 0.85
+    kept = [load_file(RunPaths(tmp_path / "run").head(seed)) for seed in range(2)]
+    assert [len(one["cells"]) for one in kept] == [(400 // (N_TRAIN - 1)) * (N_TRAIN - 1)] * 2
+    assert not torch.equal(kept[0]["cells"], kept[1]["cells"])
+    again = evaluate(tmp_path / "run", "test", cache=cache, output_px=32, device="cpu")
+    assert again["metrics"]["miou"]["mean"] == pytest.approx(results["metrics"]["miou"]["mean"], abs=0.05)
+    assert go(cache, tmp_path / "folds", "dense-knn", folds=2)["metrics"]["miou"]["mean"] > 0.85
+    session, recipe = session_of(cache, tmp_path / "stopped", "dense-knn", "segmentation")
+    member = session.member(recipe, 0)
+    with session.feed(np.array([0, 1]), recipe) as feed:
+        session.stop.signal = signal.SIGTERM
+        with pytest.raises(Stopped, match="the same command begins anew"):
+            remember(session, feed, [member], session.keeper("final", feed, [member]), title="train")
+    for changed, words in (
+        ({"task": "depth"}, "head 'dense-knn' is for segmentation"),
+        ({"search": True}, "remembers the images as they are"),
+        ({"augment": {"hflip_p": 0.5}}, "remembers the images as they are"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            go(cache, tmp_path / "refused", "dense-knn", **changed)
+
+
+def test_a_memory_of_nothing_is_refused(tmp_path):
+    cache = dense_cache(tmp_path / "cache", n_train=4, n_test=2, kinds=())
+    given.write_native(cache, "mask", [NativeTarget("mask", 16, 16, map=np.full((16, 16), 255, np.uint8))] * 6)
+    given.write_maps(cache, "mask", np.full((6, 16, 16), 255))
+    with pytest.raises(LofftaError, match="none of the 4 images has a labelled pixel"):
+        go(cache, tmp_path / "run", "dense-knn")
 
 
 def test_the_backbone_that_says_something_is_selected(tmp_path):
