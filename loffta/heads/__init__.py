@@ -112,13 +112,13 @@ HEADS: dict[str, HeadEntry] = {
     "head2toe": HeadEntry(Head2ToeHead, Head2ToeRecipe),
     "smp": HeadEntry(SmpHead, SmpRecipe, label="smp (our approximation)"),
     "dense-linear": HeadEntry(DenseLinearHead, DenseLinearRecipe, dense=True),
-    "dense-knn": HeadEntry(DenseKnnHead, DenseKnnRecipe, dense=True, tasks=("segmentation",)),
     "deap": HeadEntry(DeapHead, DeapRecipe, dense=True),
     "combo-deap": HeadEntry(ComboDeapHead, ComboDeapRecipe, dense=True),
     "bicubic": HeadEntry(BicubicHead, BicubicRecipe, dense=True),
     "deconv": HeadEntry(DeconvHead, DeconvRecipe, dense=True),
     "featup": HeadEntry(FeatupHead, FeatupRecipe, dense=True),
     "dpt": HeadEntry(DptHead, DptRecipe, dense=True),
+    "dense-knn": HeadEntry(DenseKnnHead, DenseKnnRecipe, dense=True, tasks=("segmentation",)),
 }
 IMAGE_HEADS = tuple(name for name, entry in HEADS.items() if not entry.dense)
 DENSE_HEADS = tuple(name for name, entry in HEADS.items() if entry.dense)
