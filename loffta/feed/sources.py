@@ -18,8 +18,7 @@ from torch import Tensor
 
 from loffta.dataset.features import Feature
 from loffta.feed.modes import Mode, Placement
-from loffta.store.reader import ArrayReader
-from loffta.store.zarr_reader import ZarrReader, open_array
+from loffta.store.zarr_reader import AnyReader, open_array
 
 _LOAD_BYTES = 64 << 20  # read at once while features are loaded into memory
 
@@ -44,7 +43,7 @@ class StreamedArray:
     """Reads one array for each batch: the union of its features' taps, once."""
 
     def __init__(
-        self, reader: ArrayReader | ZarrReader, features: Sequence[Feature], members: Sequence[int], rows: NDArray[Any]
+        self, reader: AnyReader, features: Sequence[Feature], members: Sequence[int], rows: NDArray[Any]
     ) -> None:
         self.members = tuple(members)
         self._reader, self._features, self._rows = reader, tuple(features), rows
@@ -183,7 +182,7 @@ def pick_taps(raw: Tensor, taps: list[int] | None, feature: Feature) -> Tensor:
 
 
 def _load(
-    reader: ArrayReader | ZarrReader,
+    reader: AnyReader,
     features: Sequence[Feature],
     modes: Sequence[Mode],
     rows: NDArray[np.int64],
