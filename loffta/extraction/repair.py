@@ -66,7 +66,7 @@ def refuse_packed(cache: Cache) -> None:
                 raise LofftaError(
                     "a packed cache is not repaired: extraction writes no packed units",
                     where=paths.metadata,
-                    remedy="delete the damaged files that `loffta verify` lists, with their done files, and run the "
+                    remedy="delete the done files of what `loffta verify` lists (it prints the line), and run the "
                     "`loffta pack` that made this copy again: it writes what is missing",
                 )
 

@@ -101,15 +101,15 @@ def copy_cache(
         raise DamageFound(describe_missing(missing), where=cache.paths.root, remedy=REPAIR_DEEP)
     copy = CachePaths(out)
     _check_place(cache, copy)
-    make_folder(out)
-    sweep_tree(out)
-    create_file(copy.images, read_file(cache.paths.images, MAX_BYTES))
     n_threads = process.available_cpus()
     with ThreadPoolExecutor(n_threads, "loffta-pack") as pool:
         targets = [_Target(array, copy.named(array.paths.name), codec, pool, n_threads) for array in arrays]
-        units = sum(len(target.units) for target in targets)
+        make_folder(out)
+        sweep_tree(out)
         if codec is None:
             _check_room(out, targets)
+        create_file(copy.images, read_file(cache.paths.images, MAX_BYTES))
+        units = sum(len(target.units) for target in targets)
         try:
             with Progress("unpack" if codec is None else "pack", units, "units") as progress:
                 for target in targets:
@@ -134,12 +134,14 @@ class _Target:
     def __init__(
         self, array: CachedArray, paths: ArrayPaths, codec: str | None, pool: Executor, n_threads: int
     ) -> None:
-        self._array, self._paths, self._name = array, paths, codec
-        self._pool, self._n_threads = pool, n_threads
+        self._array, self._paths, self._pool, self._n_threads = array, paths, pool, n_threads
         packed = array.layout.codec is not None
         self._reader = PackedReader(array.paths) if packed else ArrayReader(array.paths, check="never")
+        self._layout = self._plain = replace(array.layout, codec=None, crc=True, index_at_end=True)
         self._codec: ChunkCodec | None = None
-        self._layout = replace(array.layout, codec=None, crc=True, index_at_end=True)
+        if codec is not None:
+            self._layout = replace(self._plain, codec=find_codec(codec, array.layout.dtype))
+            self._codec = ChunkCodec(self._layout, where=array.paths.metadata)
         self.units = [unit for unit in done_units(array.paths) if not self._has(unit)]
 
     @property
@@ -151,22 +153,16 @@ class _Target:
         """Makes the store, the array and its scales, in the form that the copy has already or will have."""
         store, _ = _names(self._array)
         create_file(CachePaths(self._root).store_metadata(store), read_file(cache.paths.store_metadata(store)))
-        plain = self._layout
-        if self._paths.metadata.exists():
-            layout = read_layout(self._paths.metadata)
-            due = plain if self._name is None else replace(plain, codec=find_codec(self._name, plain.dtype))
-            if layout not in (plain, due):
-                raise LofftaError(
-                    "this array is there already, and is another or packed with another codec",
-                    where=self._paths.metadata,
-                    remedy="give another --out, or drop the store there: `loffta drop DIR STORE`",
-                )
-        else:
-            layout = self._choose_form()
-            create_file(self._paths.metadata, layout.to_json())
-        assert layout is not None
-        self._layout = layout
-        self._codec = None if layout.codec is None else ChunkCodec(layout, where=self._paths.metadata)
+        there = read_layout(self._paths.metadata) if self._paths.metadata.exists() else self._smaller()
+        if there not in (self._plain, self._layout):
+            raise LofftaError(
+                "this array is there already, and is another or packed with another codec",
+                where=self._paths.metadata,
+                remedy="give another --out, or drop the store there: `loffta drop DIR STORE`",
+            )
+        if there == self._plain:
+            self._codec = None
+        create_file(self._paths.metadata, there.to_json())
         copy_scales(self._array, self._paths)
 
     def copy_unit(self, unit: int) -> None:
@@ -205,16 +201,14 @@ class _Target:
             return read_file(self._paths.done(unit), MAX_BYTES) == read_file(self._array.paths.done(unit), MAX_BYTES)
         return False
 
-    def _choose_form(self) -> ArrayLayout:
+    def _smaller(self) -> ArrayLayout:
         """Packed where that makes a sample of the array smaller: short vectors would grow by each chunk's frame."""
-        if self._name is None:
-            return self._layout
-        layout = replace(self._layout, codec=find_codec(self._name, self._layout.dtype))
-        rows = np.flatnonzero(self._array.ledger.ready)[:_TRIED_IMAGES]
-        self._codec = ChunkCodec(layout, where=self._paths.metadata)
-        packed = sum(len(data) for chunks in self._pack(rows.tolist()) for _, data in chunks)
-        plain = len(rows) * layout.chunks_per_image * layout.chunk_bytes
-        return layout if packed < plain or not plain else self._layout
+        if self._codec is None:
+            return self._plain
+        rows = np.flatnonzero(self._array.ledger.ready)[:_TRIED_IMAGES].tolist()
+        packed = sum(memoryview(data).nbytes for chunks in self._pack(rows) for _, data in chunks)
+        plain = len(rows) * self._layout.chunks_per_image * self._layout.chunk_bytes
+        return self._layout if packed < plain or not rows else self._plain
 
     def _pack(self, rows: Sequence[int]) -> list[list[tuple[int, Any]]]:
         """By image: crc32c of each plain chunk, and what is to be stored of it."""

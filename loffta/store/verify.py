@@ -54,6 +54,7 @@ class Damage:
     done: Path | None = None  # of the unit; deleting it makes `extract` write the unit anew
     scales: Path | None = None  # an int8 array's scales, where they have to go with it
     layout: ArrayLayout | None = None  # what the array's zarr.json should say, where its done files agree on that
+    packed: bool = False  # of a packed array: extraction cannot write it anew
 
 
 def verify(cache: Cache, *, deep: bool = False) -> Iterator[Damage]:
@@ -82,7 +83,8 @@ def verify(cache: Cache, *, deep: bool = False) -> Iterator[Damage]:
                     else:
                         _check_unit(cache, array, unit, done, path, deep=deep)
                 except DamageFound as error:
-                    yield Damage(array.paths.name, unit, error.what, Path(error.where), done)
+                    packed = array.layout.codec is not None
+                    yield Damage(array.paths.name, unit, error.what, Path(error.where), done, packed=packed)
                 progress.advance(1)
 
 
