@@ -5,6 +5,7 @@ import pytest
 
 import loffta
 from loffta.feed import sources
+from loffta.store import zarr_reader
 from loffta.store.packed_reader import PackedReader
 from tests.caches import FakeStore, make_cache, make_table, separable
 
@@ -26,21 +27,24 @@ def caches(tmp_path_factory):
 
 
 @pytest.mark.parametrize("feed", ["stream", "host"])
-def test_heads_and_results_are_the_same(caches, tmp_path, feed, monkeypatch):
+def test_heads_and_results_are_the_same(caches, tmp_path, feed, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    monkeypatch.setattr(zarr_reader, "_told", set())
     opened, real = [], sources.open_array
     monkeypatch.setattr(sources, "open_array", lambda paths: opened.append(real(paths)) or opened[-1])
     found = []
     for cache in caches:
         out = tmp_path / cache.name
         options = {"features": ["floats:all", "codes:all"], "set": RECIPE, "feed": feed}
-        loffta.train(cache, head="combo", out=out, device="cpu", progress=False, **options)
+        loffta.train(cache, head="combo", out=out, device="cpu", **options)
         measured = loffta.evaluate(out, split="train", device="cpu", progress=False)
         heads = [file.read_bytes() for file in sorted(out.glob("seed-*/head.safetensors"))]
         tables = [file.read_bytes() for file in sorted(out.glob("predictions*.parquet"))]
         found.append((heads, tables, measured.metrics))
     assert (len(found[0][0]), len(found[0][1])) == (1, 2)
     assert found[0] == found[1]
+    said = [line for line in capsys.readouterr().err.splitlines() if "is packed" in line]
+    assert [line.split("-")[0] for line in said] == ["floats", "codes"]
     half = len(opened) // 2
     assert {type(reader) for reader in opened[half:]} == {PackedReader}
     assert PackedReader not in {type(reader) for reader in opened[:half]}
