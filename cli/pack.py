@@ -37,7 +37,7 @@ def pack(cache: Path, store: str | None, out: Path, codec: str, as_json: bool) -
     _show(done)
     show("next: compare every byte of the copy with the checksums of the extraction")
     show_lines(command(["loffta", "verify", str(out)]))
-    emit(asdict(done), as_json)
+    emit(asdict(done) | {"bytes": done.bytes, "plain_bytes": done.plain_bytes}, as_json)
 
 
 @click.command("unpack")
@@ -56,7 +56,7 @@ def unpack(cache: Path, out: Path, as_json: bool) -> None:
 
     done = copy_cache(Cache.open(cache), out, codec=None, stop=StopFlag().listen())
     _show(done)
-    emit(asdict(done), as_json)
+    emit(asdict(done) | {"bytes": done.bytes, "plain_bytes": done.plain_bytes}, as_json)
 
 
 def _show(done: CopyReport) -> None:

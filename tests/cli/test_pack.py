@@ -4,7 +4,6 @@ import json
 import shutil
 
 import pytest
-
 from loffta_cli.main import main
 
 from tests.cli.small import SMALL, assert_error
@@ -12,7 +11,18 @@ from tests.store.conftest import flip_bit
 
 pytestmark = pytest.mark.usefixtures("quiet_process")
 # tokens enough that a codec makes them smaller
-EXTRACT = "extract demo:digits --backbone test_vit --weights random:0 --image-px 64 --taps all".split()
+EXTRACT = [
+    "extract",
+    "demo:digits",
+    "--backbone",
+    "test_vit",
+    "--weights",
+    "random:0",
+    "--image-px",
+    "64",
+    "--taps",
+    "all",
+]
 
 
 def tree(root):

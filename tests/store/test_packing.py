@@ -19,7 +19,7 @@ from loffta.errors import DamageFound, LofftaError, Stopped, UsageError
 from loffta.extraction.repair import repair
 from loffta.machine.process import StopFlag
 from loffta.machine.quota import Room
-from loffta.store import packing
+from loffta.store import array_copy, packing
 from loffta.store.cache import Cache
 from loffta.store.codecs import find_codec
 from loffta.store.drop import drop, find_target
@@ -111,7 +111,9 @@ def test_unpacked_it_is_the_same_files_byte_for_byte(sound, tmp_path, codec):
     if codec == "pcodec":
         pytest.importorskip("pcodec")
     done = pack(sound, tmp_path / "packed", codec)
-    codecs = {entry.array.partition("-")[0] + "/" + entry.array.rpartition("/")[2]: entry.codec for entry in done.arrays}
+    codecs = {
+        entry.array.partition("-")[0] + "/" + entry.array.rpartition("/")[2]: entry.codec for entry in done.arrays
+    }
     assert codecs["good/grid-0"] == codecs["good/prefix-0"] == codec
     assert codecs["coded/grid-0"] == ("zstd" if codec == "pcodec" else codec)  # pcodec takes no 8 bits
     assert done.units == 5 * 3
@@ -230,8 +232,8 @@ def test_killed_it_is_no_cache_and_goes_on(root, packed_once, tmp_path):
 
 
 def test_a_signal_stops_it_between_units(root, tmp_path, monkeypatch):
-    stop, real = StopFlag(), packing.replace_file
-    monkeypatch.setattr(packing, "replace_file", lambda *a: (real(*a), setattr(stop, "signal", signal.SIGTERM)))
+    stop, real = StopFlag(), array_copy.replace_file
+    monkeypatch.setattr(array_copy, "replace_file", lambda *a: (real(*a), setattr(stop, "signal", signal.SIGTERM)))
     with pytest.raises(Stopped, match="stopped by SIGTERM while copying"):
         copy_cache(Cache.open(root), tmp_path / "packed", codec="zstd", stop=stop)
     monkeypatch.undo()

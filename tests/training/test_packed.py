@@ -55,4 +55,3 @@ def test_features_in_hand_are_the_same(caches):
         plain, packed = (loffta.open_cache(cache).features("floats:all", kind=kind) for cache in caches)
         np.testing.assert_array_equal(packed.numpy(), plain.numpy())
         assert packed.left_out == {"bad": 2, "missing": 0}
-
