@@ -72,6 +72,15 @@ def labels_line(facts: Mapping[str, Any], n_images: int) -> str:
     return f"labels '{facts['name']}': {facts['labelled']} of {n_images} labelled, {what} ({splits}){groups}"
 
 
+def targets_line(facts: Mapping[str, Any]) -> str:
+    """What there is of one kind of dense targets, in one line."""
+    classes = f", {facts['classes']} {plural(facts['classes'], 'class', 'classes')}" if facts["classes"] else ""
+    objects = f", {facts['objects']} {plural(facts['objects'], 'object')}" if facts["objects"] else ""
+    px = f", squares of {facts['px']} px" if facts["px"] else ""
+    bad = len(facts["bad"])
+    return f"targets '{facts['kind']}': {facts['ok']}, {facts['missing']} missing, {bad} bad{classes}{objects}{px}"
+
+
 def _plain(value: Any) -> Any:
     """The same value in what JSON knows: dict, list, str, int, finite float, bool, None."""
     if isinstance(value, Mapping):

@@ -21,8 +21,9 @@ def command(out: Path, full: bool, as_json: bool) -> None:
     from importlib.resources import as_file, files
 
     from loffta.machine.terminal import columns
-    from loffta.pipeline.file import make_pipeline, overrule_recipes, read_pipeline
-    from loffta.pipeline.stages import run_local
+    from loffta.pipeline.file import overrule_recipes, read_pipeline
+    from loffta.pipeline.local import run_local
+    from loffta.pipeline.plan import make_pipeline
     from loffta.reporting import (
         Comparisons,
         StageCost,

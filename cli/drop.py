@@ -14,13 +14,13 @@ from .common import emit, json_option, show
 
 @click.command("drop")
 @click.argument("cache", type=click.Path(path_type=Path))
-@click.argument("target", metavar="STORE[:ARRAY]|labels:NAME")
+@click.argument("target", metavar="STORE[:ARRAY]|labels:NAME|targets[:KIND]")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def command(cache: Path, target: str, yes: bool, as_json: bool) -> None:
-    """Remove STORE, one ARRAY of it, or a set of labels, from CACHE and print the bytes freed.
+    """Remove STORE, one ARRAY of it, a set of labels, or dense targets, from CACHE and print the bytes freed.
 
-    Names are those of `loffta info`. Features that are dropped have to be extracted anew.
+    Names are those of `loffta info`. Features that are dropped have to be extracted anew; targets, too, without them.
     """
     from loffta.errors import LofftaError, UsageError
     from loffta.machine.terminal import columns, wrap

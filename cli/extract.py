@@ -10,7 +10,7 @@ import click
 
 from loffta.words import human_size, plural
 
-from .common import emit, json_option, merge_config, opening_options, seen_line, show
+from .common import emit, json_option, merge_config, opening_options, seen_line, show, targets_line
 
 if TYPE_CHECKING:
     from loffta.config import ExtractConfig
@@ -50,6 +50,9 @@ _REQUIRED = {"source": "SOURCE", "cache": "--cache DIR", "backbones": "--backbon
 @click.option("--splits", metavar="SPLIT", help="Only the images of this split, or of several joined by +.")
 @click.option("--limit", type=int, help="Only N images, a share of every split.")
 @click.option("--gone", type=click.Choice(["keep", "drop"]), help="Images whose files are gone: keep, or of no split.")
+@click.option("--targets", default="", metavar="KINDS", help="Of mask, instances, depth, boxes; with commas.  [none]")
+@click.option("--target-px", type=int, metavar="PX", help="Side of their squares for training.  [224]")
+@click.option("--palette", type=click.Path(path_type=Path), help="Masks are colours; FILE has r,g,b,class a line.")
 @click.option("--max-bad-frac", type=float, default=0.01, show_default=True, help="More bad images: exit code 3.")
 @click.option("--ignore-space", is_flag=True, help="Begin though there is no room for all of it.")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file with any of these options.")
@@ -69,7 +72,11 @@ def command(ctx: click.Context, /, file: Path | None, as_json: bool, **options: 
     for store in report.stores:
         taps = f"{len(store.taps)} {plural(len(store.taps), 'tap')}"
         show(f"{store.label}: {taps}, {human_size(store.bytes)}, store {store.store}")
+    for target in report.targets:
+        show(targets_line(asdict(target)))
     done = "nothing to do"
+    if report.target_units:
+        done = f"{report.target_units} {plural(report.target_units, 'unit')} of targets in {report.seconds:.1f} s"
     if report.units:
         images = f"{report.images} {plural(report.images, 'image')}"
         done = f"{report.units} {plural(report.units, 'unit')}, {images} in {report.seconds:.1f} s"
@@ -90,13 +97,14 @@ def read_options(ctx: click.Context, file: Path | None, options: dict[str, Any])
         UsageError: an unknown key, a missing one, or a value of the wrong kind.
     """
     from loffta.config import ExtractConfig, parse
-    from loffta.door.options import open_up, pair_backbones, parse_share
+    from loffta.door.options import open_up, pair_backbones, parse_share, parse_targets
 
     opened = options.pop("image_root"), options.pop("follow_links")
     options["backbones"] = pair_backbones(
         options["backbones"], **{name: options.pop(name) for name in ("weights", "taps", "image_px")}
     )
     options["kinds"] = tuple(kind.strip() for kind in options["kinds"].split(","))
+    options["targets"] = parse_targets(options["targets"])
     options["share"] = parse_share(options["share"]) if options["share"] else None
     values = merge_config(ctx, file, options)
     if isinstance(values.get("source"), str):  # else `parse` says what is wrong with it

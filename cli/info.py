@@ -10,7 +10,7 @@ import click
 from loffta.machine.terminal import Table
 from loffta.words import human_size, plural
 
-from .common import emit, json_option, labels_line, seen_line, show, show_lines
+from .common import emit, json_option, labels_line, seen_line, show, show_lines, targets_line
 
 _SHOWN = 5  # names of bad images a reason; --json gives all
 
@@ -45,7 +45,8 @@ def command(cache: Path, as_json: bool) -> None:
     if held["moved"] or held["gone"]:
         show(f"  {held['moved']} moved at the source since, {held['gone']} gone there")
     arrays = [array for store in held["stores"] for array in store["arrays"]]
-    table = Table([_cells(array) for array in [*arrays, held["thumbnails"]]], right={4}, indent=2)
+    squares = [square for target in held["targets"] for square in target["squares"]]
+    table = Table([_cells(array) for array in [*arrays, held["thumbnails"], *squares]], right={4}, indent=2)
     for store in held["stores"]:
         show("")
         show(_head(store))
@@ -53,6 +54,8 @@ def command(cache: Path, as_json: bool) -> None:
             show_lines(table.lines(_cells(array), *_array_notes(array)))
     show("")
     show_lines(table.lines(_cells(held["thumbnails"]), *_array_notes(held["thumbnails"])))
+    for target in held["targets"]:
+        show_lines(_target_lines(target, table))
     for line in _notes(held):
         show(line)
     emit(held, as_json)
@@ -71,6 +74,17 @@ def _head(store: dict[str, Any]) -> str:
     codecs = sorted({array["codec"] for array in store["arrays"]} - {None})
     packed = f", packed ({', '.join(codecs)})" if codecs else ""
     return f"{store['store']}  {store['label']}, {size}, {done}{pace}{packed}"
+
+
+def _target_lines(target: dict[str, Any], table: Table) -> list[str]:
+    """One kind of dense targets, and a line for each of its squares."""
+    from loffta.store.inventory import by_reason
+
+    done = f"{target['units_done']}/{target['units']} {plural(target['units'], 'unit')}"
+    lines = ["", f"{targets_line(target)}, {human_size(target['bytes'])}, {done}"]
+    for reason, keys in by_reason(target["bad"]).items():
+        lines.append(f"  {len(keys)} bad: {reason}: {_first(keys)}")
+    return lines + [line for square in target["squares"] for line in table.lines(_cells(square), *_array_notes(square))]
 
 
 def _notes(held: dict[str, Any]) -> list[str]:

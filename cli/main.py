@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": (".bench:command", "Show where the time of a training step goes."),
     "models": (".models:command", "List backbones: short names, shapes, bytes, licences, advice."),
     "fetch": (".fetch:command", "Download weights where there is a network, for jobs where there is none."),
+    "run": (".run:command", "Run a pipeline file, on this machine or on a SLURM cluster."),
     "demo": (".demo:command", "Cache, train and report on images that come with the packages."),
 }
 

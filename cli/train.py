@@ -24,9 +24,14 @@ _REQUIRED = {"cache": "CACHE", "head": "--head NAME"}  # or in the --config file
 @click.option("--head", metavar="NAME", help="linear, attentive, fusion, combo, loff, head2toe or smp.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--features", multiple=True, metavar="STORE[:TAPS]", help="Store or backbone, and taps.  [all stores]")
+@click.option("--views", is_flag=True, help="Train on the random views of the images, too, that the cache has.")
 @click.option("--labels", metavar="NAME_OR_FILE", help="A set of labels of the cache, or a file.  [its source's]")
 @click.option(
-    "--task", default="auto", show_default=True, help="By the labels: classification, multi-label, regression."
+    "--task",
+    default="auto",
+    show_default=True,
+    help="By the labels: classification, multi-label, regression; of dense heads segmentation, depth, boundaries, "
+    "detection, instances.",
 )
 @click.option("--train-on", default="train", show_default=True, help="Split, or several joined by +.")
 @click.option("--validate-on", metavar="SPLIT", help="Measured too; --search chooses by it.")
@@ -57,6 +62,7 @@ _REQUIRED = {"cache": "CACHE", "head": "--head NAME"}  # or in the --config file
 @click.option("--checkpoint-s", type=float, default=60.0, show_default=True, help="Seconds between two checkpoints.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option("--partial", is_flag=True, help="Train on what is there though the cache is not finished.")
+@click.option("--protocol", metavar="NAME", help="Of dense tasks: a word that the results carry, for comparisons.")
 @click.option("--one-class", is_flag=True, help="Train though all images are of one class.")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file with any of these options.")
 @online_options
@@ -102,9 +108,12 @@ def _print_next(out: Path, config: TrainConfig) -> None:
     paths = RunPaths(out)
     heads = [] if config.folds or config.shots else [*map(paths.head, range(config.seeds))]
     split = OUT_OF_FOLD if config.folds else config.test_on
-    files = [paths.results(split), paths.predictions(split), *heads]
+    files = [paths.results(split), paths.predictions(split), paths.predictions_dense(split), *heads]
     show(f"written to {out}: {', '.join(str(path.relative_to(out)) for path in files if path.exists())}")
     show("next:")
+    if paths.predictions_dense(split).exists():
+        show_lines(to_type(["loffta", "evaluate", str(out), "--split", config.train_on]))
+        return
     show_lines(to_type(["loffta", "report", str(out)]))
     show_lines(to_type(["loffta", "predict", str(out), "IMAGES", "--out", "predictions.parquet"]))
 
@@ -117,10 +126,16 @@ def print_results(results: Mapping[str, Any]) -> None:
     for name, metric in results["metrics"].items():
         n_seeds = len(metric["per_seed"])
         several = f"draws of {results['learning_curve']['points'][-1]['shots']} a class" if few else "seeds"
+        several = f"heads of {results['heads']['folds']} folds" if "heads" in results else several
         seeds = f" over {n_seeds} {several}" if n_seeds > 1 else ""
         low, high = metric["ci95"]
         interval = show_interval(name, (low, high))
         show(f"{in_words(name, metric)}{seeds}, 95 % interval {interval} ({images})")
+    if "dense" in results:
+        _print_dense(results)
+    if n_learnt := results.get("images", {}).get("trained_on"):
+        which = "these images are" if n_learnt == results["n"] else f"{n_learnt} of these images are among"
+        show(f"{which} what the heads were trained on: of new images the figures say nothing")
     if "labels" in results:
         show(f"what is right is said by the labels '{results['labels']}'")
     if "calibration" in results:
@@ -131,8 +146,9 @@ def print_results(results: Mapping[str, Any]) -> None:
         show(growth(results["images"]["known"], results["images"]["now"]))
     if "other_set" in results.get("images", {}):
         show(f"measured on another image set than that of the training: {results['images']['other_set']}")
+    what = f"target '{results['dense']['target']}'" if "dense" in results else "label"
     if n_unlabelled := results.get("images", {}).get("unlabelled"):
-        show(f"images of split {results['split'].partition('@')[0]} without a label: {n_unlabelled}, left out")
+        show(f"images of split {results['split'].partition('@')[0]} without a {what}: {n_unlabelled}, left out")
     if "search" in results:
         chosen = results["search"]["chosen"]
         show(
@@ -145,6 +161,17 @@ def print_results(results: Mapping[str, Any]) -> None:
         show(f"{metric_name(name)}: {note}")
     for entry in results.get("relevance", {}).get("backbones", []):
         show(f"relevance {entry['score']:.3f}  {entry['backbone']}")
+
+
+def _print_dense(results: Mapping[str, Any]) -> None:
+    """What the figures depend on beside the features."""
+    dense, named = results["dense"], results.get("protocol")
+    size = dense["settings"].get("eval_px")
+    at = f"{size} x {size} pixels" if size else "the labels' own size"
+    show(
+        f"protocol {'without a name' if named is None else printable(named)}: outputs of {dense['output_px']} px, "
+        f"measured at {at}; {dense['adapter_parameters']:,} parameters"
+    )
 
 
 def _print_turns(results: Mapping[str, Any]) -> None:

@@ -167,8 +167,17 @@ def _refuse(cache: Cache, altered: list[dict[str, Any]], apart: list[dict[str, A
     """Raises DamageFound for features that do not belong to the images or weights that there are now."""
     from loffta.errors import DamageFound
 
-    if altered:
-        first = altered[0]
+    images = [entry for entry in altered if entry["target"] is None]
+    if altered and not images:
+        drop = shlex.join(["loffta", "drop", str(cache.paths.root), f"targets:{altered[0]['target']}"])
+        raise DamageFound(
+            f"{len(altered)} dense {plural(len(altered), 'target is', 'targets are')} not what is cached, the first "
+            f"of {altered[0]['key']}: {altered[0]['what']}",
+            where=cache.table.source,
+            remedy=f"to take them as they are now: {drop}\n    then the same `loffta extract` with --targets",
+        )
+    if images:
+        altered, first = images, images[0]
         differ = plural(len(altered), "image is not the one that was", "images are not those that were")
         raise DamageFound(
             f"{len(altered)} {differ} extracted, the first {first['key']}: {first['what']}",

@@ -18,8 +18,9 @@ from loffta.files.documents import MAX_YAML_BYTES, from_yaml, read_bytes
 from loffta.files.os_words import guard
 from loffta.limits import MANY, MAX_UNIT_IMAGES, BatchSize, Count, Pixels, Seed, Views, between
 from loffta.look import parse_background, parse_range
+from loffta.targets import TargetKind
 from loffta.tokens import Kind
-from loffta.words import brief
+from loffta.words import brief, printable
 
 Model = TypeVar("Model", bound=BaseModel)
 _SHOWN = 100  # characters of a key in a message
@@ -73,6 +74,12 @@ def _word_for_none(word: str) -> BeforeValidator:
     return BeforeValidator(lambda value: None if value == word else value)
 
 
+def _free_word(value: str) -> str:
+    if not 0 < len(value) <= _SHOWN or printable(value) != value:
+        raise ValueError(f"it must be a word of up to {_SHOWN} characters that can be printed")
+    return value
+
+
 Background: TypeAlias = Annotated[str, AfterValidator(parse_background)]
 Range: TypeAlias = Annotated[str, AfterValidator(parse_range)]
 
@@ -115,6 +122,9 @@ class ExtractConfig(StrictModel, frozen=True):
     splits: str | None = None  # one split or several joined by +; None: all
     limit: int | None = Field(None, gt=0)  # so many images, a share of every split
     gone: Literal["keep", "drop"] | None = None  # rows whose files are gone: as before, or in no split; None: an error
+    targets: tuple[TargetKind, ...] = ()  # dense targets that are written beside the features
+    target_px: Pixels | None = None  # side of their squares for training; None: the cache's own, 224 for new ones
+    palette: Path | None = None  # which colour of masks stands for which class; None: masks are numbers, or as before
     max_bad_frac: float = Field(0.01, ge=0, le=1)
     ignore_space: bool = False  # begin though the file system or the quota has no room for all of it
 
@@ -143,6 +153,7 @@ class TrainConfig(StrictModel, frozen=True):
     cache: Path
     head: str
     features: tuple[str, ...] = Field((), max_length=MANY)  # STORE[:TAPS]; none: all stores
+    views: bool = False  # train on all random views of the images that the cache has, too, one at a time
     labels: str | None = None  # a set of annotations of the cache, or a file; None: what the image set says
     task: str = "auto"  # or a task by name; `train` resolves it by the kind of labels
     train_on: str = "train"
@@ -165,6 +176,8 @@ class TrainConfig(StrictModel, frozen=True):
     checkpoint_s: float = Field(60.0, gt=0, le=30 * 86_400)  # seconds between two checkpoints
     partial: bool = False  # train on the rows that are there, though the cache is not finished
     one_class: bool = False  # train though all images are of one class
+    # of a dense task: what its results are to be compared with, a word of the user's that they carry
+    protocol: Annotated[str, AfterValidator(_free_word)] | None = None
     online: OnlineConfig | None = None  # no cache: `cache` is the source's name, and nothing is read there
 
 

@@ -31,6 +31,14 @@ RECIPE_LIMITS: Mapping[str, int] = {
     "mlp_ratio": 64,
     "pooled_size": 1 << 20,
     "hidden": 1 << 16,
+    "output_px": 4_096,
+    "eval_px": MAX_PX,
+    "depth_bins": 4_096,
+    "embedding_dim": 4_096,
+    "dim": 8_192,
+    "cnn_width": 8_192,
+    "range_dim": 4_096,
+    "budget": 1 << 31,
 }
 
 

@@ -15,6 +15,7 @@ Grid: TypeAlias = Float[Tensor, "B H W D"]  # patch tokens of one tap, on their 
 Prefix: TypeAlias = Float[Tensor, "B P D"]  # class token first, if there is one, then registers
 Tokens: TypeAlias = Float[Tensor, "B N D"]  # patch tokens in row-major order
 Logits: TypeAlias = Float[Tensor, "B C"]
+Maps: TypeAlias = Float[Tensor, "B C S S"]  # outputs of a dense head for each pixel
 
 
 @dataclass(frozen=True)
@@ -32,4 +33,5 @@ class TargetBatch:
 
     maps: Shaped[Tensor, "B S S"] | None = None  # classes, numbers of instances or metres: see `targets`
     boxes: Boxes | None = None
+    box_classes: Int64[Tensor, " N"] | None = None  # by `Boxes.number`; needed where boxes are found by class
     first_instance: Int64[Tensor, " B"] | None = None  # of each image among all instances of the training, from 0

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64, Shaped
+from numpy.typing import NDArray
 
 TargetKind: TypeAlias = Literal["mask", "instances", "depth", "boxes"]
 TARGET_KINDS: tuple[TargetKind, ...] = get_args(TargetKind)
@@ -23,9 +23,9 @@ NO_INSTANCE = 0  # background of `instances`; objects are 1, 2, ...
 class BoxList:
     """The boxes of one image, in its own pixels, right and bottom excluded."""
 
-    corners: Float[np.ndarray, "M 4"]  # left, top, right, bottom
-    classes: Int64[np.ndarray, " M"]  # positions in the classes of the set
-    crowd: Bool[np.ndarray, " M"]  # a group of objects: detections in it count neither for nor against
+    corners: NDArray[np.floating[Any]]  # [M, 4] left, top, right, bottom
+    classes: NDArray[np.int64]  # [M] positions in the classes of the set
+    crowd: NDArray[np.bool_]  # [M] a group of objects: detections in it count neither for nor against
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class NativeTarget:
     kind: TargetKind
     height: int
     width: int
-    map: Shaped[np.ndarray, "h w"] | None = None  # mask: uint8 or uint16; instances: uint16; depth: float32, metres
+    map: NDArray[Any] | None = None  # [h, w] mask: uint8 or uint16; instances: uint16; depth: float32, metres
     boxes: BoxList | None = None  # of boxes alone
 
 
@@ -64,4 +64,9 @@ class DenseSettings:
     flip_average: bool = False  # evaluation takes the mean over the image and its mirror image (online alone)
     eval_px: int | None = None  # masks and outputs are measured at this size; None: at the label's own
     tolerance: float = 0.0075  # of the F of boundaries, as a share of the diagonal (BSDS)
+    boxes_by_class: bool = False  # objects are found by class; False: any object, as DeAP does
     embedding_dim: int = 32  # outputs a pixel where instances are told apart
+    instance_pixels: int | None = 256  # drawn of an image's objects in a training step; None: all of them
+    sampled_instances: int = 4096  # instances of a training that a step compares pixels with; all, where fewer
+    min_instances: int = 2  # an image is measured that has so many,
+    min_instance_area: int = 0  # each of so many pixels of the label (9216: COCO's large)

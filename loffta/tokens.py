@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias, get_args
 
 Kind: TypeAlias = Literal["grid", "prefix", "mean"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+FedKind: TypeAlias = Kind | Literal["thumb"]  # what a head may be fed: beside features, the images' thumbnails
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class FeatureSpec:
 
     backbone: str  # the label shown to users; random weights say so here
     taps: tuple[str, ...]  # L of them, in the order of axis L
-    kind: Kind
-    shape: tuple[int, ...]  # grid (H, W, D), prefix (P, D), mean (D,)
+    kind: FedKind
+    shape: tuple[int, ...]  # grid (H, W, D), prefix (P, D), mean (D,), thumb (T, T, 3) of uint8 and one "tap"
     image_px: int  # side of the square input that the backbone saw
     registers_only: bool = False  # the backbone's prefix tokens, if any, are registers alone
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,12 @@ from loffta.extraction.extract import extract
 from loffta.images.geometry import PixelGeometry
 from loffta.machine.process import StopFlag
 from loffta.store.table import ImageTable
+from loffta.store.target_codec import encode_target
+from loffta.targets import IGNORE, IGNORE_16, BoxList, NativeTarget
 from loffta.tokens import TokenSpec
 
 UNIT = 8
+CLASSES = {"mask": ("sky", "dog", "cat"), "instances": (), "depth": (), "boxes": ("dog", "cat")}
 DONE_COLUMNS = ("row", "status", "reason", "width", "height", "blake2b", "finite", "abs_max", "crc32c")
 
 
@@ -99,6 +103,39 @@ class PngSource:
         return self._broken[i] if i in self._broken else png(picture(i))
 
 
+class DenseSource(PngSource):
+    """The same images with targets of every kind, mask/0003 and so on; `broken` may name these, too, and None is none.
+
+    `seed` changes all targets and no image.
+    """
+
+    def __init__(self, n_images, broken=None, *, seed=0, kinds=tuple(CLASSES)):
+        super().__init__(n_images, broken)
+        self._seed, self._kinds = seed, kinds
+
+    def listing(self):
+        paths = {kind: [f"{kind}/{key}" for key in self._keys] for kind in self._kinds}
+        there = {kind: [p if self._broken.get(p, p) else None for p in found] for kind, found in paths.items()}
+        classes = {kind: CLASSES[kind] for kind in self._kinds if CLASSES[kind]}
+        return replace(super().listing(), targets=there, target_classes=classes)
+
+    def read(self, key):
+        kind, slash, name = key.partition("/")
+        if not slash:
+            return super().read(key)
+        with self._lock:
+            self.reads[key] += 1
+        if isinstance(self._broken.get(key), Exception):
+            raise self._broken[key]
+        if key in self._broken:
+            return self._broken[key]
+        return encode_target(self.target(kind, int(name.removesuffix(".png"))))
+
+    def target(self, kind, i):
+        """Over image `i`."""
+        return random_target(kind, i + 1000 * self._seed, picture(i).shape[:2])
+
+
 def _size(data):
     return len(data) if isinstance(data, bytes) else 1
 
@@ -108,6 +145,25 @@ def picture(i):
     rng = np.random.default_rng(i)
     height, width = rng.integers(10, 40, size=2)
     return rng.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
+
+
+def random_target(kind, seed, size=None):
+    """A target that no two seeds share, with what is ignored, invalid or a crowd in it."""
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(10, 40, size=2).tolist() if size is None else size
+    if kind == "boxes":
+        n = int(rng.integers(0, 4))
+        low, high = np.sort(rng.random((2, n, 2)), axis=0)
+        corners = np.concatenate([low, high], 1) * [width, height, width, height]
+        return NativeTarget(kind, height, width, boxes=BoxList(corners, rng.integers(0, 2, n), rng.random(n) < 0.3))
+    if kind == "depth":
+        values = rng.uniform(0.1, 9, (height, width)).astype(np.float32)
+        values[rng.random((height, width)) < 0.1] = 0
+    else:
+        n, ignored, dtype = (3, IGNORE, np.uint8) if kind == "mask" else (400, IGNORE_16, np.uint16)
+        values = rng.integers(0, n, (height, width)).astype(dtype)
+        values[rng.random((height, width)) < 0.1] = ignored
+    return NativeTarget(kind, height, width, map=values)
 
 
 def png(pixels):

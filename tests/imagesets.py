@@ -32,6 +32,15 @@ def encoded(seed, kind="PNG"):
     return buffer.getvalue()
 
 
+def class_map(seed, n_classes=3):
+    """A PNG of [8, 6] numbers below n_classes, and one pixel to ignore: a mask or instances."""
+    numbers = np.random.default_rng(seed).integers(0, n_classes, (8, 6), dtype=np.uint8)
+    numbers[0, 0] = 255
+    buffer = io.BytesIO()
+    Image.fromarray(numbers).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def put(path, data):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
@@ -48,7 +57,7 @@ def voc(root):
         put(year / "Annotations" / f"{name}.xml", VOC_XML.format(name=name, objects=parts))
     for name in ("2007_000001", "2007_000002"):
         for folder in ("SegmentationClass", "SegmentationObject"):
-            put(year / folder / f"{name}.png", encoded(9))
+            put(year / folder / f"{name}.png", class_map(9))
     main, segmentation = year / "ImageSets" / "Main", year / "ImageSets" / "Segmentation"
     put(main / "train.txt", "2007_000001\n2008_000003\n")
     put(main / "val.txt", "2007_000002\n")
@@ -83,7 +92,7 @@ def coco(root, year="2017"):
     folder = root / "annotations"
     put(folder / f"instances_train{year}.json", json.dumps(coco_annotations(train, [(9, 18), (9, 1), (9, 1), (8, 3)])))
     put(folder / f"instances_val{year}.json", json.dumps(coco_annotations(val, [(139, 18)])))
-    put(root / "stuffthingmaps" / f"val{year}" / "000000000139.png", encoded(3))
+    put(root / "stuffthingmaps" / f"val{year}" / "000000000139.png", class_map(3))
     return f"coco:{root}"
 
 
@@ -177,7 +186,10 @@ def folder(root):
 def table(root):
     for i in range(3):
         put(root / f"{i}.png", encoded(i))
-    put(root / "t.csv", "image,value,mask\n0.png,0.5,2.png\n1.png,,\n2.png,2,1.png\n")
+        put(root / "masks" / f"{i}.png", class_map(i))
+    boxes = '"[[1, 2, 3, 4, ""dog""], [0, 0, 6, 8, ""cat"", true]]"'
+    rows = f"0.png,0.5,masks/0.png,masks/1.png,\n1.png,,,,{boxes}\n2.png,2,masks/1.png,,[]\n"
+    put(root / "t.csv", f"image,value,mask,instances,boxes\n{rows}")
     return f"table:{root}/t.csv"
 
 
@@ -192,6 +204,10 @@ def demo(root):
     return "demo:digits"
 
 
+def scenes(root):
+    return "demo:scenes#px=32,n=13"
+
+
 BUILDERS = {
     "coco": (coco, "multi-label"),
     "demo": (demo, "single-label"),
@@ -204,3 +220,4 @@ BUILDERS = {
     "vtab": (vtab, "single-label"),
     "wds": (wds, "single-label"),
 }
+MORE = {"scenes": (scenes, "single-label")}  # of kinds that are there already

@@ -36,6 +36,9 @@ from loffta.store.table import ImageTable
 from loffta.tasks.confident import find_suspects
 from loffta.words import plural
 
+# of the labels: a judge below is more often wrong than labels may be where confident learning holds, for the most
+# frequent label of a class has to be its own (Northcutt et al. 2021, section 4)
+LEAST_AGREEMENT = 0.5
 MAX_FOLDS = 100  # each is a training
 
 
@@ -139,6 +142,11 @@ def _with_label_errors(
     labels, known = table.labels[rows], table.is_labelled()[rows]
     if not known.any():
         return found.without_labels("no image has a label")
+    if (most := int(np.bincount(labels[known]).max())) < n_folds:
+        return found.without_labels(
+            f"no class has more than {most} {plural(most, 'label')}, and a judge of each of the {n_folds} folds needs "
+            "some in the others: label more images"
+        )
     folds = np.full(len(rows), UNUSED, dtype=np.int64)
     folds[known] = draw_folds(labels[known], None, n_folds, seed)
     folds = np.where(known, _with_copies(folds, copies.first), UNUSED)
@@ -153,6 +161,12 @@ def _with_label_errors(
     places = np.flatnonzero(judged)
     say(f"judging {len(places)} labels by {n_folds} folds")
     chances = judge(vectors, nearest, labels, folds, copies.first, len(table.classes))[places]
+    agreement = float((chances.argmax(axis=1) == labels[places]).mean())
+    if agreement < LEAST_AGREEMENT:
+        return found.without_labels(
+            f"judges that have not learnt them agree with {agreement:.1%} of {len(places)} labels, so they know too "
+            "little to doubt any: label more images, or compare by other features (--features)"
+        )
     suspects = find_suspects(chances, labels[places])
     errors = tuple(
         LabelError(
@@ -163,7 +177,6 @@ def _with_label_errors(
         )
         for i, suggested in zip(suspects.place.tolist(), suspects.suggested.tolist(), strict=True)
     )
-    agreement = float((chances.argmax(axis=1) == labels[places]).mean())
     return found.with_labels(errors, agreement, len(places))
 
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from loffta.auditing.found import Audit
 from loffta.errors import UsageError
 from loffta.files.durable import replace_file
+from loffta.store.arrow import to_column
 from loffta.store.table import ImageTable
 from loffta.words import brief
 
@@ -64,7 +65,7 @@ def write_corrections(audit: Audit, path: Path, train_on: str) -> int:
     if path.suffix.lower() == ".csv":
         replace_file(path, _as_csv(columns))
     else:
-        table = pa.table({name: pa.array(cells, _TYPES.get(name, pa.string())) for name, cells in columns.items()})
+        table = pa.table({name: to_column(cells, _TYPES.get(name, pa.string())) for name, cells in columns.items()})
         buffer = io.BytesIO()
         pq.write_table(table, buffer, write_page_checksum=True)
         replace_file(path, buffer.getvalue())

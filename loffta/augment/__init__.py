@@ -125,8 +125,9 @@ def apply(features: Sequence[Tensor], specs: Sequence[FeatureSpec], parameters: 
     """Augments one batch: grids are moved, then all features mixed and disturbed, then tokens of the grids dropped.
 
     All grids of an image, of whatever size, tap and backbone, move by the same map and lose tokens at the same places.
-    What has no place in the image (`prefix`, `mean`) takes part in mixing and noise alone. The features that come in
-    are never written to; those that nothing happens to are handed back themselves.
+    Thumbnails move and mix as grids do; they are neither disturbed nor dropped, for they say where things are. What has
+    no place in the image (`prefix`, `mean`) takes part in mixing and noise alone. The features that come in are never
+    written to; those that nothing happens to are handed back themselves.
 
     Args:
         features: one [B, L, *spec.shape] per spec, as a Feed gives them.
@@ -141,20 +142,20 @@ def apply(features: Sequence[Tensor], specs: Sequence[FeatureSpec], parameters: 
     augmented = []
     for feature, spec in zip(features, specs, strict=True):
         assert len(feature) == parameters.n_images, f"{len(feature)} images, parameters of {parameters.n_images}"
-        tokens = feature
-        if parameters.matrix is not None and spec.kind == "grid":
+        tokens = feature.float() if spec.kind == "thumb" else feature
+        if parameters.matrix is not None and spec.kind in ("grid", "thumb"):
             height, width = spec.shape[:2]
             if (height, width) not in blends:
                 blends[height, width] = bilinear(find_sources(parameters.matrix, height, width, parameters.fill))
             tokens = move_grid(tokens, *blends[height, width])
         if parameters.partner is not None and parameters.weight is not None:
             tokens = mix(tokens, parameters.partner, parameters.weight)
-        if parameters.noise_std:
+        if parameters.noise_std and spec.kind != "thumb":
             own = spread(feature, 2, 3) if spec.kind == "grid" else spread(feature, 0)
             tokens = add_noise(tokens, own * parameters.noise_std, noise)
         if kept is not None and spec.kind == "grid":
             tokens = drop_tokens(tokens, kept)
-        augmented.append(tokens.to(feature.dtype))
+        augmented.append((tokens.round() if spec.kind == "thumb" else tokens).to(feature.dtype))
     return augmented
 
 

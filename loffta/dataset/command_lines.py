@@ -27,16 +27,17 @@ def extract_arguments(config: ExtractConfig) -> list[str]:
         arguments += ["--backbone", backbone.name, "--weights", backbone.weights, "--taps", backbone.taps]
         if any(other.image_px is not None for other in config.backbones):
             arguments += ["--image-px", str(backbone.image_px or "native")]
-    plain = ("resize", "interpolation", "background", "range", "views", "view_seed", "precision", "dtype")
-    changed = _changed(
-        config, (*plain, "batch_size", "device", "unit_images", "splits", "limit", "gone", "max_bad_frac")
-    )
+    look = ("resize", "interpolation", "background", "range", "views", "view_seed", "target_px", "palette")
+    work = ("precision", "dtype", "batch_size", "device", "unit_images")
+    changed = _changed(config, (*look, *work, "splits", "limit", "gone", "max_bad_frac"))
     if config.pool:
         changed["pool"] = "{}x{}".format(*config.pool)
     if config.share != (0, 1):
         changed["shard"] = "/".join(map(str, config.share))
     if "kinds" in config.model_fields_set:
         changed["kinds"] = ",".join(config.kinds)
+    if config.targets:
+        changed["targets"] = ",".join(config.targets)
     return arguments + _options(changed) + (["--ignore-space"] if config.ignore_space else [])
 
 
@@ -54,10 +55,10 @@ def train_arguments(config: TrainConfig, run: Path) -> list[str]:
     arguments += [] if preset == "none" else ["--augment", str(preset)]
     splits = ("train_on", "validate_on", "holdout", "test_on")
     turns = ("folds", "group", "draws", "seeds", "data_seed")
-    plain = ("labels", "task", *splits, *turns, "select", "device", "feed", "order", "checkpoint_s")
+    plain = ("labels", "task", *splits, *turns, "select", "protocol", "device", "feed", "order", "checkpoint_s")
     arguments += _options(_changed(config, plain))
     arguments += ["--shots", ",".join(map(str, config.shots))] if config.shots else []
-    flags = ("search", "partial", "one_class")
+    flags = ("views", "search", "partial", "one_class")
     arguments += [f"--{name.replace('_', '-')}" for name in flags if getattr(config, name)]
     return arguments + (_online_arguments(config.online) if config.online else [])
 

@@ -36,6 +36,7 @@ class Feature:
     store: Store
     array: CachedArray
     spec: FeatureSpec
+    views: tuple[Feature, ...] = ()  # the same of other views of the images, of which training shows one at a time
 
     @property
     def positions(self) -> list[int]:
@@ -54,18 +55,27 @@ class Feature:
 
     @property
     def held_dtype(self) -> np.dtype[Any]:
-        """What `reduce` gives: the stored dtype, but float32 for means of int8 grids."""
+        """What `reduce` gives: the stored dtype, but float32 for means of int8 grids, int16 for the bits of uint16."""
         stored = self.array.layout.dtype
+        if stored == np.uint16:  # which torch can hold, and not index
+            return np.dtype(np.int16)
         return np.dtype(np.float32) if self.is_pooled and stored == np.int8 else stored
 
     def reduce(self, raw: Tensor) -> Tensor:
         """From what the reader gives, [B, L', ...], to [B, L, *spec.shape] of `held_dtype`: what is worth keeping."""
+        if not self.array.taps:  # of the images themselves: thumbnails, maps of targets
+            return (raw.view(torch.int16) if raw.dtype == torch.uint16 else raw)[:, None]
         if self.raw_taps is None and len(self.spec.taps) != len(self.array.taps):
             raw = raw[:, self.positions]
         return pool_mean(self.decode(raw)) if self.is_pooled else raw
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """[B, L, ...] in the stored dtype, int8 as the float32 that it stands for; on the device of `tokens`."""
+        """[B, L, ...] in the stored dtype, int8 as the float32 that it stands for; on the device of `tokens`.
+
+        Maps of 16 bits come as int32.
+        """
+        if self.array.layout.dtype == np.uint16:
+            return tokens.to(torch.int32) & 0xFFFF
         return tokens if self._scales is None or tokens.dtype != torch.int8 else dequantise(tokens, self._scales)
 
     def finish(self, raw: Tensor) -> Tensor:

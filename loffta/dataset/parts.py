@@ -17,7 +17,7 @@ from loffta.dataset.folds import draw_folds
 from loffta.dataset.splits import OUT_OF_FOLD, name_some
 from loffta.errors import LofftaError, UsageError
 from loffta.store.table import ImageTable
-from loffta.words import printable
+from loffta.words import first_of, printable
 
 N_DRAWS = 5  # of each size of --shots, unless more are asked for
 
@@ -142,7 +142,7 @@ def check_shots(table: ImageTable, rows: NDArray[np.int64], shots: Sequence[int]
 
     Raises:
         UsageError: the images have no class, or several.
-        LofftaError: a class has fewer images than are drawn of it.
+        UsageError: a class has fewer images than are drawn of it.
     """
     if table.label_kind != "single-label":
         raise UsageError(
@@ -151,13 +151,14 @@ def check_shots(table: ImageTable, rows: NDArray[np.int64], shots: Sequence[int]
             remedy="leave it out",
         )
     classes, counts = np.unique(table.labels[rows], return_counts=True)
-    few = [printable(table.classes[c]) for c, n in zip(classes, counts, strict=True) if n < max(shots)]
+    fewest = np.argsort(counts, kind="stable")
+    few = [f"{printable(table.classes[classes[i]])} has {counts[i]}" for i in fewest if counts[i] < max(shots)]
     if few:
         n_least = int(counts.min())
-        raise LofftaError(
-            f"{max(shots)} images of every class are too many: {name_some(few)} (the fewest: {n_least})",
+        raise UsageError(
+            f"there are not {max(shots)} images of every class to draw from: {first_of(few, ', ')}",
             where=f"{option} {','.join(map(str, shots))}",
-            remedy=f"draw {n_least} at most, or extract more images",
+            remedy=f"draw {n_least} at most, or extract more images of {'it' if len(few) == 1 else 'these classes'}",
         )
 
 

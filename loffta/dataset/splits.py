@@ -103,15 +103,19 @@ def name_some(classes: Sequence[str]) -> str:
     return f"classes {shown}" if len(classes) <= _N_SHOWN else f"{len(classes)} classes ({shown}, ...)"
 
 
-def choose_splits(config: Config, table: ImageTable, where: str | Path) -> Config:
+def choose_splits(
+    config: Config, table: ImageTable, where: str | Path, learnable: NDArray[np.bool_] | None = None
+) -> Config:
     """The configuration with the split to test on settled: `holdout` where it is drawn and `test` has no label.
 
     Args:
         where: the table is, for messages.
+        learnable: per row, whether there is anything to learn or to measure; None: those with a label.
     Raises:
         UsageError: splits that contradict each other, or no split to test on.
     """
-    known = dict.fromkeys(split for split, has in zip(table.splits, table.is_labelled(), strict=True) if has)
+    has_one = table.is_labelled() if learnable is None else learnable
+    known = dict.fromkeys(split for split, has in zip(table.splits, has_one, strict=True) if has)
     no_test = "has no split 'test'" if "test" not in table.split_sizes() else "has no label in split 'test'"
     if config.holdout is not None:
         if config.validate_on is not None:

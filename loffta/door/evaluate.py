@@ -17,6 +17,7 @@ class _Options(TypedDict, total=False):
     split: str | None
     cache: PathLike | None
     labels: PathLike | None
+    output_px: int | None
     online: PathLike | None
     batch_size: int | None
     max_bad_frac: float | None
@@ -37,6 +38,7 @@ def evaluate(
     split: str | None = None,
     cache: PathLike | None = None,
     labels: PathLike | None = None,
+    output_px: int | None = None,
     online: PathLike | None = None,
     batch_size: int | None = None,
     max_bad_frac: float | int | None = None,
@@ -58,6 +60,7 @@ def evaluate(
         cache: where the cache is now. None: where it was, or lay beside the run.
         labels: a set of annotations of the cache, or a file, instead of the run's own; the results are then those of
             split "SPLIT@LABELS".
+        output_px: of dense heads: side of the outputs, whatever it was in training. None: as trained.
         online: images that are not cached; several runs share one pass over them, and no cache is needed.
         batch_size: with `online`: images per pass. None: 32.
         max_bad_frac: with `online`: a share; more bad images are an error. None: 0.01.
@@ -79,6 +82,8 @@ def evaluate(
         raise UsageError(f"--{name} is for --online SOURCE", where=f"--{name}", remedy="add --online, or leave it out")
     if online is not None and labels is not None:
         raise UsageError("images that are not cached bring their own labels", where="--labels", remedy="leave it out")
+    if online is not None and output_px is not None:
+        raise UsageError("dense heads are measured on a cache", where="--output-px", remedy="leave --online out")
     cache_root = None if cache is None else Path(cache)
     stop = stop or process.StopFlag()
     with borrowed(progress=progress):
@@ -86,25 +91,19 @@ def evaluate(
             source = open_up(online, image_root, follow_links)
             found = _on_images(roots, source, split or "test", device, cache_root=cache_root, stop=stop, **options)
         else:
-            found = _one_by_one(roots, split, cache_root, None if labels is None else str(labels), device, stop)
+            how = {"labels": None if labels is None else str(labels), "output_px": output_px}
+            found = _one_by_one(roots, split, cache_root=cache_root, device=device, stop=stop, **how)
     results = [Results.model_validate(one) for one in found]
     return results if isinstance(runs, Sequence) and not isinstance(runs, str) else results[0]
 
 
-def _one_by_one(
-    roots: Sequence[Path],
-    split: str | None,
-    cache: Path | None,
-    labels: str | None,
-    device: str,
-    stop: process.StopFlag,
-) -> list[dict[str, Any]]:
+def _one_by_one(roots: Sequence[Path], split: str | None, **how: Any) -> list[dict[str, Any]]:
     """A run that cannot be written to does not keep the others from it."""
     found: list[Any] = []
     unsaved: NotSaved | None = None
     for root in roots:
         try:
-            found.append(_on_cache(root, split, cache, labels, device, stop))
+            found.append(_on_cache(root, split, **how))
         except NotSaved as error:
             found += error.runs
             unsaved = unsaved or error
@@ -113,18 +112,18 @@ def _one_by_one(
     return found
 
 
-def _on_cache(
-    root: Path, split: str | None, cache: Path | None, labels: str | None, device: str, stop: process.StopFlag
-) -> dict[str, Any]:
+def _on_cache(root: Path, split: str | None, **how: Any) -> dict[str, Any]:
     from loffta.evaluation.evaluate import evaluate as evaluate_cached
     from loffta.runs.run import open_run, read_results
 
     paths, config = open_run(root)
     split = split or config.test_on
     if config.online is None:
-        return evaluate_cached(root, split, cache_root=cache, labels=labels, device=device, stop=stop)
-    if labels is not None:
-        raise UsageError("this run was trained online, without a cache", where="--labels", remedy="leave it out")
+        return evaluate_cached(root, split, **how)
+    for name in ("labels", "output_px"):
+        if how[name] is not None:
+            option = "--" + name.replace("_", "-")
+            raise UsageError("this run was trained online, without a cache", where=option, remedy="leave it out")
     if split != config.test_on and not paths.results(split).exists():
         raise UsageError(
             f"this run was trained online, and measured on split '{config.test_on}' at its end",

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from loffta.config import ExtractConfig, parse
-from loffta.door.options import PathLike, given, many, open_up, pair_backbones, parse_share
+from loffta.door.options import PathLike, given, many, open_up, pair_backbones, parse_share, parse_targets
 from loffta.extraction.extract import Report, run
 from loffta.machine.borrowed import borrowed
 from loffta.machine.process import StopFlag
+from loffta.targets import TargetKind
 from loffta.tokens import Kind
 
 
@@ -40,6 +41,9 @@ def extract(
     splits: str | None = None,
     limit: int | None = None,
     gone: Literal["keep", "drop"] | None = None,
+    targets: str | Sequence[TargetKind] = (),
+    target_px: int | None = None,
+    palette: PathLike | None = None,
     max_bad_frac: float | int = 0.01,
     ignore_space: bool = False,
     progress: bool = True,
@@ -58,6 +62,10 @@ def extract(
         kinds: of grid, prefix, mean.
         limit: only so many images, a share of every split.
         gone: what becomes of images whose files are gone: keep them as they are, or drop them from every split.
+        targets: of mask, instances, depth, boxes: dense targets that are written beside the features, or alone where
+            these are there.
+        target_px: side of their squares for training. None: the cache's own, 224 for new ones.
+        palette: a file of red,green,blue,class for masks that are colours.
         max_bad_frac: a share; more bad images are an error.
         progress: show progress and notes on stderr.
     Returns:
@@ -83,6 +91,7 @@ def make_config(arguments: dict[str, Any]) -> ExtractConfig:
     )
     kinds = values.pop("kinds")
     kinds = tuple(kind.strip() for kind in kinds.split(",")) if isinstance(kinds, str) else tuple(kinds)
+    values["targets"] = parse_targets(values["targets"])
     if "shard" in values:
         values["share"] = parse_share(values.pop("shard"))
     values |= {"source": source, "backbones": backbones, "kinds": kinds}

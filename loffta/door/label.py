@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loffta.door.options import PathLike
 from loffta.errors import UsageError
-from loffta.machine.borrowed import borrowed
+from loffta.machine.progress import silenced
 from loffta.store.cache import Cache
 from loffta.store.label_file import LabelColumns, read_label_file
 from loffta.store.label_sets import LabelFacts, facts_of, write_set
@@ -64,7 +64,7 @@ def label(
     check_name(name)
     if label is not None and value is not None:
         raise UsageError("a set has labels or values, not both", where="--value", remedy="give --label or --value")
-    with borrowed(progress=progress):
+    with silenced(not progress):  # torch, which `borrowed` looks after, is not loaded
         opened = Cache.open(Path(cache))
         joined = read_label_file(path, opened.table, LabelColumns(key, label, value, split, group))
         replaced = write_set(opened, name, joined.said)

@@ -81,6 +81,12 @@ def parse_share(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
+def parse_targets(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """`mask,depth`, or several, as several; each once."""
+    names = value.split(",") if isinstance(value, str) else value or ()
+    return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+
+
 def split_settings(
     settings: Mapping[str, Any], augment: str | Mapping[str, Any]
 ) -> tuple[dict[str, Any], str | dict[str, Any]]:

@@ -9,6 +9,7 @@ from loffta.door.extract import make_config
 from loffta.door.options import PathLike
 from loffta.extraction.plan import Plan, run
 from loffta.machine.borrowed import borrowed
+from loffta.targets import TargetKind
 from loffta.tokens import Kind
 
 
@@ -39,6 +40,9 @@ def plan(
     splits: str | None = None,
     limit: int | None = None,
     gone: Literal["keep", "drop"] | None = None,
+    targets: str | Sequence[TargetKind] = (),
+    target_px: int | None = None,
+    palette: PathLike | None = None,
     max_bad_frac: float | int = 0.01,
     ignore_space: bool = False,
     sample: int | None = None,

@@ -23,6 +23,7 @@ def train(
     head: str | None = None,
     out: PathLike,
     features: str | Sequence[str] = (),
+    views: bool = False,
     labels: PathLike | None = None,
     task: str = "auto",
     train_on: str = "train",
@@ -45,6 +46,7 @@ def train(
     device: str = "auto",
     partial: bool = False,
     one_class: bool = False,
+    protocol: str | None = None,
     online: PathLike | None = None,
     image_root: PathLike | None = None,
     follow_links: bool = False,
@@ -73,6 +75,7 @@ def train(
     Args:
         out: the folder of the run.
         features: STORE[:TAPS], or several; none: all stores.
+        views: train on the random views of the images, too, that the cache has (`extract`'s `views`).
         labels: a set of annotations of the cache (`loffta.label`), or a file; None: what the image set says.
         holdout: keep so much of `train_on` out, as split `holdout`: 0.2.
         folds: cross-validation: `train_on` is parted, and each part tested by heads of the others.
@@ -81,6 +84,7 @@ def train(
         draws: with `shots`: times that each size is drawn anew. None: 5.
         set: changes of the head's recipe: `{"epochs": 12, "augment.rotate": 5}`.
         checkpoint_s: seconds between two checkpoints.
+        protocol: of a dense task: a word that its results carry, for comparisons.
         online: a source of images, run through `backbone` at every step; it and all that follows are for this.
         progress: show progress and notes on stderr.
     Returns:

@@ -18,31 +18,32 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loffta.config import TrainConfig, parse
 from loffta.dataset.features import Feature, choose_features, n_bad
 from loffta.dataset.targets import labelled_rows, read_targets
-from loffta.errors import LofftaError
+from loffta.errors import LofftaError, UsageError
 from loffta.evaluation.calibrated import calibrate, save
-from loffta.evaluation.findings import Findings, relevance, together
+from loffta.evaluation.dense import evaluate_dense
+from loffta.evaluation.findings import Findings, together
 from loffta.evaluation.measure import prediction_columns
+from loffta.evaluation.told import compare, count_left_out, describe, describe_training
+from loffta.evaluation.trained import batch_size_of, load_heads, trained_recipe
 from loffta.evaluation.turns import measure_run
 from loffta.feed.batches import Batch, Feed
-from loffta.heads import Head, build_head, find_head
+from loffta.heads import Head
 from loffta.heads.precision import autocast, matmul_precision
 from loffta.heads.recipe import Recipe
 from loffta.machine import process
 from loffta.machine.progress import say
-from loffta.runs.holdout import split_rows
-from loffta.runs.known_images import open_cache, read_known
+from loffta.runs.holdout import learnt_told, split_rows
+from loffta.runs.known_images import open_cache
 from loffta.runs.origins import read_origins
-from loffta.runs.records import SearchTable, Training
-from loffta.runs.run import RunPaths, load_head, open_run, read_json, read_results
-from loffta.runs.turns import Turns, homes, is_of_folds, read_turns, shown_homes
+from loffta.runs.run import RunPaths, open_run, read_results
+from loffta.runs.turns import Turns, is_of_folds, read_turns
 from loffta.store.cache import Cache
 from loffta.store.table import ImageTable
 from loffta.tasks import find_task
+from loffta.tasks.dense import DENSE_TASKS
 
-AT_ONCE = 64  # images that an evaluation takes at least, where the recipe's batch is not smaller
 _LESS_MEMORY = "measure where there is more: `loffta evaluate RUN --device cpu`; the trained heads are kept"
 
 
@@ -53,6 +54,7 @@ def evaluate(
     cache: Cache | None = None,
     cache_root: Path | None = None,
     labels: str | None = None,
+    output_px: int | None = None,
     device: str = "auto",
     train_seconds: float | None = None,
     stop: process.StopFlag | None = None,
@@ -64,6 +66,7 @@ def evaluate(
         cache_root: where the cache is now; None: see `open_cache`.
         labels: a set of annotations of the cache, or a file, instead of the run's own: the results are those of the
             split SPLIT@LABELS.
+        output_px: of dense heads: side of their outputs; None: as in training.
         train_seconds: what the training took; None: what the results of this split said before, if anything.
         stop: listened to while the heads predict.
     Raises:
@@ -74,6 +77,23 @@ def evaluate(
     start = time.monotonic()
     process.cap_threads()
     paths, config = open_run(run)
+    if config.task in DENSE_TASKS:
+        if labels is not None:
+            raise UsageError("a dense run is measured by targets", where="--labels", remedy="leave it out")
+        return evaluate_dense(
+            run,
+            split,
+            cache=cache,
+            cache_root=cache_root,
+            output_px=output_px,
+            device=device,
+            train_seconds=train_seconds,
+            stop=stop,
+        )
+    if output_px is not None:
+        raise UsageError(
+            "this run gives no maps, whose size could be chosen", where="--output-px", remedy="leave it out"
+        )
     trained = cache or open_cache(paths, config, cache_root)
     cache = trained if labels is None else Cache.open(trained.paths.root).with_labels(labels)
     recipe = trained_recipe(paths, config)
@@ -85,7 +105,7 @@ def evaluate(
     heads = load_heads(paths, config, features, recipe, len(cache.table.classes))
     doing = f"evaluating split '{split}'; no results were written"
     with (stop or process.StopFlag()).at_once(doing), process.explain_memory(target, run, _LESS_MEMORY):
-        how: dict[str, Any] = {"recipe": recipe, "batch_size": _batch_size(paths, recipe), "device": target}
+        how: dict[str, Any] = {"recipe": recipe, "batch_size": batch_size_of(paths, recipe), "device": target}
         turns = read_turns(paths, whole, cache.paths.root) if config.shots or is_of_folds(config, split) else None
         if turns is None or turns.folds is None:
             told = [Findings(heads)]
@@ -97,7 +117,7 @@ def evaluate(
         measured = measure_run(task, config, turns, logits, targets, cache.table.classes, rows, keys)
         n_shown = len(measured["metrics"][task.headline]["per_seed"])
         logits = logits[-n_shown:]  # of draws, by the heads with the most images
-        compared = _compare(paths, trained)
+        compared = compare(paths, trained)
         own = labels is None and "other_set" not in compared
         calibrated = calibrate(paths, config, split, logits, targets, may_fit=own)
     left_out = count_left_out(n_bad(cache, features, split), len(asked) - len(rows))
@@ -105,7 +125,7 @@ def evaluate(
     results = describe(config, features, saved_as, len(rows), left_out) | measured
     results |= {} if cache.labels is None else {"labels": cache.labels}
     results |= describe_training(paths, config, recipe, heads) | together(told) | calibrated.told
-    results["images"] |= compared
+    results["images"] |= compared | learnt_told(paths, config, trained, split, rows)
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": process.peak_rss_mib()}
     results["versions"] = process.versions()
     if train_seconds is None and paths.results(saved_as).exists():
@@ -117,55 +137,6 @@ def evaluate(
         columns["fold"] = np.tile(turns.fold_of(rows), n_shown)
     save(paths, saved_as, results, columns, calibrated.fitted)
     return results
-
-
-def trained_recipe(paths: RunPaths, config: TrainConfig) -> Recipe:
-    """A run's recipe with the precision that it was trained in: heads are evaluated in the same, as in ComBo's code.
-
-    A run that an older loffta made keeps no precision: it was evaluated in float32, and is.
-    """
-    recipe = parse(find_head(config.head).recipe, config.recipe, where=f"{paths.config}: recipe")
-    precision = read_json(paths.training, Training).precision if paths.training.exists() else None
-    return recipe.model_copy(update={"precision": precision or "fp32"})
-
-
-def load_heads(
-    paths: RunPaths,
-    config: TrainConfig,
-    features: Sequence[Feature],
-    recipe: Recipe,
-    n_classes: int,
-    *,
-    shown: bool = False,
-) -> list[Head]:
-    """The trained heads of a run, one per seed and turn, in evaluation mode.
-
-    Args:
-        shown: those alone that stand for the run on new images: all folds, but of draws those with the most images.
-    Raises:
-        LofftaError: a head is missing, damaged, or does not fit the cache.
-    """
-    heads = []
-    found = shown_homes(paths, config) if shown else homes(paths, config)
-    for path, seed in ((home.head(seed), seed) for home in found for seed in range(config.seeds)):
-        state = load_head(path)
-        try:
-            head = build_head(config.head, [feature.spec for feature in features], n_classes, recipe, seed)
-            head.load_state_dict(state)
-        except (RuntimeError, MemoryError) as error:
-            raise LofftaError(
-                f"the trained head does not fit {n_classes} classes of these features",
-                where=path,
-                remedy="was the cache changed? train again, or name the cache of the training with --cache",
-            ) from error
-        heads.append(head.eval())
-    return heads
-
-
-def _batch_size(paths: RunPaths, recipe: Recipe) -> int:
-    """Images at a time: the training's, whose memory was enough; AT_ONCE where it took fewer, for it had few."""
-    trained = read_json(paths.training, Training).batch_size if paths.training.exists() else 0
-    return min(recipe.batch_size, max(AT_ONCE, trained))
 
 
 def _as_trained(paths: RunPaths, cache: Cache) -> Cache:
@@ -187,14 +158,6 @@ def _as_trained(paths: RunPaths, cache: Cache) -> Cache:
             remedy="name the cache of the training with --cache, or labels of its classes with --labels",
         )
     return replace(cache, table=cache.table.numbered_by(classes))
-
-
-def _compare(paths: RunPaths, cache: Cache) -> dict[str, Any]:
-    """What results.json says where the images are not just those that the run knows."""
-    known = read_known(paths)
-    if known is None:
-        return {}
-    return known.growth_in(cache) if known.begins(cache) else {"other_set": cache.table.source}
 
 
 def _known_to(table: ImageTable, whole: ImageTable, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -277,50 +240,3 @@ def score(
     found = torch.stack(logits).float().cpu()
     scales = [head.scale for head in heads]
     return torch.stack([o if s is None else s.to_values(o) for s, o in zip(scales, found, strict=True)])
-
-
-def describe_training(paths: RunPaths, config: TrainConfig, recipe: Recipe, heads: Sequence[Head]) -> dict[str, Any]:
-    """What results.json says of the training: its length, a search, the backbones' relevance."""
-    found: dict[str, Any] = {}
-    if paths.training.exists():
-        found["training"] = read_json(paths.training, Training).model_dump(exclude={"seconds"}, exclude_none=True)
-    if config.search:
-        table = read_json(paths.search, SearchTable).model_dump()
-        found["search"] = {name: table[name] for name in ("metric", "validated_on", "seconds", "chosen")}
-        found["recipe"] = config.recipe | {name: table["chosen"][name] for name in ("lr", "weight_decay")}
-    if getattr(recipe, "relevance_weight", 0.0) > 0:
-        found["relevance"] = relevance(heads)
-    return found
-
-
-def count_left_out(n_bad: int, n_unlabelled: int) -> dict[str, int]:
-    """Images that are not measured, by why; few sets have images without a label, and only theirs are told."""
-    return {"bad": n_bad} | ({"unlabelled": n_unlabelled} if n_unlabelled else {})
-
-
-def describe(
-    config: TrainConfig, features: Sequence[Feature], split: str, n_used: int, left_out: dict[str, int]
-) -> dict[str, Any]:
-    """What results.json says of the run and its features; `measure` adds how good it is.
-
-    Args:
-        left_out: images of the split by why they are not measured: bad; unlabelled, where there are any.
-    """
-    return {
-        "task": config.task,
-        "head": config.head,
-        "split": split,
-        "n": n_used,
-        "metrics": {},
-        "features": [
-            {
-                "store": feature.store.name,
-                "label": feature.spec.backbone,
-                "recipe_hash": feature.store.hash,
-                "taps": list(feature.spec.taps),
-            }
-            for feature in features
-        ],
-        "images": {"used": n_used, **left_out},
-        "recipe": config.recipe,
-    }

@@ -6,7 +6,7 @@ In: logits of the heads of all turns, targets.   Out: the parts of results.json 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,15 +76,33 @@ def measure_folds(
         here = folds == k
         of_seeds = [task.metrics(of_seed[here], targets[here], classes) for of_seed in logits] if here.any() else [{}]
         per_fold.append({name: float(np.mean([of_seed[name] for of_seed in of_seeds])) for name in of_seeds[0]})
+    return pooled | {"folds": describe_folds(config, list(pooled["metrics"]), per_fold, folds, groups)}
+
+
+def describe_folds(
+    config: TrainConfig,
+    names: Sequence[str],
+    per_fold: Sequence[Mapping[str, float]],
+    folds: NDArray[np.int64],
+    groups: Sequence[str] | None,
+) -> dict[str, Any]:
+    """What results.json says of folds beside the metrics of all of their predictions together.
+
+    Args:
+        names: of the metrics.
+        per_fold: the metrics of each fold, mean over seeds; without those that its images do not define.
+        folds: [B], where each image is tested.
+        groups: [B], their names; None: every image is for itself.
+    """
     metrics = {}
-    for name in pooled["metrics"]:
+    for name in names:
         values = [found.get(name) for found in per_fold]
         if defined := [value for value in values if value is not None]:
             told = summary(defined)
             metrics[name] = {"mean": told["mean"], "std": told["std"], "per_fold": values}
     told_groups = {} if groups is None else {"group": config.group, "groups": len({*groups})}
-    images = np.bincount(folds, minlength=n_folds).tolist()
-    return pooled | {"folds": {"n": n_folds, **told_groups, "images": images, "metrics": metrics}}
+    images = np.bincount(folds, minlength=len(per_fold)).tolist()
+    return {"n": len(per_fold), **told_groups, "images": images, "metrics": metrics}
 
 
 def measure_shots(

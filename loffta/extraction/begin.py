@@ -17,6 +17,7 @@ from loffta.backbones.load import load_backbone
 from loffta.config import BackboneConfig, ExtractConfig
 from loffta.extraction.forward import Job
 from loffta.extraction.jobs import Load, choose_specs, describe, look_asked, make_request, prepare, with_look
+from loffta.extraction.targets import Dense, check_offered, prepare_targets
 from loffta.files.durable import sweep_tree
 from loffta.images.geometry import PixelGeometry, View
 from loffta.look import OLD, Look
@@ -28,6 +29,7 @@ from loffta.store.follow import Read
 from loffta.store.paths import THUMB, CachePaths
 from loffta.store.purge import describe_lost, describe_missing, forget_missing, lost_metadata
 from loffta.store.table import ImageTable
+from loffta.store.target_files import UnitFiles
 from loffta.zoo.names import ZOO
 
 
@@ -40,6 +42,7 @@ class Begun:
     jobs: list[Job]
     asked: dict[int, Sequence[int]]  # rows by unit, of the images asked for and of this process's share
     look: Look = OLD  # of all that it writes
+    dense: Sequence[Dense] = ()  # targets that it writes
 
     @property
     def n_images(self) -> int:
@@ -48,11 +51,15 @@ class Begun:
 
     def due(self, unit: int) -> Sequence[int]:
         """Rows that are to be written of a unit; looks at the disk."""
-        return rows_due(self.arrays, unit, self.asked[unit])
+        return rows_due([*self.arrays, *self.target_forms], unit, self.asked[unit])
 
     def lacks(self, unit: int) -> bool:
-        """Whether anything of a unit is still to be written; looks at the disk."""
+        """Whether features or thumbnails of a unit are still to be written; looks at the disk."""
         return not all(array.has_unit(unit, self.asked[unit]) for array in self.arrays)
+
+    def lacks_targets(self, unit: int) -> bool:
+        """Whether dense targets of a unit are still to be written; looks at the disk."""
+        return not all(form.has_unit(unit, self.asked[unit]) for form in self.target_forms)
 
     @property
     def thumb_geometry(self) -> PixelGeometry:
@@ -68,6 +75,16 @@ class Begun:
     def arrays(self) -> list[CachedArray]:
         """All that it writes to: thumbnails, then features."""
         return [self.thumbs, *(array for job in self.jobs for array in job.arrays)]
+
+    @property
+    def all_arrays(self) -> list[CachedArray]:
+        """The same, and the squares of dense targets."""
+        return [*self.arrays, *(form for form in self.target_forms if isinstance(form, CachedArray))]
+
+    @property
+    def target_forms(self) -> list[CachedArray | UnitFiles]:
+        """All that it writes of dense targets."""
+        return [form for dense in self.dense for form in dense.forms]
 
 
 def settle(config: ExtractConfig) -> ExtractConfig:
@@ -100,6 +117,7 @@ def begin(
         views = [None, *(View(config.view_seed, index) for index in range(config.views))]
     wanted = [(backbone, view) for backbone in config.backbones for view in views]
     new = with_look(config, Look())
+    check_offered(config, listing)
     if not CachePaths(config.cache).config.exists():  # what cannot be had or is misspelt leaves no empty cache behind
         listing.refuse_alike()
         for backbone, view in wanted:
@@ -119,7 +137,8 @@ def begin(
     asked = asked_rows(cache, config.splits, config.limit)
     asked = {unit: asked[unit] for unit in asked if unit % count == index and (only is None or unit in only)}
     jobs = [prepare(cache, backbone, view, config, load, asked) for backbone, view in wanted]
-    return Begun(cache, thumbs, jobs, asked, look_asked(config))
+    dense = prepare_targets(cache, config, listing, [job.store.info.recipe for job in jobs])
+    return Begun(cache, thumbs, jobs, asked, look_asked(config), dense)
 
 
 def backbone_loader(device: str | torch.device) -> Load:

@@ -18,11 +18,15 @@ from loffta.extraction.calibrate import calibrate
 from loffta.extraction.carried import carry_over
 from loffta.extraction.forward import Job
 from loffta.extraction.jobs import Load
+from loffta.extraction.target_alone import write_alone
+from loffta.extraction.target_report import TargetReport, judge_targets, look_again, report_targets, say_altered
+from loffta.extraction.target_writer import TargetWriter
 from loffta.images.batches import ImageStream, UnitImages, decoding_threads, judge_bad
 from loffta.images.geometry import View
 from loffta.images.sources import ImageSource, open_source
 from loffta.look import OLD
 from loffta.machine import process
+from loffta.machine.deadline import check_time
 from loffta.machine.progress import Progress, say
 from loffta.store.asked import asked_rows
 from loffta.store.cache import CachedArray
@@ -66,6 +70,8 @@ class Report:
     unwritten_images: int = 0  # asked for, and of other shares: they have no features yet
     unwritten_of: list[str] = field(default_factory=list)  # these shares, as --shard takes them
     stores: list[StoreReport] = field(default_factory=list)
+    target_units: int = 0  # of dense targets, written by this call
+    targets: list[TargetReport] = field(default_factory=list)
 
 
 def run(
@@ -109,8 +115,10 @@ def extract(
         listing = source.listing()  # before any model is loaded: a faulty table should not cost that wait
     begun = begin(config, listing, _stoppable(load, stop), only=only, views=views, read=source.read)
     if not config.ignore_space:
-        check_room(begun.cache, begun.arrays, begun.asked)
+        check_room(begun.cache, begun.all_arrays, begun.asked)
     todo = [unit for unit in begun.asked if begun.lacks(unit)]
+    bare = [unit for unit in begun.asked if unit not in {*todo} and begun.lacks_targets(unit)]
+    look_again(begun.cache, begun.dense, source)
     if todo:
         say(process.describe(begun.jobs[0].device))
         if begun.look == OLD and config.background is None and config.range is None:
@@ -123,6 +131,7 @@ def extract(
         Progress("extract", n_images, "images") as progress,
         decoding_threads(process.available_cpus()) as pool,
         UnitSink(begun.jobs[0].device) as sink,
+        TargetWriter(begun.cache, begun.dense, source, pool, sink) as targets,
     ):
         for job in begun.jobs if todo else []:
             if job.backbone is not None:
@@ -130,13 +139,21 @@ def extract(
         lacking = (unit for unit in todo if begun.lacks(unit))  # another process may have written it
         due = ((unit, [row for row in begun.due(unit) if row not in begun.cache.table.gone]) for unit in lacking)
         stream = ImageStream(source, begun.cache.table, begun.sizes, pool, due, n_ahead=2 * batch_size)
+        longest_s = 0.0  # of a unit
         for images in stream:
-            for n_done in _extract_unit(begun, images, batch_size, sink, stop):
+            if report.units:  # the first is begun in any case, else a short job would never get on
+                check_time(longest_s, f"unit {images.unit}")
+            began = time.monotonic()
+            for n_done in _extract_unit(begun, images, batch_size, sink, targets, stop):
                 waiting = f"{stream.waited_s / progress.seconds:.0%} waiting for images"
                 progress.advance(n_done, f"{waiting}, {sink.n_bytes / 1e9:.1f} GB")
+            longest_s = max(longest_s, time.monotonic() - began)
             report.units += 1
             report.images += len(images.rows)
         report.waited_s = stream.waited_s
+        write_alone(begun.cache, begun.arrays, {unit: begun.asked[unit] for unit in bare}, targets, stop)
+        report.target_units = targets.units
+    say_altered(begun.cache, targets.altered)
     report.seconds = time.monotonic() - start
     _sum_up(report, begun, config, listing)
     return report
@@ -163,6 +180,8 @@ def _sum_up(report: Report, begun: Begun, config: ExtractConfig, listing: ImageT
         done=begun.cache.paths.root,
         remedy="mend or remove the images and extract into a new cache",
     )
+    report.targets = report_targets(begun.cache, begun.dense, asked)
+    judge_targets(begun.cache, report.targets, config.max_bad_frac)
 
 
 def _extract_unit(
@@ -170,6 +189,7 @@ def _extract_unit(
     images: UnitImages,
     batch_size: int,
     sink: UnitSink,
+    targets: TargetWriter,
     stop: process.StopFlag,
 ) -> Iterator[int]:
     """Decodes one unit once and hands the sink what each job lacks of it; yields how many images are behind it."""
@@ -178,6 +198,8 @@ def _extract_unit(
     stop.check(doing)
     thumb_writer = None if begun.thumbs.has_unit(unit, asked) else sink.open(begun.thumbs, unit)
     work = [(job, [(array, sink.open(array, unit)) for array in job.missing(unit, asked)]) for job in begun.jobs]
+    due = begun.due(unit)
+    targets.begin(unit, due, asked)
     for batch in stop.each(images.batches(batch_size), doing):
         names = [begun.cache.table.keys[row] for row in batch.rows]
         if thumb_writer is not None:
@@ -188,9 +210,12 @@ def _extract_unit(
                 for part, found in stop.each(parts, doing):
                     handed = [(writer, tokens) for (_, writer), tokens in zip(writers, found, strict=True)]
                     sink.append(handed, batch.rows[part], names[part])
+        targets.feed(images.statuses)
         yield len(batch.rows)
     yield sum(status.status == BAD for status in images.statuses)
-    gone = [row for row in begun.due(unit) if row in begun.cache.table.gone]
+    targets.feed(images.statuses)
+    targets.commit()
+    gone = [row for row in due if row in begun.cache.table.gone]
     of = begun.cache.table.identity(sorted((*images.rows, *gone)))
     made = {"device": str(begun.jobs[0].device), "versions": process.versions(), "images": of}
     open_units = [(begun.thumbs, thumb_writer, {"batch_size": batch_size, **made})] if thumb_writer is not None else []

@@ -24,6 +24,7 @@ from loffta.extraction.batch_size import set_batch_sizes
 from loffta.extraction.begin import Begun, backbone_loader, begin, settle
 from loffta.extraction.forward import Job
 from loffta.extraction.jobs import Load
+from loffta.extraction.target_plan import FileWork, file_work
 from loffta.images.batches import ImageStream, PixelBatch, decoding_threads
 from loffta.images.sources import ImageSource, open_source
 from loffta.machine import process
@@ -32,7 +33,7 @@ from loffta.machine.quota import Quota, Room, free_room, user_quota
 from loffta.store.cache import CachedArray
 from loffta.store.labels import SOURCE
 from loffta.store.metadata import ArrayLayout
-from loffta.store.paths import CachePaths
+from loffta.store.paths import TARGETS, CachePaths
 from loffta.store.space import Work, missing_work, shard_bytes, shortages
 
 SAMPLE_BATCHES = 3  # timed where --sample says nothing
@@ -45,7 +46,7 @@ _READ_BYTES, _READ_AT_LEAST, _READ_BLOCK = 256 << 20, 16 << 20, 4 << 20
 class ArrayPlan:
     """One array of one store."""
 
-    store: str  # "targets" for thumbnails
+    store: str  # "targets" for thumbnails and dense targets
     kind: str
     taps: tuple[str, ...]
     shape: tuple[int, ...]  # of one image
@@ -135,19 +136,20 @@ def make_plan(config: ExtractConfig, source: ImageSource, load: Load, *, sample:
         begun = begin(config.model_copy(update={"cache": shadow}), source.listing(), load, read=source.read)
         if (said := CachePaths(shadow).label_set(SOURCE)).exists() and not said.is_symlink():
             say(f"no labels were written: `loffta plan` leaves {root} as it is, `loffta extract` brings it up to date")
-        work = missing_work(begun.arrays, begun.asked)
+        work = missing_work(begun.all_arrays, begun.asked)
+        files = file_work(begun.cache, begun.dense, source, begun.asked)
         timing = _time_sample(begun, work, source, config.batch_size, sample)
         made = [p for p in shadow.rglob("*") if p.is_file() and not p.is_symlink()]
         made = [p for p in made if not (root / p.relative_to(shadow)).exists()]
         metadata_bytes = sum(path.stat().st_size for path in made)
     n_images = begun.n_images
-    arrays = tuple(_plan_array(begun, w) for w in work)
-    lacking = {unit for w in work for unit in w.units}
+    arrays = (*(_plan_array(begun, w) for w in work), *map(_plan_files, files))
+    lacking = {unit for w in work for unit in w.units} | {unit for w in files for unit in w.units}
     missing = sum(len(begun.asked[unit]) for unit in lacking)
     room, quota = free_room(root), user_quota(root)
-    n_bytes = sum(w.bytes for w in work) + metadata_bytes
-    n_files = sum(w.files for w in work) + len(made)
-    timed = {array.store for array in arrays if array.units_missing} - {"targets"}
+    n_bytes = sum(a.shard_bytes + a.done_bytes for a in arrays) + metadata_bytes
+    n_files = sum(a.files for a in arrays) + len(made)
+    timed = {array.store for array in arrays if array.units_missing} - {TARGETS}
     feature_bytes = sum(array.whole_bytes for array in arrays if array.store in timed)
     return Plan(
         cache=root,
@@ -199,9 +201,10 @@ def _shadow(root: Path) -> Iterator[Path]:
 
 def _plan_array(begun: Begun, work: Work) -> ArrayPlan:
     layout: ArrayLayout = work.array.layout
+    owner, _, name = work.array.paths.name.partition("/")
     return ArrayPlan(
-        store=work.array.paths.name.partition("/")[0],
-        kind=work.array.kind,
+        store=owner,
+        kind=name if owner == TARGETS else work.array.kind,
         taps=work.array.taps,
         shape=layout.item_shape,
         dtype=layout.dtype.name,
@@ -212,6 +215,13 @@ def _plan_array(begun: Begun, work: Work) -> ArrayPlan:
         files=work.files,
         whole_bytes=sum(shard_bytes(layout, len(rows)) for rows in begun.asked.values()),
     )
+
+
+def _plan_files(work: FileWork) -> ArrayPlan:
+    """Of dense targets that are no array; their files are their own done files."""
+    kind = work.name.removeprefix(f"{TARGETS}/")
+    sizes = {"shard_bytes": work.bytes, "done_bytes": 0, "files": len(work.units), "whole_bytes": work.whole_bytes}
+    return ArrayPlan(TARGETS, kind, (), (), "parquet", len(work.units), work.images, **sizes)
 
 
 # -- time

@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from loffta.extraction.target_report import changed_targets
 from loffta.images.sources import ImageSource
 from loffta.machine.progress import Progress
 from loffta.store.cache import Cache
 from loffta.store.hashes import recorded_hashes
+from loffta.store.target_files import OK
+from loffta.targets import TargetKind
 
 _N_THREADS = 8
 
@@ -25,6 +28,7 @@ class Altered:
     row: int
     key: str
     what: str
+    target: TargetKind | None = None  # where the image is, and this target of it is not
 
 
 def verify_images(cache: Cache, source: ImageSource) -> Iterator[Altered]:
@@ -50,3 +54,8 @@ def verify_images(cache: Cache, source: ImageSource) -> Iterator[Altered]:
             progress.advance(1)
             if found is not None:
                 yield found
+    for kind in cache.target_kinds():
+        native = cache.native(kind)
+        there = [row for row in range(len(cache.table)) if native.status[row] == OK and row not in cache.table.gone]
+        for row in changed_targets(cache, source, kind, there):
+            yield Altered(row, cache.table.key_now(row), f"another {kind} than the one that is cached", kind)

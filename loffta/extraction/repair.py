@@ -12,6 +12,7 @@ from loffta.config import ExtractConfig
 from loffta.errors import DamageFound, LofftaError
 from loffta.extraction.extract import run
 from loffta.extraction.jobs import backbone_asked
+from loffta.extraction.target_repair import is_dense, repair_targets
 from loffta.files.durable import remove_folder, replace_file
 from loffta.images.geometry import View
 from loffta.look import look_of
@@ -49,10 +50,12 @@ def repair(cache: Cache, damages: Sequence[Damage], lost: Sequence[str], stop: S
     restore(cache, lost)
     for damage in units:
         assert damage.unit is not None
-        set_aside(cache.paths.named(damage.array), damage.unit)
+        set_aside(cache.paths.units(damage.array), damage.unit)
     for folder in dict.fromkeys(damage.scales for damage in units if damage.scales is not None):
         remove_folder(folder)
-    written = write_units(cache, units, stop)
+    targets = [damage for damage in units if is_dense(damage.array)]
+    written = write_units(cache, [damage for damage in units if not is_dense(damage.array)], stop)
+    written += repair_targets(cache, targets, stop)
     tidy(cache)
     return written
 

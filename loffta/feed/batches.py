@@ -41,6 +41,8 @@ from loffta.feed.order import (
 )
 from loffta.feed.readers import IN_PLACE_BYTES, Readers
 from loffta.feed.sources import PartOf, Source, make_sources, read_bytes
+from loffta.feed.views import draw_views, stacked_rows
+from loffta.shapes import TargetBatch
 
 WARM_THREADS = 2  # saturate the page cache
 COLD_THREADS = 16  # a disk wants many requests at a time
@@ -52,6 +54,8 @@ class Batch:
 
     rows: Tensor  # [B] int64, rows of the image table
     features: tuple[Tensor, ...]  # one [B, L, *shape] per Feature, in the storage dtype; int8 as float32
+    targets: TargetBatch | None = None  # of dense tasks: views, too
+    views: NDArray[np.int64] | None = None  # [B] which one each image is shown in, where there are several
 
 
 @dataclass
@@ -101,6 +105,8 @@ class Feed:
         n_alike: int = 1,
         n_threads: int | None = None,
         of: Feed | None = None,
+        maps: Feature | None = None,
+        views: bool = False,
     ) -> None:
         """Opens the arrays; those to be kept in memory are read.
 
@@ -114,19 +120,25 @@ class Feed:
             n_threads: that read at the same time; None: 16 where the page cache cannot keep what is streamed, else 2.
             of: a feed of the same features and more rows, in rising order, that stays open: what it keeps in memory
                 serves this one, too.
+            views: images come in any of the views that the features have; else in the first, the features' own.
+            maps: dense targets of the same images, for `Batch.targets`: read, kept and copied as features are.
         Raises:
             UsageError: a mode that this machine has no room for.
             DamageFound: a chunk that is kept in memory is missing or damaged.
         """
-        self.features, self.rows, self.batch_size = tuple(features), rows, batch_size
+        features = features if maps is None else (*features, maps)
+        self._features, self.rows, self.batch_size = tuple(features), rows, batch_size
+        self._has_maps = maps is not None
+        self._n_views = 1 + len(features[0].views) if views else 1
+        shown = stacked_rows(rows, self._n_views)
         self._device = device or torch.device("cpu")
         self._seed, self._n_alike = seed, n_alike
         self._placements: list[Placement] = (
-            of._placements if of else choose_placements(features, len(rows), self._device, mode)
+            of._placements if of else choose_placements(features, len(shown), self._device, mode)
         )
         from_disk = [f for f, m in zip(features, self.modes, strict=True) if m == "stream"]
         streamed = read_bytes(from_disk)
-        cold = is_cold(streamed * len(rows))
+        cold = is_cold(streamed * len(shown))
         self._window = window or choose_window(max(1, streamed), len(rows), batch_size)
         self.order: Order = choose_order(from_disk, cold) if order == "auto" else order
         # a window is read as one, by all threads, while the one before it is handed out
@@ -142,10 +154,11 @@ class Feed:
         self._ahead: _Epoch | None = None  # of the one behind it
         self._sources: list[Source]
         if of:
-            self._sources = [PartOf(source, np.searchsorted(of.rows, rows)) for source in of._sources]
+            places = np.searchsorted(of.rows, rows) + np.arange(self._n_views)[:, None] * len(of.rows)
+            self._sources = [PartOf(source, places.reshape(-1)) for source in of._sources]
         else:
             with ThreadPoolExecutor(COLD_THREADS) as pool:  # what is loaded may come from a cold disk
-                self._sources = make_sources(features, self._placements, rows, self._device, pool, COLD_THREADS)
+                self._sources = make_sources(features, self._placements, shown, self._device, pool, COLD_THREADS)
         n_slots = self._readers.n_reads + (2 if self._slot_batches == 1 else 1)
         self._slots = [self._make_slot() for _ in range(n_slots)]
         self._free = deque(self._slots)
@@ -176,7 +189,7 @@ class Feed:
             self._current, self._ahead = self._ahead, None
         else:
             self._drop_reads()
-            self._current = self._plan_epoch(self._order_of(epoch), start, epoch)
+            self._current = self._plan_epoch(self._places_of(epoch), start, epoch)
         return self._begin(epoch + 1 if more else None)
 
     @property
@@ -193,7 +206,7 @@ class Feed:
 
     def describe(self) -> str:
         """One line for the user: where each array comes from and why, and what the order is worth."""
-        placed = describe_placements(self.features, self._placements, len(self.rows))
+        placed = describe_placements(self._features, self._placements, len(self.rows) * self._n_views)
         if self.order == "uniform":
             return f"{placed}; uniform order"
         together = neighbour_share(self.rows, self._order_of(0), self.batch_size)
@@ -222,6 +235,9 @@ class Feed:
             return windowed_order(self.rows, self._window, self._seed, epoch)
         return uniform_order(len(self.rows), self._seed, epoch)
 
+    def _places_of(self, epoch: int) -> NDArray[np.int64]:
+        return draw_views(self._order_of(epoch), self._n_views, self._seed, epoch)
+
     def _plan_epoch(self, order: NDArray[np.int64], start: int, number: int | None = None) -> _Epoch:
         assert 0 <= start <= len(self), f"an epoch has {len(self)} batches, none with number {start}"
         per_slot = self._slot_batches * self.batch_size
@@ -243,7 +259,7 @@ class Feed:
             while self._fill_slots(current):
                 if self._free and following is not None:
                     if self._ahead is None:
-                        self._ahead = self._plan_epoch(self._order_of(following), 0, following)
+                        self._ahead = self._plan_epoch(self._places_of(following), 0, following)
                     self._fill_slots(self._ahead)
                 self._readers.wait(current.parts[0].read)
                 part = current.parts.popleft()
@@ -302,8 +318,11 @@ class Feed:
         found: dict[int, Tensor] = {}
         for source, raw in zip(self._sources, self._copies.take(copy), strict=True):
             found |= zip(source.members, source.finish(raw), strict=True)
-        rows = torch.from_numpy(self.rows[places]).to(self._device, non_blocking=self._copies.overlap)
-        return Batch(rows, tuple(found[i] for i in range(len(self.features))))
+        n_rows = len(self.rows)
+        rows = torch.from_numpy(self.rows[places % n_rows]).to(self._device, non_blocking=self._copies.overlap)
+        tensors = [found[i] for i in range(len(found))]
+        targets = TargetBatch(tensors.pop()[:, 0]) if self._has_maps else None
+        return Batch(rows, tuple(tensors), targets, places // n_rows if self._n_views > 1 else None)
 
     def _make_slot(self) -> _Slot:
         """Buffers are reused for the whole run: fresh ones halve the rate by their page faults."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from loffta.dataset.features import Feature
 from loffta.feed.modes import Mode, Placement
+from loffta.feed.views import StackedReader
 from loffta.store.zarr_reader import AnyReader, open_array
 
 _LOAD_BYTES = 64 << 20  # read at once while features are loaded into memory
@@ -43,7 +44,11 @@ class StreamedArray:
     """Reads one array for each batch: the union of its features' taps, once."""
 
     def __init__(
-        self, reader: AnyReader, features: Sequence[Feature], members: Sequence[int], rows: NDArray[Any]
+        self,
+        reader: AnyReader | StackedReader,
+        features: Sequence[Feature],
+        members: Sequence[int],
+        rows: NDArray[Any],
     ) -> None:
         self.members = tuple(members)
         self._reader, self._features, self._rows = reader, tuple(features), rows
@@ -130,10 +135,16 @@ def make_sources(
     pool: Executor,
     n_parts: int,
 ) -> list[Source]:
-    """One source per streamed array, one per feature in memory, which is read here; each array is read once."""
+    """One source per streamed array, one per feature in memory, which is read here; each array is read once.
+
+    Args:
+        rows: in features with views, those of `stacked_rows`.
+    """
     sources: list[Source] = []
     for members in group_by_array(features):
-        reader = open_array(features[members[0]].array.paths)
+        first = features[members[0]]
+        readers = [open_array(feature.array.paths) for feature in (first, *first.views)]
+        reader = StackedReader(readers) if first.views else readers[0]
         streamed = [i for i in members if placements[i].mode == "stream"]
         kept = [i for i in members if placements[i].mode != "stream"]
         if streamed:
@@ -182,7 +193,7 @@ def pick_taps(raw: Tensor, taps: list[int] | None, feature: Feature) -> Tensor:
 
 
 def _load(
-    reader: AnyReader,
+    reader: AnyReader | StackedReader,
     features: Sequence[Feature],
     modes: Sequence[Mode],
     rows: NDArray[np.int64],

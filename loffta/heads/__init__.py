@@ -1,6 +1,7 @@
 """Heads: small modules on cached features, one file each, with their papers' recipes as defaults.
 
-`train` asks the recipe which kinds of features to feed (`recipe.kinds()`), and builds the head with `build_head`.
+`train` asks the recipe which kinds of features to feed (`recipe.kinds()`), and builds the head with `build_head`, or
+`build_dense_head` where it gives a map per image.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from torch import Tensor, nn
 
 from loffta.errors import UsageError, unknown_name
 from loffta.heads.attentive import AttentiveHead, AttentiveRecipe
+from loffta.heads.bicubic import BicubicHead, BicubicRecipe
 from loffta.heads.combo import ComboHead, ComboRecipe
+from loffta.heads.combo_deap import ComboDeapHead, ComboDeapRecipe
+from loffta.heads.deap import DeapHead, DeapRecipe
+from loffta.heads.deconv import DeconvHead, DeconvRecipe
+from loffta.heads.dense import DenseBase, DenseRecipe
+from loffta.heads.dense_linear import DenseLinearHead, DenseLinearRecipe
+from loffta.heads.dpt import DptHead, DptRecipe
+from loffta.heads.featup import FeatupHead, FeatupRecipe
 from loffta.heads.fusion import FusionHead, FusionRecipe
 from loffta.heads.head2toe import Head2ToeHead, Head2ToeRecipe
 from loffta.heads.linear import LinearHead, LinearRecipe
@@ -22,6 +31,7 @@ from loffta.heads.loff import LoffHead, LoffRecipe
 from loffta.heads.recipe import Recipe
 from loffta.heads.scale import Scale
 from loffta.heads.smp import SmpHead, SmpRecipe
+from loffta.targets import Readout
 from loffta.tokens import FeatureSpec
 
 
@@ -88,6 +98,7 @@ class HeadEntry(NamedTuple):
     head: type[Head]
     recipe: type[Recipe]
     label: str | None = None  # what reports call it where its name alone would claim too much
+    dense: bool = False  # it gives maps: a DenseBase, which is built by `build_dense_head`
 
 
 HEADS: dict[str, HeadEntry] = {
@@ -98,7 +109,16 @@ HEADS: dict[str, HeadEntry] = {
     "loff": HeadEntry(LoffHead, LoffRecipe),
     "head2toe": HeadEntry(Head2ToeHead, Head2ToeRecipe),
     "smp": HeadEntry(SmpHead, SmpRecipe, label="smp (our approximation)"),
+    "dense-linear": HeadEntry(DenseLinearHead, DenseLinearRecipe, dense=True),
+    "deap": HeadEntry(DeapHead, DeapRecipe, dense=True),
+    "combo-deap": HeadEntry(ComboDeapHead, ComboDeapRecipe, dense=True),
+    "bicubic": HeadEntry(BicubicHead, BicubicRecipe, dense=True),
+    "deconv": HeadEntry(DeconvHead, DeconvRecipe, dense=True),
+    "featup": HeadEntry(FeatupHead, FeatupRecipe, dense=True),
+    "dpt": HeadEntry(DptHead, DptRecipe, dense=True),
 }
+IMAGE_HEADS = tuple(name for name, entry in HEADS.items() if not entry.dense)
+DENSE_HEADS = tuple(name for name, entry in HEADS.items() if entry.dense)
 
 
 def find_head(name: str) -> HeadEntry:
@@ -133,15 +153,46 @@ def build_head(name: str, specs: Sequence[FeatureSpec], n_classes: int, recipe: 
     Raises:
         UsageError: unknown head, another head's recipe, or features of the wrong kind.
     """
+    entry = _find_kind(name, recipe, dense=False)
+    rng = torch.Generator().manual_seed(seed)
+    head = entry.head(specs, n_classes or 1, rng=rng, **recipe.head_arguments())
+    if n_classes == 0:
+        head.learn_values()
+    return head
+
+
+def build_dense_head(
+    name: str, specs: Sequence[FeatureSpec], readout: Readout, recipe: DenseRecipe, seed: int
+) -> DenseBase:
+    """A new head that gives maps, on the CPU; the seed decides all of its weights.
+
+    Args:
+        specs: of the features that `recipe.kinds()` names; of a head that `needs_thumb`, the thumbnails come last.
+        readout: what its outputs are for, see `DenseTask.readout`.
+        recipe: of this head's recipe class, resolved or not.
+    Raises:
+        UsageError: unknown head, another head's recipe, features of the wrong kind, or a budget that is too small.
+    """
+    entry = _find_kind(name, recipe, dense=True)
+    head = entry.head(specs, readout, rng=torch.Generator().manual_seed(seed), **recipe.head_arguments())  # type: ignore[arg-type]
+    assert isinstance(head, DenseBase)
+    return head
+
+
+def _find_kind(name: str, recipe: Recipe, *, dense: bool) -> HeadEntry:
+    """The head, if it is of the kind that is asked for and the recipe its own."""
     entry = find_head(name)
+    if entry.dense != dense:
+        gives = ("one answer per image", "a map per image")
+        raise UsageError(
+            f"head '{name}' gives {gives[entry.dense]}, and {gives[dense]} is asked for",
+            where="head",
+            remedy=f"use one of {', '.join(DENSE_HEADS if dense else IMAGE_HEADS)}",
+        )
     if not isinstance(recipe, entry.recipe):
         raise UsageError(
             f"a {type(recipe).__name__} cannot build head '{name}'",
             where="recipe",
             remedy=f"pass a {entry.recipe.__name__}",
         )
-    rng = torch.Generator().manual_seed(seed)
-    head = entry.head(specs, n_classes or 1, rng=rng, **recipe.head_arguments())
-    if n_classes == 0:
-        head.learn_values()
-    return head
+    return entry

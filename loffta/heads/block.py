@@ -44,14 +44,14 @@ def draw_torch_weight(weight: Tensor, rng: torch.Generator) -> None:
     nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=rng)
 
 
-def check_width(width: int, n_heads: int) -> None:
-    """For recipes: refuses a width that does not divide into heads.
+def check_width(width: int, n_heads: int, *, name: str = "width", of: str = "n_heads") -> None:
+    """For recipes: refuses a width that does not divide into heads, or groups.
 
     Raises:
         ValueError: which a recipe's validator turns into the error that a user sees.
     """
     if width % n_heads:
-        raise ValueError(f"width {width} is not a multiple of n_heads {n_heads}")
+        raise ValueError(f"{name} {width} is not a multiple of {of} {n_heads}")
 
 
 class Block(nn.Module):

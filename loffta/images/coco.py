@@ -2,6 +2,7 @@
 
 ROOT/annotations/instances_{train,val}<year>.json name the images in ROOT/{train,val}<year>; ROOT/test<year> has none.
 An image's labels are the categories of its objects, crowds too; an image without objects is labelled with no class.
+Dense targets are made of the same annotations when they are read; masks are COCO-Stuff's, or else the panoptic ones.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from typing import Any
 
 from loffta.errors import UsageError, refuse, unknown_name
 from loffta.files.documents import from_json
+from loffta.images.coco_objects import MAX_BYTES
+from loffta.images.coco_targets import CocoTargets
 from loffta.images.files import FileList, FileRoot, existing, split_part
 from loffta.machine.progress import say
 from loffta.store.label_cells import many_classes
 from loffta.store.table import ImageTable
 
 _INSTANCES = re.compile(r"instances_(train|val)(\d{4})\.json")
-_MAX_BYTES = 4 << 30  # train2017 has 0.45 GB, LVIS 1.1
 _REMEDY = "unpack the images and annotations_trainval<year>.zip into one folder again"
 
 
@@ -31,8 +33,9 @@ class CocoYear:
 
     def __init__(self, path: Path, year: str) -> None:
         self._root = FileRoot(path)
-        self.read = self._root.read  # of an image or mask
         self._year = year
+        self._targets = CocoTargets(self._root, year)
+        self.read = self._targets.read  # of an image or target
         self._source = f"coco:{self._root.path}#{year}"
 
     def listing(self) -> ImageTable:
@@ -51,14 +54,15 @@ class CocoYear:
         for path in sorted((self._root.path / f"test{self._year}").glob("*.jpg")):
             if key := files.add(f"test{self._year}/{path.name}", "the folder"):
                 rows.append((key, "test", None))
-        # where COCO-Stuff's masks are if they are there
-        masks = [files.companion(f"stuffthingmaps/{key.removesuffix('.jpg')}.png") for key, _, _ in rows]
+        declared = [classes[i] for i in sorted(classes)]
+        annotated = [found is not None for _, _, found in rows]
+        targets = self._targets.offered([key for key, _, _ in rows], annotated, declared, files)
         refuse(files.faults, where=f"SOURCE {self._source}", remedy=_REMEDY)
         if not rows:
             raise UsageError("the annotations name no images", where=f"SOURCE {self._source}", remedy=_REMEDY)
         keys, splits, names = zip(*rows, strict=True)
-        labels = many_classes(names, [classes[i] for i in sorted(classes)])
-        return labels.table(self._source, keys, list(files.sizes.values()), splits, {"mask": masks})
+        labels = many_classes(names, declared)
+        return labels.table(self._source, keys, list(files.sizes.values()), splits, *targets)
 
     def _annotated(self, split: str, classes: dict[int, str], faults: list[str]) -> list[tuple[str, set[str]]]:
         """(file name, classes) of one split by name; `classes` gains the categories by their ids."""
@@ -92,7 +96,7 @@ def parse_instances(data: bytes) -> tuple[dict[int, str], dict[int, str], list[t
         ValueError: broken JSON, an image or category listed twice, names that are no text.
         LookupError, TypeError: not the structure of COCO's instances.
     """
-    content = from_json(data, max_bytes=_MAX_BYTES, object_hook=_lean)
+    content = from_json(data, max_bytes=MAX_BYTES, object_hook=_lean)
     names = _by_id(content["images"], "file_name")
     categories = _by_id(content["categories"], "name")
     pairs = content["annotations"]

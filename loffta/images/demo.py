@@ -1,4 +1,7 @@
-"""`demo:digits`: scikit-learn's 1,797 handwritten digits as a real image set, with PNG bytes and splits."""
+"""`demo:digits`: scikit-learn's 1,797 handwritten digits as a real image set, with PNG bytes and splits.
+
+`demo:scenes`, which has all dense targets, is in `scenes`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from loffta.errors import unknown_name
+from loffta.images.scenes import Scenes, open_scenes
 from loffta.store.table import ImageTable
 
 N_TRAIN = 1000  # the first 1,000 train, the other 797 test
@@ -51,10 +55,13 @@ class Digits:
         return [_png(image) for image in self._data[0]]
 
 
-def open_demo(name: str) -> Digits:
-    """The embedded image set of that name."""
-    if name != "digits":
-        raise unknown_name("demo image set", name, ["digits"], where=f"SOURCE demo:{name}")
+def open_demo(text: str) -> Digits | Scenes:
+    """The embedded image set of that name; scenes may have options behind `#`."""
+    name, mark, options = text.partition("#")
+    if name == "scenes":
+        return open_scenes(options)
+    if name != "digits" or mark:
+        raise unknown_name("demo image set", text, ["digits", "scenes"], where=f"SOURCE demo:{text}")
     return Digits()
 
 

@@ -66,6 +66,16 @@ class ViewBox(NamedTuple):
     mirrored: bool
 
 
+class Window(NamedTuple):
+    """The part of an image that becomes the square, in pixels of the image as real numbers; it may stand out of it."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    mirrored: bool
+
+
 def to_square(image: Image.Image, geometry: PixelGeometry, key: str) -> NDArray[np.uint8]:
     """An RGB image as [S, S, 3], by PIL's antialiased filter.
 
@@ -79,7 +89,21 @@ def to_square(image: Image.Image, geometry: PixelGeometry, key: str) -> NDArray[
         return np.asarray(square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if box.mirrored else square)
     if geometry.resize == "squash":
         return np.asarray(image.resize((side, side), resample))
-    return np.asarray(_centre(image, _crop_size(image, geometry), side, resample))
+    return np.asarray(_centre(image, _crop_size(image.width, image.height, geometry), side, resample))
+
+
+def shown_window(geometry: PixelGeometry, key: str, width: int, height: int) -> Window:
+    """What `to_square` shows of an image of this name and size."""
+    if geometry.view is not None:
+        box = view_box(geometry.view, key, width, height)
+        return Window(float(box.left), float(box.top), float(box.right), float(box.bottom), box.mirrored)
+    if geometry.resize == "squash":
+        return Window(0.0, 0.0, float(width), float(height), False)
+    resized = _crop_size(width, height, geometry)
+    left, top = _corner(resized, geometry.image_px)
+    x, y = width / resized[0], height / resized[1]
+    side = geometry.image_px
+    return Window(left * x, top * y, (left + side) * x, (top + side) * y, False)
 
 
 def view_box(view: View, key: str, width: int, height: int) -> ViewBox:
@@ -102,13 +126,18 @@ def view_box(view: View, key: str, width: int, height: int) -> ViewBox:
     return ViewBox(0, 0, width, height, mirrored)
 
 
-def _crop_size(image: Image.Image, geometry: PixelGeometry) -> tuple[int, int]:
+def _crop_size(width: int, height: int, geometry: PixelGeometry) -> tuple[int, int]:
     """(width, height) to resize to before the centre is cut out: timm's evaluation transform."""
     scale = math.floor(geometry.image_px / geometry.crop_pct)
     if geometry.crop_mode == "squash":
         return scale, scale
-    short = min(image.size)
-    return (scale * image.width // short, scale * image.height // short)
+    short = min(width, height)
+    return (scale * width // short, scale * height // short)
+
+
+def _corner(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Where the square in the middle begins, from the left and from the top."""
+    return round((size[0] - side) / 2), round((size[1] - side) / 2)
 
 
 def _centre(image: Image.Image, size: tuple[int, int], side: int, resample: Image.Resampling) -> Image.Image:
@@ -119,7 +148,7 @@ def _centre(image: Image.Image, size: tuple[int, int], side: int, resample: Imag
     corners as float32 and does its two passes in another order.
     """
     width, height = size
-    left, top = round((width - side) / 2), round((height - side) / 2)
+    left, top = _corner(size, side)
     if width * height <= _MOST_RESIZED:
         return image.resize(size, resample).crop((left, top, left + side, top + side))
     x, y = image.width / width, image.height / height  # pixels of the image in one of the resized

@@ -1,7 +1,8 @@
 """`hf:NAME[:CONFIG]` or `hf:PATH`: a data set of the Hugging Face hub, or one that lies in a folder or parquet file.
 
 A folder is what `save_to_disk` wrote, or images or parquet files that `load_dataset` understands. Encoded bytes are
-read as they were stored. `#COLUMN` behind the name chooses the column of labels where there are several.
+read as they were stored. `#COLUMN` behind the name chooses the column of labels where there are several. Columns that
+are dense targets are told by their names: `hf_targets`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from loffta.errors import LofftaError, UsageError, refuse, unknown_name
+from loffta.images import hf_targets
 from loffta.images.files import FileRoot, existing, key_fault, split_part, user_path
 from loffta.machine.progress import say
 from loffta.store.label_cells import Labels, from_cells, from_numbers, many_classes, one_class
@@ -28,13 +30,14 @@ _LABELS = ("label", "labels", "target", "targets", "value", "score")  # columns 
 
 
 class HuggingFaceSet:
-    """Keys are <split>/<row>, with the row's number in eight digits."""
+    """Keys are <split>/<row>, with the row's number in eight digits; a target's begin with its kind."""
 
     def __init__(self, name: str, column: str) -> None:
         self._path = user_path(name) if os.path.lexists(user_path(name)) else None
         self._name = str(self._path.resolve()) if self._path else name
         self._column = column
-        self._image = ""  # the column of images, known when the data set is loaded
+        self._image = ""  # the column of images, known when the data set is loaded, as the next
+        self._maps: dict[str, str] = {}  # column by kind of target
         self._source = f"hf:{self._name}" + (f"#{column}" if column else "")
 
     def listing(self) -> ImageTable:
@@ -62,15 +65,26 @@ class HuggingFaceSet:
             )
         labels = self._labels(keys, faults)
         refuse(faults, where=f"SOURCE {self._source}", remedy="mend the column of labels, or choose another: #COLUMN")
-        return labels.table(self._source, keys, sizes, splits)
+        targets, classes = hf_targets.list_targets(self._splits, self._maps, faults)
+        refuse(faults, where=f"SOURCE {self._source}", remedy="mend the column of objects, or rename it")
+        for kind, column in self._maps.items():
+            say(f"{self._source}: the column {column} holds the target {kind}")
+        return labels.table(self._source, keys, sizes, splits, targets, classes)
 
     def read(self, key: str) -> bytes:
-        """The bytes of one image as they were stored; OSError where there are none."""
+        """The bytes of one image or map as they were stored, or JSON of boxes; OSError where there are none."""
         name, _, digits = key.rpartition("/")
-        split = self._splits.get(name)
-        if split is None or not digits.isdecimal() or int(digits) >= len(split):
+        split, column = self._splits.get(name), self._image
+        if split is None:
+            kind, _, name = name.partition("/")
+            split = self._splits.get(name)
+            column = hf_targets.OBJECTS if kind == "boxes" else self._maps.get(kind, "")
+        if split is None or column not in split.features or not digits.isdecimal() or int(digits) >= len(split):
             raise FileNotFoundError(f"there is no {key!r}")
-        cell = split[int(digits)][self._image] or {}
+        cell = split[int(digits)][column]
+        if column == hf_targets.OBJECTS:
+            return hf_targets.read_boxes(cell, split.features)
+        cell = cell or {}
         data = cell.get("bytes")
         if data is not None:
             return bytes(data)
@@ -96,7 +110,10 @@ class HuggingFaceSet:
         except Exception as error:  # hub, cache, parquet, Arrow: each has errors of its own
             raise self._missing(error, str(datasets.config.HF_DATASETS_CACHE)) from error
         splits = dict(found) if isinstance(found, dict) else {str(found.split or "train"): found}
-        self._image = self._image_column(next(iter(splits.values())).features, datasets) if splits else ""
+        features = next(iter(splits.values())).features if splits else {}
+        self._image = self._image_column(features, datasets) if splits else ""
+        others = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+        self._maps = hf_targets.map_columns(name for name in others if name != self._image)
         for name, split in splits.items():
             if not isinstance(split.features.get(self._image), datasets.Image):
                 raise UsageError(
@@ -105,7 +122,11 @@ class HuggingFaceSet:
                     remedy="save the splits with the same columns",
                 )
         undecoded = datasets.Image(decode=False)
-        return {name: split.cast_column(self._image, undecoded) for name, split in splits.items()}
+        for name in splits:
+            for column in (self._image, *self._maps.values()):
+                if isinstance(splits[name].features.get(column), datasets.Image):
+                    splits[name] = splits[name].cast_column(column, undecoded)
+        return splits
 
     def _load(self, datasets: Any) -> Any:
         if self._path is None:
@@ -190,7 +211,7 @@ class HuggingFaceSet:
         name = self._label_column(features, datasets)
         if name is None:
             return one_class([None] * len(keys))
-        cells = [cell for split in splits for cell in _column(split, name)]
+        cells = [cell for split in splits for cell in hf_targets.column_of(split, name)]
         feature = features[name]
         inner = _inner(feature)
         if isinstance(inner, datasets.ClassLabel):
@@ -236,10 +257,6 @@ def open_hf(text: str) -> HuggingFaceSet:
 def _inner(feature: Any) -> Any:
     """What a list holds; another feature itself."""
     return getattr(feature, "feature", feature)
-
-
-def _column(split: Any, name: str) -> Sequence[Any]:
-    return split.select_columns([name])[:][name] if name in split.features else [None] * len(split)
 
 
 def _of_class_label(

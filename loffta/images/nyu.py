@@ -1,6 +1,7 @@
 """`nyu:FILE`: the labelled set of NYU Depth v2, nyu_depth_v2_labeled.mat, as it is downloaded.
 
 A .mat of version 7.3 is HDF5 with the axes reversed: images [n, 3, 640, 480] uint8, depths [n, 640, 480] in metres.
+`depths` is filled in where the camera saw none; `nyu:FILE#raw` takes `rawDepths`, which is 0 there.
 The official split is in splits.mat (trainNdxs, testNdxs, counted from 1); without it beside FILE all images are train.
 """
 
@@ -15,24 +16,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loffta.errors import LofftaError, UsageError
+from loffta.errors import LofftaError, UsageError, unknown_name
 from loffta.images.encode import png
-from loffta.images.files import existing
+from loffta.images.files import existing, split_part
 from loffta.machine.progress import say
 from loffta.store.label_cells import one_class
 from loffta.store.table import ImageTable
 
 SPLITS = ("splits.mat", "nyu_splits.mat")
 INDEXES = {"trainNdxs": "train", "testNdxs": "test"}
-_DEPTH = "depths/"
+PARTS = {"": "depths", "raw": "rawDepths"}
 
 
 class NyuDepth:
     """Keys are 0001.png, 0002.png, ...; the target `depth` is read as .npy, [H, W] float32 in metres."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, part: str = "") -> None:
         self._path = path.resolve()
-        self._source = f"nyu:{self._path}"
+        self._depths = PARTS[part]  # the dataset of depths, and the folder in their keys
+        self._source = f"nyu:{self._path}" + (f"#{part}" if part else "")
         self._lock = threading.Lock()
 
     def listing(self) -> ImageTable:
@@ -45,7 +47,7 @@ class NyuDepth:
             [f"{name}.png" for name in names],
             [int(np.prod(shape[1:]))] * n,
             self._splits(n),
-            {"depth": [f"{_DEPTH}{name}.npy" for name in names]} if "depths" in self._datasets else {},
+            {"depth": [f"{self._depths}/{name}.npy" for name in names]} if self._depths in self._datasets else {},
         )
 
     def read(self, key: str) -> bytes:
@@ -54,8 +56,9 @@ class NyuDepth:
         Raises:
             OSError: there is no such key, or the file cannot be read any more.
         """
-        name, suffix = ("depths", ".npy") if key.startswith(_DEPTH) else ("images", ".png")
-        digits = key.removeprefix(_DEPTH).removesuffix(suffix)
+        is_depth = key.startswith(f"{self._depths}/")
+        name, suffix = (self._depths, ".npy") if is_depth else ("images", ".png")
+        digits = key.removeprefix(f"{self._depths}/").removesuffix(suffix)
         data = self._datasets.get(name)
         if not (digits.isdecimal() and key.endswith(suffix)) or data is None or not 1 <= int(digits) <= len(data):
             raise FileNotFoundError(f"there is no {key!r}")
@@ -69,7 +72,7 @@ class NyuDepth:
 
     @cached_property
     def _datasets(self) -> dict[str, Any]:
-        """The HDF5 datasets `images` and, where there are any, `depths`; the file stays open."""
+        """The HDF5 datasets `images` and, where there are any, of depths; the file stays open."""
         try:
             import h5py
         except ImportError as error:
@@ -80,16 +83,18 @@ class NyuDepth:
             file = h5py.File(self._path, "r", locking=False)  # locks hang on some Lustre and NFS mounts
         except OSError as error:
             raise self._unfit(f"cannot be read as HDF5 ({error})") from error
-        found = {name: file[name] for name in ("images", "depths") if name in file}
+        found = {name: file[name] for name in ("images", self._depths) if name in file}
         if any(not isinstance(file.get(name, getlink=True), h5py.HardLink) for name in found):
             raise self._unfit("holds links")
         if any(not isinstance(data, h5py.Dataset) or data.external or data.is_virtual for data in found.values()):
             raise self._unfit("holds images or depths that lie in other files, or are none")
-        images, depths = found.get("images"), found.get("depths")
+        images, depths = found.get("images"), found.get(self._depths)
         if images is None:
             raise self._unfit("holds no dataset `images`")
         if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.uint8 or 0 in images.shape:
             raise self._unfit(f"holds images {list(images.shape)} {images.dtype}, not [n, 3, W, H] uint8")
+        if depths is None and self._depths != PARTS[""]:
+            raise self._unfit(f"holds no dataset `{self._depths}`")
         if depths is not None and depths.shape != (images.shape[0], *images.shape[2:]):
             raise self._unfit(f"holds depths {list(depths.shape)} for images {list(images.shape)}")
         return found
@@ -144,5 +149,13 @@ def _bad_splits(path: Path, what: str) -> UsageError:
 
 
 def open_nyu(text: str) -> NyuDepth:
-    """The image set of a file that is there."""
-    return NyuDepth(existing(text, source=f"nyu:{text}", folder=False))
+    """The image set of a file that is there.
+
+    Raises:
+        UsageError: no such file, or no such part of it.
+    """
+    named, part = split_part(text)
+    path = existing(named, source=f"nyu:{text}", folder=False)
+    if part not in PARTS:
+        raise unknown_name("part of NYU Depth v2", part, ["raw"], where=f"SOURCE nyu:{text}")
+    return NyuDepth(path, part)

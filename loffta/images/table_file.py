@@ -1,7 +1,7 @@
 """`table:FILE`: images listed in a CSV, TSV or parquet file with the columns image, label and, if wanted, split.
 
 `image` is a path relative to the file's folder, or to another that the user named (`table:FILE#root=DIR`), and so are
-`mask`, `depth` and `instances` where they are given.
+`mask`, `depth`, `instances` and `boxes` where they are given; a cell of `boxes` may be the JSON itself.
 `label` is a class name or a number, empty for none; `labels` several classes; `value` a number to learn: a table has
 one of the three. Without `split` all rows are train. All that is wrong with a table is told at once.
 """
@@ -9,13 +9,14 @@ one of the three. Without `split` all rows are train. All that is wrong with a t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from loffta.errors import UsageError, refuse
+from loffta.images.box_cells import box_classes
 from loffta.images.files import FileList, FileRoot, Place, existing, file_fault, key_fault, say_followed, to_key
 from loffta.machine.progress import say
 from loffta.store.columns import SUFFIXES, read_columns
@@ -28,7 +29,8 @@ LABELS: dict[str, Callable[[Sequence[Any], Sequence[str], list[str]], Labels]] =
     "labels": from_lists,
     "value": from_numbers,
 }
-TARGETS = ("mask", "depth", "instances")
+TARGETS = ("mask", "depth", "instances", "boxes")
+_INLINE = "["  # so begins JSON of boxes; a file of such a name is written ./[...
 PATHS = ("image", *TARGETS)
 USED = (*PATHS, *LABELS, "split")
 
@@ -39,7 +41,6 @@ class TableFile:
     def __init__(self, path: Path, root: Path | None = None, *, follow_links: bool = False) -> None:
         folder = path.parent.resolve()
         self._root = FileRoot(folder if root is None else root, follow_links=follow_links)
-        self.read = self._root.read  # of an image or target
         self._moved = None if root is None else folder  # where paths with `..` begin
         self._path = folder / path.name
         named = None if root is None else str(self._root.path)
@@ -66,6 +67,8 @@ class TableFile:
         column = next(name for name in LABELS if name in columns)
         labels = LABELS[column](columns[column], places, faults)
         targets = {name: self._targets(name, columns[name], faults) for name in TARGETS if name in columns}
+        boxes = [(f"row {row}", key) for row, key in enumerate(targets.get("boxes", ()), start=1) if key]
+        classes = {"boxes": box_classes(self._readable(boxes, faults), faults)} if not faults else {}
         refuse(
             faults,
             where=f"SOURCE {self._source}",
@@ -80,8 +83,25 @@ class TableFile:
         if not images.sizes:
             raise UsageError("the table has no rows", where=f"SOURCE {self._source}", remedy="list an image a row")
         return labels.table(
-            self._source, list(images.sizes), list(images.sizes.values()), [split or "" for split in splits], targets
+            self._source,
+            list(images.sizes),
+            list(images.sizes.values()),
+            [split or "" for split in splits],
+            targets,
+            classes,
         )
+
+    def read(self, key: str) -> bytes:
+        """The bytes of an image or target; raises as `FileRoot.read`."""
+        return key.encode() if key.startswith(_INLINE) else self._root.read(key)
+
+    def _readable(self, cells: list[tuple[str, str]], faults: list[str]) -> Iterator[tuple[str, bytes]]:
+        """(place, JSON) of cells that hold it or name its file."""
+        for place, key in cells:
+            try:
+                yield place, self.read(key)
+            except OSError as error:
+                faults.append(f"{place}: the boxes {key!r}: {error.strerror or error}")
 
     def _check(self, names: list[str], kinds: Mapping[str, pa.DataType]) -> None:
         where = f"SOURCE table:{self._path}"
@@ -94,7 +114,8 @@ class TableFile:
                 raise UsageError(
                     f"the column {name} holds {kind}, not paths",
                     where=where,
-                    remedy="save the images as files and write their paths, relative to the table's folder",
+                    remedy="save the images as files and write their paths, relative to the table's folder"
+                    + "; a cell of boxes may be JSON: [[left, top, right, bottom, class], ...]" * (name == "boxes"),
                 )
 
     def _targets(self, name: str, values: list[Any], faults: list[str]) -> list[str | None]:
@@ -102,6 +123,9 @@ class TableFile:
         found: list[str | None] = []
         for row, value in enumerate(values, start=1):
             path = str(value or "").strip()
+            if name == "boxes" and path.startswith(_INLINE):
+                found.append(" ".join(path.split()))
+                continue
             path = self._inside(path) if path else path
             fault = key_fault(path) if path else None
             if path and not fault:

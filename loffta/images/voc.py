@@ -20,6 +20,11 @@ from loffta.store.table import ImageTable
 PARTS = {"": "Main", "segmentation": "Segmentation"}
 SPLITS = ("train", "val", "test")
 TARGETS = {"mask": "SegmentationClass", "instances": "SegmentationObject"}
+# What the numbers of SegmentationClass mean (VOC2012 devkit, VOCinit.m); 255 is the void around objects, to be ignored
+MASK_CLASSES = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
 _NAME = ["annotation", "object", "name"]
 
 
@@ -57,7 +62,12 @@ class VocYear:
         if unknown:
             say(f"{self._source}: {unknown} of {len(names)} images have no file in Annotations, so no labels")
         return many_classes(names).table(
-            self._source, list(splits), list(files.sizes.values()), list(splits.values()), targets
+            self._source,
+            list(splits),
+            list(files.sizes.values()),
+            list(splits.values()),
+            targets,
+            {"mask": MASK_CLASSES},
         )
 
     def _splits(self) -> dict[str, str]:

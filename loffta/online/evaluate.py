@@ -20,9 +20,9 @@ from loffta.dataset.splits import name_some
 from loffta.dataset.targets import labelled_rows, read_targets
 from loffta.errors import LofftaError, NotSaved
 from loffta.evaluation.calibrated import calibrate
-from loffta.evaluation.evaluate import count_left_out, describe, describe_training
 from loffta.evaluation.findings import Findings
 from loffta.evaluation.measure import measure, prediction_columns
+from loffta.evaluation.told import count_left_out, describe, describe_training
 from loffta.extraction.jobs import Load
 from loffta.images.batches import judge_bad
 from loffta.images.sources import ImageSource

@@ -25,7 +25,7 @@ from loffta.pooling import pool_mean
 from loffta.store.cache import Store
 from loffta.store.recipe import StoreInfo
 from loffta.taps import resolve_taps
-from loffta.tokens import FeatureSpec, Kind
+from loffta.tokens import FeatureSpec, FedKind, Kind
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Network:
                 torch.stack([self._take(tokens[tap], spec.kind) for tap in spec.taps], dim=1) for spec in self.specs
             ]
 
-    def _take(self, tokens: TapTokens, kind: Kind) -> Tensor:
+    def _take(self, tokens: TapTokens, kind: FedKind) -> Tensor:
         if kind == "mean":
             return tokens.prefix[:, 0] if self.class_token else pool_mean(tokens.grid)
         return tokens.grid if kind == "grid" else tokens.prefix

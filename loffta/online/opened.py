@@ -15,10 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loffta.config import TrainConfig
+from loffta.dataset.dense import refuse_dense
 from loffta.dataset.features import choose_features
 from loffta.errors import LofftaError
-from loffta.evaluation.evaluate import load_heads, score, trained_recipe
+from loffta.evaluation.evaluate import score
 from loffta.evaluation.findings import Findings
+from loffta.evaluation.trained import load_heads, trained_recipe
 from loffta.heads import Head
 from loffta.heads.recipe import Recipe
 from loffta.runs.known_images import open_cache
@@ -77,6 +79,7 @@ def open_for_images(
             where=paths.config,
             remedy="train a head on a cache (`loffta extract`, `loffta train CACHE`) to use it on other images",
         )
+    refuse_dense(config.task, "predict", paths.config)
     temperatures = need_temperatures(paths, config) if calibrated else None
     recipe = trained_recipe(paths, config)
     if paths.stores.exists():

@@ -20,9 +20,10 @@ from loffta.config import OnlineConfig, TrainConfig
 from loffta.dataset.splits import HOLDOUT
 from loffta.dataset.targets import read_targets
 from loffta.evaluation.calibrated import calibrate, save
-from loffta.evaluation.evaluate import count_left_out, describe, describe_training, score
+from loffta.evaluation.evaluate import score
 from loffta.evaluation.findings import Findings
 from loffta.evaluation.measure import measure, prediction_columns
+from loffta.evaluation.told import count_left_out, describe, describe_training
 from loffta.feed.order import OrderChoice, Window
 from loffta.heads import Head, build_head
 from loffta.heads.recipe import Recipe
@@ -53,6 +54,7 @@ class OnlineSupply:
     images: OnlineImages
     measured: dict[str, NDArray[np.int64]] = field(default_factory=dict)  # rows of the splits that were measured
     cache: ClassVar[None] = None
+    dense: ClassVar[None] = None
     less_memory: ClassVar[str] = (
         "a smaller batch (--set batch_size=...), a smaller --image-px, fewer --seeds of a backbone that is trained, or "
         "--device cpu need less"

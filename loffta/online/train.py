@@ -32,7 +32,7 @@ from loffta.training.train import run_training
 from loffta.zoo.names import ZOO
 
 # Options of TrainConfig that are about a cache: they would do nothing
-_OF_THE_CACHE = ("features", "select", "feed", "order", "partial")
+_OF_THE_CACHE = ("features", "views", "select", "feed", "order", "partial")
 
 
 def train_online(
@@ -50,6 +50,12 @@ def train_online(
     process.cap_threads()
     assert config.online is not None, "the caller wants to train online"
     _refuse_options(config, config.online, out)
+    if find_head(head_of(config.head)).dense:
+        raise UsageError(
+            f"head '{config.head}' learns maps, and images that are not cached bring labels alone",
+            where="--online",
+            remedy="extract first: `loffta extract SOURCE --cache CACHE --targets ...`, then `loffta train CACHE`",
+        )
     online = _resolve(config.online, out)
     with stop.at_once("listing the images"):
         listing = source.listing()

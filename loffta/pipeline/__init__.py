@@ -1,5 +1,5 @@
-"""A pipeline file as stages, and the stages as processes of their own.
+"""A pipeline file as stages, and the stages as processes of this machine or as jobs of a cluster.
 
-In:  YAML.   Out: the command lines of its stages, run one after the other. Called by `loffta_pipelines.run` and
-`loffta demo`.
+In:  YAML.   Out: command lines, each with what it waits for, run by `local` or submitted by `slurm`. Called by `loffta
+run` and `loffta demo`.
 """

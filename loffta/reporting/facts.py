@@ -138,7 +138,7 @@ def _best(runs: Sequence[LoadedRun], comparisons: Comparisons) -> Fact:
     ranked = sorted(runs, key=rank)
     best, *others = (run.row for run in ranked)
     text = (
-        f"{_describe(best)}. 95 % interval {best.main.interval}, {count(best.n_seeds, 'seed')}, "
+        f"{_describe(best)}. 95 % interval {best.main.interval}, {best.heads}, "
         f"{count(best.n_images, 'image')} of split {best.split}."
     )
     score = f"{show(best.headline, best.main.mean)}{unit(best.headline)}"

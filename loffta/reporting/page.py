@@ -229,7 +229,7 @@ def _runs_table(
         lines.append(
             [
                 *cells,
-                f"{row.n_seeds}",
+                row.heads_short,
                 escape(NONE if row.epochs is None else row.epochs),
                 escape(NONE if row.grid is None else row.grid),
                 human_seconds(row.train_seconds),

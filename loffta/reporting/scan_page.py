@@ -35,7 +35,7 @@ def as_html(scan: Scan) -> str:
         body += [
             f"<h2>{heading}</h2>",
             f"<p>The highest {metric_name(scan.metric)} is {_score(scan, rows[0])}: {escape(_name(rows[0]))}. "
-            f"{count(tied, 'row is', 'rows are')} tied with the best, it among them.</p>",
+            f"{'No other is' if tied == 1 else f'{tied} rows, it among them, are'} tied with the best.</p>",
             f'<div class="charts">{"".join(_charts(scan, rows))}</div>',
             _table(scan, rows),
         ]

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from loffta.config import TrainConfig, parse
+from loffta.dataset.dense import refuse_dense
 from loffta.dataset.features import choose_features
 from loffta.errors import LofftaError, UsageError
 from loffta.heads import find_head, head_label
+from loffta.reporting.text import count
 from loffta.runs.known_images import CacheFinder, growth, read_known
 from loffta.runs.run import RunPaths, open_run, read_results
 from loffta.store.cache import Cache
@@ -65,6 +67,7 @@ class RunRow:
     metrics: dict[str, Measure]
     split: str
     n_images: int  # tested on
+    n_folds: int  # whose heads all meet these images; 1: heads differ by their seeds alone
     epochs: int | None
     grid: int | None
     train_seconds: float | int | None
@@ -96,6 +99,20 @@ class RunRow:
     def n_seeds(self) -> int:
         """Heads trained."""
         return len(self.main.per_seed)
+
+    @property
+    def heads(self) -> str:
+        """How many, in words: `3 seeds`, `5 folds`, `5 folds x 3 seeds`."""
+        n_seeds = self.n_seeds // self.n_folds
+        seeds = count(n_seeds, "seed")
+        if self.n_folds == 1:
+            return seeds
+        return count(self.n_folds, "fold") + (f" x {seeds}" if n_seeds > 1 else "")
+
+    @property
+    def heads_short(self) -> str:
+        """For a column of seeds: a number, or with the folds."""
+        return str(self.n_seeds) if self.n_folds == 1 else self.heads
 
     @property
     def bytes_per_image(self) -> int | None:
@@ -213,6 +230,7 @@ def _open_run(folder: Path) -> tuple[RunPaths, TrainConfig]:
 
 def _load(folder: Path, name: str, caches: CacheFinder, split: str | None) -> LoadedRun:
     paths, config = _open_run(folder)
+    refuse_dense(config.task, "report", folder)
     results = read_results(paths.results(split or config.test_on))
     cache = caches.find(paths, config)  # none: deleted since, or moved; the results stand without it
     counted = _count_bytes(cache, config) if cache else None
@@ -235,6 +253,7 @@ def _row(name: str, results: Mapping[str, Any], counted: _Counted | None) -> Run
         metrics=metrics,
         split=results["split"],
         n_images=results["n"],
+        n_folds=results.get("heads", {}).get("folds", 1),
         epochs=results.get("training", recipe).get("epochs"),
         grid=recipe.get("grid"),
         train_seconds=results.get("train_seconds"),

@@ -43,7 +43,7 @@ def format_table(rows: Sequence[RunRow], width: int = 80, places: Places | None 
             *([_rank(places.get(row.name))] if ranked else []),
             str(row.main),
             row.main.interval,
-            str(row.n_seeds),
+            row.heads_short,
             human_seconds(row.train_seconds),
             human_bytes(row.bytes_per_image),
         )

@@ -17,6 +17,7 @@ from loffta.config import TrainConfig
 from loffta.dataset.features import Feature, usable_rows
 from loffta.dataset.splits import HOLDOUT, draw_by_key
 from loffta.errors import LofftaError
+from loffta.runs.known_images import read_known
 from loffta.runs.records import Holdout
 from loffta.runs.run import RunPaths, read_json, write_json
 from loffta.runs.turns import is_of_folds, read_turns
@@ -78,6 +79,29 @@ def split_rows(
             "no image that was held out has features", where=cache.paths.root, remedy="run `loffta extract` first"
         )
     return rows
+
+
+def learnt_told(
+    paths: RunPaths, config: TrainConfig, cache: Cache, split: str, rows: NDArray[np.int64]
+) -> dict[str, int]:
+    """How many of the rows of a split the heads have learnt from, for results.json; nothing where these are none.
+
+    Args:
+        cache: as the run sees it; of other images, it has none that were learnt from.
+    """
+    known, table = read_known(paths), cache.table
+    if is_of_folds(config, split) or (known is not None and not known.begins(cache)):
+        return {}
+    if config.shots:
+        learnt = read_turns(paths, table, cache.paths.root).rows
+    else:
+        learnt = table.rows_of(config.train_on)
+        learnt = learnt[table.is_labelled()[learnt]]
+        learnt = learnt if known is None else learnt[learnt < known.images]  # what has come since is new to it
+        if config.holdout is not None:
+            learnt = np.setdiff1d(learnt, held_rows(paths, table, cache.paths.root))
+    n_learnt = int(np.isin(rows, learnt).sum())
+    return {"trained_on": n_learnt} if n_learnt else {}
 
 
 def held_rows(paths: RunPaths, table: ImageTable, where: str | Path) -> NDArray[np.int64]:

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from loffta.runs.records import Chosen, Natural, Record
 from loffta.tasks import TASKS
+from loffta.tasks.dense import DENSE_TASKS
 from loffta.words import brief
 
 
@@ -49,6 +50,7 @@ class Counted(Part):
     used: Natural
     bad: Natural
     unlabelled: Natural = 0
+    trained_on: Natural = 0  # of those used
 
 
 class Relevance(Part):
@@ -162,6 +164,13 @@ class Folds(Part):
     metrics: dict[str, FoldMetric]
 
 
+class FoldHeads(Part):
+    """Whose the figures are where heads of all folds meet all images: `per_seed` has a value for every head."""
+
+    folds: int = Field(ge=2)
+    seeds: int = Field(ge=1)  # of each fold
+
+
 class Point(Part):
     """A size of a learning curve: the headline metric, mean over draws and seeds."""
 
@@ -237,6 +246,17 @@ class Calibration(Part):
         return self
 
 
+class DenseTold(Part):
+    """What decides the figures of a dense head beside features and weights; and what its task keeps beside metrics."""
+
+    target: str
+    classes: list[str]
+    targets: str  # a digest of those that were measured on
+    output_px: int = Field(ge=1)
+    settings: dict[str, Any]
+    adapter_parameters: Natural
+
+
 class Results(Part):
     """results.json and its likes: all that others compute with, print or draw.
 
@@ -268,7 +288,10 @@ class Results(Part):
     online: Online | None = None
     labels: str | None = None  # the set or file of annotations that says what is right; None: the image set's own
     folds: Folds | None = None
+    heads: FoldHeads | None = None
     learning_curve: LearningCurve | None = None
+    protocol: str | None = None  # a dense task's: what its figures may be compared with, as the user says
+    dense: DenseTold | None = None
 
     def as_json(self) -> dict[str, Any]:
         """As in the file: what it does not say is left out."""
@@ -276,9 +299,10 @@ class Results(Part):
 
     @model_validator(mode="after")
     def _has_its_headline(self) -> Results:
-        if self.task not in TASKS:
+        known = TASKS.get(self.task) or DENSE_TASKS.get(self.task)
+        if known is None:
             raise ValueError(f"task: {brief(self.task)} is none that this version knows")
-        headline = TASKS[self.task].headline
+        headline = known.headline
         if headline not in self.metrics:
             raise ValueError(f"metrics.{headline}: it is missing")
         if len({len(metric.per_seed) for metric in self.metrics.values()}) > 1:

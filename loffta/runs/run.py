@@ -85,6 +85,10 @@ class RunPaths:
         """One row per image and seed of one split."""
         return self._of_split("predictions", split, ".parquet")
 
+    def predictions_dense(self, split: str) -> Path:
+        """The figures of each image and seed of one split, where a dense head was measured: maps are not kept."""
+        return self._of_split("predictions-dense", split, ".parquet")
+
     def _of_split(self, stem: str, split: str, ending: str) -> Path:
         """The file of one split, whose name never leaves the run; older runs keep the names that they gave."""
         if split == "test":
@@ -201,15 +205,22 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def save_results(
-    paths: RunPaths, split: str, results: Mapping[str, Any], columns: Mapping[str, NDArray[Any] | list[Any]]
+    paths: RunPaths,
+    split: str,
+    results: Mapping[str, Any],
+    columns: Mapping[str, NDArray[Any] | list[Any]],
+    *,
+    dense: bool = False,
 ) -> None:
     """Writes what was measured on a split, the predictions first.
 
+    Args:
+        dense: the columns are figures of images, not predictions.
     Raises:
         NotSaved: it cannot be written; the error has the results.
     """
     try:
-        write_predictions(paths.predictions(split), columns)
+        write_predictions((paths.predictions_dense if dense else paths.predictions)(split), columns)
         write_results(paths.results(split), results)
     except LofftaError as error:
         raise NotSaved(error, results) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +65,13 @@ class Turns:
 def is_of_folds(config: TrainConfig, split: str) -> bool:
     """Whether a split is what a run's folds have left out of their training."""
     return config.folds is not None and split == OUT_OF_FOLD
+
+
+def heads_told(config: TrainConfig, split: str) -> dict[str, Any]:
+    """What results.json says of heads that are of several folds, where all of them meet all images."""
+    if config.folds is None or is_of_folds(config, split):
+        return {}
+    return {"heads": {"folds": config.folds, "seeds": config.seeds}}
 
 
 def turn_names(config: TrainConfig) -> list[str]:

@@ -16,7 +16,7 @@ from loffta.config import Pooling
 from loffta.dataset.features import Feature
 from loffta.errors import UsageError
 from loffta.heads.linear import KINDS_OF
-from loffta.tokens import Kind
+from loffta.tokens import FedKind, Kind
 
 Tap = tuple[str, str]  # of a store
 
@@ -68,7 +68,7 @@ def list_layers(features: Sequence[Feature], poolings: Sequence[Pooling]) -> lis
 
 
 def _layers_of(own: Sequence[tuple[int, Feature]], tap: str, poolings: Sequence[Pooling]) -> Iterator[Layer]:
-    places: dict[Kind, tuple[tuple[int, int], Feature]] = {}
+    places: dict[FedKind, tuple[tuple[int, int], Feature]] = {}
     for i, feature in own:
         if tap in feature.spec.taps and (feature.spec.kind == "mean" or feature.spec.has_class_token):
             places[feature.spec.kind] = (i, feature.spec.taps.index(tap)), feature

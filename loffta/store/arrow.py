@@ -22,7 +22,7 @@ def to_numbers(column: pa.ChunkedArray[Any]) -> NDArray[Any]:
 
 
 def to_column(values: Sequence[Any], kind: pa.DataType) -> pa.Array[Any]:
-    """What `pa.array(values, kind)` gives for strings, numbers and lists of these; None is null."""
+    """What `pa.array(values, kind)` gives for strings, numbers, truths and lists of these; None is null."""
     there = [value is not None for value in values]
     nulls = None if all(there) else pa.py_buffer(np.packbits(there, bitorder="little").data)
     if pa.types.is_list(kind):
@@ -32,6 +32,9 @@ def to_column(values: Sequence[Any], kind: pa.DataType) -> pa.Array[Any]:
     if pa.types.is_string(kind):
         words = [(value or "").encode() for value in values]
         return pa.Array.from_buffers(kind, len(values), [nulls, _ends(words), pa.py_buffer(b"".join(words))])
+    if pa.types.is_boolean(kind):
+        bits = np.packbits(np.array(values, dtype=bool), bitorder="little")
+        return pa.Array.from_buffers(kind, len(values), [nulls, pa.py_buffer(bits.data)])
     numbers = np.array([0 if value is None else value for value in values], dtype=kind.to_pandas_dtype())
     return pa.Array.from_buffers(kind, len(values), [nulls, pa.py_buffer(numbers.data)])
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loffta.store.cache import Cache, CachedArray
-from loffta.store.ledger import listed_rows
+from loffta.store.target_files import UnitFiles
 
 _RUNS = 16  # stretches of rows that a limited split is taken from: its classes are sorted, and a stretch is a batch
 
@@ -34,9 +34,9 @@ def asked_rows(cache: Cache, splits: str | None, limit: int | None) -> dict[int,
     return {unit: part.tolist() for unit, part in zip(units.tolist(), parts, strict=True)}
 
 
-def rows_due(arrays: Iterable[CachedArray], unit: int, rows: Sequence[int]) -> Sequence[int]:
+def rows_due(arrays: Iterable[CachedArray | UnitFiles], unit: int, rows: Sequence[int]) -> Sequence[int]:
     """Rows to write of a unit: `rows`, and what those arrays hold that lack some of them: it is written anew."""
-    held = {row for array in arrays if not array.has_unit(unit, rows) for row in listed_rows(array.paths, unit)}
+    held = {row for array in arrays if not array.has_unit(unit, rows) for row in array.listed(unit)}
     return rows if held.issubset(rows) else sorted(held.union(rows))
 
 

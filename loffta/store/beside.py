@@ -1,10 +1,11 @@
 """What lies beside the shards of a cache and goes with every copy, byte for byte: scales, labels, targets.
 
-In: the paths of a cache and of its copy.   Out: files there; what the copy has already stays. Called by `packing`.
+In: the paths of a cache and of its copy.   Out: files there. Called by `packing`.
 """
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
 from collections.abc import Iterator
@@ -35,16 +36,16 @@ def copy_scales(array: CachedArray, copy: ArrayPaths) -> None:
         )
 
 
-def copy_beside(cache: CachePaths, copy: CachePaths) -> None:
+def copy_beside(cache: CachePaths, copy: CachePaths, *, refresh: bool) -> None:
     """Labels and targets; the done files of targets last, since they vouch for the rest.
 
-    Labels may have changed since a copy was begun: as long as it is no cache yet, they are written anew.
+    Args:
+        refresh: write those anew that the original has otherwise now; else what is there stays.
     """
-    begun = not copy.config.exists()
-    for folder, anew in ((cache.labels, begun), (cache.targets, False), (cache.done_store(cache.targets.name), begun)):
+    for folder in (cache.labels, cache.targets, cache.done_store(cache.targets.name)):
         for file in _files(folder):
             place = copy.root / file.relative_to(cache.root)
-            if anew or not place.exists():
+            if not place.exists() or (refresh and not filecmp.cmp(file, place, shallow=False)):
                 with guard(file), file.open("rb") as source, new_file(place) as target:
                     shutil.copyfileobj(source, target)
 

@@ -12,23 +12,26 @@ from pathlib import Path
 
 import numpy as np
 
-from loffta.errors import DamageFound, LofftaError, UsageError
+from loffta.errors import DamageFound, LofftaError
 from loffta.files.durable import create_file, replace_file
 from loffta.look import OLD, Look
-from loffta.store.cache_file import DEFAULT_UNIT_IMAGES, Settings, read_settings, write_settings
+from loffta.store.cache_file import DEFAULT_UNIT_IMAGES, Settings, make_files, read_settings, refuse_other_unit
 from loffta.store.checks import array_fault, store_fault, target_fault
 from loffta.store.follow import Read, follow
 from loffta.store.growth import Gone
 from loffta.store.label_sets import labelled, said_by_source
 from loffta.store.labels import SOURCE
-from loffta.store.ledger import Ledger, check_made, done_units, read_ledger, settles
+from loffta.store.ledger import Ledger, check_made, listed_rows, read_ledger, settles
 from loffta.store.metadata import ArrayLayout, array_dtype, grid_layout, image_layout, read_layout
+from loffta.store.numbers import place_array
 from loffta.store.paths import THUMB, ArrayPaths, CachePaths
 from loffta.store.reads import REPAIR, read_file, reason
 from loffta.store.recipe import StoreInfo
 from loffta.store.scales import Scales, read_scales
 from loffta.store.table import ImageTable
+from loffta.store.targets import BoxTargets, NativeTargets, training_fault, training_target
 from loffta.store.units import count_units, rows_of
+from loffta.targets import TargetKind
 from loffta.tokens import Kind, TokenSpec
 
 MAX_THUMB_PX = 112
@@ -82,6 +85,10 @@ class CachedArray:
     def has_unit(self, unit: int, rows: Sequence[int]) -> bool:
         """Whether a done file settles all of `rows`; a part-filled unit of a grown set is not there."""
         return settles(self.paths, unit, rows, self.layout.unit_images)
+
+    def listed(self, unit: int) -> list[int]:
+        """Rows that the done file of a unit lists, none where there is none."""
+        return listed_rows(self.paths, unit)
 
 
 @dataclass(frozen=True)
@@ -158,19 +165,9 @@ class Cache:
         """
         paths = CachePaths(root)
         if not paths.config.exists():
-            if paths.is_foreign() and not paths.config.exists():  # asked again: another process may have just made it
-                raise LofftaError(
-                    "this folder holds something else", where=root, remedy="choose an empty or new folder"
-                )
-            create_file(paths.images, listing.to_parquet())
-            write_settings(paths, Settings(unit_images or DEFAULT_UNIT_IMAGES, thumb_px, look))
+            make_files(paths, listing, Settings(unit_images or DEFAULT_UNIT_IMAGES, thumb_px, look))
         cache = cls.open(root)
-        if unit_images not in (None, cache.unit_images):
-            raise UsageError(
-                f"--unit-images {unit_images}, but this cache was made with {cache.unit_images}",
-                where=paths.config,
-                remedy=f"leave the option out, or give {cache.unit_images}: it is fixed when a cache is made",
-            )
+        refuse_other_unit(paths, unit_images, cache.unit_images)
         return cls.open(root) if follow(cache, listing, read, gone) else cache
 
     @property
@@ -200,9 +197,10 @@ class Cache:
         return [self.store(name) for name in self.paths.store_names()]
 
     def arrays(self) -> list[CachedArray]:
-        """Every array that there is: the thumbnails, then those of all stores; read anew at each call."""
+        """Every array that there is: thumbnails, dense targets, then those of all stores; read anew at each call."""
         thumbs = [self.thumbs()] if self.paths.target(THUMB).metadata.exists() else []
-        return [*thumbs, *(array for store in self.stores() for array in store.arrays)]
+        targets = map(self.target_array, self.paths.target_arrays())
+        return [*thumbs, *targets, *(array for store in self.stores() for array in store.arrays)]
 
     def store(self, name: str) -> Store:
         """One store by its full name.
@@ -253,8 +251,12 @@ class Cache:
         for spec in specs:
             if store.find(kind, spec.tap) is None and 0 not in spec.shape(kind):
                 groups.setdefault(spec.shape(kind), []).append(spec.tap)
-        stored_as = array_dtype(kind, dtype)
-        return [self._add_array(store.name, kind, taps, shape, stored_as) for shape, taps in groups.items()]
+        make, stored_as = grid_layout if kind == "grid" else image_layout, array_dtype(kind, dtype)
+        layouts = [
+            make(len(self.table), (len(taps), *shape), stored_as, self.unit_images, kind=kind, taps=taps)
+            for shape, taps in groups.items()
+        ]
+        return [self.read_array(place_array(self, store.name, layout)) for layout in layouts]
 
     @property
     def thumb_layout(self) -> ArrayLayout:
@@ -272,6 +274,26 @@ class Cache:
         array = self.read_array(paths)
         if (fault := target_fault(array.layout, layout)) is not None:
             raise DamageFound(f"the zarr.json was changed: {fault}", where=paths.metadata, remedy=REPAIR)
+        return array
+
+    def target_kinds(self) -> list[TargetKind]:
+        """Kinds of dense targets that there are."""
+        return self.paths.target_kinds()
+
+    def native(self, kind: TargetKind) -> NativeTargets:
+        """The targets of one kind at their own sizes, as they are now; errors as NativeTargets."""
+        return NativeTargets(self, kind)
+
+    def training_target(self, kind: TargetKind, store: Store) -> CachedArray | BoxTargets:
+        """The targets of one kind over the squares of a store's features; errors as `targets.training_target`."""
+        return training_target(self, kind, store)
+
+    def target_array(self, name: str) -> CachedArray:
+        """Maps over the squares of one geometry, `<kind>-<geometry>`; DamageFound where its zarr.json is another's."""
+        array = self.read_array(self.paths.target(name))
+        if (fault := training_fault(name, array.layout, self.unit_images)) is not None:
+            raise DamageFound(f"the zarr.json was changed: {fault}", where=array.paths.metadata, remedy=REPAIR)
+        check_made(array.paths, array.layout)
         return array
 
     def extend(self, array: CachedArray) -> CachedArray:
@@ -307,20 +329,3 @@ class Cache:
                 remedy="was the table restored from an older backup? The same `loffta extract` brings it up to date",
             )
         return len(self.table)
-
-    def _add_array(
-        self, store: str, kind: Kind, taps: Sequence[str], shape: tuple[int, ...], dtype: str
-    ) -> CachedArray:
-        make = grid_layout if kind == "grid" else image_layout
-        layout = make(len(self.table), (len(taps), *shape), dtype, self.unit_images, kind=kind, taps=list(taps))
-        number = 0
-        while True:  # the next free number; another process may take it first, with these taps or with others
-            paths = self.paths.array(store, f"{kind}-{number}")
-            number += 1
-            if not paths.metadata.exists() and done_units(paths):
-                continue  # its zarr.json was lost: these done files vouch for taps that nobody knows any more
-            if create_file(paths.metadata, layout.to_json()):
-                return CachedArray(paths, layout, images=self.table)
-            there = self.read_array(paths)
-            if there.taps == tuple(taps):
-                return there

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from loffta.errors import LofftaError
+from loffta.errors import LofftaError, UsageError
 from loffta.files.durable import create_file
 from loffta.look import Look, look_fields, look_of
 from loffta.store import FORMAT
 from loffta.store.paths import CachePaths
 from loffta.store.reads import read_document, reason
+from loffta.store.table import ImageTable
 from loffta.words import brief
 
 DEFAULT_UNIT_IMAGES = 256
@@ -25,10 +26,27 @@ class Settings(NamedTuple):
     look: Look  # of extractions that name none
 
 
-def write_settings(paths: CachePaths, settings: Settings) -> None:
-    """Makes the file; the first writer wins."""
+def make_files(paths: CachePaths, listing: ImageTable, settings: Settings) -> None:
+    """Makes the table of images, then cache.json; the first writer of each wins.
+
+    Raises:
+        LofftaError: the folder holds something else.
+    """
+    if paths.is_foreign() and not paths.config.exists():  # asked again: another process may have just made it
+        raise LofftaError("this folder holds something else", where=paths.root, remedy="choose an empty or new folder")
+    create_file(paths.images, listing.to_parquet())
     config = {"format": FORMAT, "unit_images": settings.unit_images, "thumb_px": settings.thumb_px}
     create_file(paths.config, json.dumps(config | look_fields(settings.look)).encode())
+
+
+def refuse_other_unit(paths: CachePaths, asked: int | None, unit_images: int) -> None:
+    """Raises UsageError where a unit was asked for that is not the cache's."""
+    if asked not in (None, unit_images):
+        raise UsageError(
+            f"--unit-images {asked}, but this cache was made with {unit_images}",
+            where=paths.config,
+            remedy=f"leave the option out, or give {unit_images}: it is fixed when a cache is made",
+        )
 
 
 def read_settings(paths: CachePaths) -> Settings:

@@ -63,8 +63,11 @@ def unit_fault(
         made: what its done file says of how it was made; older ones say neither.
         rows: that it lists.
     """
-    if (fault := layout_fault(made, layout)) is not None:
-        return fault
+    return layout_fault(made, layout) or images_fault(made, rows, table)
+
+
+def images_fault(made: Mapping[str, Any], rows: NDArray[np.int64], table: ImageTable | None) -> str | None:
+    """Whether a unit was written of the images that the table lists now."""
     if table is None or made.get("images") is None or not len(rows) or rows[-1] >= len(table):
         return None  # an older file, or a set that has grown since the table was read
     if made["images"] == table.identity(rows):

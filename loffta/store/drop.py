@@ -1,4 +1,4 @@
-"""Gives space back: removes a store or one of its arrays, so that a kill at any moment leaves nothing that lies.
+"""Gives space back: removes stores, arrays or dense targets, so that a kill at any moment leaves nothing that lies.
 
 Done files go first: from then on no reader trusts the data. The folder that bears the name goes last: until then the
 same command finds what is left, whatever can still be read of it, and finishes.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from loffta.files.os_words import guard
 from loffta.store.cache import Cache
 from loffta.store.label_sets import find_set
 from loffta.store.labels import SOURCE
-from loffta.store.paths import LABELS, ArrayPaths, is_own
+from loffta.store.paths import LABELS, TARGETS, ArrayPaths, is_own
+from loffta.targets import TARGET_KINDS
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Target:
 
 
 def find_target(cache: Cache, target: str) -> Target:
-    """What `STORE`, `STORE:ARRAY` or `labels:NAME` names, also where a drop has begun to remove it, or it is damaged.
+    """What `STORE`, `STORE:ARRAY`, `labels:NAME` or `targets[:KIND]` names, also where it is damaged or half dropped.
 
     Raises:
         UsageError: no such store or array; near names are given.
@@ -56,6 +57,8 @@ def find_target(cache: Cache, target: str) -> Target:
                 remedy="run its `loffta extract`, which brings it up to date",
             )
         return Target(name, [], [find_set(cache, wanted)])
+    if name == TARGETS:
+        return _dense(cache, wanted if colon else None)
     known = cache.paths.remains()
     if name not in known:
         raise unknown_name("store", name, known, where=cache.paths.stores)
@@ -72,13 +75,35 @@ def find_target(cache: Cache, target: str) -> Target:
     return found
 
 
+def _dense(cache: Cache, wanted: str | None) -> Target:
+    """All dense targets, one kind of them, or its squares of one geometry; never the thumbnails, or a feature."""
+    names, paths = cache.paths.training_names(), cache.paths
+    kinds = [kind for kind in TARGET_KINDS if paths.native(kind).done_folder.exists() or _of_kind(names, kind)]
+    if wanted is not None and wanted not in (*kinds, *names):
+        raise unknown_name("kind of targets", wanted, [*kinds, *names], where=cache.paths.root / TARGETS)
+    gone = [kind for kind in kinds if wanted in (None, kind)]
+    chosen = [name for name in names if name == wanted or any(_of_kind([name], kind) for kind in gone)]
+    arrays = [paths.target(name) for name in chosen]
+    folders = [folder for array in arrays for folder in (array.done_folder, array.folder)]
+    folders += [paths.native(kind).done_folder for kind in gone]  # last: squares can be made of them
+    found = Target(TARGETS, [*arrays], [folder for folder in folders if os.path.lexists(folder)])
+    for link in found.links:
+        _refuse_strangers(link, cache.paths.root.resolve())
+    return found
+
+
+def _of_kind(names: Sequence[str], kind: str) -> list[str]:
+    return [name for name in names if name.startswith(f"{kind}-")]
+
+
 def drop(target: Target) -> None:
     """Removes the arrays; with the last one, the store.
 
     Raises:
         LofftaError: another process is writing there.
     """
-    for folder in dict.fromkeys(place for array in target.arrays for place in (array.folder, array.folder.parent)):
+    places = [place for array in target.arrays for place in (array.folder, array.folder.parent)]
+    for folder in dict.fromkeys([*places, *(folder for folder in target.folders if folder.is_dir())]):
         _refuse_writers(folder)
     scales = [array.scales for array in target.arrays]
     for folder in target.folders:

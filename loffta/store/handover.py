@@ -51,7 +51,7 @@ class Batch(Protocol):
 class Pixels:
     """Images that are stored as they are: there are no taps to audit."""
 
-    values: NDArray[np.uint8]  # [B, S, S, 3]
+    values: NDArray[Any]  # [B, S, S, 3], or [B, S, S] of dense targets
 
     def fetch(self, part: slice, _: HostBuffer) -> Stored:
         """See Batch."""

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from loffta.store.ledger import OK, done_units, read_done
+from loffta.targets import TARGET_KINDS
 
 if TYPE_CHECKING:
     from loffta.store.cache import Cache
@@ -26,6 +27,8 @@ def recorded_hashes(cache: Cache, units: Collection[int] | None = None) -> dict[
     """
     found: dict[int, dict[str, str]] = {}
     for array in cache.arrays():
+        if array.kind in TARGET_KINDS:
+            continue  # made from another file
         for unit in done_units(array.paths):
             if units is not None and unit not in units:
                 continue

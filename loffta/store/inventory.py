@@ -19,11 +19,12 @@ from loffta.store.cache import Cache, CachedArray, Store
 from loffta.store.codecs import codec_name
 from loffta.store.label_sets import take_sets
 from loffta.store.ledger import count_done, done_units
-from loffta.store.paths import LABELS, TARGETS
-from loffta.store.purge import all_missing_shards, lost_metadata
+from loffta.store.paths import LABELS, TARGETS, THUMB
+from loffta.store.purge import all_missing_shards, lost_metadata, missing_natives
 from loffta.store.scales import has_scales, read_facts
 from loffta.store.seen import Seen, read_seen
 from loffta.store.space import shard_bytes
+from loffta.store.target_inventory import describe_targets
 from loffta.store.verify import Damage, open_arrays
 
 
@@ -33,7 +34,8 @@ def take_inventory(cache: Cache) -> dict[str, Any]:
     by_store: dict[str, list[CachedArray]] = {}
     for array in arrays:
         by_store.setdefault(array.paths.name.partition("/")[0], []).append(array)
-    (thumbs,) = by_store.pop(TARGETS, None) or [cache.thumbs()]
+    dense = {array.paths.name: array for array in by_store.pop(TARGETS, [])}
+    thumbs = dense.pop(cache.paths.target(THUMB).name, None) or cache.thumbs()
     parts = find_parts(cache.paths.root)
     told: dict[str, Any] = {"bad": None} | asdict(Seen())
     try:
@@ -41,6 +43,8 @@ def take_inventory(cache: Cache) -> dict[str, Any]:
         told |= asdict(read_seen(thumbs.paths))
     except DamageFound as error:
         damages.append(Damage(thumbs.paths.name, None, error.what, Path(error.where)))
+    targets, broken = describe_targets(cache, {name: _weigh(cache, array)[0] for name, array in dense.items()})
+    damages += broken
     sets, faults = take_sets(cache)
     damages += [Damage(f"{LABELS}/{path.stem}", None, what, path) for path, what in faults]
     return {
@@ -58,6 +62,7 @@ def take_inventory(cache: Cache) -> dict[str, Any]:
         "gone": len(cache.table.gone),
         "unit_images": cache.unit_images,
         "thumbnails": _weigh(cache, thumbs)[0],
+        "targets": targets,
         "stores": [
             _describe(cache, Store(name, cache.store_info(name), tuple(by_store.get(name, ()))))
             for name in cache.paths.store_names()
@@ -65,7 +70,7 @@ def take_inventory(cache: Cache) -> dict[str, Any]:
         ],
         "damaged": [{"what": damage.what, "array": damage.array, "path": str(damage.path)} for damage in damages],
         "lost_metadata": lost_metadata(cache),
-        "missing_shards": all_missing_shards(arrays),
+        "missing_shards": all_missing_shards(arrays) | missing_natives(cache),
         "writers": [asdict(writer) for writer in find_writers(parts)],
         "orphans": [asdict(orphan) for orphan in find_orphans(cache, arrays, parts)],
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -51,8 +51,12 @@ class Labels:
         sizes: Sequence[int],
         splits: Sequence[str],
         targets: dict[str, list[str | None]] | None = None,
+        target_classes: Mapping[str, Sequence[str]] | None = None,
     ) -> ImageTable:
         """The image set's table; a target that no image has is left out, and what means no label is said.
+
+        Args:
+            target_classes: what the classes of a kind of targets are called.
 
         Raises:
             UsageError: two images of one key, or names that no table can hold: all of them at once.
@@ -66,6 +70,7 @@ class Labels:
         if self.nothing:
             found = ", ".join(f"{text!r} {n}" for text, n in self.nothing.items())
             say(f"{source}: labels that mean nothing: {found}; these images have no label")
+        present = {name: paths for name, paths in (targets or {}).items() if any(paths)}
         return ImageTable(
             source=source,
             keys=keys,
@@ -76,7 +81,8 @@ class Labels:
             alike=(*(() if self.declared else alike(self.classes)), *alike(kinds["split"])),
             label_sets=self.label_sets,
             values=self.values,
-            targets={name: paths for name, paths in (targets or {}).items() if any(paths)},
+            targets=present,
+            target_classes={kind: tuple(names) for kind, names in (target_classes or {}).items() if kind in present},
         )
 
 

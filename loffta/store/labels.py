@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from loffta.errors import DamageFound, LofftaError, UsageError
 from loffta.files.documents import from_json
 from loffta.store import FORMAT
-from loffta.store.arrow import to_numbers
+from loffta.store.arrow import to_column, to_numbers
 from loffta.store.columns import SUFFIXES
 from loffta.store.reads import read_file, reason
 from loffta.store.table import MAX_BYTES, NO_SPLIT, ImageTable, LabelKind
@@ -138,7 +138,7 @@ class Annotations:
         }
         columns = self._columns()
         schema = pa.schema({name: _TYPES.get(name, pa.string()) for name in columns})
-        arrays = [pa.array(column, type=kind.type) for column, kind in zip(columns.values(), schema, strict=True)]
+        arrays = [to_column(column, kind.type) for column, kind in zip(columns.values(), schema, strict=True)]
         table = pa.Table.from_arrays(arrays, schema=schema.with_metadata({META: json.dumps(meta).encode()}))
         buffer = io.BytesIO()
         pq.write_table(table, buffer, write_page_checksum=True)
@@ -147,7 +147,7 @@ class Annotations:
     def _columns(self) -> dict[str, Any]:
         """By name, those that there are."""
         rows = range(len(self.keys))
-        columns: dict[str, Any] = {"row": np.arange(len(rows)), "key": self.keys, "split": self.splits}
+        columns: dict[str, Any] = {"row": rows, "key": self.keys, "split": self.splits}
         if self.kind is not None:
             columns[_LABELS[self.kind][0]] = self.labels
         columns["group"] = self.groups

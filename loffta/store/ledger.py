@@ -28,7 +28,7 @@ from loffta.files.os_words import guard
 from loffta.store.arrow import to_numbers
 from loffta.store.checks import layout_fault, unit_fault
 from loffta.store.metadata import ArrayLayout
-from loffta.store.paths import ArrayPaths
+from loffta.store.paths import ArrayPaths, UnitPaths
 from loffta.store.reads import REPAIR, read_file, reason
 from loffta.store.table import ImageTable
 
@@ -91,14 +91,14 @@ def write_done(
         forget_set_aside(paths)
 
 
-def set_aside(paths: ArrayPaths, unit: int) -> None:
+def set_aside(paths: UnitPaths, unit: int) -> None:
     """Takes a damaged unit's done file out of sight: `extract` writes the unit anew, and `verify` remembers it."""
     make_folder(paths.damaged_folder)
     with guard(paths.done(unit)), suppress(FileNotFoundError):
         paths.done(unit).replace(paths.damaged(unit))
 
 
-def forget_set_aside(paths: ArrayPaths) -> None:
+def forget_set_aside(paths: UnitPaths) -> None:
     """Deletes the old done files of units that have been written anew."""
     finished = {*done_units(paths)}
     with guard(paths.damaged_folder):
@@ -109,7 +109,7 @@ def forget_set_aside(paths: ArrayPaths) -> None:
         paths.damaged_folder.rmdir()
 
 
-def waiting_units(paths: ArrayPaths) -> list[int]:
+def waiting_units(paths: UnitPaths) -> list[int]:
     """Units that were set aside and are not written anew yet, in order."""
     return sorted({*_units_in(paths.damaged_folder)} - {*done_units(paths)})
 
@@ -253,7 +253,7 @@ class Ledger:
         return int(self.ready.sum()) + len(self.bad)
 
 
-def done_units(paths: ArrayPaths) -> list[int]:
+def done_units(paths: UnitPaths) -> list[int]:
     """Units that have a done file, in order; lists names, opens none."""
     return sorted(_units_in(paths.done_folder))
 
@@ -279,7 +279,7 @@ def read_ledger(paths: ArrayPaths, layout: ArrayLayout, images: ImageTable | Non
     made = [made_of(table.schema.metadata) for table in tables]
     for unit, table, said in zip(units, tables, made, strict=True):
         listed = to_numbers(table["row"])
-        fault = rows_fault(listed, unit, layout) or unit_fault(said, listed, layout, images)
+        fault = rows_fault(listed, unit, layout.unit_images) or unit_fault(said, listed, layout, images)
         if fault is not None:
             raise DamageFound(fault, where=paths.done(unit), remedy=REPAIR)
     scales = frozenset(map(scales_of, made))
@@ -295,10 +295,10 @@ def read_ledger(paths: ArrayPaths, layout: ArrayLayout, images: ImageTable | Non
     return Ledger(ready, bad, len(units), scales, saturated)
 
 
-def rows_fault(rows: NDArray[np.int64], unit: int, layout: ArrayLayout) -> str | None:
+def rows_fault(rows: NDArray[np.int64], unit: int, unit_images: int) -> str | None:
     """Whether a done file lists rows of its own unit, each once and rising."""
-    first = unit * layout.unit_images
-    inside = not len(rows) or (first <= rows[0] and rows[-1] < first + layout.unit_images)
+    first = unit * unit_images
+    inside = not len(rows) or (first <= rows[0] and rows[-1] < first + unit_images)
     return None if inside and (rows[1:] > rows[:-1]).all() else "done file lists rows of another unit"
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from loffta.errors import DamageFound, LofftaError
 from loffta.files.documents import from_json
 from loffta.store.reads import read_file, reason
+from loffta.targets import TARGET_KINDS
 from loffta.words import brief
 
 CRC_BYTES = 4
@@ -128,7 +129,16 @@ class ArrayLayout:
         codecs = [{"name": "sharding_indexed", "configuration": sharding}]
         outer = (self.unit_images, *self.shape[1:])
         more = {"attributes": self.attributes, "storage_transformers": []}
-        return _array_json(self.shape, self.dtype, outer, codecs, more)
+        return _array_json(self.shape, self.dtype, outer, codecs, more, self._fill)
+
+    @property
+    def _fill(self) -> int | str:
+        """What libraries give for a chunk that is not there."""
+        if self.dtype.kind == "f":
+            return "NaN"
+        if self.attributes.get("kind") in TARGET_KINDS:
+            return int(np.iinfo(self.dtype).max)  # a pixel to ignore: IGNORE or IGNORE_16
+        return -128 if self.dtype == np.int8 else 0
 
 
 def grid_layout(n_rows: int, shape: tuple[int, ...], dtype: Any, unit_images: int, **attributes: Any) -> ArrayLayout:
@@ -152,6 +162,7 @@ def _array_json(
     chunk: tuple[int, ...],
     codecs: list[dict[str, Any]],
     more: dict[str, Any],
+    fill: int | str = "NaN",
 ) -> bytes:
     document = {
         "zarr_format": 3,
@@ -160,8 +171,8 @@ def _array_json(
         "data_type": dtype.name,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        # a missing shard must never pass for data: NaN poisons a loss visibly, zeros would not
-        "fill_value": "NaN" if dtype.kind == "f" else -128 if dtype == np.int8 else 0,
+        # a missing shard must never pass for data: NaN poisons a loss visibly, zeros would not, a mask's are a class
+        "fill_value": fill,
         "codecs": codecs,
         **more,
     }

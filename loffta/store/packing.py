@@ -4,7 +4,8 @@ In: an open cache, a folder, a codec or none.   Out: a cache there, whose done f
 byte: they hold the crc32c of every plain chunk, so each copy proves itself against what was extracted.
 
 The order is extraction's: a unit's shard, then its done file; cache.json comes last, so a copy that was stopped is no
-cache yet, and the same call goes on where it ended. What a folder has already stays as it is.
+cache yet, and the same call goes on where it ended. What a folder has already stays as it is, but labels and targets
+of a packed copy follow the original.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def copy_cache(
                         stop.check("copying")
                         target.copy_unit(unit)
                         progress.advance(1)
-            copy_beside(cache.paths, copy)
+            copy_beside(cache.paths, copy, refresh=codec is not None or not copy.config.exists())
         except LofftaError as error:
             error.add_note(_GOES_ON)
             raise

@@ -8,20 +8,55 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from loffta.targets import TARGET_KINDS, TargetKind
+
 THUMB = "thumb"
 TARGETS = "targets"
+NATIVE = "native"
 LABELS = "labels"
 _ARRAY_NAME = re.compile(r"(grid|prefix|mean)-(\d+)")
+_TARGET_NAME = re.compile(rf"({'|'.join(TARGET_KINDS)})-(squash|(?:crop|view)-[0-9a-f]{{8}})")
+_UNIT_NAME = re.compile(r"u(\d+)\.parquet")
 _SET_NAME = re.compile(r"[^.].*\.parquet")
-_OWN_FOLDER = re.compile(rf"{_ARRAY_NAME.pattern}(-int8)?|scale|zero|damaged|\..+\.part")
+_OWN_FOLDER = re.compile(
+    rf"{_ARRAY_NAME.pattern}(-int8)?|{_TARGET_NAME.pattern}|{'|'.join(TARGET_KINDS)}|{NATIVE}|scale|zero|damaged|\..+\.part"
+)
 _OWN_FILE = re.compile(r"zarr\.json|c(\.\d+)+|u\d+\.parquet|\..+\.part")
 
 
+class UnitPaths:
+    """A file per unit that says the unit is there."""
+
+    name: str  # unique in the cache
+    done_folder: Path
+
+    def done(self, unit: int) -> Path:
+        """The file that says this unit is there."""
+        return self.done_folder / f"u{unit:06d}.parquet"
+
+    def damaged(self, unit: int) -> Path:
+        """Where a repair sets the done file of a damaged unit aside until the unit is written anew."""
+        return self.damaged_folder / self.done(unit).name
+
+    @property
+    def damaged_folder(self) -> Path:
+        """What a repair has set aside; it is there while one is under way."""
+        return self.done_folder / "damaged"
+
+
 @dataclass(frozen=True)
-class ArrayPaths:
+class FilePaths(UnitPaths):
+    """Dense targets that are no array: the file of a unit is its own done file."""
+
+    name: str  # "targets/native/<kind>" or "targets/boxes-<geometry>"
+    done_folder: Path
+
+
+@dataclass(frozen=True)
+class ArrayPaths(UnitPaths):
     """One zarr array and the folder of its done files."""
 
-    name: str  # unique in the cache: "<store>/<kind>-<k>" or "targets/<name>"
+    name: str  # "<store>/<kind>-<k>" or "targets/<name>"
     folder: Path  # holds zarr.json and the shards
     done_folder: Path
 
@@ -60,19 +95,6 @@ class ArrayPaths:
                 with suppress(FileNotFoundError):
                     sizes[name] = (self.folder / name).stat().st_size
         return sizes
-
-    def done(self, unit: int) -> Path:
-        """The file that says this unit of this array is there."""
-        return self.done_folder / f"u{unit:06d}.parquet"
-
-    def damaged(self, unit: int) -> Path:
-        """Where a repair sets the done file of a damaged unit aside until the unit is written anew."""
-        return self.damaged_folder / self.done(unit).name
-
-    @property
-    def damaged_folder(self) -> Path:
-        """What a repair has set aside; it is there while one is under way."""
-        return self.done_folder / "damaged"
 
 
 @dataclass(frozen=True)
@@ -119,6 +141,10 @@ class CachePaths:
         owner, _, array = name.partition("/")
         return self.target(array) if owner == TARGETS else self.array(owner, array)
 
+    def units(self, name: str) -> UnitPaths:
+        """The unit files of what has this name, an array or not."""
+        return next((paths for paths in self.file_targets() if paths.name == name), None) or self.named(name)
+
     @property
     def done(self) -> Path:
         """The folder of all done files."""
@@ -149,6 +175,34 @@ class CachePaths:
     def target(self, name: str) -> ArrayPaths:
         """An array that belongs to the images, not to a backbone."""
         return ArrayPaths(f"{TARGETS}/{name}", self.targets / name, self.done / TARGETS / name)
+
+    def target_files(self, name: str) -> FilePaths:
+        """Boxes over the square of one geometry, `boxes-<geometry>`."""
+        return FilePaths(f"{TARGETS}/{name}", self.root / TARGETS / name)
+
+    def native(self, kind: TargetKind) -> FilePaths:
+        """Targets of one kind at their own sizes."""
+        return FilePaths(f"{TARGETS}/{NATIVE}/{kind}", self.root / TARGETS / NATIVE / kind)
+
+    def file_targets(self) -> list[FilePaths]:
+        """All dense targets that are no arrays, whether they are there or not: native ones, and boxes over squares."""
+        boxes = [self.target_files(found) for found in self.training_names() if found.startswith("boxes-")]
+        return [*map(self.native, TARGET_KINDS), *boxes]
+
+    def target_kinds(self) -> list[TargetKind]:
+        """Kinds of dense targets of which a unit is there."""
+        return [
+            kind for kind in TARGET_KINDS if any(map(_UNIT_NAME.fullmatch, names_in(self.native(kind).done_folder)))
+        ]
+
+    def training_names(self) -> list[str]:
+        """Dense targets over the squares of features, `<kind>-<geometry>`, of which anything is left, in order."""
+        names = {*names_in(self.root / TARGETS), *names_in(self.done / TARGETS)}
+        return sorted(name for name in names if _TARGET_NAME.fullmatch(name))
+
+    def target_arrays(self) -> list[str]:
+        """Those of `training_names` that are arrays, and are there."""
+        return sorted(name for name in _with_metadata(self.root / TARGETS) if _TARGET_NAME.fullmatch(name))
 
     def store_names(self) -> list[str]:
         """The stores that exist, in order."""

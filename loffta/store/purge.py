@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from loffta.files.os_words import guard
 from loffta.store.cache import Cache, CachedArray
-from loffta.store.ledger import done_units
+from loffta.store.ledger import done_units, waiting_units
 from loffta.store.paths import TARGETS, ArrayPaths, names_in
+from loffta.targets import TARGET_KINDS
 
 
 def missing_shards(array: CachedArray) -> list[int]:
@@ -24,6 +25,19 @@ def missing_shards(array: CachedArray) -> list[int]:
 def all_missing_shards(arrays: Iterable[CachedArray]) -> dict[str, list[int]]:
     """Missing units by array; arrays that have all their shards are left out."""
     return {array.paths.name: units for array in arrays if (units := missing_shards(array))}
+
+
+def missing_natives(cache: Cache) -> dict[str, list[int]]:
+    """By name the units of dense targets whose squares are there, and which are not there at their own size."""
+    found: dict[str, list[int]] = {}
+    for kind in TARGET_KINDS:
+        names = [name for name in cache.paths.training_names() if name.startswith(f"{kind}-")]
+        paths = [cache.paths.units(f"{TARGETS}/{name}") for name in names]
+        native = cache.paths.native(kind)
+        gone = {unit for one in paths for unit in done_units(one)} - {*done_units(native)} - {*waiting_units(native)}
+        if gone:
+            found[native.name] = sorted(gone)
+    return found
 
 
 def describe_missing(missing: Mapping[str, Sequence[int]]) -> str:
@@ -73,7 +87,7 @@ def forget_missing(cache: Cache) -> dict[str, list[int]]:
         for unit in missing.get(array.paths.name, []):
             if not array.paths.shard(unit, array.layout.ndim).exists():  # else another process has just written it
                 _forget(array.paths, unit)
-    return missing
+    return missing | missing_natives(cache)
 
 
 def _forget(paths: ArrayPaths, unit: int) -> None:

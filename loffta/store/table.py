@@ -57,6 +57,7 @@ class ImageTable:
     label_sets: list[tuple[int, ...] | None] | None = None  # multi-label: rising positions in `classes`; None: unknown
     values: NDArray[np.float64] | None = None  # regression; NaN: unknown
     targets: dict[str, list[str | None]] = field(default_factory=dict)  # by name; a source reads them as it does keys
+    target_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of masks and boxes; in no digest
     groups: list[str | None] | None = None  # who each image is of: a patient, a site; None: unknown
     group_column: str | None = None  # what they are called
     moved: dict[int, str] = field(default_factory=dict)  # by row: what the source reads an image by now, if not its key

@@ -35,10 +35,11 @@ from loffta.store.ledger import (
     waiting_units,
 )
 from loffta.store.metadata import CRC_BYTES, ArrayLayout, read_layout
-from loffta.store.paths import LABELS, THUMB, ArrayPaths
+from loffta.store.paths import LABELS, THUMB, ArrayPaths, UnitPaths
 from loffta.store.reads import open_file
 from loffta.store.scales import has_scales, read_scales
 from loffta.store.shard import MISSING, read_index, read_into
+from loffta.store.target_verify import check_target_unit
 
 _REPAIR = "run `loffta verify CACHE --repair`"
 
@@ -47,7 +48,7 @@ _REPAIR = "run `loffta verify CACHE --repair`"
 class Damage:
     """One unit of one array, the metadata of an array or a store, or a set of labels, that is not as it was written."""
 
-    array: str  # or the store's name, or labels/<name>
+    array: str  # or targets/..., or the store's name, or labels/<name>
     unit: int | None  # None: the damage is in its metadata
     what: str
     path: Path  # the damaged file
@@ -67,13 +68,12 @@ def verify(cache: Cache, *, deep: bool = False) -> Iterator[Damage]:
     yield from damages
     for path, what in take_sets(cache)[1]:
         yield Damage(f"{LABELS}/{path.stem}", None, what, path)
-    n_units = sum(len(done_units(array.paths)) for array in arrays)
+    files = cache.paths.file_targets()
+    n_units = sum(len(done_units(paths)) for paths in (*(array.paths for array in arrays), *files))
     with Progress("verify --deep" if deep else "verify", n_units, "units") as progress:
         for array in arrays:
             faults = _scales_faults(array)
-            for unit in waiting_units(array.paths):
-                what = "it was damaged, and is not written anew yet"
-                yield Damage(array.paths.name, unit, what, array.paths.damaged(unit), array.paths.done(unit))
+            yield from _waiting(array.paths)
             for done in sorted({*(array.paths.done(unit) for unit in done_units(array.paths)), *faults}):
                 unit = int(done.stem[1:])
                 path = array.paths.shard(unit, array.layout.ndim)
@@ -86,12 +86,28 @@ def verify(cache: Cache, *, deep: bool = False) -> Iterator[Damage]:
                     packed = array.layout.codec is not None
                     yield Damage(array.paths.name, unit, error.what, Path(error.where), done, packed=packed)
                 progress.advance(1)
+        for paths in files:
+            yield from _waiting(paths)
+            for unit in done_units(paths):
+                try:
+                    check_target_unit(cache, paths, unit, deep=deep)
+                except DamageFound as error:
+                    yield Damage(paths.name, unit, error.what, Path(error.where), paths.done(unit))
+                progress.advance(1)
+
+
+def _waiting(paths: UnitPaths) -> Iterator[Damage]:
+    for unit in waiting_units(paths):
+        yield Damage(
+            paths.name, unit, "it was damaged, and is not written anew yet", paths.damaged(unit), paths.done(unit)
+        )
 
 
 def tidy(cache: Cache) -> None:
     """Deletes what a repair leaves that was cut off behind a unit: the old done file of one that is sound again."""
-    for array in open_arrays(cache)[0]:
-        forget_set_aside(array.paths)
+    for paths in (*(array.paths for array in open_arrays(cache)[0]), *cache.paths.file_targets()):
+        if paths.damaged_folder.exists():
+            forget_set_aside(paths)
 
 
 def open_arrays(cache: Cache) -> tuple[list[CachedArray], list[Damage]]:
@@ -115,6 +131,8 @@ def open_arrays(cache: Cache) -> tuple[list[CachedArray], list[Damage]]:
     thumbs = cache.paths.target(THUMB)
     if thumbs.metadata.exists():
         add(thumbs, cache.thumbs, cache.thumb_layout)
+    for name in cache.paths.target_arrays():
+        add(cache.paths.target(name), partial(cache.target_array, name), None)
     for name in cache.paths.store_names():
         try:
             info = cache.store_info(name)
@@ -168,7 +186,9 @@ def _check_unit(cache: Cache, array: CachedArray, unit: int, done: Path, path: P
         return
     layout = array.layout
     rows = to_numbers(table["row"])
-    fault = rows_fault(rows, unit, layout) or unit_fault(made_of(table.schema.metadata), rows, layout, cache.table)
+    fault = rows_fault(rows, unit, layout.unit_images) or unit_fault(
+        made_of(table.schema.metadata), rows, layout, cache.table
+    )
     if fault is not None:
         raise DamageFound(fault, where=done, remedy=_REPAIR)
     first = unit * layout.unit_images

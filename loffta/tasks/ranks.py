@@ -39,7 +39,6 @@ from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.special import stdtrit
 
 from loffta.tasks.bootstrap import N_RESAMPLES, image_weights
 from loffta.tasks.paired import Scored, chance_variance
@@ -141,6 +140,8 @@ def mean_ranks(scores: Float[np.ndarray, "M T"]) -> Float[np.ndarray, "M 3"]:
     Returns:
         mean, low and high of each, from 1, the best, to M.
     """
+    from scipy.special import stdtrit  # 0.2 s that several tasks alone need
+
     n_runs, n_tasks = scores.shape
     assert n_tasks >= FEWEST_TASKS
     ahead = scores[:, None] - scores

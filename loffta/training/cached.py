@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from loffta.config import TrainConfig
+from loffta.dataset.dense import DenseTargets, rows_with_targets
 from loffta.dataset.features import Feature, resolved_choices, usable_rows
 from loffta.dataset.targets import labelled_rows
 from loffta.evaluation.evaluate import evaluate, predict
@@ -29,7 +30,7 @@ from loffta.runs.run import RunPaths
 from loffta.store.cache import Cache
 from loffta.store.table import ImageTable
 from loffta.tokens import FeatureSpec
-from loffta.training.members import Member, build_member
+from loffta.training.members import Member, build_dense_member, build_member
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class CachedSupply:
     cache: Cache
     features: Sequence[Feature]
     whole: Feed | None = None  # of more rows, open: its memory serves the feeds of some of them
+    dense: DenseTargets | None = None  # what a dense head learns
     less_memory: ClassVar[str] = process.LESS_MEMORY
     against_divergence: ClassVar[str] = (
         "lower the learning rate (--set lr=...) and give a new --out, or look for damage with `loffta verify CACHE "
@@ -57,22 +59,30 @@ class CachedSupply:
 
     @property
     def specs(self) -> Sequence[FeatureSpec]:
-        return [feature.spec for feature in self.features]
+        return [feature.spec for feature in (self.features if self.dense is None else self.dense.inputs)]
 
     @property
     def names(self) -> Sequence[str]:
-        return resolved_choices(self.features)
+        views = [feature for i in range(len(self.features[0].views)) for feature in self._view(i)]
+        return resolved_choices([*self.features, *views])
 
     def rows(self, split: str) -> NDArray[np.int64]:
-        found = usable_rows(self.cache, self.features, split, partial=self.config.partial)
+        features = list(self.features)
+        if split == self.config.train_on:  # other splits are measured on whole images alone
+            features += [feature for i in range(len(features[0].views)) for feature in self._view(i)]
+        found = usable_rows(self.cache, features, split, partial=self.config.partial)
+        if self.dense is not None:
+            return rows_with_targets(self.dense, self.cache, found, split, partial=self.config.partial)
         return labelled_rows(self.table, found, split, self.config.task)
 
     def member(self, recipe: Recipe, seed: int) -> Member:
+        if self.dense is not None:
+            return build_dense_member(self.config.head, self.specs, self.dense, recipe, seed, self.device)
         return build_member(self.config.head, self.specs, len(self.table.classes), recipe, seed, self.device)
 
     def feed(self, rows: NDArray[np.int64], recipe: Recipe, order: OrderChoice, window: Window | None) -> Feed:
         return Feed(
-            self.features,
+            self.features if self.dense is None else self.dense.inputs,
             rows,
             batch_size=recipe.batch_size,
             device=self.device,
@@ -82,7 +92,12 @@ class CachedSupply:
             seed=self.config.data_seed,
             n_alike=recipe.epochs if recipe.same_batches else 1,
             of=self.whole,
+            maps=None if self.dense is None else self.dense.maps,
+            views=self.config.views,
         )
+
+    def _view(self, i: int) -> list[Feature]:
+        return [feature.views[i] for feature in self.features]
 
     @contextmanager
     def sharing(self, rows: NDArray[np.int64], recipe: Recipe) -> Iterator[CachedSupply]:
@@ -96,7 +111,8 @@ class CachedSupply:
         return rows, predict(heads, self.features, rows, recipe=recipe, batch_size=size, device=self.device)
 
     def save_origins(self, paths: RunPaths) -> None:
-        write_origins(paths.stores, self.features, self.table.classes)
+        classes = self.table.classes if self.dense is None else self.dense.classes
+        write_origins(paths.stores, self.features, classes)
 
     def evaluate(self, paths: RunPaths, split: str, seconds: float, stop: process.StopFlag) -> dict[str, Any]:
         device = self.config.device

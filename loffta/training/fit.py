@@ -7,7 +7,6 @@ member trained among others equals the member trained alone.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,6 @@ from torch import Tensor
 
 from loffta import augment
 from loffta.config import TrainConfig
-from loffta.dataset.targets import read_targets, spread_of
 from loffta.errors import LofftaError
 from loffta.feed.batches import Batch
 from loffta.feed.order import ordering_of
@@ -33,11 +31,11 @@ from loffta.machine import process
 from loffta.machine.progress import Progress
 from loffta.runs.claims import Claim
 from loffta.runs.run import RunLog, RunPaths
-from loffta.store.table import ImageTable
-from loffta.tasks import Task, find_task
 from loffta.training.checkpoint import Keeper, Position, read_checkpoint
-from loffta.training.loss import Mix, class_weights, loss_of, reduce_loss
+from loffta.training.dense import Dense
+from loffta.training.loss import Mix
 from loffta.training.members import Member
+from loffta.training.objective import Labels, Learner, Objective
 from loffta.training.optim import adam_eps, lr_at, n_steps
 from loffta.training.supply import Supply, TrainingFeed
 from loffta.words import printable
@@ -46,8 +44,8 @@ from loffta.words import printable
 # 1,400 steps/s of 3 seeds with one thread as with two; with two, 15 to 220 when other processes want the same CPUs.
 SMALL_STEP = 4_000_000
 
-# What happens to the features of a batch before `prepare`, for each member anew, drawn from its generator
-Augment: TypeAlias = Callable[[Sequence[Tensor], torch.Generator], tuple[Sequence[Tensor], Mix | None]]
+# What happens to features and targets of a batch before `prepare`, for each member anew, drawn from its generator
+Augment: TypeAlias = Callable[[Sequence[Tensor], Any, torch.Generator], tuple[Sequence[Tensor], Any, Mix | None]]
 
 
 @dataclass(frozen=True)
@@ -62,16 +60,12 @@ class Session:
     stop: process.StopFlag
     claim: Claim
 
-    @property
-    def task(self) -> Task:
-        """What is learnt."""
-        return find_task(self.config.task)
-
     @cached_property
-    def targets(self) -> Tensor:
-        """Of every row of the table, on the device; numbers in float64, but on mps, which has none."""
-        found = read_targets(self.supply.table, self.config.task)
-        return (found.float() if self.device.type == "mps" and found.is_floating_point() else found).to(self.device)
+    def objective(self) -> Objective:
+        """What is learnt."""
+        if (dense := self.supply.dense) is not None:
+            return Dense(self.supply.table, dense, self.device)
+        return Labels(self.config, self.supply, self.device)
 
     def member(self, recipe: Recipe, seed: int) -> Member:
         """A member before its first step."""
@@ -93,16 +87,18 @@ class Session:
 
     @cached_property
     def augment(self) -> Augment | None:
-        """What happens to the features of a batch before `prepare`; None: nothing."""
+        """What happens to features and targets of a batch before `prepare`; None: nothing."""
         settings = augment.resolve(self.config.augment)
         if settings == augment.AugmentConfig():
             return None
-        specs = self.supply.specs
+        specs, objective = self.supply.specs, self.objective
 
-        def change(features: Sequence[Tensor], rng: torch.Generator) -> tuple[Sequence[Tensor], Mix | None]:
+        def change(
+            features: Sequence[Tensor], targets: Any, rng: torch.Generator
+        ) -> tuple[Sequence[Tensor], Any, Mix | None]:
             drawn = augment.draw(settings, len(features[0]), rng, self.device)
             mix = None if drawn.partner is None or drawn.weight is None else Mix(drawn.partner, drawn.weight)
-            return augment.apply(features, specs, drawn), mix
+            return augment.apply(features, specs, drawn), objective.moved(targets, drawn), mix
 
         return change
 
@@ -119,7 +115,7 @@ class Session:
             "data_seed": self.config.data_seed,
             "recipe": recipe,
             "members": [f"seed {member.seed}, {member.setting}" for member in members],
-            "images": digest_of(self.supply.table, feed.rows),
+            "images": self.objective.digest(feed.rows),
             "order": feed.ordering,
             "augment": self.config.augment,
             "device": self.device.type,
@@ -146,8 +142,7 @@ def fit(
         Stopped: a signal came; a checkpoint is kept.
     """
     recipe = members[0].recipe
-    weights = _class_weights(session, feed.rows, recipe)
-    _set_scales(session, feed.rows, members)
+    learner = session.objective.begin(feed.rows, members)
     begin = keeper.restore(members)
     per_phase = n_steps(len(feed.rows), recipe.batch_size, recipe.epochs)
     n_epochs = members[0].head.n_phases * recipe.epochs
@@ -171,7 +166,7 @@ def fit(
                 for member in _going(members):
                     _prepare_step(member, step - phase * per_phase, per_phase)
                 if len(batch.rows):  # else none of its images could be read
-                    found = _train_batch(session, _going(members), batch, weights)
+                    found = _train_batch(session, _going(members), batch, learner)
                     _note_losses(session, _going(members), found, step, batch, drop_diverged)
                 if not _going(members):
                     return
@@ -208,16 +203,16 @@ def _keep(session: Session, keeper: Keeper, members: Sequence[Member], position:
     session.stop.check(f"{doing}; {kept}")
 
 
-def _train_batch(session: Session, members: Sequence[Member], batch: Batch, weights: Tensor | None) -> list[Tensor]:
+def _train_batch(session: Session, members: Sequence[Member], batch: Batch, learner: Learner) -> list[Tensor]:
     """One step of every member; their losses, still on the device."""
-    targets = session.targets[batch.rows]
+    targets, n_images = learner.targets(batch), len(batch.rows)
     if session.augment is None:  # what one of them prepares serves all
         prepared = members[0].head.prepare(batch.features)
-        return [_step(member, prepared, targets, session.task, weights) for member in members]
+        return [_step(member, prepared, targets, learner.lower, n_images) for member in members]
     found = []
     for member in members:  # the one place where features are changed on their way to the heads
-        features, mix = session.augment(batch.features, member.rng)
-        found.append(_step(member, member.head.prepare(features), targets, session.task, weights, mix))
+        features, moved, mix = session.augment(batch.features, targets, member.rng)
+        found.append(_step(member, member.head.prepare(features), moved, learner.lower, n_images, mix))
     return found
 
 
@@ -228,19 +223,22 @@ def _prepare_step(member: Member, step: int, total: int) -> None:
 
 
 def _step(
-    member: Member, prepared: Any, targets: Tensor, task: Task, weights: Tensor | None = None, mix: Mix | None = None
+    member: Member,
+    prepared: Any,
+    targets: Any,
+    lower: Callable[..., Tensor],
+    n_images: int,
+    mix: Mix | None = None,
 ) -> Tensor:
     """One optimiser step; returns the loss, penalty included, without waiting for the device."""
     recipe = member.recipe
-    if (scale := member.head.scale) is not None:
-        targets = scale.standardise(targets)
     with autocast(recipe, member.rng.device):
         outputs = member.head(prepared, member.rng)
-        loss = reduce_loss(loss_of(task, recipe), outputs, targets, weights=weights, mix=mix)
+        loss = lower(member, outputs, targets, mix)
     if (penalty := member.head.penalty()) is not None:
         loss = loss + penalty
     if recipe.divide_by_whole_batch:
-        loss = loss * (len(targets) / recipe.batch_size)
+        loss = loss * (n_images / recipe.batch_size)
     member.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     if recipe.max_grad_norm is not None:
@@ -288,31 +286,3 @@ def _end_epoch(log: RunLog, members: Sequence[Member], epoch: int, step: int) ->
         member.log.append({"epoch": epoch, "step": step, "loss": mean, "lr": lr})
         member.losses.clear()
     log.write(f"epoch {epoch}: loss {' '.join(f'{mean:.4f}' for mean in means)}, lr {lrs[0]:.2e}")
-
-
-def _class_weights(session: Session, rows: NDArray[np.int64], recipe: Recipe) -> Tensor | None:
-    if not recipe.class_weights:
-        return None
-    labels = session.targets[torch.from_numpy(rows).to(session.device)]
-    return class_weights(labels, len(session.supply.table.classes))
-
-
-def _set_scales(session: Session, rows: NDArray[np.int64], members: Sequence[Member]) -> None:
-    """Numbers are learnt in standard deviations of the images to train on, and nothing else."""
-    if session.task.label_kind != "regression":
-        return
-    mean, deviation = spread_of(session.supply.table, rows, session.config.train_on)
-    for member in members:
-        assert member.head.scale is not None, "there are no classes"
-        member.head.scale.set(mean, deviation)
-
-
-def digest_of(table: ImageTable, rows: NDArray[np.int64]) -> str:
-    """Which images, and of which class or value: the same words for the same ones."""
-    keys = "\n".join(table.keys[row] for row in rows)
-    labels: Any = table.labels[rows] if table.label_sets is None else [table.label_sets[row] for row in rows]
-    if table.values is not None:
-        labels = table.values[rows].tolist()
-    text = f"{keys}\n{list(labels)}"
-    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
-    return f"{len(rows)}, digest {digest}"

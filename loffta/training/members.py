@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from loffta.heads import Head, build_head
+from loffta.dataset.dense import DenseTargets
+from loffta.heads import Head, build_dense_head, build_head
+from loffta.heads.dense import DenseRecipe
 from loffta.heads.recipe import Recipe
+from loffta.tasks.dense import DENSE_TASKS
 from loffta.tokens import FeatureSpec
 from loffta.training.optim import is_finite, make_optimizer
 
@@ -80,7 +83,20 @@ def build_member(
     head: str, specs: Sequence[FeatureSpec], n_classes: int, recipe: Recipe, seed: int, device: torch.device
 ) -> Member:
     """A member before its first step; the seed decides its weights and all that its training draws."""
-    built = build_head(head, specs, n_classes, recipe, seed).to(device).train()
+    return _as_member(build_head(head, specs, n_classes, recipe, seed), recipe, seed, device)
+
+
+def build_dense_member(
+    head: str, specs: Sequence[FeatureSpec], targets: DenseTargets, recipe: Recipe, seed: int, device: torch.device
+) -> Member:
+    """The same of a dense head, which gives what a task reads out."""
+    assert isinstance(recipe, DenseRecipe), "dense tasks are for dense heads"
+    readout = DENSE_TASKS[targets.task].readout(len(targets.classes), recipe.settings())
+    return _as_member(cast("Head", build_dense_head(head, specs, readout, recipe, seed)), recipe, seed, device)
+
+
+def _as_member(head: Head, recipe: Recipe, seed: int, device: torch.device) -> Member:
+    built = head.to(device).train()
     rng = torch.Generator(device).manual_seed(seed)
     return Member(seed, recipe, built, make_optimizer(built, recipe, device), rng, {"head": built})
 

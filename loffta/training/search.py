@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +20,8 @@ from loffta.heads.recipe import Recipe
 from loffta.machine import process
 from loffta.runs.records import Chosen, SearchTable, Setting
 from loffta.runs.run import read_json, write_json
-from loffta.tasks import Task
 from loffta.tasks.figures import best_first, in_words
-from loffta.training.fit import Session, digest_of, fit
+from loffta.training.fit import Session, fit
 from loffta.training.members import Member
 from loffta.training.optim import fit_to_part
 
@@ -75,8 +74,8 @@ def _part(session: Session, rows: NDArray[np.int64]) -> _Images:
 
 
 def _open_table(session: Session, recipe: Recipe, images: _Images) -> SearchTable:
-    known = session.supply.table
-    digests = {"trained_on": digest_of(known, images.train), "scored_on": digest_of(known, images.score)}
+    digest = session.objective.digest
+    digests = {"trained_on": digest(images.train), "scored_on": digest(images.score)}
     path = session.paths.search
     if path.exists():
         table = read_json(path, SearchTable)
@@ -87,7 +86,7 @@ def _open_table(session: Session, recipe: Recipe, images: _Images) -> SearchTabl
         return table
     pairs = product(recipe.search_lr, recipe.search_weight_decay or (recipe.weight_decay,))
     return SearchTable(
-        metric=session.task.main_metric,
+        metric=session.objective.main_metric,
         validated_on=images.described,
         images=digests,
         settings=[Setting(lr=lr, weight_decay=decay) for lr, decay in pairs],
@@ -138,22 +137,8 @@ def _scores(session: Session, members: Sequence[Member], rows: NDArray[np.int64]
     if not going:
         return [None] * len(members)
     with session.stop.at_once("scoring the settings of the search; the training is kept up to its last checkpoint"):
-        rows, logits = session.supply.predict([member.head.eval() for member in going], rows, members[0].recipe)
-    targets = session.targets[torch.from_numpy(rows)].cpu().numpy()
-    classes = session.supply.table.classes
-    found = iter([_score(session.task, of_member, targets, classes) for of_member in logits])
+        found = iter(session.objective.scores([member.head.eval() for member in going], rows, members[0].recipe))
     return [None if member.diverged_at is not None else next(found) for member in members]
-
-
-def _score(task: Task, logits: NDArray[np.floating[Any]], targets: NDArray[Any], classes: Sequence[str]) -> float:
-    metrics = task.metrics(logits, targets, classes)
-    if task.main_metric not in metrics:
-        raise LofftaError(
-            f"{task.main_metric} is not defined on the {len(targets)} images that --search scores its settings on",
-            where="--search",
-            remedy="name a split with images of some class, or of several values: --validate-on SPLIT",
-        )
-    return metrics[task.main_metric]
 
 
 def _best(session: Session, settings: Sequence[Setting]) -> Chosen:
@@ -164,7 +149,7 @@ def _best(session: Session, settings: Sequence[Setting]) -> Chosen:
             where=session.paths.search,
             remedy="give lower learning rates (--set search_lr=[...]) and a new --out",
         )
-    score, best = min(scored, key=lambda pair: best_first(session.task.main_metric, pair[0]))
+    score, best = min(scored, key=lambda pair: best_first(session.objective.main_metric, pair[0]))
     return Chosen(lr=best.lr, weight_decay=best.weight_decay, score=score)
 
 

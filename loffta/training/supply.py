@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from loffta.dataset.dense import DenseTargets
 from loffta.feed.batches import Batch
 from loffta.feed.order import OrderChoice, Window
 from loffta.heads import Head
@@ -58,6 +59,8 @@ class Supply(Protocol):
     def specs(self) -> Sequence[FeatureSpec]: ...  # of what a head is fed
     @property
     def names(self) -> Sequence[str]: ...  # of the same as STORE:TAPS: a checkpoint goes with these
+    @property
+    def dense(self) -> DenseTargets | None: ...  # what is learnt of pixels or objects; None: of whole images
     @property
     def less_memory(self) -> str: ...  # the remedy where the memory is not enough
     @property

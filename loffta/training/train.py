@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from loffta import augment
 from loffta.config import TrainConfig, parse
+from loffta.dataset.dense import choose_any_task, learnable, open_targets, refuse_shots
 from loffta.dataset.features import Feature, choose_features, resolved_choices
 from loffta.dataset.parts import choose_parts
-from loffta.dataset.splits import HOLDOUT, OUT_OF_FOLD, check_part, choose_splits, name_some
-from loffta.dataset.targets import choose_task, fit_to_task, read_targets, refuse_one_class, spread_of
+from loffta.dataset.splits import HOLDOUT, OUT_OF_FOLD, check_part, choose_splits
+from loffta.dataset.targets import fit_to_task, read_targets, refuse_one_class, spread_of
+from loffta.dataset.views import with_views
 from loffta.errors import LofftaError, UsageError
 from loffta.heads import HEADS, find_head
 from loffta.heads.recipe import Recipe
@@ -41,6 +43,7 @@ from loffta.runs.run import (
 from loffta.runs.turns import Turns, draw_turns, homes, record_turns
 from loffta.store.cache import Cache
 from loffta.store.columns import SUFFIXES
+from loffta.tasks.dense import DENSE_TASKS
 from loffta.training.cached import CachedSupply
 from loffta.training.fit import Session
 from loffta.training.loss import check_weights
@@ -71,13 +74,17 @@ def train(config: TrainConfig, out: Path, stop: process.StopFlag) -> dict[str, A
     process.cap_threads()
     paths = RunPaths(out)
     cache, grown = _as_known(paths, config)
-    config = config.model_copy(update={"task": choose_task(cache.table, config.task)})
+    config = config.model_copy(update={"task": choose_any_task(cache, config.head, config.task)})
     config = choose_parts(config, cache.table)
-    config = _absolute(choose_splits(config, cache.table, cache.paths.images))
+    config = _absolute(choose_splits(config, cache.table, cache.paths.images, learnable(cache, config.task)))
+    if config.shots and config.task in DENSE_TASKS:
+        refuse_shots(config.task)
     if config.select is not None:
         check_out(out, config, cache, ignore=("features", "recipe"))  # before the scoring run, not after it
         config = _select(config, cache, out, stop)
     features, recipe = _resolve(config, cache)
+    if config.views:
+        features = with_views(cache, features, recipe.kinds())
     config = config.model_copy(
         update={
             "features": resolved_choices(features),
@@ -85,7 +92,10 @@ def train(config: TrainConfig, out: Path, stop: process.StopFlag) -> dict[str, A
             "augment": augment.words(augment.resolve(config.augment)),
         }
     )
-    supply = CachedSupply(config, cache, features)
+    dense = None
+    if config.task in DENSE_TASKS:
+        dense = open_targets(cache, config.task, config.head, features, training=True)
+    supply = CachedSupply(config, cache, features, dense=dense)
     return run_training(config, out, supply, recipe, stop, grown)
 
 
@@ -224,7 +234,8 @@ def _resolve(config: TrainConfig, cache: Cache) -> tuple[list[Feature], Recipe]:
     """The features and the whole recipe, with everything filled in that depends on the features."""
     entry = find_head(config.head)
     recipe = parse(entry.recipe, config.recipe, where=f"recipe of head '{config.head}'")
-    recipe = fit_to_task(recipe, config.task, config.recipe)
+    if config.task not in DENSE_TASKS:
+        recipe = fit_to_task(recipe, config.task, config.recipe)
     features = choose_features(cache, config.features, recipe.kinds(), default_taps=entry.head.default_taps)
     return features, recipe.resolve([feature.spec for feature in features])
 
@@ -252,10 +263,11 @@ def _check_splits(config: TrainConfig, supply: Supply, recipe: Recipe, paths: Ru
         rows = supply.rows(split)
         if config.task == "regression":
             spread_of(table, rows, split)
-    if not config.one_class:
-        all_the_same = "; --one-class trains on one class all the same"
-        refuse_one_class(table, rows, config.train_on, all_the_same)
-    check_weights(recipe, read_targets(table, config.task))
+    if supply.dense is None:
+        if not config.one_class:
+            all_the_same = "; --one-class trains on one class all the same"
+            refuse_one_class(table, rows, config.train_on, all_the_same)
+        check_weights(recipe, read_targets(table, config.task))
     if config.holdout is None:
         return _Rows(rows, None, draw_turns(paths, config, table, rows))
     held = hold_out(paths, config, table, rows)
@@ -266,16 +278,9 @@ def _check_splits(config: TrainConfig, supply: Supply, recipe: Recipe, paths: Ru
 
 def _warn(session: Session, rows: NDArray[np.int64], held: NDArray[np.int64] | None) -> None:
     """Says what a user may not have meant: classes without images to learn from or to measure on."""
-    table = session.supply.table
-    targets = session.targets.cpu().numpy()[rows]
-    present = set(np.unique(targets)) if targets.ndim == 1 else set(np.flatnonzero((targets > 0).any(axis=0)))
-    missing = [name for i, name in enumerate(table.classes) if i not in present]
-    if missing:
-        words = name_some(missing)
-        session.log.write(f"no image to train on of {words}: the head cannot learn what is not there", show=True)
-    config = session.config
-    if n_unlabelled := int((~table.is_labelled()[table.rows_of(config.train_on)]).sum()):
-        session.log.write(f"images of split {config.train_on} without a label: {n_unlabelled}, left out", show=True)
+    table, config = session.supply.table, session.config
+    for line in session.objective.warnings(rows, config.train_on):
+        session.log.write(line, show=True)
     settings = augment.resolve(config.augment)
     if (settings.moves or settings.token_drop) and all(spec.kind != "grid" for spec in session.supply.specs):
         session.log.write(

@@ -9,6 +9,10 @@ Method:  jobs take turns in alternating order; a ratio is the median over the pa
         its checksum, as a scan does: both see every byte for the first time. A scan does all that
          `loffta scan` does: it reads, pools, gathers, fits, predicts, and draws 1,000 resamples for intervals and
          ranks. On a CPU it pools and multiplies on the cores that read; on a GPU these are free for it.
+Bound:   on a CPU nothing can be faster than the bytes' own time and, on the same cores, their means and, for ridge, one
+         product X^T X of all images per layer. Both are measured in the same pairs, as `pool_mean` and torch do them
+         alone. A scan's share of that bound is printed beside the goal: what is missing there costs something once a
+         layer (ridge factors a 768 x 768 matrix about six times) or once a scan, whatever the images are.
          For the heads against scikit-learn see probes.py.
 """
 
@@ -23,6 +27,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from clock import alternate, print_machine, ratio_text
 from feed import DirectReader, Shape, make_cache
 
@@ -31,6 +36,7 @@ from loffta.dataset.features import Feature
 from loffta.feed.batches import WARM_THREADS
 from loffta.machine import process
 from loffta.machine.progress import silenced
+from loffta.pooling import pool_mean
 from loffta.scanning.scan import scan
 from loffta.store.table import ImageTable
 
@@ -64,14 +70,20 @@ def main() -> None:
             jobs |= {name: partial(scan_all, folder / "cache", heads, options.device) for name, heads in JOBS.items()}
             for job in jobs.values():  # fills the page cache
                 job()
+            jobs["means"] = partial(pool_all, features, options.images, pool)
+            jobs["products"] = partial(multiply_all, options.taps, options.images)
             times = [alternate(jobs, i) for i in range(options.pairs)]
         seconds = float(np.median([t["direct"] for t in times]))
         n_bytes = options.images * options.taps * 196 * 768 * 2
         print(f"\n{shape.name}, {options.images} images: the direct reader {n_bytes / seconds / 1e9:.1f} GB/s")
-        for name in JOBS:
-            print(
-                ratio_text([(t["direct"], t[name]) for t in times], f"of the direct reader: {name}", GOAL), flush=True
-            )
+        for name, heads in JOBS.items():
+            print(ratio_text([(t["direct"], t[name]) for t in times], f"of the direct reader: {name}", GOAL))
+            if options.device == "cpu":
+                parts = ("direct", "means", *(["products"] if "ridge" in heads else []))
+                bounds = [sum(t[part] for part in parts) for t in times]
+                reach = float(np.median([t["direct"] / bound for t, bound in zip(times, bounds, strict=True)]))
+                pairs = [(bound, t[name]) for t, bound in zip(times, bounds, strict=True)]
+                print(ratio_text(pairs, f"of the bound, which is {reach:.2f} of the direct reader"), flush=True)
     finally:
         shutil.rmtree(folder)
 
@@ -88,6 +100,19 @@ def read_all(features: Sequence[Feature], n_images: int, pool: ThreadPoolExecuto
     """Every byte, once, compared with its checksum as every first read is."""
     for _ in DirectReader(features, BATCH, pool).batches(np.arange(n_images)):
         pass
+
+
+def pool_all(features: Sequence[Feature], n_images: int, pool: ThreadPoolExecutor) -> None:
+    """The means of as many grids, of one batch over and over, on as many threads as read."""
+    grid = torch.zeros((BATCH, len(features[0].spec.taps), *features[0].spec.shape), dtype=torch.float16)
+    list(pool.map(lambda _: pool_mean(grid), range(n_images // BATCH)))
+
+
+def multiply_all(n_taps: int, n_images: int) -> None:
+    """A product of all images' vectors with themselves per layer, in float64 as ridge has it."""
+    vectors = torch.ones((n_images, 768), dtype=torch.float64)
+    for _ in range(n_taps):
+        vectors.T @ vectors
 
 
 def scan_all(cache: Path, heads: tuple[HeadName, ...], device: str) -> None:

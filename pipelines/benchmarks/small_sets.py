@@ -60,17 +60,23 @@ def _few(seed: int, n_classes: int = 10, n_train: int = FEW, n_test: int | None 
             yield source.read(table.keys[row]), name, "test"
 
 
-def _photographs(archive: Path, seed: int) -> Iterable[Row]:
+def drawn(archive: Path, seed: int) -> Iterable[tuple[int, NDArray[np.uint8]]]:
+    """Class after class, all of its photographs in the order drawn: [n, 28, 28]."""
     rng = np.random.default_rng(seed)
     with tarfile.open(archive) as tar:
         for label in range(10):
             member = tar.extractfile(f"package/src/clothes/{label}.json")
             assert member is not None, "no member of that name is a KeyError"
-            images = [image for image in json.load(member)["data"] if image]  # the last is empty
-            chosen = rng.permutation(len(images))[: FASHION_TRAIN + FASHION_TEST]
-            for i, row in enumerate(chosen):
-                pixels = np.array(images[row], dtype=np.uint8).reshape(FASHION_PX, FASHION_PX)
-                yield _png(pixels), str(label), "train" if i < FASHION_TRAIN else "test"
+            images = np.array(
+                [image for image in json.load(member)["data"] if image], dtype=np.uint8
+            )  # the last is empty
+            yield label, images[rng.permutation(len(images))].reshape(-1, FASHION_PX, FASHION_PX)
+
+
+def _photographs(archive: Path, seed: int) -> Iterable[Row]:
+    for label, images in drawn(archive, seed):
+        for i, pixels in enumerate(images[: FASHION_TRAIN + FASHION_TEST]):
+            yield _png(pixels), str(label), "train" if i < FASHION_TRAIN else "test"
 
 
 def _write(folder: Path, rows: Callable[[], Iterable[Row]]) -> str:

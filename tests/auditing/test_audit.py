@@ -154,12 +154,30 @@ def test_a_wrong_label_that_both_copies_have_is_still_found(small):
     assert {original, copy} <= {error.row for error in found.label_errors}
 
 
+first_digits = load_digits().target[:200]
+TWO_A_CLASS = np.full(210, -1)
+for digit in range(10):
+    TWO_A_CLASS[np.flatnonzero(first_digits == digit)[:2]] = digit
 NOT_DONE = {
     "no label": ({"labels": np.full(210, -1)}, "no image has a label"),
     "one class": ({"labels": np.zeros(210, np.int64)}, "210 labels of 1 class: fewer than two classes"),
     "several classes": ({"label_sets": [(1, 2)] * 210}, "the labels are multi-label"),
     "numbers": ({"values": np.linspace(0, 1, 210)}, "the labels are regression"),
-    "few": ({"labels": np.array([0, 1] + [-1] * 208)}, "2 labels of 2 classes: fewer than two classes have images"),
+    "few": ({"labels": np.array([0, 1] + [-1] * 208)}, "no class has more than 1 label, and a judge"),
+    "two a class": ({"labels": TWO_A_CLASS}, "no class has more than 2 labels, and a judge of each of the 5 folds"),
+    "few classes": (
+        {"labels": np.array([0] * 5 + [1] + [-1] * 204)},
+        "6 labels of 2 classes: fewer than two classes have images in two of the 5 folds",
+    ),
+    "by chance": ({"labels": np.arange(210) * 7 % 10}, "judges that have not learnt them agree with "),
+}
+TYPICAL = {
+    "no label": set(),
+    "one class": {0},
+    "several classes": {1, 2},
+    "numbers": set(),
+    "few": {0, 1},
+    "few classes": {0, 1},
 }
 
 
@@ -171,9 +189,7 @@ def test_what_does_not_apply_is_told_and_the_rest_is_done(small, case):
     assert found.label_errors == ()
     assert found.agreement is None
     assert len(found.copies) == 10
-    assert set(found.typical) == {"no label": set(), "one class": {0}, "several classes": {1, 2}, "few": {0, 1}}.get(
-        case, set()
-    )
+    assert set(found.typical) == TYPICAL.get(case, set(range(10)))
     assert found.as_json()["not_done"] == found.not_done
 
 
@@ -232,7 +248,7 @@ def test_two_images_can(tmp_path):
     cache = make_cache(tmp_path / "cache", make_table([0, 1], ["train", "test"]), [FakeStore("two", {"last": grids})])
     found = audit(cache, device="cpu")
     assert [group.rows for group in found.copies] == [(0, 1)]
-    assert "fewer than two classes" in found.not_done["label_errors"]
+    assert "no class has more than 1 label" in found.not_done["label_errors"]
 
 
 def test_units_that_are_missing_are_an_error_or_left_out(tmp_path):

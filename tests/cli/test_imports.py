@@ -43,6 +43,8 @@ def imported(tmp_path_factory):
             path = root / "images" / split / name / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(256, size=(32, 32, 3), dtype=np.uint8)).save(path)
+    labels = root / "labels.csv"
+    labels.write_text("image,label,split\ntrain/a/0.png,b,train\ntest/b/1.png,a,\n")
     cache, run = str(root / "cache"), str(root / "run")
     options = ["--image-px", "32", "--device", "cpu"]
     extract = ["extract", str(root / "images"), "--cache", cache, "--backbone", "test_vit", "--weights", "random:0"]
@@ -54,6 +56,9 @@ def imported(tmp_path_factory):
         "models": ["models", "dinov2"],
         "info": ["info", cache],
         "drop": ["drop", cache, "nothing"],
+        "label": ["label", cache, str(labels)],
+        "scan": ["scan", cache, "--heads", "knn,ncm,ridge,logreg", "--device", "cpu"],
+        "audit": ["audit", cache, "--device", "cpu", "--out", str(root / "a.html"), "--fix", str(root / "f.parquet")],
         "evaluate": ["evaluate", run, "--split", "test", "--device", "cpu"],
         "train": [*train, str(root / "other")],
         "predict": ["predict", run, str(path), "--out", str(root / "p.parquet"), "--device", "cpu"],
@@ -62,7 +67,7 @@ def imported(tmp_path_factory):
         [sys.executable, "-c", RUN, json.dumps(list(commands.values()))], capture_output=True, text=True, check=True
     )
     told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    assert [code for code, _ in told] == [0, 0, 0, 2, 0, 0, 0], done.stderr
+    assert [code for code, _ in told] == [0, 0, 0, 2, 0, 0, 0, 0, 0, 0], done.stderr
     return {name: set(modules) for name, (_, modules) in zip(commands, told, strict=True)}
 
 
@@ -73,6 +78,9 @@ def imported(tmp_path_factory):
         ("models", NEVER | NETWORKS | TORCH | TABLES),
         ("info", NEVER | NETWORKS | TORCH | {"pydantic", "yaml", "PIL"}),
         ("drop", NEVER | NETWORKS | TORCH | {"pydantic", "yaml", "PIL"}),
+        ("label", NEVER | NETWORKS | TORCH | {"pydantic", "yaml", "PIL"}),
+        ("scan", NEVER | NETWORKS | {"torch._dynamo", "sympy"}),
+        ("audit", NEVER | NETWORKS | {"torch._dynamo", "sympy"}),
         ("evaluate", NEVER | NETWORKS | {"torch._dynamo", "sympy"}),
         ("train", NEVER | NETWORKS),
         ("predict", NEVER | {"torch.utils.flop_counter"}),

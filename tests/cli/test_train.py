@@ -97,6 +97,8 @@ def test_every_option_arrives(cache, tmp_path):
         "checkpoint_s": 7.0,
         "partial": True,
         "one_class": True,
+        "protocol": None,
+        "views": False,
         "online": None,
     }
     assert RunPaths(out).results("train").exists()

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from loffta.reporting.tables import read_good_runs
 from loffta.runs.run import RunPaths
 from tests.caches import toy_cache
 from tests.cli.small import assert_error
@@ -35,6 +36,15 @@ def test_folds_from_the_command_to_the_report(root, tmp_path, command):
     assert "results-out-of-fold.json, predictions-out-of-fold.parquet" in " ".join(out.split())
     code, out, _ = command("evaluate", tmp_path / "run", "--device", "cpu", "--json")
     assert json.loads(out.splitlines()[-1])["metrics"] == results["metrics"]
+    assert "trained on" not in out, "each image by heads that have not seen it"
+    code, out, _ = command("evaluate", tmp_path / "run", "--split", "test", "--device", "cpu")
+    assert "over 4 heads of 4 folds" in " ".join(out.split()), "they are no seeds"
+    assert "trained on" not in out
+    [row] = [run.row for run in read_good_runs([tmp_path / "run"], "test")[0]]
+    assert (row.n_seeds, row.heads, row.heads_short) == (4, "4 folds", "4 folds")
+    code, out, _ = command("evaluate", tmp_path / "run", "--split", "train+test", "--device", "cpu")
+    parted = json.loads(RunPaths(tmp_path / "run").turns.read_text())["rows"]
+    assert f"{len(parted)} of these images are among what the heads were trained on" in out
     code, out, _ = command("report", tmp_path / "run", "--out", tmp_path / "report.html")
     assert code == 0
     page = (tmp_path / "report.html").read_text()
@@ -70,7 +80,7 @@ def test_shots_from_the_command_to_the_report(root, tmp_path, command):
         (["--folds", "3", "--group", "a\x1b[31m"], 2, ["no 'a\N{REPLACEMENT CHARACTER}[31m'"]),
         (["--group", "patient"], 2, ["--group is for --folds K"]),
         (["--shots", "1,x"], 2, ["it must be numbers with commas between them"]),
-        (["--shots", "99"], 1, ["99 images of every class are too many", "--shots 99", "draw 13 at most"]),
+        (["--shots", "99"], 2, ["not 99 images of every class to draw from", "--shots 99", "draw 13 at most"]),
         (["--folds", "3", "--search"], 2, ["--folds and --search exclude each other", "--set lr="]),
     ],
 )

@@ -16,7 +16,7 @@ from loffta.dataset.targets import (
     spread_of,
 )
 from loffta.errors import LofftaError, UsageError
-from loffta.heads import HEADS
+from loffta.heads import HEADS, IMAGE_HEADS
 from tests.caches import make_table
 
 
@@ -137,7 +137,7 @@ def test_one_class_is_no_training_set(source, keys, cause):
     refuse_one_class(many([(0,), (0,)], classes=("a",)), np.arange(2), "train")  # yes or no
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", IMAGE_HEADS)
 def test_single_classes_alone_are_weighed_unasked(head):
     recipe = HEADS[head].recipe()
     assert fit_to_task(recipe, "classification", ()) == recipe
@@ -146,7 +146,7 @@ def test_single_classes_alone_are_weighed_unasked(head):
     assert fit_to_task(weighed, "multi-label", {"class_weights": True}) == weighed
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", IMAGE_HEADS)
 def test_numbers_have_a_loss_and_classes_have_none_to_choose(head):
     recipe = HEADS[head].recipe()
     assert recipe.loss is None

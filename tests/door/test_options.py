@@ -38,6 +38,9 @@ EXTRACT = {
     "splits": "train+test",
     "limit": 10,
     "gone": "keep",
+    "targets": "mask,depth",
+    "target_px": 64,
+    "palette": "palette.csv",
     "max_bad_frac": 0.5,
     "ignore_space": True,
 }
@@ -63,6 +66,8 @@ TRAIN = {
     "device": "cpu",
     "partial": True,
     "one_class": True,
+    "protocol": "linear-fixed",
+    "views": True,
     "folds": 4,
     "group": "patient",
     "shots": "1,2,5",

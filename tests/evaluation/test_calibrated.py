@@ -128,6 +128,8 @@ def test_a_holdout_serves_as_well_and_the_test_split_never(root, monkeypatch):
     paths, config = trained(root, "held", holdout=0.3, seeds=1)
     assert read_temperatures(paths, config).split == "holdout"
     assert "calibrated" in read_results(paths.results("test"))["calibration"]
+    learnt = evaluate(paths.root, "train", device="cpu")
+    assert learnt["n"] - learnt["images"]["trained_on"] == read_results(paths.results("holdout"))["n"] > 0
     plain, config = trained(root, "plain", seeds=1)
     assert read_temperatures(plain, config) is None
     evaluate(plain.root, "val", device="cpu")

@@ -203,7 +203,9 @@ def test_again_gives_the_same(finished, copied):
 def test_other_splits_have_their_own_file(copied):
     before = RunPaths(copied).results("test").read_bytes()
     results = evaluate(copied, "val+train", device="cpu")
-    assert (results["split"], results["n"], results["images"]["bad"]) == ("val+train", 59, 1)
+    assert (results["split"], results["n"]) == ("val+train", 59)
+    assert results["images"] == {"used": 59, "bad": 1, "trained_on": 49}
+    assert "trained_on" not in evaluate(copied, "val", device="cpu")["images"]
     assert json.loads((copied / "results-val+train.json").read_text()) == results
     assert (copied / "results.json").read_bytes() == before
     assert RunPaths(copied).results("val").name == "results-val.json"

@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from loffta.config import BackboneConfig, ExtractConfig
-from loffta.errors import LofftaError, UsageError
+from loffta.errors import LofftaError, Stopped, UsageError
 from loffta.extraction.extract import extract, run
 from loffta.machine.process import StopFlag
 from loffta.store.asked import limited_rows
@@ -249,6 +249,19 @@ def test_shares_together_equal_one_run(tmp_path):
     assert fill(tmp_path / "a", share=(1, 2)).units == 1
     fill(tmp_path / "b")
     assert cache_files(tmp_path / "a") == cache_files(tmp_path / "b")
+
+
+def test_a_job_whose_time_is_up_begins_no_further_unit(tmp_path, monkeypatch):
+    """One unit for each start, for else a short job would never get on; together they equal one run."""
+    extract(fake_config(tmp_path / "whole"), PngSource(3 * UNIT), lambda _: FakeBackbone(), StopFlag())
+    monkeypatch.setenv("LOFFTA_END_TIME", "1")
+    backbone = FakeBackbone()
+    for _ in range(2):
+        with pytest.raises(Stopped, match=r"unit \d is not begun"):
+            extract(fake_config(tmp_path / "c"), PngSource(3 * UNIT), lambda _: backbone, StopFlag())
+    assert sum(backbone.batches) == 2 * UNIT
+    extract(fake_config(tmp_path / "c"), PngSource(3 * UNIT), lambda _: backbone, StopFlag())
+    assert cache_files(tmp_path / "c") == cache_files(tmp_path / "whole")
 
 
 def test_batch_size_changes_no_byte_of_exact_arithmetic(tmp_path):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from loffta.errors import UsageError
-from loffta.heads import HEADS, Head, build_head
+from loffta.heads import HEADS, IMAGE_HEADS, Head, build_head
 from loffta.heads.recipe import Recipe
 from loffta.tokens import FeatureSpec
 
@@ -40,7 +40,7 @@ def run(head, features):
     return head(head.prepare(features))
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", IMAGE_HEADS)
 def test_same_seed_same_weights_whatever_the_global_generator(name):
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -53,7 +53,7 @@ def test_same_seed_same_weights_whatever_the_global_generator(name):
     assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", IMAGE_HEADS)
 def test_order_of_the_batch_does_not_matter(name):
     head = build(name).eval()
     features = make_features(head.specs, 7)
@@ -64,7 +64,7 @@ def test_order_of_the_batch_does_not_matter(name):
     torch.testing.assert_close(run(head, [feature[2:3] for feature in features]), logits[2:3])
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", IMAGE_HEADS)
 def test_prepare_depends_on_no_weights(name):
     head, other = build(name), build(name, seed=1)
     features = make_features(head.specs, 4)
@@ -76,7 +76,7 @@ def test_prepare_depends_on_no_weights(name):
     assert all(torch.equal(feature, copy) for feature, copy in zip(features, copies, strict=True))
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", IMAGE_HEADS)
 def test_half_precision_features_are_their_float32_values(name):
     head = build(name)
     features = make_features(head.specs, 4, dtype=torch.float16)
@@ -84,7 +84,7 @@ def test_half_precision_features_are_their_float32_values(name):
 
 
 @pytest.mark.parametrize("n_images", [1, 6])  # 1: what may be left for the last batch
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", IMAGE_HEADS)
 def test_gradients_reach_every_parameter(name, n_images):
     head = build(name).train()
     loss = F.cross_entropy(run(head, make_features(head.specs, n_images)), torch.arange(n_images) % N_CLASSES)
@@ -95,7 +95,7 @@ def test_gradients_reach_every_parameter(name, n_images):
         assert parameter.grad.any(), parameter_name
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", IMAGE_HEADS)
 def test_bf16_autocast_is_near_fp32(name):
     head = build(name).eval()
     features = make_features(head.specs, 4)
@@ -104,7 +104,7 @@ def test_bf16_autocast_is_near_fp32(name):
     torch.testing.assert_close(logits.float(), run(head, features), atol=0.05, rtol=0.05)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", IMAGE_HEADS)
 def test_state_round_trip(name):
     head, other = build(name), build(name, seed=1)
     features = make_features(head.specs, 4)
@@ -113,7 +113,7 @@ def test_state_round_trip(name):
     assert torch.equal(run(other.eval(), features), run(head.eval(), features))
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", IMAGE_HEADS)
 def test_no_decay_names_parameters(name):
     head = build(name)
     parameters = dict(head.named_parameters())
@@ -125,7 +125,7 @@ def test_no_decay_names_parameters(name):
     assert isinstance(head, Head)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", IMAGE_HEADS)
 def test_wrong_features_say_what_was_expected(name):
     head = build(name)
     *before, last = features = make_features(head.specs, 4)
@@ -142,7 +142,7 @@ def test_wrong_features_say_what_was_expected(name):
         head.prepare([features[0][:, :2], *features[1:]])
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", IMAGE_HEADS)
 def test_wrong_specs_say_which_kind_is_needed(name):
     entry = HEADS[name]
     kinds = entry.recipe().kinds()
@@ -153,7 +153,7 @@ def test_wrong_specs_say_which_kind_is_needed(name):
         build_head(name, [], N_CLASSES, entry.recipe(), 0)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", IMAGE_HEADS)
 def test_recipe_is_frozen_strict_and_resolves_once(name):
     recipe = HEADS[name].recipe()
     with pytest.raises(ValidationError, match="frozen"):

@@ -39,7 +39,10 @@ def test_a_year(root, capsys):
     assert table.classes == ("person", "car", "dog")  # by their ids
     assert [table.class_names(row) for row in range(5)] == [(), ("car",), ("person", "dog"), ("dog",), None]
     assert table.sizes.tolist() == [len(source.read(key)) for key in table.keys]
-    assert table.targets == {"mask": [None, None, None, "stuffthingmaps/val2017/000000000139.png", None]}
+    assert table.targets == {
+        "mask": [None, None, None, "stuffthingmaps/val2017/000000000139.png", None],
+        **{kind: [*(f"{kind}/{key}" for key in table.keys[:4]), None] for kind in ("instances", "boxes")},
+    }
     assert table.source == f"coco:{root}#2017"
     assert capsys.readouterr().err == ""
 

@@ -11,13 +11,15 @@ from loffta.extraction.extract import extract
 from loffta.images.files import key_fault
 from loffta.images.rgb import to_rgb
 from loffta.images.sources import SOURCES, ImageSource, open_source
+from loffta.images.targets import decode_target
 from loffta.look import OLD
 from loffta.machine.process import StopFlag
 from loffta.store.asked import limited_rows
 from loffta.store.cache import Cache
 from loffta.store.table import ImageTable
+from loffta.targets import TARGET_KINDS
 from tests.fakes import FakeBackbone, fake_config
-from tests.imagesets import BUILDERS, decode
+from tests.imagesets import BUILDERS, MORE, decode
 
 
 def pixels_of(data):
@@ -29,9 +31,9 @@ def test_every_kind_has_a_builder():
     assert set(BUILDERS) == set(SOURCES)
 
 
-@pytest.fixture(params=SOURCES)
+@pytest.fixture(params=[*SOURCES, *MORE])
 def built(request, tmp_path):
-    build, kind = BUILDERS[request.param]
+    build, kind = {**BUILDERS, **MORE}[request.param]
     (tmp_path / "set").mkdir()
     return build(tmp_path / "set"), kind
 
@@ -59,8 +61,14 @@ def test_every_key_can_be_read_and_targets_too(built):
     for key in table.keys[:20]:
         assert pixels_of(source.read(key)).shape[2] == 3
         assert source.read(key) == source.read(key)
-    for paths in table.targets.values():
-        assert all(source.read(path) for path in paths if path is not None)
+    assert set(table.targets) <= set(TARGET_KINDS)
+    for kind, paths in table.targets.items():
+        for key, path in zip(table.keys, paths, strict=True):
+            if path is not None:
+                shape = pixels_of(source.read(key)).shape[:2]
+                classes = table.target_classes.get(kind, ())
+                found = decode_target(kind, source.read(path), classes=classes, size=shape)
+                assert (found.kind, found.height, found.width) == (kind, *shape)
 
 
 @pytest.mark.parametrize("key", ["../secret.png", "/etc/passwd", "a/../../secret.png", "train/-1", "nothing/here", ""])

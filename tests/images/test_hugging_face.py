@@ -107,6 +107,7 @@ def test_the_column_of_images_is_chosen(tmp_path, capsys):
     table = open_source(spec).listing()
     assert table.classes == ()
     assert "the images are those of image, not of label\n" in capsys.readouterr().err
+    assert table.targets == {"mask": ["mask/train/00000000"]}
     features = datasets.Features({"a": datasets.Image(), "b": datasets.Image()})
     datasets.Dataset.from_list([{"a": image, "b": image}], features=features).save_to_disk(tmp_path / "two")
     assert problems(f"hf:{tmp_path}/two") == "the data set has several columns of images: a, b; its columns: a, b"

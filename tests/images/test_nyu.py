@@ -11,6 +11,7 @@ from scipy.io import savemat
 
 from loffta.errors import LofftaError, UsageError
 from loffta.images.sources import open_source
+from loffta.images.targets import decode_target
 from tests.imagesets import nyu, pixels, put
 
 
@@ -37,6 +38,25 @@ def test_pictures_and_depths_stand_upright(tmp_path, capsys):
     with h5py.File(tmp_path / "nyu_depth_v2_labeled.mat", locking=False) as file:
         assert all(depth[y, x] == file["depths"][1, x, y] for y in range(8) for x in range(6))
     assert capsys.readouterr().err == ""
+
+
+def test_depths_as_the_camera_saw_them(tmp_path):
+    spec = nyu(tmp_path)
+    with h5py.File(tmp_path / "nyu_depth_v2_labeled.mat", "r+") as file:
+        file["rawDepths"] = np.where(np.arange(6 * 8).reshape(6, 8) % 5, file["depths"][:] + 1, 0).astype(np.float32)
+        raw = file["rawDepths"][:]
+    source = open_source(f"{spec}#raw")
+    table = source.listing()
+    assert (table.source, table.targets["depth"][4]) == (f"{spec}#raw", "rawDepths/0005.npy")
+    native = decode_target("depth", source.read("rawDepths/0005.npy"), size=(8, 6))
+    assert np.array_equal(native.map, raw[4].T)
+    assert (native.map == 0).any()
+    filled = decode_target("depth", open_source(spec).read("depths/0005.npy")).map
+    assert filled[native.map > 0] == pytest.approx(native.map[native.map > 0] - 1)
+    with pytest.raises(FileNotFoundError):
+        source.read("depths/0001.npy")
+    with pytest.raises(UsageError, match="unknown part of NYU Depth v2 'rawDepths'"):
+        open_source(f"{spec}#rawDepths")
 
 
 def test_without_a_split_all_is_train(tmp_path, capsys):
@@ -115,6 +135,10 @@ def test_pixels_are_never_read_from_another_file(tmp_path):
     assert problems(f"nyu:{tmp_path}/raw.mat") == lies_elsewhere
     assert problems(f"nyu:{tmp_path}/virtual.mat") == lies_elsewhere
     assert problems(f"nyu:{tmp_path}/link.mat") == "the file holds links"
+
+
+def test_a_file_without_raw_depths(tmp_path):
+    assert problems(write(tmp_path / "f.mat", images=GOOD) + "#raw") == "the file holds no dataset `rawDepths`"
 
 
 def test_no_hdf5(tmp_path):

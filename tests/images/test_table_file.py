@@ -9,6 +9,7 @@ import pytest
 
 from loffta.errors import UsageError
 from loffta.images.sources import open_source, with_options
+from loffta.images.targets import decode_target
 
 KEYS = ["a.png", "sub/b.png", "c d.png", "é,1.png"]
 
@@ -109,12 +110,59 @@ def test_labels_of_a_parquet(folder, labels, classes, places):
 
 
 def test_other_columns_are_ignored_aloud(folder, capsys):
-    csv_of(folder, "image,label,note,boxes\na.png,x,m.png,b.json\n").listing()
-    parquet_of(folder, image=["a.png"], label=["x"], boxes=[{"bytes": b"m"}]).listing()
+    csv_of(folder, "image,label,note,score\na.png,x,m.png,3\n").listing()
+    parquet_of(folder, image=["a.png"], label=["x"], note=[{"bytes": b"m"}]).listing()
     assert capsys.readouterr().err.splitlines() == [
-        f"table:{folder}/t.csv: ignored columns: 'note', 'boxes'",
-        f"table:{folder}/t.parquet: ignored columns: 'boxes'",
+        f"table:{folder}/t.csv: ignored columns: 'note', 'score'",
+        f"table:{folder}/t.parquet: ignored columns: 'note'",
     ]
+
+
+def test_boxes_in_cells_and_in_files(folder):
+    (folder / "b.json").write_text('[[0, 0, 2, 2, "cat"], [1, 1, 3, 3, "ant", true]]')
+    cells = ['"[[1, 2, 3, 4, ""dog""]]"', "./b.json", "", "[]"]
+    source = csv_of(folder, "image,label,boxes\n" + "".join(f'"{k}",x,{c}\n' for k, c in zip(KEYS, cells, strict=True)))
+    table = source.listing()
+    assert table.targets["boxes"] == ['[[1, 2, 3, 4, "dog"]]', "b.json", None, "[]"]
+    assert table.target_classes == {"boxes": ("ant", "cat", "dog")}
+    found = [
+        decode_target("boxes", source.read(key), classes=table.target_classes["boxes"], size=(9, 9)).boxes
+        for key in table.targets["boxes"]
+        if key
+    ]
+    assert [boxes.classes.tolist() for boxes in found] == [[2], [1, 0], []]
+    assert found[1].crowd.tolist() == [False, True]
+    again = parquet_of(folder, image=KEYS, label=["x"] * 4, boxes=table.targets["boxes"]).listing()
+    assert (again.targets, again.target_classes) == (table.targets, table.target_classes)
+
+
+def test_boxes_by_number(folder):
+    table = csv_of(folder, 'image,label,boxes\na.png,x,"[[0,0,1,1,3],[0,0,1,1,0]]"\n').listing()
+    assert table.target_classes == {"boxes": ("0", "1", "2", "3")}
+
+
+@pytest.mark.parametrize(
+    ("cells", "what"),
+    [
+        (["[[1, 2, 3]]"], "row 1: the boxes: box 1 is [1, 2, 3], not [left, top, right, bottom, class, crowd or nothi"),
+        (["[[1,"], "row 1: the boxes: boxes are JSON: "),
+        (["none.json"], "row 1: the boxes 'none.json': there is no such file"),
+        (["/etc/passwd"], "row 1: the boxes '/etc/passwd': the path is absolute"),
+        (['[[0, 0, 1, 1, "a"]]', "[[0, 0, 1, 1, 2]]"], "row 2: the boxes: class 2 is a number, but others are names"),
+        (["[[0, 0, 1, 1, 70000]]"], "row 1: the boxes: class 70000, over 65534"),
+        (['[[0, 0, 1, 1, ""]]'], "row 1: the boxes: '' cannot be a class: it is empty"),
+        (['[[0, 0, 1, 1, "a\\u001b"]]'], "row 1: the boxes: 'a\\x1b' cannot be a class: "),
+    ],
+)
+def test_boxes_that_cannot_be_used(folder, cells, what):
+    source = parquet_of(folder, image=KEYS[: len(cells)], label=["x"] * len(cells), boxes=cells)
+    assert problems(source).startswith(f"1 problem in the image set: {what}")
+
+
+def test_boxes_of_another_type(folder):
+    source = parquet_of(folder, image=["a.png"], label=["x"], boxes=[[[0.0, 0.0, 1.0, 1.0, 0.0]]])
+    with pytest.raises(UsageError, match=r"(?s)the column boxes holds list<.*not paths.*a cell of boxes may be JSON: "):
+        source.listing()
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,17 @@
 import contextlib
 from xml.parsers.expat import ExpatError
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from loffta.errors import UsageError
 from loffta.images.sources import open_source
+from loffta.images.targets import decode_target
 from loffta.images.voc import object_names
-from tests.imagesets import VOC_OBJECT, VOC_XML, encoded, put, voc
+from loffta.targets import IGNORE
+from tests.imagesets import VOC_OBJECT, VOC_XML, class_map, encoded, put, voc
 
 
 @pytest.fixture
@@ -38,7 +41,11 @@ def test_the_classification_set(year, capsys):
         "mask": ["SegmentationClass/2007_000001.png", None, "SegmentationClass/2007_000002.png", None],
         "instances": ["SegmentationObject/2007_000001.png", None, "SegmentationObject/2007_000002.png", None],
     }
-    assert source.read("SegmentationClass/2007_000001.png") == encoded(9)
+    assert source.read("SegmentationClass/2007_000001.png") == class_map(9)
+    assert len(table.target_classes["mask"]) == 21
+    assert [table.target_classes["mask"][i] for i in (0, 1, 12, 20)] == ["background", "aeroplane", "dog", "tvmonitor"]
+    mask = decode_target("mask", class_map(9), classes=table.target_classes["mask"], size=(8, 6)).map
+    assert (mask[0, 0], set(np.unique(mask).tolist())) == (IGNORE, {0, 1, 2, IGNORE})
     assert capsys.readouterr().err == f"voc:{year}: 1 of 4 images have no file in Annotations, so no labels\n"
 
 

@@ -11,7 +11,8 @@ from loffta.config import BackboneConfig, ExtractConfig, OnlineConfig, TrainConf
 from loffta.dataset.command_lines import extract_arguments, train_arguments
 from loffta.errors import LofftaError, UsageError
 from loffta.heads import HEADS
-from loffta.pipeline.file import PipelineConfig, choose, make_pipeline, overrule_recipes, read_pipeline
+from loffta.pipeline.file import PipelineConfig, choose, overrule_recipes, read_pipeline
+from loffta.pipeline.plan import make_pipeline
 
 EXTRACTIONS = [
     {"source": "demo:digits", "cache": "some cache", "backbones": [{"name": "a"}]},
@@ -40,6 +41,9 @@ EXTRACTIONS = [
         "splits": "train+val",
         "limit": 100,
         "gone": "drop",
+        "targets": ["mask", "boxes"],
+        "target_px": 64,
+        "palette": "colours.csv",
         "max_bad_frac": 0.5,
         "ignore_space": True,
     },
@@ -68,6 +72,8 @@ TRAININGS = [
         "feed": "stream",
         "partial": True,
         "one_class": True,
+        "protocol": "linear-fixed",
+        "views": True,
     },
     {"cache": "c", "head": "loff", "augment": "trivial", "recipe": {"epochs": 3}},
     {"cache": "c", "head": "loff", "augment": {"hflip_p": 0.5}},
@@ -360,7 +366,7 @@ EXTRACT = "extract: {c: {source: x, backbones: [{name: a}]}}\n"
         (EXTRACT + "train: {one: {head: liner}}", r"unknown head 'liner'(.|\n)*train.one(.|\n)*did you mean linear"),
         (
             EXTRACT + "train: {one: {head: online-linear}}",  # it has no cache
-            r"unknown head 'online-linear'(.|\n)*did you mean linear",
+            r"unknown head 'online-linear'(.|\n)*did you mean dense-linear or linear",
         ),
         (
             EXTRACT + "train: {one: {head: online-liner, online: {source: x, backbone: {name: a}}}}",

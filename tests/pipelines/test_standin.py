@@ -10,6 +10,7 @@ from PIL import Image
 
 from loffta.images.sources import open_source
 from loffta.pipeline.file import PipelineConfig, TaskConfig
+from loffta.pipeline.small import shrink
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_shrink():
             },
         },
     )
-    small = standin.shrink(config)
+    small = shrink(config)
     assert small.extract["one"]["backbones"] == [
         {"name": "test_vit", "taps": "all", "weights": "random:0", "image_px": 32},
         {"name": "vit_tiny_patch16_224", "taps": "last", "weights": "random:1", "image_px": 64},

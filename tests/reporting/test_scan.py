@@ -137,7 +137,7 @@ def test_the_page_escapes_names_and_has_a_chart_and_all_rows(scan, tmp_path):
     assert f"net {shown}" in page.text
     assert page.tags.count("svg") == 1
     assert page.tags.count("tr") == 1 + 3
-    assert any("2 rows are tied with the best" in text for text in page.text)
+    assert any("2 rows, it among them, are tied with the best" in text for text in page.text)
 
 
 def test_a_chart_puts_scores_at_their_height_and_leaves_gaps():

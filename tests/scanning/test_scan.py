@@ -263,7 +263,7 @@ def test_perfect_separation_and_classes_without_training_images_have_answers(tmp
     [
         ({"k": 61}, "choose --k of at most 60"),
         ({"k": 7, "shots": (2,)}, "choose --k of at most 6"),
-        ({"shots": (21,)}, "images of every class are too many"),
+        ({"shots": (21,)}, "there are not 21 images of every class"),
         ({"folds": 3, "shots": (2,)}, "--folds and --shots exclude"),
         ({"folds": 3, "holdout": 0.2}, "--folds and --holdout exclude"),
         ({"folds": 3, "validate_on": "test"}, "--folds and --validate-on exclude"),

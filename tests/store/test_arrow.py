@@ -17,6 +17,8 @@ from loffta.store.arrow import from_numbers, to_column
         ([[0.5, 1.5], None, [], np.float32([2, 3])], pa.list_(pa.float32())),
         ([["a", "b"], [], None, ["c"]], pa.list_(pa.string())),
         ([[1], [2, 3]], pa.list_(pa.int64())),
+        ([True, None, False] * 3, pa.bool_()),
+        ([False] * 8 + [True], pa.bool_()),
         ([], pa.string()),
         ([], pa.list_(pa.float32())),
     ],

@@ -330,6 +330,22 @@ def test_damage_of_the_original_is_not_packed(root, tmp_path):
         pack(root, tmp_path / "other")
 
 
+def test_labels_follow_the_original_and_stay_where_it_came_from(root, packed, tmp_path):
+    mine = root.parent / "mine.csv"
+    said = [f"{key},z" for key in Cache.open(root).table.keys]
+    mine.write_text("\n".join(["image,label", *said]) + "\n")
+    before = (root / "labels/mine.parquet").read_bytes()
+    loffta.label(packed, mine, progress=False)
+    native = "targets/native/mask/u000000.parquet"
+    (packed / native).parent.mkdir(parents=True)
+    (packed / native).write_bytes(b"a mask")
+    unpack(packed, root)
+    assert (root / native).read_bytes() == b"a mask"
+    assert (root / "labels/mine.parquet").read_bytes() == before
+    pack(root, packed)
+    assert (packed / "labels/mine.parquet").read_bytes() == before
+
+
 def test_one_store_goes_and_comes_back(root, tmp_path):
     before, name = tree(root), array(root).paths.name.partition("/")[0]
     with pytest.raises(UsageError, match="unknown store 'good'"):

@@ -21,8 +21,9 @@ from tests import fakes
 from tests.caches import toy_cache
 from tests.fakes import FakeBackbone, PngSource, cache_files, fake_config
 from tests.forked import Forked
-from tests.survival.commands import Command, loffta
+from tests.survival.commands import VIT, Command, loffta
 
+TIMED = ("config.yaml", "log.txt", "training.json", "results-out-of-fold.json")  # names of folders, or seconds
 SETTLED = ("stores/**/*", "targets/**/*", "done/**/*", "images.parquet", "cache.json")
 
 
@@ -92,6 +93,34 @@ def test_kill_9_at_random_moments(tmp_path, n_kills):
     finish(start(cache, n_images))
     print(f"\nseed {seed}; {unit_s * 1000:.0f} ms a unit; killed", *landed, sep="\n")
     assert_same_cache(cache, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("n_kills", [3, pytest.param(30, marks=pytest.mark.long)])
+def test_kill_9_while_targets_are_written(tmp_path, n_kills):
+    """Beside features that are there: at a seeded rename of each life, or some milliseconds behind it."""
+    rng, cache, landed = random.Random(20261128 + n_kills), tmp_path / "killed", []
+    words = ["extract", "demo:scenes#px=32,n=24", *VIT, "--kinds", "mean", "--unit-images", "4", "--cache"]
+    targets = ["--targets", "mask,instances,depth,boxes", "--target-px", "12"]
+    loffta(tmp_path, *words, tmp_path / "whole", *targets)
+    loffta(tmp_path, *words, cache)
+    features = {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in cache.rglob("*") if p.is_file()}
+    for _ in range(n_kills):
+        command = Command(tmp_path, *words, cache, *targets, hold="pathlib:Path.replace", n_hold=rng.randrange(1, 15))
+        while command.process.is_alive() and not (command.files / "held").exists():
+            time.sleep(0.002)
+        if rng.random() < 0.5:
+            command.go()
+            time.sleep(rng.uniform(0, 0.02))
+        with contextlib.suppress(ProcessLookupError):
+            command.signal(signal.SIGKILL)
+        assert command.finish().code in (-signal.SIGKILL, 0)
+        landed.append(state(cache))
+    loffta(tmp_path, *words, cache, *targets)
+    print("\nkilled", *landed, sep="\n")
+    assert any("parts of" in place for place in landed)
+    assert [*cache.rglob("*.part")] == []
+    assert cache_files(cache) == cache_files(tmp_path / "whole")
+    assert {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in features} == features
 
 
 def test_signals_end_with_75_and_the_same_command_continues(tmp_path):
@@ -180,3 +209,28 @@ def test_kill_9_while_a_checkpoint_is_written(tmp_path):
     assert list((tmp_path / "run").rglob("*.part")) == []
     heads = [(tmp_path / name / "seed-0" / "head.safetensors").read_bytes() for name in ("run", "whole")]
     assert heads[0] == heads[1]
+
+
+def test_kill_9_in_later_folds(tmp_path):
+    """Where the second fold is trained and not saved, and in the middle of the third: what was finished stays as it is,
+    and all ends as without a kill.
+    """
+    cache = toy_cache(tmp_path / "cache").paths.root
+    words = ["train", cache, "--head", "linear", "--folds", "3", "--seeds", "2", "--checkpoint-s", "1e-9"]
+    words += ["--device", "cpu", "--set", "epochs=2", "--set", "batch_size=8", "--out"]
+    loffta(tmp_path, *words, tmp_path / "whole")
+    run, kept = tmp_path / "run", {}
+    for fold, function, n_held in ((1, "turns:_save", 2), (2, "fit:_train_batch", 4)):
+        command = Command(tmp_path, *words, run, hold=f"loffta.training.{function}", n_hold=n_held).wait_held()
+        assert command.signal(signal.SIGKILL).finish().code == -signal.SIGKILL
+        assert [path.parent.name for path in run.rglob("checkpoint.safetensors")] == [f"fold-{fold}"]
+        heads = {path: path.stat().st_mtime_ns for path in run.rglob("head.safetensors")}
+        assert {path.parts[-3] for path in heads} == {f"fold-{k}" for k in range(fold)}
+        assert kept.items() <= heads.items(), "they are not trained again"
+        kept = heads
+    loffta(tmp_path, *words, run)
+    left, wanted = (
+        {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file() and p.name not in TIMED}
+        for root in (run, tmp_path / "whole")
+    )
+    assert left == wanted

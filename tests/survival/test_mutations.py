@@ -15,7 +15,6 @@ import pytest
 import torch
 import yaml
 from loffta_cli.main import main
-from loffta_pipelines.run import main as run_pipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -259,8 +258,9 @@ def test_of_a_configuration(tmp_path, capsys, command, monkeypatch):
         words = [command, "--config", str(file), *(["--out", "run"] if command == "train" else [])]
         try:
             if command == "pipeline":
-                code = ends_in_words([str(file), "--out", "run", "--data", "d", "--dry-run"], capsys, run_pipeline)
-                assert code in (0, 1, 2)
+                words = ["run", str(file), "--out", "run", "--data", "d", "--dry-run", "--launcher"]
+                for launcher in ("local", "slurm"):
+                    assert ends_in_words([*words, launcher], capsys) in (0, 1, 2)
             else:
                 assert ends_in_words(words, capsys) in (1, 2)
         except BaseException as error:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from loffta_cli.main import main
 
-from loffta.pipeline.file import PipelineConfig, make_pipeline
+from loffta.pipeline.file import PipelineConfig
+from loffta.pipeline.plan import make_pipeline
 from loffta.runs.run import RunPaths, read_predictions
 from loffta.store.cache import Cache
 from loffta.store.paths import CachePaths, safe_name

@@ -140,14 +140,15 @@ def test_augmentation_is_each_members_own(cache, tmp_path):
     recipe = NoisyRecipe(epochs=1, noise=0.0)
     sessions = {name: make_session(cache, tmp_path / name) for name in ("plain", "same", "moved")}
     plain = go(sessions["plain"], recipe)
-    vars(sessions["same"])["augment"] = lambda features, rng: (features, None)
+    vars(sessions["same"])["augment"] = lambda features, targets, rng: (features, targets, None)
     same = go(sessions["same"], recipe)
     seen = []
 
-    def noisy(features, rng):
+    def noisy(features, targets, rng):
         draw = torch.rand(len(features[0]), generator=rng)
         seen.append(draw[:2].tolist())
-        return [f + draw.view(-1, *[1] * (f.ndim - 1)) for f in features], Mix(torch.arange(len(draw)).flip(0), draw)
+        moved = [f + draw.view(-1, *[1] * (f.ndim - 1)) for f in features]
+        return moved, targets, Mix(torch.arange(len(draw)).flip(0), draw)
 
     vars(sessions["moved"])["augment"] = noisy
     moved = go(sessions["moved"], recipe)
@@ -258,7 +259,9 @@ def test_augmentation_equals_its_own_functions(cache, tmp_path):
     settings = augment.from_preset("loff-ta", {"mixup_alpha": 1.0})
     session = make_session(cache, tmp_path / "run", augment=augment.words(settings))
     batch = [torch.randn(5, len(f.spec.taps), *f.spec.shape) for f in session.supply.features]
-    found, mix = session.augment(batch, torch.Generator().manual_seed(3))
+    labels = torch.arange(5)
+    found, moved, mix = session.augment(batch, labels, torch.Generator().manual_seed(3))
+    assert moved is labels, "an image that is moved is of the same class"
     drawn = augment.draw(settings, 5, torch.Generator().manual_seed(3), torch.device("cpu"))
     for one, other in zip(found, augment.apply(batch, [f.spec for f in session.supply.features], drawn), strict=True):
         assert torch.equal(one, other)

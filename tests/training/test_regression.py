@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from loffta.door.run import load_run
 from loffta.errors import LofftaError, Stopped, UsageError
 from loffta.evaluation.evaluate import evaluate
-from loffta.heads import HEADS, build_head
+from loffta.heads import HEADS, IMAGE_HEADS, build_head
 from loffta.machine.process import StopFlag
 from loffta.runs.run import RunPaths, load_head, read_predictions
 from loffta.tasks import TASKS
@@ -55,7 +55,7 @@ def cache(tmp_path_factory):
 QUICK = {"epochs": 20, "batch_size": 16, "min_steps": None, "min_batches": None, "lr": 0.03}
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", IMAGE_HEADS)
 def test_every_head_learns_numbers_in_their_unit(head, cache, tmp_path):
     results = go(cache, tmp_path / "run", head, recipe=QUICK | SMALL.get(head, {}))
     assert (results["task"], results["recipe"]["loss"]) == ("regression", "mse")
@@ -71,7 +71,7 @@ def test_every_head_learns_numbers_in_their_unit(head, cache, tmp_path):
     assert set(found) == {"row", "key", "label", "seed", "predicted"}
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", IMAGE_HEADS)
 def test_heads_without_classes_have_one_output_and_a_scale(name):
     recipe = HEADS[name].recipe(**{k: v for k, v in SMALL.get(name, {}).items() if k != "grid"})
     one, number = (build_head(name, make_specs(name), n, recipe, 0) for n in (1, 0))
@@ -194,7 +194,7 @@ def test_labels_of_classes_do_not_measure_it(cache, tmp_path):
 
 def test_another_value_is_another_training(tmp_path):
     """A checkpoint does not go on with other values of the same images."""
-    from loffta.training.fit import digest_of
+    from loffta.training.objective import digest_of
 
     values = draw_values()
     table = dataclasses.replace(make_table([-1] * 60, ["train"] * 60, classes=()), values=values)

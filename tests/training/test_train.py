@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file
 
 from loffta.errors import LofftaError, UsageError
-from loffta.heads import HEADS
+from loffta.heads import IMAGE_HEADS
 from loffta.heads.combo import ComboRecipe
 from loffta.heads.relevance import penalty
 from loffta.machine.process import StopFlag
@@ -37,7 +37,7 @@ def cache(tmp_path_factory):
     return toy_cache(tmp_path_factory.mktemp("toy") / "cache")
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", IMAGE_HEADS)
 def test_learns_what_can_be_learnt(cache, tmp_path, head):
     recipe = {"epochs": 40, "batch_size": 16, "lr": 1e-2, "min_steps": None} | SMALL.get(head, {})
     results = go(cache, tmp_path / "run", head, recipe=recipe)
@@ -47,7 +47,7 @@ def test_learns_what_can_be_learnt(cache, tmp_path, head):
     assert losses[-1] < min(0.4, losses[0] / 2)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", IMAGE_HEADS)
 def test_does_not_learn_what_is_not_there(tmp_path, head):
     """Labels are shuffled against the features: 0.9 here would be a leak of the test labels."""
     _, grids = separable(120)
@@ -57,7 +57,7 @@ def test_does_not_learn_what_is_not_there(tmp_path, head):
     assert go(noise, tmp_path / "run", head)["metrics"]["top1"]["mean"] < 0.6
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", IMAGE_HEADS)
 def test_seeds_side_by_side_equal_seeds_alone(cache, tmp_path, monkeypatch, head):
     go(cache, tmp_path / "three", head, seeds=3)
     build, save = loop.Session.member, turns._save
@@ -188,7 +188,7 @@ def several_classes(root):
     return make_cache(root, table, [FakeStore("net", {"x": grids})])
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", IMAGE_HEADS)
 def test_every_head_learns_several_classes_an_image(tmp_path, head):
     """Also those that weigh single classes by default."""
     cache = several_classes(tmp_path / "cache")

@@ -266,7 +266,7 @@ ONE_GROUP = ["a" if row % 3 == 2 else f"p{row % 7}" for row in range(N_TRAIN + N
             None,
             None,
             {"shots": (1, 99)},
-            r"99 images of every class are too many(.|\n)*the fewest: 14(.|\n)*draw 14 at most",
+            r"not 99 images of every class to draw from: class 2 has 14, (.|\n)*draw 14 at most",
         ),
         (None, None, {"folds": 3, "shots": (1,)}, "--shots and --folds exclude each other"),
         (None, None, {"folds": 3, "search": True}, "--folds and --search exclude each other"),
@@ -396,3 +396,6 @@ def test_draws_leave_a_holdout_alone(cache, tmp_path):
     drawn = json.loads((tmp_path / "run" / "turns.json").read_text())["draws"]
     assert all(not held & set(rows) for rows in drawn.values())
     assert results["n"] == len(held)
+    assert "trained_on" not in results["images"]
+    seen = evaluate(tmp_path / "run", "train", device="cpu")["images"]["trained_on"]
+    assert seen == len(set().union(*drawn.values())), "of all draws; the rest of the split is new to the heads"

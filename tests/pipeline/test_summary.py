@@ -5,9 +5,10 @@ import statistics
 from pathlib import Path
 
 import pytest
-from loffta_pipelines.summary import format_summary, summarise
 
-from loffta.pipeline.file import PlannedRun, TaskConfig
+from loffta.pipeline.file import TaskConfig
+from loffta.pipeline.plan import PlannedRun
+from loffta.pipeline.summary import format_summary, summarise
 from loffta.reporting.text import NONE
 from loffta.runs.run import write_results
 from tests.written import whole_results

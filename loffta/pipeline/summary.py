@@ -1,6 +1,6 @@
 """The runs of a pipeline over many tasks as one table, and its averages both ways.
 
-In: the runs that a pipeline plans.   Out: a mapping for summary.json, and the same as text. Called by `run.py`.
+In: the runs that a pipeline plans.   Out: a mapping for summary.json, and the same as text. Called by `results`.
 A run that has no results yet is a gap that is listed, never a zero; an average names how many tasks it is over. VTAB's
 own score is the mean of all tasks; most papers on small heads print the mean of the group means, which weighs a task of
 the smallest group twice as much as one of the largest. The two differ by 2 points and more, so both are given.
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from loffta.pipeline.file import PlannedRun
+from loffta.pipeline.plan import PlannedRun
 from loffta.reporting.text import NONE, count
 from loffta.runs.run import read_results
 from loffta.tasks.figures import points, show, show_difference, show_spread, smaller_is_better
@@ -59,8 +59,9 @@ def format_summary(summary: Summary) -> str:
     names = list(summary["averages"])
     lines = [["task", "metric", *names]]
     for task, entry in summary["tasks"].items():
-        values = [_over_backbones(entry, name) for name in names]
-        lines.append([task, entry["metric"], *(_shown(found and _average(found), entry["metric"]) for found in values)])
+        found = [_over_backbones(entry, name) for name in names]
+        cells = [_shown(_average(values) if values else None, entry["metric"]) for values in found]
+        lines.append([task, entry["metric"], *cells])
     metrics = {entry["metric"] for entry in summary["tasks"].values()}
     shared = metrics.pop() if len(metrics) == 1 else "top1"
     n_tasks = len(summary["tasks"])

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,22 +13,27 @@ import click
 import pytest
 
 from loffta.errors import LofftaError, Stopped
-from loffta.pipeline import stages
-from loffta.pipeline.stages import Stage, run_local
+from loffta.pipeline import local
+from loffta.pipeline.local import run_local
+from loffta.pipeline.stages import Stage
 
 
 @pytest.fixture
 def processes(monkeypatch):
     """Stands in for the stages' processes; `codes` says how each ends, by the stage's first word."""
-    codes, ran = {}, []
+    codes, ran, begun = {}, [], []
 
-    def run(self, command):
-        word = command[3]
+    def start(self, name, command, environment):
+        assert environment == {}
+        begun.append((name, command[3]))
         ran.append(command[3:])
-        output = f"text\n{json.dumps({'stores': [{'bytes': 7}, {'bytes': 5}], 'word': word})}\n"
-        return codes.get(word, 0), output
 
-    monkeypatch.setattr(stages._Children, "run", run)
+    def wait(self):
+        name, word = begun.pop()
+        return name, codes.get(word, 0), f"text\n{json.dumps({'stores': [{'bytes': 7}, {'bytes': 5}], 'word': word})}\n"
+
+    monkeypatch.setattr(local._Children, "start", start)
+    monkeypatch.setattr(local._Children, "wait", wait)
     return codes, ran
 
 
@@ -101,7 +107,7 @@ def test_a_stopped_stage_ends_all(tmp_path, processes):
 
 def test_second_run_keeps_the_seconds_of_the_first(tmp_path, processes, monkeypatch):
     clock = map(float, [0, 100, 100, 130, 130, 135])
-    monkeypatch.setattr(stages, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(local, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     run_local(STAGES, tmp_path, print)
     clock = map(float, [0, 1, 1, 2, 2, 202])
     again = run_local(STAGES, tmp_path, print).results
@@ -134,7 +140,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from loffta.errors import LofftaError
-from loffta.pipeline.stages import Stage, run_local
+from loffta.pipeline.local import run_local
+from loffta.pipeline.stages import Stage
 words = "extract demo:digits --backbone test_vit --weights random:0 --image-px 32 --batch-size 1 --cache"
 stages = [Stage("extract", [*words.split(), sys.argv[1]]), Stage("never", ["info", "."])]
 try:
@@ -161,3 +168,76 @@ def test_a_signal_reaches_the_stage(tmp_path):
     assert "stopped in stage 'extract'" in output
     assert "stopped by SIGTERM" in log  # by the stage itself
     assert not list(Path(tmp_path / "cache").rglob("*.part"))
+
+
+PYTHON = """#!/bin/bash
+# stands in for `python -m loffta_cli WORD ... --json`
+trap 'echo "stopped $3" >>log; exit 75' TERM USR1
+echo "begin $3 $CUDA_VISIBLE_DEVICES $OMP_NUM_THREADS" >>log
+if [ "$3" = waits ]; then while :; do sleep 0.02; done; fi
+case $3 in first) ;; c) sleep 0.9 ;; *) sleep 0.3 ;; esac
+echo "end $3" >>log
+echo '{}'
+"""
+
+
+@pytest.fixture
+def side_by_side(tmp_path, monkeypatch):
+    """Real processes that write what they do into `log`."""
+    program = tmp_path / "python"
+    program.write_text(PYTHON)
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "6")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    return tmp_path / "log"
+
+
+def test_stages_side_by_side(side_by_side, tmp_path):
+    """Three at a time, each with a third of the CPUs, and none before what it needs has ended."""
+    wide = [Stage(name, [name]) for name in ("first", "a", "b", "c")]
+    outcome = run_local([*wide, Stage("last", ["last"], needs=("c",))], tmp_path, print, jobs=3)
+    lines = [line.split() for line in side_by_side.read_text().splitlines()]
+    assert {line[2] for line in lines if line[0] == "begin"} == {"2"}
+    assert lines.index(["end", "c"]) < lines.index(["begin", "last", "2"])
+    running = most = 0
+    for kind, *_ in lines:
+        running += 1 if kind == "begin" else -1
+        most = max(most, running)
+    assert most == 3
+    assert sorted(result.name for result in outcome.results) == ["a", "b", "c", "first", "last"]
+
+
+def test_every_process_has_a_gpu_of_its_own(side_by_side, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-ab")
+    stages = [Stage(name, [name]) for name in "abcd"] + [Stage("e", ["e", "--device", "cpu"])]
+    run_local(stages, tmp_path, print, jobs=3)
+    busy, seen = set(), set()
+    for kind, name, gpus, *_ in ([*line.split(), ""] for line in side_by_side.read_text().splitlines()):
+        if name == "e":
+            assert kind == "end" or gpus == "4,GPU-ab"  # it asks for none: it sees what we see
+        elif kind == "begin":
+            assert gpus not in busy
+            busy.add(gpus)
+            seen.add(name + gpus)
+        else:
+            busy -= {gpu for gpu in busy if name + gpu in seen}
+    assert {name_gpu[1:] for name_gpu in seen} == {"4", "GPU-ab"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_reaches_all_that_run(side_by_side, tmp_path, number):
+    said = []
+
+    def say(line):
+        said.append(line)
+        if len(said) == 2:  # both have begun to be made
+            while not side_by_side.exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Stopped, match=r"stopped in stage 'waits.*waits"):
+        run_local([Stage("waits one", ["waits"]), Stage("waits two", ["waits"])], tmp_path, say, jobs=2)
+    assert "stopped waits" in side_by_side.read_text()

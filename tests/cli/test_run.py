@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import yaml
 from loffta_cli.main import main as loffta
-from loffta_pipelines import run as runner
 from loffta_pipelines import standin
 from PIL import Image
 
@@ -20,12 +19,13 @@ from loffta.heads.fusion import FusionRecipe
 from loffta.heads.linear import LinearRecipe
 from loffta.heads.recipe import Recipe
 from loffta.online import head_of
-from loffta.pipeline import stages
-from loffta.pipeline.file import make_pipeline, read_pipeline
+from loffta.pipeline import local
+from loffta.pipeline.file import read_pipeline
+from loffta.pipeline.plan import make_pipeline
 from loffta.runs.run import RunPaths, read_results
 from loffta.tasks.figures import show
 
-HERE = Path(runner.__file__).parent
+HERE = Path(standin.__file__).parent
 FILES = sorted(str(path.relative_to(HERE)) for path in HERE.glob("*/*.yaml") if path.name != "tasks.yaml")
 UNIVERSE = {"vtab1k": 19, "loff-ta": 5, "fusion": 20, "few-shot": 6}
 
@@ -34,13 +34,16 @@ UNIVERSE = {"vtab1k": 19, "loff-ta": 5, "fusion": 20, "few-shot": 6}
 def in_process(monkeypatch):
     """Stages run here: an import of torch a stage would make minutes of seconds. Real processes: test_stages.py."""
 
-    def run(self, command):
+    ended = []
+
+    def start(self, name, command, environment):
         text = io.StringIO()
         with contextlib.redirect_stdout(text):
             code = loffta(list(command[3:]))
-        return code, text.getvalue()
+        ended.append((name, code, text.getvalue()))
 
-    monkeypatch.setattr(stages._Children, "run", run)
+    monkeypatch.setattr(local._Children, "start", start)
+    monkeypatch.setattr(local._Children, "wait", lambda self: ended.pop())
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
 
 
@@ -68,7 +71,7 @@ def test_rows_of_alf_are_trained_as_its_code_does():
 @pytest.mark.parametrize("file", FILES)
 def test_every_file_says_how_it_is_run_and_what_to_expect(file):
     head = (HERE / file).read_text().split("\ntasks:")[0]
-    assert f"python -m loffta_pipelines.run {file} --data" in head
+    assert f"loffta run {file} --data" in head
     assert all(re.search(rf"^# {word}", head, re.M) for word in ("Expect", "Needs:", "Bytes:", "Hours:"))
 
 
@@ -80,7 +83,7 @@ def test_a_pipeline_runs_from_end_to_end(file, tmp_path, in_process, capsys):
     assert standin.main([file, str(tmp_path / "data"), "--tasks", task]) == 0
     words = [file, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--tasks", task, "--small"]
     words += ["--test", "cached", "--runs", ",".join(names)]
-    assert runner.main(words) == 0, capsys.readouterr().err
+    assert loffta(["run", *words]) == 0, capsys.readouterr().err
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["missing"] == []
     assert list(summary["tasks"][task]["runs"]) == names
@@ -96,9 +99,9 @@ def test_rows_without_a_cache_are_made_where_they_are_named(tmp_path, in_process
     standin.main([file, str(tmp_path / "data"), "--tasks", "aptos"])
     words = [file, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--tasks", "aptos", "--small"]
     capsys.readouterr()
-    assert runner.main([*words, "--dry-run"]) == 0
+    assert loffta(["run", *words, "--dry-run"]) == 0
     assert "--online" not in capsys.readouterr().out
-    assert runner.main([*words, "--runs", "frozen-linear,unfrozen-linear"]) == 0, capsys.readouterr().err
+    assert loffta(["run", *words, "--runs", "frozen-linear,unfrozen-linear"]) == 0, capsys.readouterr().err
     runs = tmp_path / "out" / "aptos" / "runs"
     assert sorted(path.name for path in runs.parent.iterdir()) == ["report.html", "runs"]
     assert len(list(runs.glob("frozen-linear/*/head.safetensors"))) == 2
@@ -111,7 +114,7 @@ def test_few_labels_come_to_curves(tmp_path, in_process, capsys):
     file = "few-shot/few-shot.yaml"
     standin.main([file, str(tmp_path / "data"), "--tasks", "pets"])
     words = [file, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--tasks", "pets", "--small"]
-    assert runner.main([*words, "--runs", "linear"]) == 0, capsys.readouterr().err
+    assert loffta(["run", *words, "--runs", "linear"]) == 0, capsys.readouterr().err
     (run, _) = sorted((tmp_path / "out/pets/runs").glob("linear-*"))
     curve = read_results(RunPaths(run).results("test"))["learning_curve"]
     assert [(point["shots"], point["images"]) for point in curve["points"]] == [(1, 3), (2, 6), (4, 12), (8, 24)]
@@ -126,7 +129,7 @@ def test_reports_show_the_test_images_that_were_never_cached(tmp_path, in_proces
     file = "vtab1k/single.yaml"
     standin.main([file, str(tmp_path / "data"), "--tasks", "cifar"])
     words = [file, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--tasks", "cifar", "--small"]
-    assert runner.main([*words, "--runs", "linear-mean"]) == 0, capsys.readouterr().err
+    assert loffta(["run", *words, "--runs", "linear-mean"]) == 0, capsys.readouterr().err
     run = RunPaths(tmp_path / "out/cifar/runs/linear-mean")
     assert (read_results(run.results("test"))["n"], read_results(run.results("val"))["n"]) == (12, 6)
     text = (tmp_path / "out/cifar/report.html").read_text()
@@ -146,7 +149,7 @@ def test_a_failed_task_loses_no_other_and_a_second_call_continues(tmp_path, in_p
     lists = tmp_path / "data" / "cifar" / "train800.txt"
     text = lists.read_text()
     lists.write_text("broken\n")
-    assert runner.main(words) == 2
+    assert loffta(["run", *words]) == 2
     captured = capsys.readouterr()
     assert "1 stage failed: 'cifar/extract' (exit code 2); not begun for that reason: cifar/linear-mean" in captured.err
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -155,23 +158,23 @@ def test_a_failed_task_loses_no_other_and_a_second_call_continues(tmp_path, in_p
     assert summary["averages"]["linear-mean"]["mean_of_tasks"] is None
     lists.write_text(text)
     made = (tmp_path / "out/dtd/runs/linear-mean/results.json").stat().st_mtime_ns
-    assert runner.main(words) == 0
+    assert loffta(["run", *words]) == 0
     assert (tmp_path / "out/dtd/runs/linear-mean/results.json").stat().st_mtime_ns == made
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["missing"] == []
 
 
 def test_only_one_half(tmp_path, in_process, capsys):
     words = words_of(tmp_path)
-    assert runner.main([*words, "--only", "train"]) == 1  # there is no cache
+    assert loffta(["run", *words, "--only", "train"]) == 1  # there is no cache
     assert "2 stages failed" in capsys.readouterr().err
-    assert runner.main([*words, "--only", "extract"]) == 0
+    assert loffta(["run", *words, "--only", "extract"]) == 0
     assert not (tmp_path / "out" / "cifar" / "runs").exists()
-    assert runner.main([*words, "--only", "train"]) == 0
+    assert loffta(["run", *words, "--only", "train"]) == 0
     assert RunPaths(tmp_path / "out/cifar/runs/linear-mean").results("test").exists()
 
 
 def test_dry_run_prints_commands_and_makes_nothing(tmp_path, capsys):
-    assert runner.main([*words_of(tmp_path), "--dry-run"]) == 0
+    assert loffta(["run", *words_of(tmp_path), "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()[2:]
     assert [line.split()[1] for line in lines] == ["extract", "train"] * 2
     assert not (tmp_path / "out").exists()
@@ -189,7 +192,7 @@ def test_a_file_without_tasks(tmp_path, in_process, capsys):
     file, out = tmp_path / "p.yaml", tmp_path / "out"
     file.write_text(ALONE)
     standin.write("vtab:{data}/set", tmp_path)
-    assert runner.main([str(file), "--data", str(tmp_path), "--out", str(out)]) == 0, capsys.readouterr().err
+    assert loffta(["run", str(file), "--data", str(tmp_path), "--out", str(out)]) == 0, capsys.readouterr().err
     assert sorted(path.name for path in out.iterdir()) == ["cache", "report.html", "runs", "stages.json"]
     assert f"report: {out / 'report.html'}" in capsys.readouterr().out
     page = (out / "report.html").read_text()
@@ -216,7 +219,7 @@ def test_numbers_are_learnt_by_a_pipeline_too(tmp_path, in_process, capsys):
     (tmp_path / "ages.csv").write_text("\n".join(rows))
     file, out = tmp_path / "p.yaml", tmp_path / "out"
     file.write_text(NUMBERS)
-    assert runner.main([str(file), "--data", str(tmp_path), "--out", str(out)]) == 0, capsys.readouterr().err
+    assert loffta(["run", str(file), "--data", str(tmp_path), "--out", str(out)]) == 0, capsys.readouterr().err
     results = read_results(RunPaths(out / "ages" / "runs" / "probe").results("test"))
     assert (results["task"], results["recipe"]["loss"]) == ("regression", "huber")
     summary = json.loads((out / "summary.json").read_text())
@@ -229,7 +232,7 @@ def test_numbers_are_learnt_by_a_pipeline_too(tmp_path, in_process, capsys):
 def test_a_dry_run_shows_mistakes_in_a_recipe(tmp_path, capsys):
     file = tmp_path / "p.yaml"
     file.write_text(ALONE.replace("epochs", "epoch"))
-    assert runner.main([str(file), "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--dry-run"]) == 2
+    assert loffta(["run", str(file), "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--dry-run"]) == 2
     captured = capsys.readouterr()
     assert re.search(r"unknown key 'epoch'(.|\n)*did you mean epochs", captured.err)
     assert captured.out == ""
@@ -244,7 +247,7 @@ def test_a_dry_run_shows_mistakes_in_a_recipe(tmp_path, capsys):
     ],
 )
 def test_mistakes_are_messages(tmp_path, words, message, capsys):
-    assert runner.main([*words, "--out", str(tmp_path)]) in (1, 2)
+    assert loffta(["run", *words, "--out", str(tmp_path)]) in (1, 2)
     assert re.search(message, capsys.readouterr().err)
 
 
@@ -253,3 +256,39 @@ def test_the_list_of_vtab_is_the_protocols():
     sizes = {group: sum(task["group"] == group for task in tasks) for group in ("natural", "specialised", "structured")}
     assert sizes == {"natural": 7, "specialised": 4, "structured": 8}
     assert {task["train_on"] for task in tasks} == {"train+val"}
+
+
+def test_a_dry_run_for_a_cluster_prints_every_script(tmp_path, monkeypatch, capsys):
+    """Without a cluster, too; the last job is this command once more, for what the others come to."""
+    monkeypatch.delenv("LOFFTA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = words_of(tmp_path, "--launcher", "slurm", "--partition", "gpu", "--shards", "3")
+    capsys.readouterr()
+    assert loffta(["run", *words, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.count("#!/bin/bash") == lines.count("#SBATCH --partition=gpu") == 5  # a cache and a run each, a report
+    assert sum("--array=0-2 " in line for line in lines if line.startswith("$ sbatch")) == 2
+    (report,) = (line for line in lines if "command=(loffta run" in line)
+    options = "--only report --data {} --tasks cifar,dtd --runs linear-mean --test cached --small --shards 3"
+    assert report.endswith(f"{options.format(tmp_path / 'data')}) ;;")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ([], 1, r"SLURM's command s\w+ is not on this machine(.|\n)*login node"),
+        (["--status"], 1, r"SLURM's command s\w+ is not on this machine"),
+        (["--cancel"], 1, r"SLURM's command squeue is not on this machine"),
+        (["--partition", "a b"], 2, "partition"),
+        (["--time", "4h", "--dry-run"], 2, "time"),
+    ],
+)
+def test_what_a_cluster_needs(tmp_path, monkeypatch, capsys, words, code, message):
+    monkeypatch.delenv("LOFFTA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "p.yaml").write_text(ALONE)
+    line = ["run", str(tmp_path / "p.yaml"), "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert loffta([*line, "--launcher", "slurm", *words]) == code
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,55 @@
+"""Dense heads from the command line: the targets choose the task, results say their protocol, other commands say no."""
+
+import json
+
+import pytest
+
+from loffta.runs.run import RunPaths
+from tests.cli.small import assert_error
+from tests.training.denseruns import dense_cache
+
+pytestmark = pytest.mark.usefixtures("quiet_process")
+SHORT = ["--set", "min_steps=null", "--set", "output_px=16", "--set", "batch_size=8", "--device", "cpu"]
+
+
+def test_from_train_to_evaluate(command, tmp_path):
+    cache, run = dense_cache(tmp_path / "cache", missing=(3, 25)).paths.root, tmp_path / "run"
+    train = ["train", cache, "--head", "dense-linear", *SHORT, "--out", run, "--protocol", "linear-fixed"]
+    code, out, err = command(*train, "--json")
+    assert code == 0, err
+    *lines, last = out.splitlines()
+    assert lines[0].startswith("mean IoU ")
+    assert any(line.startswith("pixel accuracy ") for line in lines)
+    assert "protocol linear-fixed: outputs of 16 px, measured at the labels' own size; 33 parameters" in lines
+    assert "images of split test without a target 'mask': 1, left out" in lines
+    assert f"written to {run}: results.json, predictions-dense.parquet, seed-0/head.safetensors" in lines
+    assert f"  loffta evaluate {run} --split train" in lines
+    results = json.loads(last)
+    assert (results["task"], results["protocol"], results["n"]) == ("segmentation", "linear-fixed", 11)
+
+    code, out, err = command("evaluate", run, "--output-px", "32")
+    assert code == 0, err
+    assert "protocol linear-fixed: outputs of 32 px" in out
+    assert json.loads(RunPaths(run).results("test").read_text())["dense"]["output_px"] == 32
+
+    assert_error(command("evaluate", run, "--output-px", "0"), 2, "0 is no side of an output", "--output-px")
+    assert_error(command("evaluate", run, "--labels", "mine"), 2, "a dense run is measured by targets", "--labels")
+    assert_error(command("report", run, "--out", tmp_path / "r.html"), 2, "maps", "`loffta report` cannot use yet")
+    predict = ["predict", run, "demo:digits", "--out", tmp_path / "p.parquet", "--device", "cpu"]
+    assert_error(command(*predict), 2, "`loffta predict` cannot use yet", "loffta evaluate RUN")
+    assert_error(command(*train, "--seeds", "2"), 1, "another configuration", "seeds: 1 -> 2", "another --out")
+
+
+def test_what_cannot_be_trained_is_said_before_it_is(command, tmp_path):
+    cache, out = dense_cache(tmp_path / "cache", kinds=("mask", "depth")).paths.root, ["--out", tmp_path / "run"]
+    both = command("train", cache, "--head", "deap", *SHORT, *out)
+    assert_error(both, 2, "targets for segmentation, depth", "--task segmentation")
+    whole = command("train", cache, "--head", "linear", "--task", "depth", *out)
+    assert_error(whole, 2, "'linear' sees an image as a whole", "deap")
+    online = ["train", "--online", "demo:digits", "--backbone", "test_vit", "--weights", "random:0", "--head", "deap"]
+    assert_error(command(*online, *out, "--device", "cpu"), 2, "'deap' learns maps", "loffta extract SOURCE")
+    few = command("train", cache, "--head", "deap", "--task", "depth", "--shots", "1", *SHORT, *out)
+    assert_error(few, 2, "no share", "--shots")
+    named = command("train", cache, "--head", "deap", "--protocol", "a\x1b[31m", *out)
+    assert_error(named, 2, "protocol: it must be a word of up to 100 characters that can be printed")
+    assert not (tmp_path / "run").exists()
