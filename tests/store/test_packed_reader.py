@@ -117,6 +117,18 @@ def test_a_shard_that_is_exchanged_while_it_is_open(packed):
         reader.read(np.array([9]))
 
 
+def test_a_shard_that_was_packed_anew_meanwhile(packed):
+    """The same chunks in another order: its index is read again."""
+    reader = PackedReader(packed.paths)
+    reader.read(np.array([0]))
+    codec = ChunkCodec(reader.layout, where=packed.paths.metadata)
+    writer = ShardWriter(packed.shard(0), U * 3)
+    for position in reversed(range(U * 3)):
+        writer.append(position, codec.encode(packed.values[position // 3, position % 3]))
+    writer.commit()
+    assert_same(reader.read(np.arange(U)), packed.values[:U])
+
+
 def frame(n_bytes, said=None):
     """A zstd frame of zeros, by hand (RFC 8878): `said` is the length that its header claims, None for none."""
     blocks = b""
