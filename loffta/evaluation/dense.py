@@ -36,6 +36,7 @@ from loffta.runs.origins import read_origins
 from loffta.runs.run import RunPaths, open_run, read_results, save_results
 from loffta.runs.turns import Turns, is_of_folds, read_turns
 from loffta.store.cache import Cache
+from loffta.store.targets import geometry_of
 from loffta.tasks.dense import DENSE_TASKS
 
 OUTPUT_BYTES = 512 << 20  # that a head's outputs for one batch may take: COCO-Stuff's 171 classes at 448 px are 137 MB
@@ -72,7 +73,7 @@ class Stream:
         ):
             for batch in feed.in_order():
                 here = batch.rows.cpu().numpy()
-                natives = self.targets.native.read(here)
+                natives = self.targets.shown(here)
                 prepared = heads[0].prepare(batch.features)
                 if told is not None:
                     told.add(prepared, len(here))
@@ -206,6 +207,7 @@ def _describe_dense(targets: DenseTargets, recipe: DenseRecipe, head: Any, rows:
         "target": targets.kind,
         "classes": list(targets.classes),
         "targets": targets.digest(rows),
+        "geometry": geometry_of(targets.inputs[0].store.info.recipe),  # labels are cut to what the features show
         "output_px": head.output_px,
         "settings": asdict(recipe.settings()),
         "adapter_parameters": head.n_adapter_parameters(),
