@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from loffta.door.options import PathLike, open_up
-from loffta.errors import UsageError
+from loffta.door.options import PathLike, open_up, refuse_for
 from loffta.extraction.begin import backbone_loader
 from loffta.machine import process
 from loffta.machine.borrowed import borrowed
@@ -69,7 +68,7 @@ def predict(
     root = Path(run)
     is_dense = open_run(root)[1].task in DENSE_TASKS
     of_others: dict[str, Any] = {"per_seed": per_seed, "calibrated": calibrated, "cache": cache}
-    _refuse(of_others if is_dense else {"maps": maps, "overlay": overlay}, is_dense)
+    refuse_for(of_others if is_dense else {"maps": maps, "overlay": overlay}, is_dense=is_dense)
     with borrowed(progress=progress):
         process.cap_threads()
         target = process.resolve_device(device)
@@ -89,12 +88,3 @@ def predict(
             calibrated=calibrated,
             **how,
         )
-
-
-def _refuse(options: dict[str, Any], is_dense: bool) -> None:
-    """Refuses what was asked for and is not for this kind of run."""
-    for name, value in options.items():
-        if value:
-            what = "heads that give maps" if is_dense else "heads of whole images"
-            option = "--" + name.replace("_", "-")
-            raise UsageError(f"{option} is not for {what}, as this run's are", where=option, remedy="leave it out")

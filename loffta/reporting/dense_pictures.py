@@ -37,7 +37,7 @@ from loffta.reporting.tables import LoadedRun
 from loffta.runs.run import read_predictions
 from loffta.store.cache import Cache
 from loffta.store.reader import ArrayReader
-from loffta.targets import NativeTarget
+from loffta.targets import DenseSettings, NativeTarget
 from loffta.tasks.boundaries import find_borders
 from loffta.tasks.dense import DENSE_TASKS
 from loffta.tasks.figures import best_first
@@ -112,7 +112,7 @@ def _draw(run: LoadedRun, cache: Cache, rows: NDArray[np.int64]) -> dict[int, tu
     for row, native in natives.items():
         if native is None:
             raise LofftaError("a target is gone", where=f"image {cache.table.keys[row]}", remedy="evaluate again")
-        found[row] = draw_three(run.config.task, images[row], native, outputs[row], recipe)
+        found[row] = draw_three(run.config.task, images[row], native, outputs[row], recipe.settings())
     return found
 
 
@@ -127,13 +127,13 @@ def _outputs(head: Head, targets: DenseTargets, recipe: DenseRecipe, rows: NDArr
 
 
 def draw_three(
-    task: str, thumb: Pixels, native: NativeTarget, outputs: Tensor, recipe: DenseRecipe
+    task: str, thumb: Pixels, native: NativeTarget, outputs: Tensor, settings: DenseSettings
 ) -> tuple[Pixels, Pixels, Pixels]:
     """Of one image, at the label's shape and SIDE pixels at most; target and prediction in the same colours."""
     scale = min(1.0, SIDE / max(native.height, native.width))
     size = (max(1, round(native.height * scale)), max(1, round(native.width * scale)))
     image = np.asarray(Image.fromarray(thumb).resize(size[::-1], Image.Resampling.BILINEAR))
-    found = DENSE_TASKS[task].decode(outputs[None], recipe.settings(), size)[0]
+    found = DENSE_TASKS[task].decode(outputs[None], settings, size)[0]
     if native.boxes is not None:
         true = native.boxes.corners[~native.boxes.crowd] * scale
         return image, draw_boxes(image, true), draw_boxes(image, found.corners[: max(1, len(true))])

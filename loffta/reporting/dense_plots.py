@@ -46,7 +46,7 @@ def look_circles(sigmas: Sequence[float], cells: tuple[int, int], *, title: str)
     n_rows, n_columns = cells
     step = _SIDE / max(cells)
     width, height = n_columns * step, n_rows * step
-    parts = [frame(1, 1, width, height)]
+    parts = [frame(1.0, 1.0, width, height)]
     lines = [f"M{1 + i * step:.1f} 1v{height:.1f}" for i in range(1, n_columns)]
     lines += [f"M1 {1 + i * step:.1f}h{width:.1f}" for i in range(1, n_rows)]
     parts.append(f'<path d="{"".join(lines)}" style="stroke:{_GRID};stroke-width:1;fill:none"/>')

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from loffta.door.run import load_run
 from loffta.drawing import class_colours
 from loffta.errors import LofftaError, TooManyBadImages, UsageError
 from loffta.images.targets import decode_target
@@ -153,6 +154,23 @@ def test_embeddings_are_the_first_heads(cache, runs, tmp_path):
         found = np.load(tmp_path / "out" / "maps" / f"{i:04d}.png.npy")
         np.testing.assert_allclose(found, outputs.numpy(), atol=1e-5)
         assert opened(tmp_path / "png" / "overlays" / f"{i:04d}.png.jpg").size == picture(i).shape[1::-1]
+
+
+def test_from_python(cache, runs, tmp_path):
+    """The same maps and boxes as in the files, without one."""
+    told(runs["depth"], tmp_path / "out", maps="npy")
+    depth, boxes = load_run(runs["depth"], device="cpu"), load_run(runs["detection"], device="cpu")
+    depth._load = boxes._load = loader()
+    found = depth.predict([picture(0), picture(1)])
+    assert (found.keys, depth.task, depth.seeds, found.bad) == (["image 0", "image 1"], "depth", 1, {})
+    for i, metres in enumerate(found.found):
+        np.testing.assert_allclose(metres, np.load(tmp_path / "out" / "maps" / f"{i:04d}.png.npy"), atol=1e-5)
+    corners, scores, classes = boxes.predict(picture(3)).found[0]
+    assert len(corners) == len(scores) == len(classes) > 0
+    assert boxes.results().metrics["ap"].mean >= 0
+    assert depth.head(0)(depth.head(0).prepare([torch.zeros(2, 1, *depth.specs[0].shape)])).shape == (2, 1, 16, 16)
+    with pytest.raises(UsageError, match="--calibrated is not for heads that give maps"):
+        load_run(runs["depth"], device="cpu", calibrated=True)
 
 
 def test_bad_images_and_foreign_folders(runs, tmp_path):
