@@ -27,16 +27,17 @@ def extract_arguments(config: ExtractConfig) -> list[str]:
         arguments += ["--backbone", backbone.name, "--weights", backbone.weights, "--taps", backbone.taps]
         if any(other.image_px is not None for other in config.backbones):
             arguments += ["--image-px", str(backbone.image_px or "native")]
-    plain = ("resize", "interpolation", "background", "range", "views", "view_seed", "precision", "dtype")
-    changed = _changed(
-        config, (*plain, "batch_size", "device", "unit_images", "splits", "limit", "gone", "max_bad_frac")
-    )
+    look = ("resize", "interpolation", "background", "range", "views", "view_seed", "target_px", "palette")
+    work = ("precision", "dtype", "batch_size", "device", "unit_images")
+    changed = _changed(config, (*look, *work, "splits", "limit", "gone", "max_bad_frac"))
     if config.pool:
         changed["pool"] = "{}x{}".format(*config.pool)
     if config.share != (0, 1):
         changed["shard"] = "/".join(map(str, config.share))
     if "kinds" in config.model_fields_set:
         changed["kinds"] = ",".join(config.kinds)
+    if config.targets:
+        changed["targets"] = ",".join(config.targets)
     return arguments + _options(changed) + (["--ignore-space"] if config.ignore_space else [])
 
 
