@@ -112,6 +112,7 @@ class DenseRun:
         listing, features = source.listing(), self._run.origins.features
         rows = range(len(listing))
         how: dict[str, Any] = {"load": self._load, "device": self._run.device, "batch_size": batch_size}
+        how["mirrored"] = self._run.mirrors
         places: list[int] = []
         found: list[Any] = []
         with borrowed(progress=progress), Progress("predict", len(rows), "images") as bar, torch.no_grad():

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from loffta.dataset.dense import digest_of
 from loffta.errors import LofftaError, UsageError
@@ -46,8 +45,8 @@ class _Tally:
     rows: list[int] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
 
-    def add(self, batch: FreshBatch, features: Sequence[Tensor], keys: Sequence[str]) -> None:
-        """Measures the images of a batch that have a target."""
+    def add(self, batch: FreshBatch, here: slice, keys: Sequence[str]) -> None:
+        """Measures the images of a batch that have a target; `here` are the run's own among the batch's features."""
         sizes = {status.row: true_size(status) for status in batch.statuses}
         read = [self.targets.read(row, *sizes[row]) for row in batch.rows]
         places = [i for i, one in enumerate(read) if one is not None]
@@ -56,8 +55,9 @@ class _Tally:
             return
         rows = [batch.rows[i] for i in places]
         natives, run = [one.native for one in found], self.run
-        chosen = [feature[places] for feature in features]
-        for seed, part, outputs in run.each_output(chosen, [keys[row] for row in rows], self.told):
+        chosen, mirrored = ([feature[places] for feature in of[here]] for of in (batch.features, batch.mirrored))
+        turned = mirrored if run.mirrors else []
+        for seed, part, outputs in run.each_output(chosen, [keys[row] for row in rows], self.told, turned):
             self.records[seed] += run.task.records(outputs, natives[part], run.settings, len(run.classes))
         self.rows += rows
         self.digests += [one.digest for one in found]
@@ -92,12 +92,14 @@ def evaluate_dense_online(
         tallies = [_tally(run, source, listing) for run in runs]
         rows = listing.rows_of(split)
         features = [feature for run in runs for feature in run.origins.features]
-        stream = FreshStream(features, source, listing, rows.tolist(), load=load, device=device, batch_size=batch_size)
+        how: dict[str, Any] = {"load": load, "device": device, "batch_size": batch_size}
+        how["mirrored"] = any(run.mirrors for run in runs)
+        stream = FreshStream(features, source, listing, rows.tolist(), **how)
     ends = np.cumsum([0, *(len(run.origins.features) for run in runs)])
     with Progress("evaluate --online", len(rows), "images") as progress:
         for batch in stop.each(stream, doing):
             for i, tally in enumerate(tallies):
-                tally.add(batch, batch.features[ends[i] : ends[i + 1]], listing.keys)
+                tally.add(batch, slice(ends[i], ends[i + 1]), listing.keys)
             progress.advance(len(batch.statuses))
     if len(stream.bad) == len(rows):
         judge_bad(stream.bad, listing.keys, len(rows), 0.0, done="no results were written")

@@ -84,7 +84,8 @@ def predict_dense(
         listing = source.listing()
         rows = range(len(listing))
         features = run.origins.features
-        stream = FreshStream(features, source, listing, rows, load=load, device=device, batch_size=batch_size)
+        how: dict[str, Any] = {"load": load, "device": device, "batch_size": batch_size, "mirrored": run.mirrors}
+        stream = FreshStream(features, source, listing, rows, **how)
         means = map_facts(run.config.task, run.settings)
         folder.begin(_about(run, listing.source) | {"means": means})
     n_boxes = 0
@@ -116,7 +117,7 @@ def predict_dense(
 def each_image(run: OpenedDense, batch: FreshBatch, keys: Sequence[str]) -> Iterator[tuple[int, Tensor, Any]]:
     """(row, mean outputs [K, S, S], what they say of the image at its own size) of every good image of a batch."""
     sizes = {status.row: true_size(status) for status in batch.statuses}
-    for part, outputs in run.mean_outputs(batch.features, [keys[row] for row in batch.rows]):
+    for part, outputs in run.mean_outputs(batch.features, [keys[row] for row in batch.rows], batch.mirrored):
         for row, of_image in zip(batch.rows[part], outputs, strict=True):
             yield row, of_image, run.read(of_image, keys[row], *sizes[row])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from loffta.store.targets import geometry_of
 from loffta.targets import IGNORE, IGNORE_16, DenseSettings
 from loffta.tasks.centernet import Found
 from loffta.tasks.dense import DENSE_TASKS, DenseTask
+from loffta.tasks.depth import metres_of
 
 MOST_BYTES = 1 << 30  # of outputs at an image's own size: 21 classes of 12.7 megapixels
 
@@ -61,9 +62,15 @@ class OpenedDense:
         return self.origins.classes
 
     @property
+    def mirrors(self) -> bool:
+        """Whether what it says of an image is the mean of that and of what it says of the mirror image."""
+        return self.recipe.flip_average
+
+    @property
     def settings(self) -> DenseSettings:
-        """What its protocol fixes."""
-        return self.recipe.settings()
+        """What its protocol fixes, as the outputs are read: those of an average over mirror images are metres."""
+        found = self.recipe.settings()
+        return replace(found, depth_as="direct") if self.mirrors else found
 
     def window(self, key: str, height: int, width: int) -> Window:
         """What of an image the features, and so the maps, cover."""
@@ -72,30 +79,50 @@ class OpenedDense:
         return shown_window(geometry, key, width, height)
 
     def each_output(
-        self, features: Sequence[Tensor], keys: Sequence[str], told: Findings | None = None
+        self,
+        features: Sequence[Tensor],
+        keys: Sequence[str],
+        told: Findings | None = None,
+        mirrored: Sequence[Tensor] = (),
     ) -> Iterator[tuple[int, slice, Tensor]]:
         """(seed, images, [B, K, S, S]) of every head for some of the images at a time.
 
         Args:
             features: one [B, L, *shape] per Feature.
             told: gets what was prepared, too.
+            mirrored: features of the mirror images, where the run `mirrors`.
         """
-        n_outputs = self.task.readout(len(self.classes), self.settings).n_outputs
+        n_outputs = self.task.readout(len(self.classes), self.recipe.settings()).n_outputs
         size = max(1, images_at_once(n_outputs, self.recipe.output_px))
         for start in range(0, len(keys), size):
             part = slice(start, min(start + size, len(keys)))
             with torch.no_grad():
-                prepared = self.heads[0].prepare([feature[part].to(self.device) for feature in features])
+                prepared, turned = (
+                    self.heads[0].prepare([feature[part].to(self.device) for feature in of]) if of else None
+                    for of in (features, mirrored)
+                )
                 if told is not None:
                     told.add(prepared, len(keys[part]))
             for seed, head in enumerate(self.heads):
                 with torch.no_grad(), matmul_precision(self.recipe, self.device):
                     outputs = head_outputs(head, prepared, self.recipe, self.device)
+                    if turned is not None:
+                        other = head_outputs(head, turned, self.recipe, self.device).flip(3)
+                        outputs = self._averaged(outputs, other)
                 refuse_infinite(outputs, seed, keys[part])
                 yield seed, part, outputs
 
+    def _averaged(self, one: Tensor, other: Tensor) -> Tensor:
+        """Probabilities of classes, as mmsegmentation has it, metres of depth, as DINOv2; else the outputs."""
+        if self.config.task == "segmentation":
+            return ((one.softmax(1) + other.softmax(1)) / 2).log()
+        if self.config.task == "depth":
+            asked = self.recipe.settings()
+            return (metres_of(one, asked) + metres_of(other, asked)) / 2 - asked.min_depth
+        return (one + other) / 2
+
     def mean_outputs(
-        self, features: Sequence[Tensor], keys: Sequence[str]
+        self, features: Sequence[Tensor], keys: Sequence[str], mirrored: Sequence[Tensor] = ()
     ) -> Iterator[tuple[slice, Float[Tensor, "B K S S"]]]:
         """What the heads give, on the average, of some images at a time.
 
@@ -103,7 +130,7 @@ class OpenedDense:
         """
         heads = 1 if self.config.task == "instances" else len(self.heads)
         total: Tensor | None = None
-        for seed, part, outputs in self.each_output(features, keys):
+        for seed, part, outputs in self.each_output(features, keys, mirrored=mirrored):
             if seed < heads:
                 total = outputs if total is None else total + outputs
             if seed == len(self.heads) - 1:

@@ -5,13 +5,20 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from loffta.door.given import GivenImages
+from loffta.door.run import load_run
 from loffta.errors import LofftaError, UsageError
 from loffta.evaluation.evaluate import evaluate
 from loffta.online.dense_evaluate import evaluate_dense_online
+from loffta.online.opened_dense import open_dense
+from loffta.online.stream import FreshStream
 from loffta.runs.run import RunPaths
 from loffta.targets import IGNORE
-from tests.fakes import CLASSES, DenseSource
+from loffta.tasks.depth import metres_of
+from loffta.tasks.pixels import at_size
+from tests.fakes import CLASSES, DenseSource, picture
 from tests.online.denseruns import N, Pictures, dense_cache, dense_run
 from tests.online.runs import CPU, loader
 
@@ -51,6 +58,41 @@ def test_it_measures_what_the_cached_path_measures(cache, tmp_path, task):
             assert after[name] == column
         else:
             np.testing.assert_allclose(np.array(after[name], float), np.array(column, float), atol=0.02)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "depth"])
+def test_the_mean_over_mirror_images(cache, tmp_path, task):
+    """Against a batch of images, and another of the mirrored ones, whose maps are turned back."""
+    run = dense_run(cache, tmp_path / "run", task, epochs=1, flip_average=True, depth_as="bins", depth_bins=8)
+    images, opened = [picture(i) for i in range(6)], load_run(run, device="cpu")
+    opened._load = loader()
+    found = opened.predict(images).found
+    plain = open_dense(run, CPU)
+    plain = replace(plain, recipe=plain.recipe.model_copy(update={"flip_average": False}))
+
+    def outputs(given):
+        stream = FreshStream(
+            plain.origins.features, source := GivenImages(given), source.listing(), range(6), load=loader(), device=CPU
+        )
+        (batch,) = stream
+        ((_, logits),) = plain.mean_outputs(batch.features, ["x"] * 6)
+        return logits
+
+    one, other = outputs(images), outputs([image[:, ::-1].copy() for image in images]).flip(3)
+    for i, image in enumerate(images):
+        if task == "depth":
+            metres = (metres_of(one[i][None], plain.settings) + metres_of(other[i][None], plain.settings)) / 2
+            expected = at_size(metres, image.shape[:2])[0, 0].numpy()
+            np.testing.assert_allclose(found[i], expected, atol=1e-5)
+        else:
+            shares = ((one[i].softmax(0) + other[i].softmax(0)) / 2).log()
+            np.testing.assert_array_equal(found[i], at_size(shares[None], image.shape[:2])[0].argmax(0).numpy())
+    assert not torch.allclose(one, other)
+    (measured,) = online([run])
+    assert measured["dense"]["settings"]["flip_average"]
+    cached = evaluate(run, "test", device="cpu")
+    headline = next(iter(cached["metrics"]))
+    assert measured["metrics"][headline]["per_seed"] != cached["metrics"][headline]["per_seed"]
 
 
 class Renamed(Pictures):
