@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from loffta.door.given import GivenImages
 from loffta.door.run import load_run
@@ -63,7 +62,7 @@ def test_it_measures_what_the_cached_path_measures(cache, tmp_path, task):
 @pytest.mark.parametrize("task", ["segmentation", "depth"])
 def test_the_mean_over_mirror_images(cache, tmp_path, task):
     """Against a batch of images, and another of the mirrored ones, whose maps are turned back."""
-    run = dense_run(cache, tmp_path / "run", task, epochs=1, flip_average=True, depth_as="bins", depth_bins=8)
+    run = dense_run(cache, tmp_path / "run", task, epochs=4, lr=0.3, flip_average=True, depth_as="bins", depth_bins=8)
     images, opened = [picture(i) for i in range(6)], load_run(run, device="cpu")
     opened._load = loader()
     found = opened.predict(images).found
@@ -79,6 +78,7 @@ def test_the_mean_over_mirror_images(cache, tmp_path, task):
         return logits
 
     one, other = outputs(images), outputs([image[:, ::-1].copy() for image in images]).flip(3)
+    turned = 0
     for i, image in enumerate(images):
         if task == "depth":
             metres = (metres_of(one[i][None], plain.settings) + metres_of(other[i][None], plain.settings)) / 2
@@ -87,7 +87,8 @@ def test_the_mean_over_mirror_images(cache, tmp_path, task):
         else:
             shares = ((one[i].softmax(0) + other[i].softmax(0)) / 2).log()
             np.testing.assert_array_equal(found[i], at_size(shares[None], image.shape[:2])[0].argmax(0).numpy())
-    assert not torch.allclose(one, other)
+            turned += int((found[i] != at_size(one[i][None], image.shape[:2])[0].argmax(0).numpy()).sum())
+    assert turned or task == "depth", "it changes pixels"
     (measured,) = online([run])
     assert measured["dense"]["settings"]["flip_average"]
     cached = evaluate(run, "test", device="cpu")
