@@ -29,7 +29,7 @@ from loffta.evaluation.evaluate import evaluate
 from loffta.extraction.extract import extract
 from loffta.feed.batches import Feed
 from loffta.feed.modes import ModeChoice
-from loffta.heads import HEADS
+from loffta.heads import IMAGE_HEADS
 from loffta.images.sources import open_source
 from loffta.machine import process
 from loffta.machine.process import StopFlag
@@ -188,7 +188,7 @@ def check_augmentation(setup: Setup) -> Comparisons:
 
 def check_training(setup: Setup) -> Comparisons:
     """The loss of two epochs, head by head; bounds: float32 sums in another order, and bfloat16's 8 bits."""
-    for head in HEADS:
+    for head in IMAGE_HEADS:
         expected = _losses(_train(setup, head, "fp32", twin=True))
         for precision, bound in (("fp32", 1e-2), ("bf16", 0.1)):
             found = _losses(_train(setup, head, precision))

@@ -277,7 +277,7 @@ def test_images_without_a_label_are_left_out_and_counted(tmp_path, capsys):
     assert "images of split train without a label: 2, left out" in capsys.readouterr().err
     assert json.loads(RunPaths(tmp_path / "run").holdout.read_text())["rows"] == expected
     results = go(cache, tmp_path / "other", test_on="train")
-    assert results["images"] == {"used": 38, "bad": 0, "unlabelled": 2}
+    assert results["images"] == {"used": 38, "bad": 0, "unlabelled": 2, "trained_on": 38}
     predicted = read_predictions(RunPaths(tmp_path / "other").predictions("train"))
     assert predicted["row"].tolist() == [row for row in range(40) if row not in (0, 7)]
     assert predicted["label"].tolist() == labels[predicted["row"]].tolist()
