@@ -38,6 +38,7 @@ class FakeStore:
     missing: tuple[int, ...] = ()
     view: dict | None = None
     request: dict = field(default_factory=dict)  # what was asked beyond the defaults
+    shown: dict = field(default_factory=dict)  # of the input's recipe: how a centre is cut out
 
     @property
     def info(self):
@@ -50,7 +51,7 @@ class FakeStore:
         recipe = {
             "backbone": self.backbone,
             "weights": self.weights,
-            "input": {"image_px": self.image_px, "interpolation": "bicubic"},
+            "input": {"image_px": self.image_px, "interpolation": "bicubic", **self.shown},
             "pool": None,
             "view": self.view,
             "precision": "fp32",

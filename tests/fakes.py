@@ -163,6 +163,9 @@ def random_target(kind, seed, size=None):
         n, ignored, dtype = (3, IGNORE, np.uint8) if kind == "mask" else (400, IGNORE_16, np.uint16)
         values = rng.integers(0, n, (height, width)).astype(dtype)
         values[rng.random((height, width)) < 0.1] = ignored
+        if kind == "instances":  # numbered without gaps, as decoding leaves them
+            objects = np.setdiff1d(values, [0, IGNORE_16])
+            values = np.where(np.isin(values, objects), 1 + np.searchsorted(objects, values), values).astype(dtype)
     return NativeTarget(kind, height, width, map=values)
 
 

@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loffta.dataset.features import Feature
+from loffta.dataset.shown import centre_of, cut_target
 from loffta.dataset.targets import choose_task
 from loffta.errors import LofftaError, UsageError
 from loffta.heads import HEADS, find_head
 from loffta.store.cache import Cache, CachedArray, Store
 from loffta.store.targets import BoxTargets, NativeTargets
-from loffta.targets import TargetKind
+from loffta.targets import NativeTarget, TargetKind
 from loffta.tasks.dense import DENSE_TASKS
 from loffta.tasks.figures import FIGURES, metric_name
 from loffta.tokens import FeatureSpec
@@ -62,6 +63,12 @@ class DenseTargets:
             settled = settled & (ready | ~self.has)
         return settled
 
+    def shown(self, rows: NDArray[np.int64]) -> list[NativeTarget]:
+        """At their own size, of the part of each image that the features show: what outputs are measured on."""
+        centre, found = centre_of(self.inputs[0].store), self.native.read(rows)
+        assert None not in found, "rows have targets"
+        return [one if centre is None else cut_target(one, centre) for one in found if one is not None]
+
     def digest(self, rows: NDArray[np.int64]) -> str:
         """Of the targets' bytes at their sources: a training goes on with the same ones alone."""
         hashes = self.native.hashes(rows.tolist())
@@ -96,8 +103,16 @@ def choose_any_task(cache: Cache, head: str, name: str) -> str:
             where=f"--head {head} --task {name}",
             remedy=f"use --task {' or '.join(DENSE_TASKS)}, or another --head",
         )
+    able_to = find_head(head).tasks or tuple(DENSE_TASKS)
+    if name not in ("auto", *able_to):
+        raise UsageError(
+            f"head '{head}' is for {' or '.join(able_to)}",
+            where=f"--head {head} --task {name}",
+            remedy=f"use --task {able_to[0]}, or another --head",
+        )
+    name = able_to[0] if len(able_to) == 1 else name
     kinds = cache.target_kinds()
-    fitting = [known for known, task in DENSE_TASKS.items() if task.target in kinds and name in ("auto", known)]
+    fitting = [known for known in able_to if DENSE_TASKS[known].target in kinds and name in ("auto", known)]
     if not fitting:
         wanted = "mask" if name == "auto" else DENSE_TASKS[name].target
         what = "any targets of pixels or objects" if name == "auto" else f"the targets of {name}, '{wanted}'"
@@ -155,6 +170,12 @@ def open_targets(cache: Cache, task: str, head: str, features: Sequence[Feature]
                 f"head '{head}' is guided by thumbnails, and there are none of views",
                 where="--views",
                 remedy="leave it out, or use another head",
+            )
+        if centre_of(features[0].store) is not None:
+            raise UsageError(
+                f"head '{head}' is guided by thumbnails of whole images, and these features show the centre of each",
+                where=f"store {features[0].store.name}",
+                remedy="extract with --resize squash, or use another head",
             )
         inputs += (image_feature(cache.thumbs(), features[0].store),)
     found = DenseTargets(task, inputs, cache.native(kind))

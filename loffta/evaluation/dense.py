@@ -35,7 +35,8 @@ from loffta.runs.known_images import open_cache
 from loffta.runs.origins import read_origins
 from loffta.runs.run import RunPaths, open_run, read_results, save_results
 from loffta.runs.turns import Turns, is_of_folds, read_turns
-from loffta.store.cache import Cache
+from loffta.store.cache import Cache, Store
+from loffta.store.targets import geometry_of
 from loffta.targets import TargetKind
 from loffta.tasks.dense import DENSE_TASKS
 from loffta.tokens import FeatureSpec
@@ -74,7 +75,7 @@ class Stream:
         ):
             for batch in feed.in_order():
                 here = batch.rows.cpu().numpy()
-                natives = self.targets.native.read(here)
+                natives = self.targets.shown(here)
                 prepared = heads[0].prepare(batch.features)
                 if told is not None:
                     told.add(prepared, len(here))
@@ -157,7 +158,9 @@ def evaluate_dense(
     results |= describe_training(paths, config, recipe, heads) | together(told)
     results["images"] |= compare(paths, cache) | learnt_told(paths, config, cache, split, rows)
     results["protocol"] = config.protocol
-    results["dense"] |= describe_dense(targets.kind, targets.classes, targets.digest(rows), recipe, heads[0])
+    results["dense"] |= describe_dense(
+        targets.kind, targets.classes, targets.digest(rows), features[0].store, recipe, heads[0]
+    )
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": process.peak_rss_mib()}
     results["versions"] = process.versions()
     if train_seconds is None and paths.results(split).exists():
@@ -233,13 +236,14 @@ def _check_classes(paths: RunPaths, targets: DenseTargets, cache: Cache) -> None
 
 
 def describe_dense(
-    kind: TargetKind, classes: Sequence[str], digest: str, recipe: DenseRecipe, head: Any
+    kind: TargetKind, classes: Sequence[str], digest: str, store: Store, recipe: DenseRecipe, head: Any
 ) -> dict[str, Any]:
     """All that decides a figure beside features and weights, and is not the same in every paper."""
     return {
         "target": kind,
         "classes": list(classes),
         "targets": digest,
+        "geometry": geometry_of(store.info.recipe),  # labels are cut to what the features show
         "output_px": head.output_px,
         "settings": asdict(recipe.settings()),
         "adapter_parameters": head.n_adapter_parameters(),

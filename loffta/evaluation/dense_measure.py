@@ -23,6 +23,7 @@ from loffta.runs.turns import Turns, turn_names
 from loffta.targets import DenseSettings
 from loffta.tasks.bootstrap import N_RESAMPLES, group_weights, image_weights, interval
 from loffta.tasks.dense import DenseTask
+from loffta.tasks.figures import possible
 from loffta.tasks.paired import Scored, interval_of
 
 Records = Sequence[Sequence[Any]]  # of seeds, then images
@@ -133,8 +134,7 @@ def _measure_shots(
                 for weights in image_weights(len(of_size[0]), seed=config.data_seed)
             ]
         )
-        low, high = interval_of(Scored(values, drawn))
-        bounds = [max(0.0, low), min(1.0, high)]  # of a share
+        bounds = possible(headline, interval_of(Scored(values, drawn)))
         points.append({"shots": shots, "images": n, "metrics": found["metrics"], "interval": bounds})
     fit = fit_curve(config.shots, [point["metrics"][headline]["per_seed"] for point in points])
     curve = {"metric": headline, "draws": config.draws, "points": points, "fit": fit and fit.as_json()}

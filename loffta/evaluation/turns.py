@@ -19,6 +19,7 @@ from loffta.evaluation.measure import measure, summary
 from loffta.runs.turns import Turns, turn_names
 from loffta.tasks import Task
 from loffta.tasks.bootstrap import image_weights
+from loffta.tasks.figures import possible
 from loffta.tasks.paired import Scored, interval_of
 
 
@@ -129,8 +130,7 @@ def measure_shots(
         recount = task.recount(targets, task.decide(of_size), of_size)
         assert recount is not None, "single labels are recounted from decisions"
         drawn = np.concatenate([recount(weights) for weights in image_weights(len(targets), seed=config.data_seed)])
-        low, high = interval_of(Scored(values, drawn))
-        interval = [max(0.0, low), min(1.0, high)]  # of a share; two draws that differ would tell less than nothing
+        interval = possible(task.headline, interval_of(Scored(values, drawn)))
         points.append({"shots": shots, "images": n, "metrics": found["metrics"], "interval": interval})
     fit = fit_curve(config.shots, [point["metrics"][task.headline]["per_seed"] for point in points])
     curve = {"metric": task.headline, "draws": config.draws, "points": points, "fit": fit and fit.as_json()}

@@ -21,6 +21,7 @@ from loffta.heads.combo_deap import ComboDeapHead, ComboDeapRecipe
 from loffta.heads.deap import DeapHead, DeapRecipe
 from loffta.heads.deconv import DeconvHead, DeconvRecipe
 from loffta.heads.dense import DenseBase, DenseRecipe
+from loffta.heads.dense_knn import DenseKnnHead, DenseKnnRecipe
 from loffta.heads.dense_linear import DenseLinearHead, DenseLinearRecipe
 from loffta.heads.dpt import DptHead, DptRecipe
 from loffta.heads.featup import FeatupHead, FeatupRecipe
@@ -99,6 +100,7 @@ class HeadEntry(NamedTuple):
     recipe: type[Recipe]
     label: str | None = None  # what reports call it where its name alone would claim too much
     dense: bool = False  # it gives maps: a DenseBase, which is built by `build_dense_head`
+    tasks: tuple[str, ...] | None = None  # dense tasks that it is for; None: all
 
 
 HEADS: dict[str, HeadEntry] = {
@@ -116,6 +118,7 @@ HEADS: dict[str, HeadEntry] = {
     "deconv": HeadEntry(DeconvHead, DeconvRecipe, dense=True),
     "featup": HeadEntry(FeatupHead, FeatupRecipe, dense=True),
     "dpt": HeadEntry(DptHead, DptRecipe, dense=True),
+    "dense-knn": HeadEntry(DenseKnnHead, DenseKnnRecipe, dense=True, tasks=("segmentation",)),
 }
 IMAGE_HEADS = tuple(name for name, entry in HEADS.items() if not entry.dense)
 DENSE_HEADS = tuple(name for name, entry in HEADS.items() if entry.dense)

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from loffta.crop import Centre, CropMode
 from loffta.look import OLD, Look
 
 Interpolation = Literal["bilinear", "bicubic"]
 Resize = Literal["squash", "crop"]
-CropMode = Literal["center", "squash", "border"]  # timm's names
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 VIEW_KIND = "crop-flip"
@@ -55,6 +55,11 @@ class PixelGeometry:
         """How the image becomes RGB before."""
         return Look(self.background, self.range)
 
+    @property
+    def centre(self) -> Centre:
+        """What `crop` shows."""
+        return Centre(self.image_px, self.crop_pct, self.crop_mode)
+
 
 class ViewBox(NamedTuple):
     """The part of an image that a view shows, in pixels, right and bottom excluded."""
@@ -89,7 +94,7 @@ def to_square(image: Image.Image, geometry: PixelGeometry, key: str) -> NDArray[
         return np.asarray(square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if box.mirrored else square)
     if geometry.resize == "squash":
         return np.asarray(image.resize((side, side), resample))
-    return np.asarray(_centre(image, _crop_size(image.width, image.height, geometry), side, resample))
+    return np.asarray(_cut(image, geometry.centre, resample))
 
 
 def shown_window(geometry: PixelGeometry, key: str, width: int, height: int) -> Window:
@@ -99,11 +104,7 @@ def shown_window(geometry: PixelGeometry, key: str, width: int, height: int) -> 
         return Window(float(box.left), float(box.top), float(box.right), float(box.bottom), box.mirrored)
     if geometry.resize == "squash":
         return Window(0.0, 0.0, float(width), float(height), False)
-    resized = _crop_size(width, height, geometry)
-    left, top = _corner(resized, geometry.image_px)
-    x, y = width / resized[0], height / resized[1]
-    side = geometry.image_px
-    return Window(left * x, top * y, (left + side) * x, (top + side) * y, False)
+    return Window(*geometry.centre.window(width, height), False)
 
 
 def view_box(view: View, key: str, width: int, height: int) -> ViewBox:
@@ -126,29 +127,15 @@ def view_box(view: View, key: str, width: int, height: int) -> ViewBox:
     return ViewBox(0, 0, width, height, mirrored)
 
 
-def _crop_size(width: int, height: int, geometry: PixelGeometry) -> tuple[int, int]:
-    """(width, height) to resize to before the centre is cut out: timm's evaluation transform."""
-    scale = math.floor(geometry.image_px / geometry.crop_pct)
-    if geometry.crop_mode == "squash":
-        return scale, scale
-    short = min(width, height)
-    return (scale * width // short, scale * height // short)
-
-
-def _corner(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Where the square in the middle begins, from the left and from the top."""
-    return round((size[0] - side) / 2), round((size[1] - side) / 2)
-
-
-def _centre(image: Image.Image, size: tuple[int, int], side: int, resample: Image.Resampling) -> Image.Image:
-    """The square in the middle of the image resized to `size`.
+def _cut(image: Image.Image, centre: Centre, resample: Image.Resampling) -> Image.Image:
+    """The square in the middle of the resized image.
 
     Of a long strip only the middle is resized: 1 x 150,000 pixels would be 64 x 9,600,000. Not of every image: of 400
     with noise in them, 370 then differ in some pixel from what timm gives and older caches hold, since Pillow keeps the
     corners as float32 and does its two passes in another order.
     """
-    width, height = size
-    left, top = _corner(size, side)
+    width, height = size = centre.resized(image.width, image.height)
+    (left, top), side = centre.corner(size), centre.side
     if width * height <= _MOST_RESIZED:
         return image.resize(size, resample).crop((left, top, left + side, top + side))
     x, y = image.width / width, image.height / height  # pixels of the image in one of the resized

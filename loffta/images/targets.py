@@ -20,7 +20,7 @@ from loffta.files.documents import from_json
 from loffta.images.decode import MAX_PIXELS, BadImage, one_line, open_image
 from loffta.images.palette import RGB
 from loffta.images.strange import describe_strange
-from loffta.targets import IGNORE, IGNORE_16, BoxList, NativeTarget, TargetKind
+from loffta.targets import IGNORE, IGNORE_16, NO_INSTANCE, BoxList, NativeTarget, TargetKind
 from loffta.words import brief
 
 MILLIMETRES = 0.001  # metres in one step of whole numbers
@@ -141,11 +141,19 @@ def _mask(values: NDArray[Any], n_classes: int) -> NDArray[Any]:
 
 
 def _instances(values: NDArray[Any]) -> NDArray[np.uint16]:
-    """Numbers as they are; what is ignored is 255 in a file of 8 bits."""
+    """Objects as 1, 2, ... n in the order of their numbers; what is ignored is 255 in a file of 8 bits.
+
+    A file may skip numbers (of objects wholly hidden, say). A training counts the objects of an image and gives each a
+    place among those of all images: a number above the count would be an object of the next image.
+    """
     found = values.astype(np.uint16)
     if values.dtype == np.uint8:
         found[values == IGNORE] = IGNORE_16
-    return found
+    objects = np.bincount(found.ravel(), minlength=IGNORE_16 + 1) > 0
+    objects[[NO_INSTANCE, IGNORE_16]] = False
+    numbers = np.cumsum(objects, dtype=np.uint16)
+    numbers[[NO_INSTANCE, IGNORE_16]] = NO_INSTANCE, IGNORE_16
+    return numbers[found]
 
 
 def _depth(data: bytes, metres: float) -> NDArray[np.float32]:

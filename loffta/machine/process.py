@@ -82,6 +82,22 @@ def cap_threads() -> int:
     return n_cpus
 
 
+@contextmanager
+def one_thread(small: bool = True) -> Iterator[None]:
+    """One torch thread for many small products, where they are; the number before comes back.
+
+    Of several each waits for the next product by spinning: ten times the processor's time on a machine of one's own,
+    and where others want the same CPUs a multiple of the time on the clock, too.
+    """
+    before = torch.get_num_threads()
+    if small:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def give_way() -> None:
     """Lets the calling thread run behind its process's others where there are fewer CPUs than threads, till it ends.
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from loffta.dataset.dense import digest_of
-from loffta.errors import LofftaError, UsageError
+from loffta.errors import LofftaError
 from loffta.evaluation.dense import describe_dense
 from loffta.evaluation.dense_measure import Goal, figure_columns, measure_dense_run
 from loffta.evaluation.findings import Findings
@@ -31,7 +31,6 @@ from loffta.online.evaluate import Measured, save_all
 from loffta.online.opened_dense import OpenedDense, open_dense, true_size
 from loffta.online.stream import BATCH_SIZE, FreshBatch, FreshStream
 from loffta.store.table import ImageTable
-from loffta.store.targets import geometry_of
 
 
 @dataclass
@@ -110,12 +109,6 @@ def evaluate_dense_online(
 
 
 def _tally(run: OpenedDense, source: ImageSource, listing: ImageTable) -> _Tally:
-    if geometry_of(run.origins.features[0].store.info.recipe) != {"resize": "squash"}:
-        raise UsageError(
-            "the features of this run show a part of each image, and its labels are of the whole",
-            where=run.paths.config,
-            remedy="train on features that were extracted with --resize squash",
-        )
     return _Tally(run, SourceTargets(source, listing, run), Findings(run.heads), [[] for _ in run.heads])
 
 
@@ -137,5 +130,7 @@ def _measure(tally: _Tally, listing: ImageTable, split: str, n_asked: int, n_bad
     results |= describe_training(run.paths, run.config, run.recipe, run.heads) | tally.told.entries()
     results["protocol"] = run.config.protocol
     digest = digest_of(run.config.task, run.classes, tally.digests)
-    results["dense"] |= describe_dense(run.task.target, run.classes, digest, run.recipe, run.heads[0])
+    results["dense"] |= describe_dense(
+        run.task.target, run.classes, digest, run.origins.features[0].store, run.recipe, run.heads[0]
+    )
     return Measured(results, figure_columns(goal, tally.records, rows, keys))

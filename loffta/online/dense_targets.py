@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loffta.dataset.shown import centre_of, cut_target
 from loffta.dataset.splits import name_some
 from loffta.errors import LofftaError, UsageError
 from loffta.files.os_words import PASSING, explain
@@ -28,7 +29,7 @@ from loffta.words import first_of
 
 @dataclass(frozen=True)
 class ReadTarget:
-    """One target, and the BLAKE2b-128 of the bytes that the source had."""
+    """One target, of what the features show of its image, and the BLAKE2b-128 of the bytes that the source had."""
 
     native: NativeTarget
     digest: str
@@ -63,6 +64,7 @@ class SourceTargets:
             )
         places = {name: i for i, name in enumerate(run.classes)}
         self._numbers = np.array([places[name] for name in self._classes], np.int64)
+        self._centre = centre_of(run.origins.features[0].store)
         self.bad: dict[int, str] = {}  # why one cannot be used, by row
 
     def read(self, row: int, height: int, width: int) -> ReadTarget | None:
@@ -78,7 +80,11 @@ class SourceTargets:
                 raise explain(error) from error
             self.bad[row] = str(error) if isinstance(error, BadTarget) else one_line(f"cannot be read: {error}")
             return None
-        return ReadTarget(self._renumbered(native), hashlib.blake2b(data, digest_size=16).hexdigest())
+        native = self._renumbered(native)
+        return ReadTarget(
+            native if self._centre is None else cut_target(native, self._centre),
+            hashlib.blake2b(data, digest_size=16).hexdigest(),
+        )
 
     def _renumbered(self, native: NativeTarget) -> NativeTarget:
         if native.boxes is not None:

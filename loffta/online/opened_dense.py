@@ -147,7 +147,7 @@ class OpenedDense:
         if self.config.task == "instances":
             return self.task.decode(outputs[None], self.settings, outputs.shape[1:])[0]
         window = self.window(key, height, width)
-        left, top, right, bottom = (round(place) for place in window[:4])
+        left, top, right, bottom = (math.ceil(place - 0.5) for place in window[:4])  # as `cut_target`
         size = (max(1, bottom - top), max(1, right - left))
         shrunk = _within(size, len(outputs))
         found = self.task.decode(outputs[None], self.settings, shrunk)[0]

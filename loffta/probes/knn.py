@@ -60,6 +60,7 @@ class Neighbours:
         self._groups, self.k = groups, k
         self._keys = doubles(self._steps[:, :0])
         self._waiting: list[tuple[Tensor, Tensor | None]] = []
+        self._nearest: Nearest | None = None  # what the keys say, for every k that is asked for
         self.n_rows = self._n_compared = 0
 
     def add(self, features: Features, groups: Int[Tensor, " B"] | None = None) -> None:
@@ -83,10 +84,9 @@ class Neighbours:
             )
         if self._waiting:
             self._compare()
-        keys = self._keys[:, :k]
-        steps = (keys / _ROWS).ceil()
-        row = torch.where(keys.isinf(), -1, steps * _ROWS - keys)
-        return Nearest((steps / _STEPS).float(), row.long())
+        if self._nearest is None:
+            self._nearest = _decode(self._keys)
+        return Nearest(*(part[:, :k] for part in self._nearest))
 
     def _compare(self) -> None:
         """Merges what waits into the nearest so far."""
@@ -102,7 +102,14 @@ class Neighbours:
                 keys.masked_fill_((self._groups[part, None] == groups).to(keys.device), -torch.inf)
             keys = torch.cat([self._keys[part], keys], dim=1) if self._keys.shape[1] else keys
             found.append(_largest(keys, min(self.k, keys.shape[1])))
-        self._keys, self._n_compared = torch.cat(found), self.n_rows
+        self._keys, self._n_compared, self._nearest = torch.cat(found), self.n_rows, None
+
+
+def _decode(keys: Float[Tensor, "Q k"]) -> Nearest:
+    """Similarities and rows of keys."""
+    steps = (keys / _ROWS).ceil_()
+    row = (steps * _ROWS).sub_(keys).masked_fill_(keys.isinf(), -1)
+    return Nearest(steps.div_(_STEPS).float(), row.long())
 
 
 def _largest(keys: Float[Tensor, "Q n"], k: int) -> Float[Tensor, "Q k"]:
@@ -129,11 +136,13 @@ def votes(
         labels: of all training images, in the order in which they came.
         temperature: None: every neighbour has one vote.
     """
-    similarity = nearest.similarity.double()
     there = nearest.row >= 0
-    weights = there.double() if temperature is None else ((similarity - similarity[:, :1]) / temperature).exp()
-    weights = weights.where(there, 0.0)
-    counted = (weights * _VOTE_STEPS).round().long()
+    if temperature is None:
+        weights = there.double()
+    else:
+        similarity = nearest.similarity.double()
+        weights = (similarity - similarity[:, :1]).div_(temperature).exp_().masked_fill_(~there, 0.0)
+    counted = weights.mul_(_VOTE_STEPS).round_().long()
     classes = labels.to(nearest.row.device).index_select(0, nearest.row.clamp(min=0).flatten()).view(counted.shape)
     sums = counted.new_zeros((len(counted), n_classes)).scatter_add_(1, classes, counted)
     return sums.double() / sums.sum(dim=1, keepdim=True).clamp(min=1)

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from loffta.crop import Centre
 from loffta.dataset.dense import DenseTargets, open_targets
 from loffta.dataset.features import choose_features
+from loffta.dataset.shown import centre_of
 from loffta.drawing import (
     Pixels,
     colour_classes,
@@ -106,14 +108,23 @@ def _draw(run: LoadedRun, cache: Cache, rows: NDArray[np.int64]) -> dict[int, tu
     head = load_dense_heads(run.paths, run.config, recipe, specs, len(targets.classes))[0]
     thumbs = cache.thumbs()
     images = dict(zip(rows.tolist(), ArrayReader(thumbs.paths).read(rows), strict=True))
-    natives = dict(zip(rows.tolist(), targets.native.read(rows), strict=True))
+    natives = dict(zip(rows.tolist(), targets.shown(rows), strict=True))
     outputs = _outputs(head, targets, recipe, np.sort(rows))
     found: dict[int, tuple[Pixels, Pixels, Pixels]] = {}
     for row, native in natives.items():
-        if native is None:
-            raise LofftaError("a target is gone", where=f"image {cache.table.keys[row]}", remedy="evaluate again")
-        found[row] = draw_three(run.config.task, images[row], native, outputs[row], recipe.settings())
+        image = _shown(images[row], centre_of(features[0].store), *targets.native.sizes[row].tolist())
+        found[row] = draw_three(run.config.task, image, native, outputs[row], recipe.settings())
     return found
+
+
+def _shown(thumb: Pixels, centre: Centre | None, height: int, width: int) -> Pixels:
+    """What of a thumbnail of a whole image the features show."""
+    if centre is None:
+        return thumb
+    left, top, right, bottom = centre.window(width, height)
+    n = len(thumb)
+    rows = slice(max(0, round(top / height * n)), max(1, round(bottom / height * n)))
+    return thumb[rows, max(0, round(left / width * n)) : max(1, round(right / width * n))]
 
 
 @torch.no_grad()

@@ -58,7 +58,7 @@ def curves_section(runs: Sequence[LoadedRun]) -> str:
     points = [point for _, curve in told for point in curve["points"]]
     low = min(point["interval"][0] for point in points)
     high = max(point["interval"][1] for point in points)
-    low, high = max(0.0, math.floor(low * 20) / 20), min(1.0, math.ceil(high * 20) / 20)
+    low, high = math.floor(low * 20) / 20, math.ceil(high * 20) / 20
     bounds = (low, high) if low < high else (0.0, 1.0)
     most = max(point["shots"] for point in points)
     panels = [figure(run.row.name, learning_curve(curve, bounds, most, title=_title(run))) for run, curve in told]

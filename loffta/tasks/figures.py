@@ -22,6 +22,8 @@ class Figure:
     percent: bool = True  # of a fraction; else as it is, with three decimals
     in_unit: bool = False  # of the values that are learnt: of any size
     smaller_is_better: bool = False
+    lowest: float = 0.0  # that it can be
+    highest: float | None = None  # None: 1 of what is told in percent, else without end
 
 
 FIGURES = {
@@ -31,7 +33,7 @@ FIGURES = {
     "macro_recall": Figure("macro recall"),  # of results of before: balanced accuracy under another name
     "f1": Figure("macro F1"),
     "log_loss": Figure("log-loss", percent=False, smaller_is_better=True),
-    "kappa": Figure("quadratic kappa"),
+    "kappa": Figure("quadratic kappa", lowest=-1.0),
     "roc_auc": Figure("ROC AUC"),
     "map": Figure("mean AP"),
     "ece_width15": Figure("ECE (15 bins of equal width)", smaller_is_better=True),
@@ -42,8 +44,8 @@ FIGURES = {
     "top1_surest_90": Figure("top-1 with a tenth refused"),
     "mae": Figure("MAE", percent=False, in_unit=True, smaller_is_better=True),
     "rmse": Figure("RMSE", percent=False, in_unit=True, smaller_is_better=True),
-    "r2": Figure("R\N{SUPERSCRIPT TWO}", percent=False),
-    "spearman": Figure("Spearman", percent=False),
+    "r2": Figure("R\N{SUPERSCRIPT TWO}", percent=False, lowest=-math.inf, highest=1.0),
+    "spearman": Figure("Spearman", percent=False, lowest=-1.0, highest=1.0),
     "miou": Figure("mean IoU"),
     "mean_accuracy": Figure("mean accuracy of classes"),
     "pixel_accuracy": Figure("pixel accuracy"),
@@ -63,7 +65,7 @@ FIGURES = {
     "ap_small": Figure("AP of small objects"),
     "ap_medium": Figure("AP of medium objects"),
     "ap_large": Figure("AP of large objects"),
-    "ari": Figure("ARI of foreground"),
+    "ari": Figure("ARI of foreground", lowest=-0.5),  # scikit-learn's `adjusted_rand_score`
 }
 _DIGITS = 4  # that count
 
@@ -71,6 +73,13 @@ _DIGITS = 4  # that count
 def smaller_is_better(name: str) -> bool:
     """Whether less of a metric is better: an error."""
     return _figure(name).smaller_is_better
+
+
+def possible(name: str, interval: Sequence[float]) -> list[float]:
+    """An interval within what the metric can be: one that is widened by what draws differ by may stand out of it."""
+    figure = _figure(name)
+    highest = (1.0 if figure.percent else math.inf) if figure.highest is None else figure.highest
+    return [min(max(bound, figure.lowest), highest) for bound in interval]
 
 
 def best_first(name: str, value: float | int) -> float | int:

@@ -8,8 +8,8 @@ member trained among others equals the member trained alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -181,16 +181,9 @@ def fit(
         _keep(session, keeper, members, Position(n_epochs), f"training step {step} of {total}")
 
 
-@contextmanager
-def step_threads(head: Head, batch_size: int) -> Iterator[None]:
+def step_threads(head: Head, batch_size: int) -> AbstractContextManager[None]:
     """One torch thread for small steps; the number before comes back, so that a resumed training has the same."""
-    before = torch.get_num_threads()
-    if sum(p.numel() for p in head.parameters()) * batch_size < SMALL_STEP:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return process.one_thread(sum(p.numel() for p in head.parameters()) * batch_size < SMALL_STEP)
 
 
 def _keep(session: Session, keeper: Keeper, members: Sequence[Member], position: Position, doing: str) -> None:

@@ -47,6 +47,7 @@ from loffta.tasks.dense import DENSE_TASKS
 from loffta.training.cached import CachedSupply
 from loffta.training.fit import Session
 from loffta.training.loss import check_weights
+from loffta.training.remember import refuse_steps, remembers
 from loffta.training.search import search
 from loffta.training.supply import Supply
 from loffta.training.turns import train_heads, train_turns
@@ -79,6 +80,8 @@ def train(config: TrainConfig, out: Path, stop: process.StopFlag) -> dict[str, A
     config = _absolute(choose_splits(config, cache.table, cache.paths.images, learnable(cache, config.task)))
     if config.shots and config.task in DENSE_TASKS:
         refuse_shots(config.task)
+    if remembers(config.head):
+        refuse_steps(config)
     if config.select is not None:
         check_out(out, config, cache, ignore=("features", "recipe"))  # before the scoring run, not after it
         config = _select(config, cache, out, stop)

@@ -24,6 +24,7 @@ from loffta.runs.turns import Turns
 from loffta.training.fit import Session, fit
 from loffta.training.members import Member
 from loffta.training.optim import fit_to_images
+from loffta.training.remember import remember, remembers
 
 
 def train_heads(session: Session, rows: NDArray[np.int64], recipe: Recipe) -> None:
@@ -76,7 +77,8 @@ def _train_members(
     with session.feed(rows, fitted) as feed:
         keeper = session.keeper("final", feed, members)
         log.write(f"{title}: {len(rows)} images, {feed.describe()}", show=not turn)
-        fit(session, feed, members, keeper, title=f"train {title}")
+        learn = remember if remembers(config.head) else fit
+        learn(session, feed, members, keeper, title=f"train {title}")
     precision = precision_of(fitted, session.device)
     return members, Training(
         seconds=keeper.seconds, epochs=fitted.epochs, batch_size=fitted.batch_size, precision=precision

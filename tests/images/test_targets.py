@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from loffta.images.targets import BadTarget, decode_target
-from loffta.store.target_codec import encode_target
+from loffta.store.target_codec import count_objects, encode_target, read_target
 from loffta.targets import IGNORE, IGNORE_16, BoxList, NativeTarget
 from tests.images.encoded import chunk, encode
 
@@ -155,17 +155,31 @@ def test_a_mask_that_says_how_to_turn_it_is_turned():
 
 
 def test_instances():
-    values = np.array([[0, 1, 254, 255]], np.uint8)
+    values = np.array([[0, 1, 2, 255]], np.uint8)
     found = decode_target("instances", encode(Image.fromarray(values)))
-    assert (found.map.tolist(), found.map.dtype) == ([[0, 1, 254, IGNORE_16]], np.uint16)
+    assert (found.map.tolist(), found.map.dtype) == ([[0, 1, 2, IGNORE_16]], np.uint16)
     wide = np.array([[0, 255, 300, 65535]], np.uint16)
-    assert decode_target("instances", encode(Image.fromarray(wide))).map.tolist() == wide.tolist()
+    assert decode_target("instances", encode(Image.fromarray(wide))).map.tolist() == [[0, 1, 2, 65535]]
+    many = np.arange(65536, dtype=np.uint16)[None]
+    assert np.array_equal(decode_target("instances", encode(Image.fromarray(many))).map, many)
     none = decode_target("instances", encode(Image.fromarray(np.zeros((2, 2), np.uint8))))
     assert none.map.tolist() == [[0, 0], [0, 0]]
     colour = encode(Image.fromarray(np.zeros((2, 2, 3), np.uint8)))
     assert reason("instances", colour) == (
         "a PNG of mode RGB, with several channels: instances are a number a pixel in a PNG of one channel"
     )
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_instances_are_numbered_without_gaps(dtype):
+    values = np.random.default_rng(0).choice(np.array([0, 1, 2, 7, 200, 254], dtype), size=(9, 7))
+    values[0, :2] = np.iinfo(dtype).max, 7
+    found = decode_target("instances", encode(Image.fromarray(values)))
+    number = {0: 0, np.iinfo(dtype).max: IGNORE_16}
+    for value in sorted(set(values.ravel().tolist()) - number.keys()):
+        number[value] = len(number) - 1
+    assert found.map.tolist() == [[number[value] for value in row] for row in values.tolist()]
+    assert count_objects(found) == found.map[found.map != IGNORE_16].max() == len(number) - 2
 
 
 def depth(data, **options):
@@ -291,7 +305,10 @@ WHOLE = [
 def test_what_is_encoded_comes_back(native):
     n_classes = 65535 if native.map is not None and native.map.dtype == np.uint16 else 3
     data = encode_target(native)
-    found = decode_target(native.kind, data, classes=["x"] * n_classes, size=(5, 7))
+    if native.kind == "instances":  # the numbers of a source are made anew, these are not
+        found = read_target("instances", 5, 7, data)
+    else:
+        found = decode_target(native.kind, data, classes=["x"] * n_classes, size=(5, 7))
     assert (found.kind, found.height, found.width) == (native.kind, 5, 7)
     for one, other in zip(_arrays(found), _arrays(native), strict=True):
         assert one.dtype == other.dtype

@@ -5,6 +5,7 @@ import signal
 
 import psutil
 import pytest
+import torch
 
 from loffta.errors import LofftaError, Stopped, UsageError
 from loffta.machine import process
@@ -40,6 +41,20 @@ def test_slurm_the_affinity_the_quota_and_openmp_tell_the_cpus(monkeypatch, slur
     assert process.available_cpus() == expected
     assert process.cap_threads() == expected
     assert set_to == [expected]
+
+
+@pytest.mark.parametrize(("small", "expected"), [(True, 1), (False, 2)])
+def test_small_products_get_one_thread_and_give_the_others_back(small, expected):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with contextlib.suppress(ValueError), process.one_thread(small):
+            used = torch.get_num_threads()
+            raise ValueError("what goes wrong gives them back, too")
+        assert used == expected
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("left", "expected"), [(None, 123456), (3000, 3000), (2**63, 123456)])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import shutil
 
 import numpy as np
@@ -203,7 +204,7 @@ def test_a_crop_is_put_where_it_was_cut_out(tmp_path):
     for i in range(N):
         height, width = picture(i).shape[:2]
         found = np.asarray(opened(tmp_path / "out" / "maps" / f"{i:04d}.png.png"))
-        left, top, right, bottom = (round(place) for place in run.window(f"{i:04d}.png", height, width)[:4])
+        left, top, right, bottom = (math.ceil(place - 0.5) for place in run.window(f"{i:04d}.png", height, width)[:4])
         inside = np.zeros((height, width), bool)
         inside[max(0, top) : bottom, max(0, left) : right] = True
         assert (found[~inside] == 255).all()

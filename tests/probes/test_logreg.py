@@ -168,3 +168,22 @@ def test_of_many_images_a_sample_is_held_and_the_minimum_is_still_that_of_all(mo
         theirs = LogisticRegression(C=c, tol=1e-6, max_iter=2000).fit(centred, labels)
         best = objective(theirs.coef_.T, theirs.intercept_, centred, targets.numpy(), c, 1.0, "softmax")
         assert said == pytest.approx(best, rel=1e-4)
+
+
+@pytest.mark.parametrize(("small", "expected"), [(logreg._SMALL, 1), (0, 2)])
+def test_a_small_problem_gets_one_thread(monkeypatch, small, expected):
+    """Two wait for each other's next product by spinning."""
+    x, labels = digits()
+    used, newton_step = set(), logreg.newton_step
+    monkeypatch.setattr(logreg, "_SMALL", small)
+    monkeypatch.setattr(logreg, "newton_step", lambda *args: used.add(torch.get_num_threads()) or newton_step(*args))
+    monkeypatch.setattr(Holder, "take", lambda self, take=Holder.take: used.add(torch.get_num_threads()) or take(self))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        path = LogisticPath(moments_of(x), "softmax", 10, cs=CS[:1])
+        solve([path], x, torch.eye(10)[torch.tensor(labels)].double())
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert used == {expected}

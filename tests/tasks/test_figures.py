@@ -9,6 +9,7 @@ from loffta.tasks.figures import (
     metric_head,
     metric_name,
     points,
+    possible,
     show,
     show_difference,
     show_interval,
@@ -53,3 +54,21 @@ def test_which_way_is_better_stands_with_the_figure():
     assert sorted(values, key=lambda value: best_first("r2", value)) == [0.3, 0.2, 0.1]
     assert (end_of_scale("log_loss"), end_of_scale("top1")) == ("lowest", "highest")
     assert (points("top1"), points("mae")) == (" points", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("top1", [0, 1]),
+        ("kappa", [-1, 1]),
+        ("ari", [-0.5, 1]),
+        ("spearman", [-1, 1]),
+        ("r2", [-3, 1]),
+        ("rmse_pooled", [0, 7]),
+        ("log_loss", [0, 7]),
+        ("new_one", [0, 1]),
+    ],
+)
+def test_an_interval_ends_where_the_figure_does(name, kept):
+    assert possible(name, (-3.0, 7.0)) == kept
+    assert possible(name, (0.25, 0.5)) == [0.25, 0.5]

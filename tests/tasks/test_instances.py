@@ -52,6 +52,30 @@ def test_the_loss_is_cross_entropy_over_all_instances():
     assert drawn.mean().item() == pytest.approx(found.mean().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("n_sampled", [9, 4])
+def test_objects_that_a_crop_has_taken_away_keep_their_places(n_sampled):
+    """Of three objects of an image the first and the last are gone, of another image all: no other's proxy is met."""
+    outputs, _, proxies = draw_batch()
+    maps = torch.zeros(3, 8, 8, dtype=torch.int32)
+    maps[0, 2:4] = 2
+    cropped = TargetBatch(maps.to(torch.uint16), first_instance=torch.tensor([3, 6, 9]))
+    settings = DenseSettings(sampled_instances=n_sampled, instance_pixels=None)
+    found = TASK.loss(outputs, cropped, settings, proxies, torch.Generator().manual_seed(0))
+    assert found.counts.tolist() == [16, 0, 0]
+    assert found.sums[1:].tolist() == [0, 0]
+    if n_sampled == 9:
+        assert found.sums[0].item() == pytest.approx(sum(slow_losses(outputs, cropped, proxies)[0]), rel=1e-5)
+    (gradient,) = torch.autograd.grad(found.mean(), proxies)
+    pixels = outputs[0, :, 2:4].flatten(1)
+    likely = (proxies @ pixels).softmax(0)
+    expected = likely @ pixels.T / 16
+    expected[4] -= pixels.mean(1)  # 3 + 2 - 1
+    if n_sampled == 9:
+        assert torch.allclose(gradient, expected, atol=1e-6)
+    nothing = TargetBatch(torch.zeros_like(maps).to(torch.uint16), first_instance=torch.tensor([0, 4, 9]))
+    assert TASK.loss(outputs, nothing, settings, proxies, torch.Generator().manual_seed(0)).mean().item() == 0
+
+
 def test_pixels_are_drawn_evenly_among_those_of_objects():
     outputs, targets, proxies = draw_batch()
     expected = slow_losses(outputs, targets, proxies)

@@ -20,14 +20,17 @@ from loffta.machine.process import StopFlag
 from loffta.runs.claims import take
 from loffta.runs.run import RunLog, RunPaths, read_predictions, read_results
 from loffta.store.zarr_reader import open_array
+from loffta.targets import NativeTarget
 from loffta.tasks.dense import DENSE_TASKS
 from loffta.training import fit as loop
 from loffta.training.cached import CachedSupply
 from loffta.training.fit import Session, fit
 from loffta.training.loss import Mix
+from loffta.training.remember import remember
 from loffta.training.train import train
 from tests import dense as given
-from tests.training.denseruns import N_TEST, N_TRAIN, config_of, dense_cache, go
+from tests.caches import FakeStore, make_cache, make_table
+from tests.training.denseruns import N_TEST, N_TRAIN, config_of, dense_cache, enlarged, go, scenes
 
 KINDS = ("mask", "instances", "depth", "boxes")
 PERFECT = {"epochs": 60, "batch_size": 20, "lr": 0.05, "weight_decay": 0.0}
@@ -49,6 +52,22 @@ def test_features_that_say_the_class_are_read_almost_without_error(perfect):
     _, results = perfect
     assert results["metrics"]["miou"]["mean"] > 0.95
     assert results["metrics"]["pixel_accuracy"]["mean"] > 0.98
+
+
+def test_features_of_the_centre_are_measured_there(tmp_path):
+    """Of 32 x 48 pixels the features show 16 x 16 in the middle; around it all is of another class."""
+    cells, shown = scenes(N_TRAIN + N_TEST), {"resize": "crop", "crop_pct": 0.5, "crop_mode": "center"}
+    grids = np.eye(3, dtype=np.float32)[cells]
+    table = make_table(np.arange(len(cells)) % 2, ["train"] * N_TRAIN + ["test"] * N_TEST)
+    cache = make_cache(tmp_path / "cache", table, [FakeStore("net", {"a": grids}, shown=shown)])
+    masks, squares = np.full((len(cells), 32, 48), 2, np.uint8), enlarged(cells, 16, 16)
+    masks[:, 8:24, 16:32] = squares
+    given.write_native(cache, "mask", [NativeTarget("mask", 32, 48, map=mask) for mask in masks])
+    given.write_maps(cache, "mask", squares, shown)
+    results = go(cache, tmp_path / "run", "dense-linear", recipe=PERFECT)
+    assert results["metrics"]["pixel_accuracy"]["mean"] > 0.98
+    assert results["dense"]["per_class"][2]["pixels"] == (squares[N_TRAIN:] == 2).sum()
+    assert results["dense"]["geometry"] == shown
 
 
 def outputs_by_hand(cache, out, seed, rows):
@@ -243,6 +262,38 @@ def test_a_search_chooses_by_the_main_metric(cache, tmp_path):
     results = go(cache, tmp_path / "run", "dense-linear", recipe=recipe, search=True)
     assert results["search"]["metric"] == "miou"
     assert results["search"]["chosen"]["lr"] == 0.05
+
+
+def test_patches_are_remembered_in_one_pass(cache, tmp_path, capsys):
+    results = go(cache, tmp_path / "run", "dense-knn", "auto", seeds=2, recipe={"memory": 400})
+    assert results["metrics"]["miou"]["mean"] > 0.85
+    kept = [load_file(RunPaths(tmp_path / "run").head(seed)) for seed in range(2)]
+    assert [len(one["cells"]) for one in kept] == [(400 // (N_TRAIN - 1)) * (N_TRAIN - 1)] * 2
+    assert not torch.equal(kept[0]["cells"], kept[1]["cells"])
+    again = evaluate(tmp_path / "run", "test", cache=cache, output_px=32, device="cpu")
+    assert again["metrics"]["miou"]["mean"] == pytest.approx(results["metrics"]["miou"]["mean"], abs=0.05)
+    assert go(cache, tmp_path / "folds", "dense-knn", folds=2)["metrics"]["miou"]["mean"] > 0.85
+    session, recipe = session_of(cache, tmp_path / "stopped", "dense-knn", "segmentation")
+    member = session.member(recipe, 0)
+    with session.feed(np.array([0, 1]), recipe) as feed:
+        session.stop.signal = signal.SIGTERM
+        with pytest.raises(Stopped, match="the same command begins anew"):
+            remember(session, feed, [member], session.keeper("final", feed, [member]), title="train")
+    for changed, words in (
+        ({"task": "depth"}, "head 'dense-knn' is for segmentation"),
+        ({"search": True}, "remembers the images as they are"),
+        ({"augment": {"hflip_p": 0.5}}, "remembers the images as they are"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            go(cache, tmp_path / "refused", "dense-knn", **changed)
+
+
+def test_a_memory_of_nothing_is_refused(tmp_path):
+    cache = dense_cache(tmp_path / "cache", n_train=4, n_test=2, kinds=())
+    given.write_native(cache, "mask", [NativeTarget("mask", 16, 16, map=np.full((16, 16), 255, np.uint8))] * 6)
+    given.write_maps(cache, "mask", np.full((6, 16, 16), 255))
+    with pytest.raises(LofftaError, match="none of the 4 images has a labelled pixel"):
+        go(cache, tmp_path / "run", "dense-knn")
 
 
 def test_the_backbone_that_says_something_is_selected(tmp_path):
