@@ -71,7 +71,9 @@ def _head(store: dict[str, Any]) -> str:
     pace = ""
     if store["images_per_s"]:
         pace = f", {store['images_per_s']:.1f} images/s of late, {store['eta_s'] / 60:.0f} min left at that"
-    return f"{store['store']}  {store['label']}, {size}, {done}{pace}"
+    codecs = sorted({array["codec"] for array in store["arrays"]} - {None})
+    packed = f", packed ({', '.join(codecs)})" if codecs else ""
+    return f"{store['store']}  {store['label']}, {size}, {done}{pace}{packed}"
 
 
 def _target_lines(target: dict[str, Any], table: Table) -> list[str]:

@@ -31,6 +31,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "audit": (".audit:command", "Find copies, leaks, wrong labels and outliers of a cache's images."),
     "info": (".info:command", "Show what a cache holds and what it weighs."),
     "drop": (".drop:command", "Give the space of a store or an array back."),
+    "pack": (".pack:pack", "Write a compressed copy of a cache, for tape, a quota or a colleague."),
+    "unpack": (".pack:unpack", "Give a packed copy its fast form back, bit for bit."),
     "verify": (".verify:command", "Check a cache for damage, and repair it."),
     "report": (".report:command", "Write one HTML page about one or more runs."),
     "bench": (".bench:command", "Show where the time of a training step goes."),

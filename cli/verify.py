@@ -112,6 +112,8 @@ def _remedy(cache: Path, found: Sequence[Damage]) -> str:
     if not paths:
         return "add --repair to write them anew, or run the `loffta extract` that made them"
     remove = shlex.join(["rm", *(["-r"] if any(path.is_dir() for path in paths) else []), *map(str, paths)])
+    if any(damage.packed for damage in found):
+        return f"delete what is damaged, and run the `loffta pack` that made this copy again:\n    {remove}"
     offer = "" if beyond else "add --repair to write these units anew; or, "
     return f"{offer}to do it with the same `loffta extract` later,\n    {remove}"
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from loffta.door.evaluate import evaluate
     from loffta.door.extract import extract
     from loffta.door.label import label
+    from loffta.door.pack import pack, unpack
     from loffta.door.plan import plan
     from loffta.door.predict import predict
     from loffta.door.report import report
@@ -35,6 +36,8 @@ _PLACES = {
     "predict": "door.predict",
     "report": "door.report",
     "load_run": "door.run",
+    "pack": "door.pack",
+    "unpack": "door.pack",
     "OpenCache": "door.cache",
     "Selection": "door.selection",
     "Run": "door.run",
@@ -63,11 +66,13 @@ __all__ = [
     "label",
     "load_run",
     "open_cache",
+    "pack",
     "plan",
     "predict",
     "report",
     "scan",
     "train",
+    "unpack",
 ]
 
 

@@ -6,9 +6,10 @@ In: what `store.verify` found.   Out: the same units, written again from the cac
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from loffta.config import ExtractConfig
-from loffta.errors import LofftaError
+from loffta.errors import DamageFound, LofftaError
 from loffta.extraction.extract import run
 from loffta.extraction.jobs import backbone_asked
 from loffta.extraction.target_repair import is_dense, repair_targets
@@ -18,6 +19,7 @@ from loffta.look import look_of
 from loffta.machine.process import StopFlag
 from loffta.store.cache import Cache, Store
 from loffta.store.ledger import set_aside, stated_layouts
+from loffta.store.metadata import read_layout
 from loffta.store.paths import TARGETS
 from loffta.store.verify import Damage, tidy
 
@@ -41,6 +43,7 @@ def repair(cache: Cache, damages: Sequence[Damage], lost: Sequence[str], stop: S
         Stopped: a signal came.
     """
     units = [damage for damage in damages if damage.unit is not None]
+    refuse_packed(cache)
     for damage in damages:
         if damage.layout is not None:
             replace_file(damage.path, damage.layout.to_json())
@@ -55,6 +58,20 @@ def repair(cache: Cache, damages: Sequence[Damage], lost: Sequence[str], stop: S
     written += repair_targets(cache, targets, stop)
     tidy(cache)
     return written
+
+
+def refuse_packed(cache: Cache) -> None:
+    """Raises a LofftaError where an array is packed: extraction writes none."""
+    for paths in cache.paths.done_arrays():
+        with suppress(DamageFound):
+            layout = read_layout(paths.metadata) if paths.metadata.exists() else None
+            if layout is not None and layout.codec is not None:
+                raise LofftaError(
+                    "a packed cache is not repaired: extraction writes no packed units",
+                    where=paths.metadata,
+                    remedy="delete the done files of what `loffta verify` lists (it prints the line), and run the "
+                    "`loffta pack` that made this copy again: it writes what is missing",
+                )
 
 
 def restore(cache: Cache, lost: Sequence[str]) -> None:

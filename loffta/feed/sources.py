@@ -19,8 +19,7 @@ from torch import Tensor
 from loffta.dataset.features import Feature
 from loffta.feed.modes import Mode, Placement
 from loffta.feed.views import StackedReader
-from loffta.store.reader import ArrayReader
-from loffta.store.zarr_reader import ZarrReader, open_array
+from loffta.store.zarr_reader import AnyReader, open_array
 
 _LOAD_BYTES = 64 << 20  # read at once while features are loaded into memory
 
@@ -46,7 +45,7 @@ class StreamedArray:
 
     def __init__(
         self,
-        reader: ArrayReader | ZarrReader | StackedReader,
+        reader: AnyReader | StackedReader,
         features: Sequence[Feature],
         members: Sequence[int],
         rows: NDArray[Any],
@@ -194,7 +193,7 @@ def pick_taps(raw: Tensor, taps: list[int] | None, feature: Feature) -> Tensor:
 
 
 def _load(
-    reader: ArrayReader | ZarrReader | StackedReader,
+    reader: AnyReader | StackedReader,
     features: Sequence[Feature],
     modes: Sequence[Mode],
     rows: NDArray[np.int64],

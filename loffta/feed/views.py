@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loffta.store.reader import ArrayReader
-from loffta.store.zarr_reader import ZarrReader
+from loffta.store.zarr_reader import AnyReader
 
 VIEW = 1 << 40  # more rows than any table has
 _STREAM = 1  # beside the order's, which has none
@@ -23,7 +22,7 @@ _STREAM = 1  # beside the order's, which has none
 class StackedReader:
     """Same contract as ArrayReader, over all views; what it reads is copied once more, for views take turns in it."""
 
-    def __init__(self, readers: Sequence[ArrayReader | ZarrReader]) -> None:
+    def __init__(self, readers: Sequence[AnyReader]) -> None:
         self._readers = list(readers)
 
     def read(

@@ -302,6 +302,7 @@ class Cache:
             array = self.read_array(array.paths)  # as it is now: another process may have grown it further
         if array.layout.shape[0] >= len(self.table):
             return array
+        array.layout.refuse_packed(array.paths.metadata)
         layout = array.layout.resized(len(self.table))
         replace_file(array.paths.metadata, layout.to_json())
         return CachedArray(array.paths, layout, images=self.table)

@@ -62,6 +62,12 @@ def read_settings(paths: CachePaths) -> Settings:
         unit_images, thumb_px = (_side(config[name], name) for name in ("unit_images", "thumb_px"))
         return Settings(unit_images, thumb_px, look_of(config))
     except (FileNotFoundError, NotADirectoryError) as error:
+        if paths.images.exists() and paths.stores.exists():
+            raise LofftaError(
+                "there is no cache here yet: a copy was begun and is not finished, or cache.json is lost",
+                where=paths.root,
+                remedy="run the same `loffta pack` or `loffta unpack` again: it goes on where it was stopped",
+            ) from error
         raise LofftaError(
             "there is no cache here", where=paths.root, remedy="make one with `loffta extract SOURCE --cache DIR ...`"
         ) from error

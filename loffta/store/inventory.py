@@ -16,6 +16,7 @@ from loffta.errors import DamageFound
 from loffta.files.durable import find_parts
 from loffta.store.activity import find_orphans, find_writers, images_per_s
 from loffta.store.cache import Cache, CachedArray, Store
+from loffta.store.codecs import codec_name
 from loffta.store.label_sets import take_sets
 from loffta.store.ledger import count_done, done_units
 from loffta.store.paths import LABELS, TARGETS, THUMB
@@ -112,6 +113,7 @@ def _weigh(cache: Cache, array: CachedArray) -> tuple[dict[str, Any], set[int]]:
         "taps": list(array.taps),
         "shape": list(array.layout.shape),
         "dtype": array.layout.dtype.name,
+        "codec": codec_name(array.layout),
         "units_done": len(settled),
         "units": cache.n_units,
         "images_done": sum(counts.values()),

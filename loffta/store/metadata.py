@@ -1,7 +1,8 @@
 """zarr v3 metadata of loffta's arrays, both ways.
 
 Out: the zarr.json of an array in format 1.   In: any zarr.json, told apart into what the direct reader can take
-(uncompressed inner chunks that hold whole taps of one image) and what must go through zarr-python.
+(uncompressed inner chunks that hold whole taps of one image), the same with packed chunks, and what must go through
+zarr-python.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _NUMPY_TYPES = (
 )
 _CRC = {"name": "crc32c"}
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
+_ON_BYTES = ("zstd", "blosc")  # codecs of packed chunks, behind `bytes`
+_ON_NUMBERS = ("numcodecs.pcodec",)  # in its place
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class ArrayLayout:
     crc: bool = True  # every inner chunk is followed by its crc32c
     index_at_end: bool = True
     attributes: dict[str, Any] = field(default_factory=dict)
+    codec: dict[str, Any] | None = None  # of packed chunks, as in zarr.json; done files hold crcs of the plain ones
 
     @property
     def ndim(self) -> int:
@@ -97,6 +101,15 @@ class ArrayLayout:
             raise ValueError("these are no facts of an array of format 1")
         return again
 
+    def refuse_packed(self, where: Path) -> None:
+        """Raises a LofftaError where the array is packed: a packed copy is read, and nothing is added to it."""
+        if self.codec is not None:
+            raise LofftaError(
+                "this array is packed: nothing can be added to it",
+                where=where,
+                remedy="`loffta unpack CACHE --out DIR` gives the fast form; extract into that",
+            )
+
     def resized(self, n_rows: int) -> ArrayLayout:
         """The same array with `n_rows` images."""
         return replace(self, shape=(n_rows, *self.shape[1:]))
@@ -104,9 +117,12 @@ class ArrayLayout:
     def to_json(self) -> bytes:
         """The array's zarr.json, byte for byte the same for the same layout."""
         number = _LITTLE if self.dtype.itemsize > 1 else {"name": "bytes"}
+        inner = [number] if self.codec is None else [number, self.codec]
+        if self.codec is not None and self.codec["name"] in _ON_NUMBERS:
+            inner = [self.codec]
         sharding = {
             "chunk_shape": list(self.chunk),
-            "codecs": [number, _CRC] if self.crc else [number],
+            "codecs": [*inner, _CRC] if self.crc else inner,
             "index_codecs": [_LITTLE, _CRC],
             "index_location": "end" if self.index_at_end else "start",
         }
@@ -176,7 +192,7 @@ def read_layout(path: Path) -> ArrayLayout | None:
     """Reads a zarr.json.
 
     Returns:
-        The layout, or None where the array's chunks are not plain bytes and zarr-python must read it.
+        The layout, or None where zarr-python must read the array. With a `codec`, `packed_reader` reads it.
     Raises:
         LofftaError: the file is missing or may not be read.
         DamageFound: it is no zarr v3 array.
@@ -211,7 +227,10 @@ def _plain_layout(document: dict[str, Any]) -> ArrayLayout | None:
     inner = [c["name"] for c in sharding["codecs"]]
     little = all(c.get("configuration", {}).get("endian", "little") == "little" for c in sharding["codecs"][:1])
     index = [c["name"] for c in sharding["index_codecs"]]
-    if inner not in (["bytes"], ["bytes", "crc32c"]) or not little or index != ["bytes", "crc32c"]:
+    codec = next((c for c in sharding["codecs"] if c["name"] in (*_ON_BYTES, *_ON_NUMBERS)), None)
+    name = codec["name"] if codec else None
+    packed = ([name] if name in _ON_NUMBERS else ["bytes", name]) + ["crc32c"]
+    if inner not in (["bytes"], ["bytes", "crc32c"], packed) or not little or index != ["bytes", "crc32c"]:
         return None
     if document["data_type"] not in _NUMPY_TYPES or document["chunk_grid"]["name"] != "regular":
         return None
@@ -236,4 +255,5 @@ def _plain_layout(document: dict[str, Any]) -> ArrayLayout | None:
         crc="crc32c" in inner,
         index_at_end=sharding.get("index_location", "end") == "end",
         attributes=attributes,
+        codec=codec,
     )

@@ -167,9 +167,14 @@ class CachePaths:
         """The sets of annotations that there are, in order."""
         return sorted(name.removesuffix(".parquet") for name in names_in(self.labels) if _SET_NAME.fullmatch(name))
 
+    @property
+    def targets(self) -> Path:
+        """The folder of all that belongs to the images."""
+        return self.root / TARGETS
+
     def target(self, name: str) -> ArrayPaths:
         """An array that belongs to the images, not to a backbone."""
-        return ArrayPaths(f"{TARGETS}/{name}", self.root / TARGETS / name, self.done / TARGETS / name)
+        return ArrayPaths(f"{TARGETS}/{name}", self.targets / name, self.done / TARGETS / name)
 
     def target_files(self, name: str) -> FilePaths:
         """Boxes over the square of one geometry, `boxes-<geometry>`."""

@@ -73,11 +73,11 @@ class ArrayReader:
                 process reads it, then trusts the page cache; "never" does not (a quarter faster on that first pass).
         """
         layout = read_layout(paths.metadata)
-        if layout is None:
+        if layout is None or layout.codec is not None:
             raise LofftaError(
                 "this array's chunks are compressed or shaped in a way the direct reader does not take",
                 where=paths.metadata,
-                remedy="open it with store.zarr_reader.open_array, which falls back to zarr-python",
+                remedy="open it with store.zarr_reader.open_array, which finds the reader that does",
             )
         self.paths = paths
         self.layout: ArrayLayout = layout
@@ -115,8 +115,8 @@ class ArrayReader:
             DamageFound: a chunk is missing, cut short or does not match its crc32c.
             IndexError: a row or tap that the array does not have.
         """
-        positions = self._positions(taps)
-        expected = self._shape(len(rows), taps)
+        positions = chunk_positions(self.layout, taps, self.paths.name)
+        expected = read_shape(self.layout, len(rows), taps)
         out = np.empty(expected, self.layout.dtype) if out is None else out
         if len(rows) and (rows.min() < 0 or rows.max() >= self.layout.shape[0]):
             raise IndexError(f"row outside 0..{self.layout.shape[0] - 1} of {self.paths.name}")
@@ -128,26 +128,11 @@ class ArrayReader:
 
     def empty(self, n_rows: int, taps: Sequence[int] | None = None) -> NDArray[Any]:
         """A buffer for `n_rows` images."""
-        return np.empty(self._shape(n_rows, taps), self.layout.dtype)
+        return np.empty(read_shape(self.layout, n_rows, taps), self.layout.dtype)
 
     def shard_index(self, unit: int) -> NDArray[np.uint64]:
         """[U * chunks_per_image, 2] offsets and lengths of one unit's chunks, read anew."""
         return self._read_index(self._open(unit))
-
-    def _shape(self, n_rows: int, taps: Sequence[int] | None) -> tuple[int, ...]:
-        item = self.layout.item_shape
-        return (n_rows, *item) if taps is None else (n_rows, len(taps), *item[1:])
-
-    def _positions(self, taps: Sequence[int] | None) -> NDArray[np.int64]:
-        per_image = self.layout.chunks_per_image
-        if taps is None:
-            return np.arange(per_image)
-        if per_image != self.layout.shape[1]:
-            raise IndexError(f"{self.paths.name} keeps all taps of an image in one chunk; read it whole")
-        chosen = np.asarray(taps, dtype=np.int64)
-        if len(chosen) == 0 or chosen.min() < 0 or chosen.max() >= per_image:
-            raise IndexError(f"taps {list(taps)} outside 0..{per_image - 1} of {self.paths.name}")
-        return chosen
 
     def _plans(self, rows: NDArray[np.int64], positions: NDArray[np.int64], out: NDArray[Any]) -> Iterator[list[_Run]]:
         """All system calls of a read, in file order; in several lists where it spans more shards than may be open.
@@ -301,6 +286,25 @@ class ArrayReader:
     def _read_index(self, shard: _Shard) -> NDArray[np.uint64]:
         n_chunks = self.layout.unit_images * self.layout.chunks_per_image
         return read_index(shard.fd, n_chunks, at_end=self.layout.index_at_end, path=shard.path)
+
+
+def read_shape(layout: ArrayLayout, n_rows: int, taps: Sequence[int] | None) -> tuple[int, ...]:
+    """Of what a read of `n_rows` images gives; `taps` None: of whole images."""
+    item = layout.item_shape
+    return (n_rows, *item) if taps is None else (n_rows, len(taps), *item[1:])
+
+
+def chunk_positions(layout: ArrayLayout, taps: Sequence[int] | None, name: str) -> NDArray[np.int64]:
+    """Which chunks of an image hold `taps`; IndexError where the array called `name` has no such taps."""
+    per_image = layout.chunks_per_image
+    if taps is None:
+        return np.arange(per_image)
+    if per_image != layout.shape[1]:
+        raise IndexError(f"{name} keeps all taps of an image in one chunk; read it whole")
+    chosen = np.asarray(taps, dtype=np.int64)
+    if len(chosen) == 0 or chosen.min() < 0 or chosen.max() >= per_image:
+        raise IndexError(f"taps {list(taps)} outside 0..{per_image - 1} of {name}")
+    return chosen
 
 
 _READERS: WeakSet[ArrayReader] = WeakSet()  # they share the process's descriptors

@@ -76,6 +76,12 @@ class ShardWriter:
             begin_sync(self._fd, place, chunks.nbytes)
         return crcs
 
+    def append(self, position: int, chunk: Buffer) -> None:
+        """Writes one chunk of any length behind those that have a place: packed ones differ; called by one thread."""
+        n_bytes = memoryview(chunk).nbytes
+        (place,) = self.reserve([position], n_bytes)
+        self._write([chunk, _crc_bytes(crc32c(chunk))], place)
+
     def commit(self) -> None:
         """Adds the index, makes the file durable and puts it in place."""
         index = self._index.tobytes()

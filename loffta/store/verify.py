@@ -1,6 +1,7 @@
 """Finds damage: bytes on disk that are not the bytes that the done files vouch for.
 
-Reads only. A replaced shard is found as well as a damaged one, because done files keep each chunk's crc32c.
+Reads only. A replaced shard is found as well as a damaged one, because done files keep each chunk's crc32c. Of packed
+chunks that is the crc32c of what they unpack to: every byte of a packed array is read, deep or not.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from loffta.machine.progress import Progress
 from loffta.store.arrow import to_numbers
 from loffta.store.cache import Cache, CachedArray
 from loffta.store.checks import unit_fault
+from loffta.store.codecs import ChunkCodec
 from loffta.store.label_sets import take_sets
 from loffta.store.ledger import (
     OK,
@@ -53,13 +55,14 @@ class Damage:
     done: Path | None = None  # of the unit; deleting it makes `extract` write the unit anew
     scales: Path | None = None  # an int8 array's scales, where they have to go with it
     layout: ArrayLayout | None = None  # what the array's zarr.json should say, where its done files agree on that
+    packed: bool = False  # of a packed array: extraction cannot write it anew
 
 
 def verify(cache: Cache, *, deep: bool = False) -> Iterator[Damage]:
     """Checks the metadata of every store and array, and every finished unit.
 
     Args:
-        deep: also reads every byte of data; without it the crc32c that stands behind each chunk is compared.
+        deep: also reads every byte of plain data; without it the crc32c that stands behind each chunk is compared.
     """
     arrays, damages = open_arrays(cache)
     yield from damages
@@ -80,7 +83,8 @@ def verify(cache: Cache, *, deep: bool = False) -> Iterator[Damage]:
                     else:
                         _check_unit(cache, array, unit, done, path, deep=deep)
                 except DamageFound as error:
-                    yield Damage(array.paths.name, unit, error.what, Path(error.where), done)
+                    packed = array.layout.codec is not None
+                    yield Damage(array.paths.name, unit, error.what, Path(error.where), done, packed=packed)
                 progress.advance(1)
         for paths in files:
             yield from _waiting(paths)
@@ -199,9 +203,12 @@ def _check_unit(cache: Cache, array: CachedArray, unit: int, done: Path, path: P
         raise DamageFound("the shard of a finished unit is gone", where=path, remedy=_REPAIR) from None
     try:
         index = read_index(fd, n_chunks, at_end=layout.index_at_end, path=path)
+        codec = None if layout.codec is None else ChunkCodec(layout, where=array.paths.metadata)
         for row, status, crcs in zip(rows.tolist(), statuses, crc_lists, strict=True):
             entries = index[(row - first) * layout.chunks_per_image :][: layout.chunks_per_image]
-            if status == OK:
+            if status == OK and codec is not None:
+                _check_packed(fd, array, codec, row, entries, crcs, path)
+            elif status == OK:
                 _check_image(fd, array, row, entries, crcs if vouched else None, path, deep=deep)
             elif vouched and (entries[:, 0] != MISSING).any():
                 raise DamageFound(f"row {row} is quarantined and yet has data", where=path, remedy=_REPAIR)
@@ -228,3 +235,22 @@ def _check_image(
             read_into(fd, [memoryview(data)], offset, path=path)
             if crc32c(data) != crc:
                 raise DamageFound(f"{what}: the bytes do not match their crc32c", where=path, remedy=_REPAIR)
+
+
+def _check_packed(
+    fd: int, array: CachedArray, codec: ChunkCodec, row: int, entries: np.ndarray, crcs: list[int] | None, path: Path
+) -> None:
+    """Unpacks one image's chunks and compares them with the done file: nobody writes packed units anew in place."""
+    chunk = np.empty(array.layout.chunk, array.layout.dtype).reshape(-1)
+    for i, (offset, length) in enumerate(entries.tolist()):
+        what = f"row {row}, {array.taps[i]}" if len(entries) > 1 else f"row {row}"
+        if offset == MISSING:
+            raise DamageFound(f"{what}: a chunk is missing", where=path, remedy=_REPAIR)
+        stored = bytearray(length)
+        read_into(fd, [memoryview(stored)], offset, path=path)
+        try:
+            crc = codec.decode(stored, chunk)
+        except ValueError as error:
+            raise DamageFound(f"{what}: {error}", where=path, remedy=_REPAIR) from error
+        if crcs is None or crcs[i : i + 1] != [crc]:
+            raise DamageFound(f"{what}: another chunk than the one that was packed", where=path, remedy=_REPAIR)

@@ -111,6 +111,7 @@ class UnitWriter:
         self._paths, self._layout, self._unit = paths, layout, unit
         self.scales = read_scales(paths, layout) if layout.dtype == np.int8 else None  # for `to_storage`
         self._audits: dict[int, Audit] = {}
+        layout.refuse_packed(paths.metadata)
         assert layout.crc, "format 1 stores a crc32c with every chunk"
         n_chunks = layout.unit_images * layout.chunks_per_image
         self._shard = ShardWriter(paths.shard(unit, layout.ndim), n_chunks)

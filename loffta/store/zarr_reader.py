@@ -1,17 +1,21 @@
-"""The slow road: arrays that the direct reader cannot take (compressed, oddly chunked), through zarr-python."""
+"""Which reader an array needs, and the slowest road of all: what neither of ours takes, through zarr-python."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from loffta.machine.progress import say
+from loffta.store.codecs import codec_name
 from loffta.store.metadata import read_layout
+from loffta.store.packed_reader import PackedReader
 from loffta.store.paths import ArrayPaths
-from loffta.store.reader import ArrayReader
+from loffta.store.reader import ArrayReader, Check
 
 
 class ZarrReader:
@@ -51,6 +55,26 @@ class ZarrReader:
         return np.empty((n_rows, *item), self.dtype)
 
 
-def open_array(paths: ArrayPaths) -> ArrayReader | ZarrReader:
-    """The fastest reader that understands the array."""
-    return ZarrReader(paths) if read_layout(paths.metadata) is None else ArrayReader(paths)
+AnyReader: TypeAlias = ArrayReader | PackedReader | ZarrReader
+_told: set[Path] = set()  # packed stores that this process has spoken of
+
+
+def open_array(paths: ArrayPaths, *, check: Check = "first") -> AnyReader:
+    """The fastest reader that understands the array; says once of each store that it is packed.
+
+    Args:
+        check: of the direct reader; the others check whatever they decode.
+    """
+    layout = read_layout(paths.metadata)
+    if layout is None:
+        return ZarrReader(paths)
+    if layout.codec is None:
+        return ArrayReader(paths, check=check)
+    store = paths.folder.parent
+    if store not in _told:
+        _told.add(store)
+        say(
+            f"{store.name} is packed ({codec_name(layout)}) and read as it is, which is slow; "
+            f"`loffta unpack {store.parent.parent} --out DIR` gives the fast form"
+        )
+    return PackedReader(paths)

@@ -33,7 +33,7 @@ from loffta.feed.sources import group_by_array, read_bytes
 from loffta.heads import build_head, find_head
 from loffta.machine import process
 from loffta.store.cache import Cache
-from loffta.store.reader import ArrayReader
+from loffta.store.zarr_reader import open_array
 from loffta.training.bench_parts import Job, augmented, bytes_moved, evict, time_parts, train_step, wait_for
 from loffta.training.fit import step_threads
 from loffta.training.optim import fit_to_images, make_optimizer
@@ -190,7 +190,7 @@ def _time_step(
     rows = (job.rows if order == "windowed" else np.random.default_rng(1).permutation(job.rows))[:n_sample]
     if cold:
         for members in group_by_array(job.features):
-            evict(ArrayReader(job.features[members[0]].array.paths), rows, None)
+            evict(open_array(job.features[members[0]].array.paths), rows, None)
     n_images, epoch, start = 0, 0, time.perf_counter()
     with Feed(job.features, rows, batch_size=job.batch_size, device=job.device, mode=mode, order=order) as feed:
         start = time.perf_counter()

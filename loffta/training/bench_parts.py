@@ -28,7 +28,7 @@ from loffta.feed.sources import Source, StreamedArray, group_by_array, make_sour
 from loffta.heads import Head
 from loffta.heads.precision import autocast
 from loffta.heads.recipe import Recipe
-from loffta.store.reader import ArrayReader
+from loffta.store.zarr_reader import AnyReader, ZarrReader, open_array
 
 _MIN_ROUNDS = 2  # the first one warms up
 _SAMPLE_BATCHES = 4  # that are held in memory or on the device while their parts are timed
@@ -59,12 +59,13 @@ def time_parts(job: Job, seconds: float, *, cold: bool) -> dict[str, float]:
     """
     rng = np.random.default_rng(0)
     sample = np.sort(rng.permutation(job.rows)[: _SAMPLE_BATCHES * job.batch_size])
-    readers = [ArrayReader(job.features[m[0]].array.paths, check="never") for m in group_by_array(job.features)]
+    readers = [open_array(job.features[m[0]].array.paths, check="never") for m in group_by_array(job.features)]
     arrays = [
         StreamedArray(reader, [job.features[i] for i in members], members, sample)
         for reader, members in zip(readers, group_by_array(job.features), strict=True)
     ]
     stored = [array.empty(job.batch_size) for array in arrays]
+    sizes = [job.features[members[0]].array.layout.chunk_bytes for members in group_by_array(job.features)]
     found: dict[str, list[float]] = {}
     with ThreadPoolExecutor(COLD_THREADS) as pool:
         sources = make_sources(job.features, job.placements, sample, job.device, pool, WARM_THREADS)
@@ -79,7 +80,7 @@ def time_parts(job: Job, seconds: float, *, cold: bool) -> dict[str, float]:
                 evict(reader, sample[places], array.taps)
             actions: dict[str, Callable[[], None]] = {
                 "disk": partial(_fill, list(zip(arrays, stored, strict=True)), places, pool, COLD_THREADS),
-                "crc32c": partial(_checksum, stored, readers),
+                "crc32c": partial(_checksum, stored, sizes),
             }
             if any(job.features[i].is_pooled for source, _ in held for i in source.members):
                 actions["hold"] = partial(_hold, job, arrays, stored)
@@ -173,30 +174,30 @@ def _tensors(outputs: Any) -> list[Tensor]:
     return [tensor for item in items for tensor in _tensors(item)]
 
 
-def evict(reader: ArrayReader, rows: NDArray[np.int64], taps: Sequence[int] | None) -> None:
+def evict(reader: AnyReader, rows: NDArray[np.int64], taps: Sequence[int] | None) -> None:
     """Drops the chunks of some images from the page cache, where the system can; other pages stay.
 
     Network file systems may keep a copy of their own.
     """
-    if not hasattr(os, "posix_fadvise"):
+    if not hasattr(os, "posix_fadvise") or isinstance(reader, ZarrReader):
         return
     layout = reader.layout
     chunks = list(range(layout.chunks_per_image)) if taps is None else list(taps)
     units = rows // layout.unit_images
     for unit in np.unique(units).tolist():
-        offsets = reader.shard_index(unit)[:, 0].reshape(layout.unit_images, -1)
+        index = reader.shard_index(unit).reshape(layout.unit_images, -1, 2)
         fd = os.open(reader.paths.shard(unit, layout.ndim), os.O_RDONLY)
         try:
-            for offset in offsets[rows[units == unit] % layout.unit_images][:, chunks].reshape(-1).tolist():
-                os.posix_fadvise(fd, offset, layout.stored_chunk_bytes, os.POSIX_FADV_DONTNEED)
+            for offset, length in index[rows[units == unit] % layout.unit_images][:, chunks].reshape(-1, 2).tolist():
+                os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(fd)
 
 
-def _checksum(buffers: Sequence[NDArray[Any]], readers: Sequence[ArrayReader]) -> None:
-    """What the first touch of these chunks takes beside their read."""
-    for buffer, reader in zip(buffers, readers, strict=True):
-        data, size = buffer.reshape(-1).view(np.uint8).data, reader.layout.chunk_bytes
+def _checksum(buffers: Sequence[NDArray[Any]], sizes: Sequence[int]) -> None:
+    """What the first touch of these chunks, of so many bytes, takes beside their read."""
+    for buffer, size in zip(buffers, sizes, strict=True):
+        data = buffer.reshape(-1).view(np.uint8).data
         for first in range(0, len(data), size):
             crc32c(data[first : first + size])
 

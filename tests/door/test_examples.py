@@ -14,6 +14,8 @@ FUNCTIONS = (
     "plan",
     "open_cache",
     "label",
+    "pack",
+    "unpack",
     "audit",
     "scan",
     "train",

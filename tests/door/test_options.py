@@ -9,7 +9,7 @@ from loffta_cli.main import COMMANDS, main
 import loffta
 from loffta.errors import UsageError
 
-FUNCTIONS = ("extract", "label", "plan", "scan", "train", "evaluate", "predict", "report", "audit")
+FUNCTIONS = ("extract", "label", "plan", "scan", "train", "evaluate", "predict", "report", "audit", "pack", "unpack")
 OF_COMMANDS = {"json", "config"}  # a program reads no JSON and no YAML: it has objects and keyword arguments
 OF_FUNCTIONS = {"progress", "stop"}  # a command always shows the one and always listens for the other
 

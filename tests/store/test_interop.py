@@ -205,10 +205,9 @@ def test_zarr_puts_chunks_in_another_order(tmp_path: Path) -> None:
     assert (np.diff(offsets.astype(np.int64)) < 0).any()
 
 
-@pytest.mark.parametrize("codecs", [[PLAIN[0], ZstdCodec(level=1)], [PLAIN[0], ZstdCodec(level=1), PLAIN[1]]])
-def test_compressed_arrays_take_the_slow_road(tmp_path: Path, codecs: list[Any]) -> None:
+def test_arrays_packed_without_checksums_take_the_slow_road(tmp_path: Path) -> None:
     values = make_values((19, 3, 2, 4, 5), "float16")
-    write_zarr(tmp_path / "a", values, codecs=codecs)
+    write_zarr(tmp_path / "a", values, codecs=[PLAIN[0], ZstdCodec(level=1)])
     paths = ArrayPaths("a", tmp_path / "a", tmp_path)
     assert read_layout(paths.metadata) is None
     reader = open_array(paths)
