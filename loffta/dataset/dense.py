@@ -72,8 +72,13 @@ class DenseTargets:
     def digest(self, rows: NDArray[np.int64]) -> str:
         """Of the targets' bytes at their sources: a training goes on with the same ones alone."""
         hashes = self.native.hashes(rows.tolist())
-        said = json.dumps([self.task, list(self.classes), [hashes[row] for row in rows.tolist()]])
-        return hashlib.blake2b(said.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+        return digest_of(self.task, self.classes, [hashes[row] for row in rows.tolist()])
+
+
+def digest_of(task: str, classes: Sequence[str], hashes: Sequence[str]) -> str:
+    """Of targets by the hashes of their bytes."""
+    said = json.dumps([task, list(classes), list(hashes)])
+    return hashlib.blake2b(said.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
 def choose_any_task(cache: Cache, head: str, name: str) -> str:

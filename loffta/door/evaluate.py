@@ -82,14 +82,13 @@ def evaluate(
         raise UsageError(f"--{name} is for --online SOURCE", where=f"--{name}", remedy="add --online, or leave it out")
     if online is not None and labels is not None:
         raise UsageError("images that are not cached bring their own labels", where="--labels", remedy="leave it out")
-    if online is not None and output_px is not None:
-        raise UsageError("dense heads are measured on a cache", where="--output-px", remedy="leave --online out")
     cache_root = None if cache is None else Path(cache)
     stop = stop or process.StopFlag()
     with borrowed(progress=progress):
         if online is not None:
             source = open_up(online, image_root, follow_links)
-            found = _on_images(roots, source, split or "test", device, cache_root=cache_root, stop=stop, **options)
+            options |= {"output_px": output_px, "cache_root": cache_root, "stop": stop}
+            found = _on_images(roots, source, split or "test", device, **options)
         else:
             how = {"labels": None if labels is None else str(labels), "output_px": output_px}
             found = _one_by_one(roots, split, cache_root=cache_root, device=device, stop=stop, **how)
@@ -133,11 +132,32 @@ def _on_cache(root: Path, split: str | None, **how: Any) -> dict[str, Any]:
     return read_results(paths.results(split))
 
 
-def _on_images(roots: Sequence[Path], source: str, split: str, device: str, **options: Any) -> list[Any]:
+def _on_images(
+    roots: Sequence[Path], source: str, split: str, device: str, *, output_px: int | None, **options: Any
+) -> list[Any]:
     from loffta.extraction.begin import backbone_loader
     from loffta.images.sources import open_source
+    from loffta.online.dense_evaluate import evaluate_dense_online
     from loffta.online.evaluate import evaluate_online
+    from loffta.runs.run import open_run
+    from loffta.tasks.dense import DENSE_TASKS
 
+    are_dense = {open_run(root)[1].task in DENSE_TASKS for root in roots}
+    if len(are_dense) > 1:
+        raise UsageError(
+            "some of these runs are measured by targets of pixels or objects, others by labels of whole images",
+            where="loffta evaluate --online",
+            remedy="name the two kinds in two commands",
+        )
     process.cap_threads()
     target = process.resolve_device(device)
-    return evaluate_online(roots, open_source(source), split, backbone_loader(target), device=target, **options)
+    load = backbone_loader(target)
+    if are_dense == {True}:
+        options.pop("cache_root")  # dense runs know where their features come from
+        images = open_source(source)
+        return [*evaluate_dense_online(roots, images, split, load, device=target, output_px=output_px, **options)]
+    if output_px is not None:
+        raise UsageError(
+            "these runs give no maps, whose size could be chosen", where="--output-px", remedy="leave it out"
+        )
+    return [*evaluate_online(roots, open_source(source), split, load, device=target, **options)]

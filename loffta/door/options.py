@@ -39,6 +39,13 @@ def open_up(source: PathLike, image_root: PathLike | None, follow_links: bool) -
     )
 
 
+def refuse_for(options: Mapping[str, Any], *, is_dense: bool) -> None:
+    """Raises UsageError where one of `options`, which are not for this kind of run, was given."""
+    for name in (name for name, value in options.items() if value):
+        option, what = "--" + name.replace("_", "-"), "heads that give maps" if is_dense else "heads of whole images"
+        raise UsageError(f"{option} is not for {what}, as this run's are", where=option, remedy="leave it out")
+
+
 def pair_backbones(names: Sequence[str], **given: Sequence[Any]) -> tuple[dict[str, Any], ...]:
     """Pairs each backbone with its weights, taps and size, each given once for all, once for each, or not at all.
 

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from loffta.dataset.features import Feature, choose_features
+from loffta.door.dense_run import DenseRun
 from loffta.door.given import GivenImage, GivenImages
-from loffta.door.options import PathLike
+from loffta.door.options import PathLike, refuse_for
 from loffta.errors import UsageError
 from loffta.evaluation.evaluate import predict, predict_folds
 from loffta.extraction.begin import backbone_loader
@@ -27,14 +28,16 @@ from loffta.machine import process
 from loffta.machine.borrowed import borrowed
 from loffta.machine.progress import Progress
 from loffta.online.opened import OpenedRun, open_for_images
+from loffta.online.opened_dense import open_dense
 from loffta.online.predict import name_predicted
 from loffta.online.stream import BATCH_SIZE, FreshStream
 from loffta.runs.holdout import split_rows
 from loffta.runs.known_images import open_cache
 from loffta.runs.results_text import Results
-from loffta.runs.run import read_results
+from loffta.runs.run import open_run, read_results
 from loffta.runs.turns import is_of_folds, read_turns
 from loffta.store.cache import Cache
+from loffta.tasks.dense import DENSE_TASKS
 from loffta.tokens import FeatureSpec
 
 
@@ -50,7 +53,9 @@ class Predictions:
     bad: dict[str, str]  # key -> why it could not be used
 
 
-def load_run(run: PathLike, *, device: str = "auto", cache: PathLike | None = None, calibrated: bool = False) -> Run:
+def load_run(
+    run: PathLike, *, device: str = "auto", cache: PathLike | None = None, calibrated: bool = False
+) -> Run | DenseRun:
     """Opens the folder that `train` made.
 
     >>> run = loffta.load_run("runs/linear", device="cpu")
@@ -61,12 +66,17 @@ def load_run(run: PathLike, *, device: str = "auto", cache: PathLike | None = No
         device: where heads and backbones compute.
         cache: where the cache is now. None: where it was, or lay beside the run. New images need none.
         calibrated: its probabilities are those of `predict --calibrated`.
+    Returns:
+        A `Run`; of a dense head a `DenseRun`, whose `predict` gives maps or boxes.
     Raises:
         LofftaError: no run, no trained head, or a run that was trained online; no temperature where one is asked for.
     """
     with borrowed():
         target = process.resolve_device(device)
         root = None if cache is None else Path(cache)
+        if open_run(Path(run))[1].task in DENSE_TASKS:
+            refuse_for({"calibrated": calibrated}, is_dense=True)
+            return DenseRun(open_dense(Path(run), target))
         return Run(open_for_images(Path(run), target, root, calibrated=calibrated), target, root)
 
 

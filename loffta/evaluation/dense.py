@@ -35,9 +35,11 @@ from loffta.runs.known_images import open_cache
 from loffta.runs.origins import read_origins
 from loffta.runs.run import RunPaths, open_run, read_results, save_results
 from loffta.runs.turns import Turns, is_of_folds, read_turns
-from loffta.store.cache import Cache
+from loffta.store.cache import Cache, Store
 from loffta.store.targets import geometry_of
+from loffta.targets import TargetKind
 from loffta.tasks.dense import DENSE_TASKS
+from loffta.tokens import FeatureSpec
 
 OUTPUT_BYTES = 512 << 20  # that a head's outputs for one batch may take: COCO-Stuff's 171 classes at 448 px are 137 MB
 MAX_OUTPUT_PX = 4096  # side; a map of 21 classes takes 1.4 GB there
@@ -78,26 +80,38 @@ class Stream:
                 if told is not None:
                     told.add(prepared, len(here))
                 for i, head in enumerate(heads):
-                    with autocast(self.recipe, self.device):
-                        outputs = head(prepared)
-                    self._refuse_infinite(outputs, i, here)
-                    found[i] += task.records(outputs.float(), natives, settings, n_classes)
+                    outputs = head_outputs(head, prepared, self.recipe, self.device)
+                    refuse_infinite(outputs, i, [self.keys[row] for row in here.tolist()])
+                    found[i] += task.records(outputs, natives, settings, n_classes)
         return found
 
     def _images_at_once(self, head: Any) -> int:
         readout = DENSE_TASKS[self.targets.task].readout(len(self.targets.classes), self.recipe.settings())
-        return max(1, min(self.batch_size, OUTPUT_BYTES // (4 * readout.n_outputs * int(head.output_px) ** 2)))
+        return max(1, min(self.batch_size, images_at_once(readout.n_outputs, int(head.output_px))))
 
-    def _refuse_infinite(self, outputs: Tensor, seed: int, rows: NDArray[np.int64]) -> None:
-        bad = ~outputs.isfinite().flatten(1).all(1)
-        if bad.any():
-            row = rows[int(bad.nonzero()[0])]
-            raise LofftaError(
-                f"the head of seed {seed} gives no finite output for an image",
-                where=f"image {self.keys[row]}",
-                remedy="train again with a lower learning rate, or look for damaged features with "
-                "`loffta verify CACHE --deep`",
-            )
+
+def images_at_once(n_outputs: int, output_px: int) -> int:
+    """How many images' outputs OUTPUT_BYTES hold; 0 where not even one's."""
+    return OUTPUT_BYTES // (4 * n_outputs * output_px**2)
+
+
+def head_outputs(head: Head, prepared: Any, recipe: DenseRecipe, device: torch.device) -> Tensor:
+    """[B, K, S, S] of one head in float32, computed in the precision of its training."""
+    with autocast(recipe, device):
+        outputs: Tensor = head(prepared)
+    return outputs.float()
+
+
+def refuse_infinite(outputs: Tensor, seed: int, keys: Sequence[str]) -> None:
+    """Refuses outputs that are no numbers; `keys` of their images."""
+    bad = ~outputs.isfinite().flatten(1).all(1)
+    if bad.any():
+        raise LofftaError(
+            f"the head of seed {seed} gives no finite output for an image",
+            where=f"image {keys[int(bad.nonzero()[0])]}",
+            remedy="train again with a lower learning rate, or look for damaged features with "
+            "`loffta verify CACHE --deep`",
+        )
 
 
 def evaluate_dense(
@@ -122,19 +136,15 @@ def evaluate_dense(
     cache = cache or open_cache(paths, config, cache_root)
     recipe = trained_recipe(paths, config)
     assert isinstance(recipe, DenseRecipe), "dense tasks are for dense heads"
-    if output_px is not None:
-        if not 1 <= output_px <= MAX_OUTPUT_PX:
-            raise UsageError(
-                f"{output_px} is no side of an output", where="--output-px", remedy=f"give 1 to {MAX_OUTPUT_PX}"
-            )
-        recipe = recipe.model_copy(update={"output_px": output_px})
+    recipe = with_output_px(recipe, output_px)
     features = choose_features(cache, config.features, recipe.kinds(), default_taps="all")
     targets = open_targets(cache, config.task, config.head, features, training=False)
     _check_classes(paths, targets, cache)
     target = process.resolve_device(device)
     asked = split_rows(paths, config, cache, features, split)
     rows = rows_with_targets(targets, cache, asked, split, partial=config.partial)
-    heads = load_dense_heads(paths, config, recipe, targets)
+    specs = [feature.spec for feature in targets.inputs]
+    heads = load_dense_heads(paths, config, recipe, specs, len(targets.classes))
     stream = Stream(targets, recipe, batch_size_of(paths, recipe), target, cache.table.keys)
     doing = f"evaluating split '{split}'; no results were written"
     with (stop or process.StopFlag()).at_once(doing), process.explain_memory(target, run, _LESS_MEMORY):
@@ -148,7 +158,9 @@ def evaluate_dense(
     results |= describe_training(paths, config, recipe, heads) | together(told)
     results["images"] |= compare(paths, cache) | learnt_told(paths, config, cache, split, rows)
     results["protocol"] = config.protocol
-    results["dense"] |= _describe_dense(targets, recipe, heads[0], rows)
+    results["dense"] |= describe_dense(
+        targets.kind, targets.classes, targets.digest(rows), features[0].store, recipe, heads[0]
+    )
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": process.peak_rss_mib()}
     results["versions"] = process.versions()
     if train_seconds is None and paths.results(split).exists():
@@ -160,15 +172,37 @@ def evaluate_dense(
     return results
 
 
-def load_dense_heads(paths: RunPaths, config: TrainConfig, recipe: DenseRecipe, targets: DenseTargets) -> list[Head]:
-    """The trained heads of a run, one per seed and turn, in evaluation mode; LofftaError as `load_heads`."""
-    readout = DENSE_TASKS[config.task].readout(len(targets.classes), recipe.settings())
-    specs = [feature.spec for feature in targets.inputs]
+def with_output_px(recipe: DenseRecipe, output_px: int | None) -> DenseRecipe:
+    """The recipe with another side of outputs; None: as in training.
+
+    Raises:
+        UsageError: a side that no head can give.
+    """
+    if output_px is None:
+        return recipe
+    if not 1 <= output_px <= MAX_OUTPUT_PX:
+        raise UsageError(
+            f"{output_px} is no side of an output", where="--output-px", remedy=f"give 1 to {MAX_OUTPUT_PX}"
+        )
+    return recipe.model_copy(update={"output_px": output_px})
+
+
+def load_dense_heads(
+    paths: RunPaths,
+    config: TrainConfig,
+    recipe: DenseRecipe,
+    specs: Sequence[FeatureSpec],
+    n_classes: int,
+    *,
+    shown: bool = False,
+) -> list[Head]:
+    """The trained heads of a run, one per seed and turn, in evaluation mode; arguments and errors as `load_heads`."""
+    readout = DENSE_TASKS[config.task].readout(n_classes, recipe.settings())
 
     def build(seed: int) -> Head:
         return cast("Head", build_dense_head(config.head, specs, readout, recipe, seed))
 
-    return load_each(paths, config, build, len(targets.classes))
+    return load_each(paths, config, build, n_classes, shown=shown)
 
 
 def _records(
@@ -201,13 +235,15 @@ def _check_classes(paths: RunPaths, targets: DenseTargets, cache: Cache) -> None
         )
 
 
-def _describe_dense(targets: DenseTargets, recipe: DenseRecipe, head: Any, rows: NDArray[np.int64]) -> dict[str, Any]:
+def describe_dense(
+    kind: TargetKind, classes: Sequence[str], digest: str, store: Store, recipe: DenseRecipe, head: Any
+) -> dict[str, Any]:
     """All that decides a figure beside features and weights, and is not the same in every paper."""
     return {
-        "target": targets.kind,
-        "classes": list(targets.classes),
-        "targets": targets.digest(rows),
-        "geometry": geometry_of(targets.inputs[0].store.info.recipe),  # labels are cut to what the features show
+        "target": kind,
+        "classes": list(classes),
+        "targets": digest,
+        "geometry": geometry_of(store.info.recipe),  # labels are cut to what the features show
         "output_px": head.output_px,
         "settings": asdict(recipe.settings()),
         "adapter_parameters": head.n_adapter_parameters(),

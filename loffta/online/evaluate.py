@@ -30,7 +30,7 @@ from loffta.machine import process
 from loffta.machine.progress import Progress
 from loffta.online.opened import OpenedRun, open_for_images
 from loffta.online.stream import BATCH_SIZE, FreshStream
-from loffta.runs.run import read_results, save_results
+from loffta.runs.run import RunPaths, read_results, save_results
 from loffta.store.names import in_order
 from loffta.store.table import ImageTable
 from loffta.words import first_of
@@ -90,7 +90,7 @@ def evaluate_online(
         _measure(run, table, split, np.array(good), torch.cat(parts, dim=1).numpy(), findings, left_out)
         for run, parts, findings, table in zip(runs, found, told, numbered, strict=True)
     ]
-    _save(runs, split, results, time.monotonic() - start)
+    save_all([run.paths for run in runs], split, results, time.monotonic() - start)
     judge_bad(stream.bad, listing.keys, len(rows), max_bad_frac, done="the results of the good images are written")
     return [measured.results for measured in results]
 
@@ -126,7 +126,7 @@ def as_numbered(listing: ImageTable, rows: NDArray[np.int64], run: OpenedRun) ->
 
 
 @dataclass(frozen=True)
-class _Measured:
+class Measured:
     """Of one run: what its results say, and the columns of its predictions."""
 
     results: dict[str, Any]
@@ -141,7 +141,7 @@ def _measure(
     logits: NDArray[np.floating[Any]],
     told: Findings,
     left_out: dict[str, int],
-) -> _Measured:
+) -> Measured:
     keys = [table.keys[row] for row in rows]
     targets = read_targets(table, run.config.task)[rows].numpy()
     results = describe(run.config, run.origins.features, split, len(rows), left_out)
@@ -149,20 +149,22 @@ def _measure(
     results |= calibrate(run.paths, run.config, split, logits, targets, may_fit=False).told
     results["online"] = {"source": table.source, "digest": table.digest}
     results |= describe_training(run.paths, run.config, run.recipe, run.heads) | told.entries()
-    return _Measured(results, prediction_columns(run.task, logits, targets, rows, keys))
+    return Measured(results, prediction_columns(run.task, logits, targets, rows, keys))
 
 
-def _save(runs: Sequence[OpenedRun], split: str, measured: Sequence[_Measured], seconds: float) -> None:
+def save_all(
+    runs: Sequence[RunPaths], split: str, measured: Sequence[Measured], seconds: float, *, dense: bool = False
+) -> None:
     """Writes into every run that can be written to; NotSaved, with all results, where one cannot."""
     unsaved: NotSaved | None = None
     cost = {"seconds": seconds, "peak_rss_mib": process.peak_rss_mib(), "versions": process.versions()}
-    for run, one in zip(runs, measured, strict=True):
-        path = run.paths.results(split)
+    for paths, one in zip(runs, measured, strict=True):
+        path = paths.results(split)
         one.results.update(cost)
         if path.exists() and "train_seconds" in (before := read_results(path)):
             one.results["train_seconds"] = before["train_seconds"]
         try:
-            save_results(run.paths, split, one.results, one.columns)
+            save_results(paths, split, one.results, one.columns, dense=dense)
         except NotSaved as error:  # the others' are written
             unsaved = unsaved or error
     if unsaved is not None:

@@ -39,7 +39,7 @@ from loffta.store.columns import SUFFIXES as TABLES
 from loffta.store.ledger import OK
 
 ROW_GROUP = 4096  # rows that are gathered before they are written
-_META = b"loffta-predictions"
+META = b"loffta-predictions"
 
 
 @dataclass
@@ -83,7 +83,7 @@ def check_out(out: Path) -> None:
         return
     try:
         with out.open("rb") as file:
-            ours = _META in (pq.read_schema(file).metadata or {})
+            ours = META in (pq.read_schema(file).metadata or {})
     except (OSError, pa.ArrowException):
         ours = False
     if not ours:
@@ -134,7 +134,7 @@ def predict(
     classes = list(run.origins.classes)
     counts, values = np.zeros(len(classes), np.int64), []
     with (
-        _writer(out, _schema(run, listing.source, per_seed)) as write,
+        table_writer(out, _schema(run, listing.source, per_seed)) as write,
         Progress("predict", len(rows), "images") as progress,
     ):
         for batch in stop.each(stream, doing):
@@ -177,7 +177,7 @@ def _schema(run: OpenedRun, source: str, per_seed: bool) -> pa.Schema:
     }
     if run.temperatures is not None:
         meta["temperature"] = run.temperatures.of_mean
-    return pa.schema(fields, metadata={_META: json.dumps(meta).encode()})
+    return pa.schema(fields, metadata={META: json.dumps(meta).encode()})
 
 
 def _columns(
@@ -227,7 +227,7 @@ def _scores(probabilities: Float[np.ndarray, "B C"], run: OpenedRun) -> dict[str
 
 
 @contextmanager
-def _writer(out: Path, schema: pa.Schema) -> Iterator[Any]:
+def table_writer(out: Path, schema: pa.Schema) -> Iterator[Any]:
     """Gives a function that takes columns; the file is in place when the block has ended well."""
     waiting: list[pa.Table] = []
     with new_file(out) as file:

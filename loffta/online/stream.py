@@ -39,6 +39,7 @@ class FreshBatch:
     statuses: list[ImageStatus]  # of every image of this stretch, quarantined ones too
     rows: list[int]  # the good ones; may be empty
     features: tuple[Tensor, ...]  # one [B, L, *shape] per Feature, as a feed's Batch has them; empty without rows
+    mirrored: tuple[Tensor, ...] = ()  # the same of the images' mirror images, where they were asked for
 
 
 class _Part(NamedTuple):
@@ -65,6 +66,7 @@ class FreshStream:
         load: Load,
         device: torch.device,
         batch_size: int = BATCH_SIZE,
+        mirrored: bool = False,
     ) -> None:
         """Loads every backbone once, and compares it with the recipe.
 
@@ -72,12 +74,13 @@ class FreshStream:
             features: of `origins`; of several runs, if need be: what they share is computed once.
             listing: of the source; `rows` count in it.
             batch_size: images per forward pass and batch.
+            mirrored: whether the images' mirror images are wanted, too.
         Raises:
             LofftaError: a backbone cannot be had, or is not the one that made the features.
         """
         self.bad: dict[int, str] = {}  # reasons of the quarantined images, so far
         self._features, self._source, self._listing, self._rows = tuple(features), source, listing, rows
-        self._batch_size = batch_size
+        self._batch_size, self._mirrored = batch_size, mirrored
         self._parts = _make_parts(features, functools.cache(load), device, batch_size)
 
     def __iter__(self) -> Iterator[FreshBatch]:
@@ -90,7 +93,9 @@ class FreshStream:
         for statuses, batch in read_pixels(self._source, self._listing, sizes, self._rows, self._batch_size):
             self.bad |= {status.row: status.reason for status in statuses if status.status == BAD}
             rows = [] if batch is None else batch.rows
-            yield FreshBatch(statuses, rows, () if batch is None else self._compute(batch))
+            features = () if batch is None else self._compute(batch)
+            mirrored = () if batch is None or not self._mirrored else self._compute(_mirror(batch))
+            yield FreshBatch(statuses, rows, features, mirrored)
 
     def _compute(self, batch: PixelBatch) -> tuple[Tensor, ...]:
         names = [self._listing.keys[row] for row in batch.rows]
@@ -103,6 +108,10 @@ class FreshStream:
                 values = [casts[i].values for _, casts in parts]
                 found[place] = self._features[place].finish(values[0] if len(values) == 1 else torch.cat(values))
         return tuple(found[place] for place in range(len(self._features)))
+
+
+def _mirror(batch: PixelBatch) -> PixelBatch:
+    return PixelBatch(batch.rows, {size: pixels[:, :, ::-1].copy() for size, pixels in batch.pixels.items()})
 
 
 def read_pixels(

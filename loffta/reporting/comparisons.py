@@ -20,6 +20,7 @@ from loffta.reporting.predictions import Predicted, read_predicted
 from loffta.reporting.tables import LoadedRun
 from loffta.tasks import find_task
 from loffta.tasks.bootstrap import Weights, group_weights, image_weights
+from loffta.tasks.dense import DENSE_TASKS
 from loffta.tasks.figures import smaller_is_better
 from loffta.tasks.paired import Difference, Scored, difference
 
@@ -104,7 +105,12 @@ def _weights(n_images: int, groupings: Sequence[Sequence[str] | None]) -> Iterat
 
 def _open(run: LoadedRun) -> tuple[str, Recount, Sequence[str] | None]:
     """A digest of the images with labels, how the run's headline metric is counted anew, and whom images are of."""
-    task = find_task(run.results.get("task", "classification"))
+    name = run.results.get("task", "classification")
+    if name in DENSE_TASKS:  # its figures are of pixels of all images together: no line per image gives them anew
+        raise LofftaError(
+            "dense runs keep no predictions", where=run.paths.root, remedy="compare the intervals with care"
+        )
+    task = find_task(name)
     found = read_predicted(run, scores=task.needs_scores)
     path = run.paths.predictions(run.row.split)
     recount = task.recount(found.labels, found.predicted, found.scores)

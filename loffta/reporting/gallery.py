@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from loffta.errors import LofftaError
-from loffta.reporting.predictions import Predicted, read_predicted
+from loffta.reporting.predictions import read_predicted
 from loffta.reporting.tables import LoadedRun
 from loffta.runs.origins import trained_classes
 from loffta.store.cache import Cache
@@ -58,7 +58,7 @@ def read_gallery(run: LoadedRun, n_pictures: int = 16) -> Gallery:
         LofftaError: the cache, its thumbnails or the predictions of the reported split are gone.
     """
     found = read_predicted(run)
-    cache, rows = cached_rows(run, found)
+    cache, rows = cached_rows(run, found.keys)
     thumbs = cache.thumbs()
     shown = np.flatnonzero(thumbs.ledger.ready[rows])
     shown = shown[np.argsort(rows[shown], kind="stable")]  # as the cache has them
@@ -80,7 +80,7 @@ def read_gallery(run: LoadedRun, n_pictures: int = 16) -> Gallery:
     return Gallery(pictures, int((~right).sum()), len(right))
 
 
-def cached_rows(run: LoadedRun, found: Predicted) -> tuple[Cache, NDArray[np.int64]]:
+def cached_rows(run: LoadedRun, keys: NDArray[Any]) -> tuple[Cache, NDArray[np.int64]]:
     """The cache of a run, and the row in it of each image that was predicted.
 
     Raises:
@@ -91,9 +91,9 @@ def cached_rows(run: LoadedRun, found: Predicted) -> tuple[Cache, NDArray[np.int
             raise LofftaError("it was tested without a cache", where=_source(run), remedy="extract the images")
         raise LofftaError("the cache is gone", where=run.config.cache, remedy="bring it back to where it was")
     places = {key: row for row, key in enumerate(run.cache.table.keys)}
-    rows = np.array([places.get(str(key), -1) for key in found.keys], dtype=np.int64)
+    rows = np.array([places.get(str(key), -1) for key in keys], dtype=np.int64)
     if (rows < 0).any():
-        missing = found.keys[np.flatnonzero(rows < 0)[0]]
+        missing = keys[np.flatnonzero(rows < 0)[0]]
         raise LofftaError("some of its images are not in the cache", where=str(missing), remedy="evaluate it again")
     return run.cache, rows
 
@@ -113,6 +113,13 @@ def png_uri(image: UInt8[np.ndarray, "H W 3"]) -> str:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def jpeg_uri(image: UInt8[np.ndarray, "H W 3"]) -> str:
+    """A photo as a JPEG in a data URI: a fifth of a PNG's bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _names(found: Any, classes: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from loffta.reporting.augmented import best_augmented
 from loffta.reporting.calibration import calibration_section
 from loffta.reporting.classes import classes_section
 from loffta.reporting.comparisons import Comparisons
+from loffta.reporting.dense import dense_sections
 from loffta.reporting.facts import headline_facts, is_random, rank
 from loffta.reporting.layers import layer_sections
 from loffta.reporting.markup import document, figure, table
@@ -27,6 +28,7 @@ from loffta.reporting.tables import LoadedRun, Measure, RunRow, StageCost
 from loffta.reporting.text import NONE, count, escape, human_bytes, human_seconds
 from loffta.reporting.turns import curves_section, folds_section
 from loffta.reporting.values import values_section
+from loffta.tasks.dense import DENSE_TASKS
 from loffta.tasks.figures import end_of_scale, metric_head, metric_name, points, show, show_difference, unit
 from loffta.tasks.paired import Difference
 
@@ -95,6 +97,8 @@ def render(
 
 def _by_image(ranked: Sequence[LoadedRun]) -> tuple[str, ...]:
     """What the best run made of which images; of runs of one metric, the best first."""
+    if ranked[0].results.get("task") in DENSE_TASKS:
+        return (dense_sections(ranked),)
     if ranked[0].results.get("task") == "regression":
         return (values_section(ranked[0]),)
     return classes_section(ranked[0]), images_section(ranked)
@@ -183,7 +187,10 @@ def _further_metrics(runs: Sequence[LoadedRun]) -> str:
     names = list(dict.fromkeys(name for run in runs for name in run.row.further))
     if not names:
         return ""
-    lines = [[f"<b>{escape(run.row.name)}</b>", *(_cell(run.row.further.get(name)) for name in names)] for run in runs]
+    lines = [
+        [f"<b>{escape(run.row.name)}</b>{_protocol(run.row)}", *(_cell(run.row.further.get(name)) for name in names)]
+        for run in runs
+    ]
     columns = [("Run", False), *((metric_head(name, first=True), True) for name in names)]
     notes: dict[str, list[str]] = {}
     for run in runs:
@@ -191,6 +198,11 @@ def _further_metrics(runs: Sequence[LoadedRun]) -> str:
             notes.setdefault(f"{metric_name(name, first=True)}: {note}", []).append(run.row.name)
     listed = "".join(f'<p class="note">{escape(note)} ({escape(", ".join(of))}).</p>' for note, of in notes.items())
     return f"<h3>Further metrics</h3>{table(columns, lines)}{listed}"
+
+
+def _protocol(row: RunRow) -> str:
+    """Stands beside every figure of a dense run."""
+    return "" if row.protocol is None else f"<small>{escape(row.protocol)}</small>"
 
 
 def _cell(found: Measure | None) -> str:
@@ -221,7 +233,7 @@ def _runs_table(
             f"<b>{escape(row.name)}</b><small>{escape(row.features)}</small>",
             escape(row.head),
             f"{row.n_taps}",
-            f"{escape(row.main)}<small>{row.main.interval}</small>",
+            f"{escape(row.main)}<small>{row.main.interval}</small>{_protocol(row)}",
         ]
         if others:
             cells.append(_rank(places.get(row.name)))

@@ -56,6 +56,8 @@ border:3px solid var(--right)}
 .strip{max-width:none;margin:1rem 0}
 .strip div{display:grid;grid-template-columns:repeat(5,minmax(0,9rem));gap:.4rem}
 .strip img{display:block;width:100%;aspect-ratio:1;border-radius:.3rem}
+.trio div{grid-template-columns:repeat(3,minmax(0,12rem))}
+.trio img{aspect-ratio:auto}
 .strip .map{image-rendering:pixelated}
 details{border-bottom:1px solid var(--line)}
 summary{cursor:pointer;padding:.55rem 0}

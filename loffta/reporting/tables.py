@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from loffta.config import TrainConfig, parse
-from loffta.dataset.dense import refuse_dense
 from loffta.dataset.features import choose_features
 from loffta.errors import LofftaError, UsageError
 from loffta.heads import find_head, head_label
@@ -23,7 +22,8 @@ from loffta.runs.known_images import CacheFinder, growth, read_known
 from loffta.runs.run import RunPaths, open_run, read_results
 from loffta.store.cache import Cache
 from loffta.tasks import find_task
-from loffta.tasks.figures import show_interval, show_spread
+from loffta.tasks.dense import DENSE_TASKS
+from loffta.tasks.figures import metric_name, show_interval, show_spread
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,17 @@ class RunRow:
     image_bytes: dict[str, int] | None  # read from the cache per image, by backbone label; None: the cache is gone
     tap_bytes: dict[tuple[str, str], int] | None  # the same by backbone label and tap
     backbone_bytes: dict[str, int] | None  # stored of the taps it used, over all images that have them; as above
+    protocol: str | None = None  # of a dense task: what its figures may be compared with
 
     @property
     def main(self) -> Measure:
         """The headline metric."""
         return self.metrics[self.headline]
+
+    @property
+    def headline_name(self) -> str:
+        """In words, to begin a heading."""
+        return metric_name(self.headline, first=True)
 
     @property
     def further(self) -> dict[str, Measure]:
@@ -230,7 +236,6 @@ def _open_run(folder: Path) -> tuple[RunPaths, TrainConfig]:
 
 def _load(folder: Path, name: str, caches: CacheFinder, split: str | None) -> LoadedRun:
     paths, config = _open_run(folder)
-    refuse_dense(config.task, "report", folder)
     results = read_results(paths.results(split or config.test_on))
     cache = caches.find(paths, config)  # none: deleted since, or moved; the results stand without it
     counted = _count_bytes(cache, config) if cache else None
@@ -239,7 +244,8 @@ def _load(folder: Path, name: str, caches: CacheFinder, split: str | None) -> Lo
 
 
 def _row(name: str, results: Mapping[str, Any], counted: _Counted | None) -> RunRow:
-    headline, recipe = find_task(results.get("task", "classification")).headline, results.get("recipe", {})
+    name_of_task, recipe = results.get("task", "classification"), results.get("recipe", {})
+    task = DENSE_TASKS.get(name_of_task) or find_task(name_of_task)
     metrics = {name: _measure(name, found) for name, found in results["metrics"].items()}
     taps: dict[str, tuple[str, ...]] = {}
     for feature in results["features"]:
@@ -249,7 +255,7 @@ def _row(name: str, results: Mapping[str, Any], counted: _Counted | None) -> Run
         name=name,
         head=head_label(results["head"]),
         taps=taps,
-        headline=headline,
+        headline=task.headline,
         metrics=metrics,
         split=results["split"],
         n_images=results["n"],
@@ -260,7 +266,17 @@ def _row(name: str, results: Mapping[str, Any], counted: _Counted | None) -> Run
         image_bytes=counted.image_bytes if counted else None,
         tap_bytes=counted.tap_bytes if counted else None,
         backbone_bytes=counted.backbone_bytes if counted else None,
+        protocol=_protocol(results),
     )
+
+
+def _protocol(results: Mapping[str, Any]) -> str | None:
+    """Its name, and the size that outputs have and labels are measured at: all three move figures."""
+    if "dense" not in results:
+        return None
+    size, outputs = results["dense"]["settings"].get("eval_px"), results["dense"]["output_px"]
+    name = "no protocol named" if results.get("protocol") is None else f"protocol {results['protocol']}"
+    return f"{name}, {outputs} px, at {f'{size} px' if size else 'own size'}"
 
 
 def _measure(name: str, found: Mapping[str, Any]) -> Measure:

@@ -115,6 +115,7 @@ def _what_it_took(row: RunRow) -> str:
     parts = [count(row.n_taps, "tap")]
     parts += [] if row.epochs is None else [count(row.epochs, "epoch")]
     parts += [] if row.grid is None else [f"grid {row.grid}"]
+    parts += [] if row.protocol is None else [row.protocol]
     return f"{row.features} ({', '.join(parts)})"
 
 

@@ -44,7 +44,7 @@ def values_section(run: LoadedRun) -> str:
 
 def _images(run: LoadedRun, found: Predicted, errors: NDArray[np.float64]) -> str:
     try:
-        cache, rows = cached_rows(run, found)
+        cache, rows = cached_rows(run, found.keys)
         thumbs = cache.thumbs()
         known = np.flatnonzero(thumbs.ledger.ready[rows])
         order = known[np.argsort(np.abs(errors[known]), kind="stable")]

@@ -1,11 +1,12 @@
 """Dense heads from the command line: the targets choose the task, results say their protocol, other commands say no."""
 
 import json
+import shutil
 
 import pytest
 
 from loffta.runs.run import RunPaths
-from tests.cli.small import assert_error
+from tests.cli.small import VIT, assert_error
 from tests.training.denseruns import dense_cache
 
 pytestmark = pytest.mark.usefixtures("quiet_process")
@@ -34,10 +35,35 @@ def test_from_train_to_evaluate(command, tmp_path):
 
     assert_error(command("evaluate", run, "--output-px", "0"), 2, "0 is no side of an output", "--output-px")
     assert_error(command("evaluate", run, "--labels", "mine"), 2, "a dense run is measured by targets", "--labels")
-    assert_error(command("report", run, "--out", tmp_path / "r.html"), 2, "maps", "`loffta report` cannot use yet")
-    predict = ["predict", run, "demo:digits", "--out", tmp_path / "p.parquet", "--device", "cpu"]
-    assert_error(command(*predict), 2, "`loffta predict` cannot use yet", "loffta evaluate RUN")
+    code, out, err = command("report", run, "--out", tmp_path / "r.html")
+    assert code == 0, err
+    assert "protocol linear-fixed, 32 px, at own size" in out
     assert_error(command(*train, "--seeds", "2"), 1, "another configuration", "seeds: 1 -> 2", "another --out")
+
+
+def test_from_images_to_maps_and_back_to_figures(command, tmp_path):
+    """A real network: masks, overlays and --online of a run whose cache is gone."""
+    scenes, cache, run, out = "demo:scenes#px=32,n=20", tmp_path / "cache", tmp_path / "run", tmp_path / "maps"
+    extract = ["extract", scenes, "--cache", cache, *VIT, "--targets", "mask", "--target-px", "16", "--device", "cpu"]
+    code, _, err = command(*extract)
+    assert code == 0, err
+    code, cached, err = command("train", cache, "--head", "dense-linear", *SHORT, "--out", run, "--json")
+    assert code == 0, err
+    shutil.rmtree(cache)
+    code, found, err = command("evaluate", run, "--online", scenes, "--device", "cpu", "--json")
+    assert code == 0, err
+    cached, found = (json.loads(text.splitlines()[-1]) for text in (cached, found))
+    assert found["metrics"]["miou"]["per_seed"] == pytest.approx(cached["metrics"]["miou"]["per_seed"], abs=1e-3)
+    assert found["dense"]["targets"] == cached["dense"]["targets"]
+    predict = ["predict", run, scenes, "--out", out, "--device", "cpu"]
+    code, text, err = command(*predict, "--overlay", "--json")
+    assert code == 0, err
+    *lines, last = text.splitlines()
+    assert lines == ["segmentation: maps; number of a class", f"20 images, 0 bad; {out}"]
+    assert json.loads(last)["means"] == {"unit": "number of a class"}
+    assert len(list((out / "maps").iterdir())) == len(list((out / "overlays").iterdir())) == 20
+    assert_error(command(*predict, "--per-seed"), 2, "--per-seed is not for heads that give maps")
+    assert_error(command(*predict, "--calibrated"), 2, "--calibrated is not for heads that give maps")
 
 
 def test_what_cannot_be_trained_is_said_before_it_is(command, tmp_path):

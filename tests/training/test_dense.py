@@ -356,8 +356,8 @@ def test_a_measurement_takes_as_many_images_at_once_as_their_maps_have_room(cach
 def test_outputs_that_are_no_numbers_name_their_image(cache, perfect, monkeypatch):
     load = measuring.load_each
 
-    def broken(*arguments):
-        heads = load(*arguments)
+    def broken(*arguments, **options):
+        heads = load(*arguments, **options)
         for parameter in heads[1].parameters():
             parameter.data.fill_(float("nan"))
         return heads
