@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from loffta import augment
 from loffta.config import TrainConfig
 from loffta.errors import LofftaError, UsageError
-from loffta.heads import find_head
+from loffta.heads import HEADS
 from loffta.machine.progress import Progress
 from loffta.tasks.pixels import maps_of
 from loffta.training.checkpoint import Keeper
@@ -20,8 +20,8 @@ from loffta.training.supply import TrainingFeed
 
 
 def remembers(head: str) -> bool:
-    """Whether a head of this name is trained by `remember`."""
-    return bool(getattr(find_head(head).head, "remembers", False))
+    """Whether a head of this name is trained by `remember`; `online-linear` is in no registry, and is not."""
+    return head in HEADS and bool(getattr(HEADS[head].head, "remembers", False))
 
 
 def refuse_steps(config: TrainConfig) -> None:
