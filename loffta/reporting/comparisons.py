@@ -149,7 +149,12 @@ def _open_dense(run: LoadedRun, name: str) -> tuple[str, Recount, NDArray[Any] |
     def recount(weights: NDArray[Any]) -> NDArray[Any]:
         return np.stack([count(weights)[metric] for count in counts], axis=1)
 
-    measured = [told["target"], told["targets"], told.get("geometry"), *(getattr(settings, name) for name in MEASURED_BY)]
+    measured = [
+        told["target"],
+        told["targets"],
+        told.get("geometry"),
+        *(getattr(settings, name) for name in MEASURED_BY),
+    ]
     return _digest([*((key, "") for key in found.keys), ("", measured)]), recount, found.groups
 
 
