@@ -1,4 +1,4 @@
-"""Which dense run is better: images drawn anew by their records, damaged and older files, and how often intervals hold."""
+"""Which dense run is better: images drawn anew by their records, damaged and older files, how often intervals hold."""
 
 import json
 import shutil

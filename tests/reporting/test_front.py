@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,19 +12,13 @@ from loffta.reporting.front import Dot, pareto
 from loffta.runs.run import RunPaths
 
 
-class Named:
-    """As much of a LoadedRun as `pareto` looks at."""
-
-    def __init__(self, metric):
-        self.row = type("Row", (), {"headline": metric})()
-
-
 @pytest.mark.parametrize("metric", ["top1", "rmse_pooled"])
-def test_none_is_beaten(metric):
+def test_none_is_beaten(metric, runs):
+    run = replace(runs[0], row=replace(runs[0].row, headline=metric))
     rng = np.random.default_rng(0)
     sign = 1 if metric == "top1" else -1
     for _ in range(50):
-        dots = [Dot(Named(metric), float(rng.integers(1, 8)), float(rng.integers(1, 8)) / 8) for _ in range(12)]
+        dots = [Dot(run, float(rng.integers(1, 8)), float(rng.integers(1, 8)) / 8) for _ in range(12)]
         found = {(dot.cost, dot.value) for dot in pareto(dots)}
 
         def beats(one, other):
