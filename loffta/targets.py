@@ -70,3 +70,9 @@ class DenseSettings:
     sampled_instances: int = 4096  # instances of a training that a step compares pixels with; all, where fewer
     min_instances: int = 2  # an image is measured that has so many,
     min_instance_area: int = 0  # each of so many pixels of the label (9216: COCO's large)
+
+
+MEASURED_BY = (  # of these; figures by others are figures of other pixels or objects
+    *("min_depth", "max_depth", "eigen_crop", "eval_px", "tolerance"),
+    *("boxes_by_class", "min_instances", "min_instance_area"),
+)

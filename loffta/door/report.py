@@ -14,10 +14,12 @@ from loffta.reporting import (
     Compared,
     Comparisons,
     LoadedRun,
+    OnFront,
     RankedTogether,
     Worth,
     compare_baseline,
     compare_best,
+    find_fronts,
     find_places,
     find_run,
     format_baseline,
@@ -42,6 +44,7 @@ class Written:
     comparisons: list[Compared]  # the best of each metric less the others
     gains: list[Compared]  # the others less `baseline`, where one was named
     worth: dict[str, list[Worth]]  # of every backbone, by name of the run
+    fronts: list[OnFront]  # the runs that no other beats in both quality and cost
     found: list[LoadedRun] = field(repr=False, compare=False)
     compared: Comparisons = field(repr=False, compare=False)
     baseline: LoadedRun | None = field(default=None, repr=False, compare=False)
@@ -67,6 +70,7 @@ class Written:
             "comparisons": [one.as_json() for one in self.comparisons],
             "gains": [one.as_json() for one in self.gains],
             "worth": {name: [asdict(worth) for worth in found] for name, found in self.worth.items()},
+            "fronts": [asdict(one) for one in self.fronts],
         }
 
     def __str__(self) -> str:
@@ -113,6 +117,7 @@ def report(
             compare_best(found, comparisons),
             compare_baseline(found, comparisons, reference) if reference else [],
             worth_of_backbones(found, comparisons),
+            find_fronts(found, comparisons),
             found,
             comparisons,
             reference,

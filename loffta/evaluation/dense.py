@@ -21,6 +21,7 @@ from loffta.config import TrainConfig
 from loffta.dataset.dense import DenseTargets, open_targets, rows_with_targets
 from loffta.dataset.features import choose_features, n_bad
 from loffta.errors import LofftaError, UsageError
+from loffta.evaluation.clock import Clock
 from loffta.evaluation.dense_measure import Goal, figure_columns, measure_dense_run
 from loffta.evaluation.findings import Findings, together
 from loffta.evaluation.told import compare, count_left_out, describe, describe_training
@@ -76,11 +77,14 @@ class Stream:
             for batch in feed.in_order():
                 here = batch.rows.cpu().numpy()
                 natives = self.targets.shown(here)
-                prepared = heads[0].prepare(batch.features)
+                clock = told.clock if told is not None else Clock()
+                with clock.shared(self.device, len(here)):
+                    prepared = heads[0].prepare(batch.features)
                 if told is not None:
                     told.add(prepared, len(here))
                 for i, head in enumerate(heads):
-                    outputs = head_outputs(head, prepared, self.recipe, self.device)
+                    with clock.own(self.device, len(here)):
+                        outputs = head_outputs(head, prepared, self.recipe, self.device)
                     refuse_infinite(outputs, i, [self.keys[row] for row in here.tolist()])
                     found[i] += task.records(outputs, natives, settings, n_classes)
         return found

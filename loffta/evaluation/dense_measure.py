@@ -25,6 +25,7 @@ from loffta.tasks.bootstrap import N_RESAMPLES, group_weights, image_weights, in
 from loffta.tasks.dense import DenseTask
 from loffta.tasks.figures import possible
 from loffta.tasks.paired import Scored, interval_of
+from loffta.tasks.records import pack
 
 Records = Sequence[Sequence[Any]]  # of seeds, then images
 
@@ -106,7 +107,8 @@ def figure_columns(
 ) -> dict[str, NDArray[Any] | list[Any]]:
     """The columns of predictions-dense.parquet: a line per image and seed, all images of a seed in turn.
 
-    row, key, seed, and a column a figure, NaN where an image does not define it.
+    row, key, seed, a column a figure, NaN where an image does not define it, and the image's record, of which reports
+    count the figures of images drawn anew.
     """
     of_seeds = [goal.task.per_image(of_seed, goal.classes, goal.settings) for of_seed in records]
     columns: dict[str, NDArray[Any] | list[Any]] = {
@@ -114,7 +116,8 @@ def figure_columns(
         "key": list(keys) * len(records),
         "seed": np.repeat(np.arange(len(records)), len(rows)),
     }
-    return columns | {name: np.concatenate([of_seed[name] for of_seed in of_seeds]) for name in of_seeds[0]}
+    columns |= {name: np.concatenate([of_seed[name] for of_seed in of_seeds]) for name in of_seeds[0]}
+    return columns | {"record": [pack(record) for of_seed in records for record in of_seed]}
 
 
 def _measure_shots(

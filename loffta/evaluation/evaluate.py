@@ -22,6 +22,7 @@ from loffta.dataset.features import Feature, choose_features, n_bad
 from loffta.dataset.targets import labelled_rows, read_targets
 from loffta.errors import LofftaError, UsageError
 from loffta.evaluation.calibrated import calibrate, save
+from loffta.evaluation.clock import Clock
 from loffta.evaluation.dense import evaluate_dense
 from loffta.evaluation.findings import Findings, together
 from loffta.evaluation.measure import prediction_columns
@@ -232,10 +233,13 @@ def score(
         recipe: of the heads; they compute in its precision.
         told: gets what was prepared, too.
     """
-    prepared = heads[0].prepare(features)
+    device, n_images = features[0].device, len(features[0])
+    clock = told.clock if told is not None else Clock()
+    with clock.shared(device, n_images):
+        prepared = heads[0].prepare(features)
     if told is not None:
-        told.add(prepared, len(features[0]))
-    with matmul_precision(recipe, features[0].device), autocast(recipe, features[0].device):
+        told.add(prepared, n_images)
+    with matmul_precision(recipe, device), autocast(recipe, device), clock.own(device, n_images, len(heads)):
         logits = [head(prepared) for head in heads]
     found = torch.stack(logits).float().cpu()
     scales = [head.scale for head in heads]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from loffta.evaluation.clock import Clock, timing
 from loffta.evaluation.measure import summary
 from loffta.heads import Head
 from loffta.heads.relevance import raw_scores, scores
@@ -23,6 +24,7 @@ class Findings:
         self._heads = heads
         self._sums: list[torch.Tensor | None] = [None] * len(heads)
         self._n_images = 0
+        self.clock = Clock()
 
     def add(self, prepared: Any, n_images: int) -> None:
         """Takes a batch that lies on the heads' device; call it where no gradients are kept."""
@@ -33,7 +35,7 @@ class Findings:
                 self._sums[i] = observed * n_images if before is None else before + observed * n_images
         self._n_images += n_images
 
-    def entries(self) -> dict[str, list[dict[str, Any]]]:
+    def entries(self) -> dict[str, Any]:
         """By name what all heads found: entries with mean, std and per_seed in place of each head's `value`."""
         return together([self])
 
@@ -43,10 +45,11 @@ class Findings:
         return [head.findings(mean) for head, mean in zip(self._heads, means, strict=True)]
 
 
-def together(parts: Sequence[Findings]) -> dict[str, list[dict[str, Any]]]:
-    """The entries of all heads, whose images may be others for some of them."""
+def together(parts: Sequence[Findings]) -> dict[str, Any]:
+    """The entries of all heads, whose images may be others for some of them; and what a head takes for an image."""
     found = [of_head for part in parts for of_head in part.of_heads()]
-    return {name: [_over_seeds(same) for same in zip(*(f[name] for f in found), strict=True)] for name in found[0]}
+    entries = {name: [_over_seeds(same) for same in zip(*(f[name] for f in found), strict=True)] for name in found[0]}
+    return entries | timing([part.clock for part in parts])
 
 
 def relevance(heads: Sequence[Head]) -> dict[str, list[dict[str, Any]]]:

@@ -6,6 +6,7 @@
 
 from loffta.reporting.comparisons import Comparisons
 from loffta.reporting.facts import Compared, compare_baseline, compare_best, find_run
+from loffta.reporting.front import OnFront, find_fronts
 from loffta.reporting.page import write_report
 from loffta.reporting.places import RankedTogether, find_places, ranked_together
 from loffta.reporting.tables import LoadedRun, StageCost, read_good_runs, read_runs
@@ -16,11 +17,13 @@ __all__ = [
     "Compared",
     "Comparisons",
     "LoadedRun",
+    "OnFront",
     "RankedTogether",
     "StageCost",
     "Worth",
     "compare_baseline",
     "compare_best",
+    "find_fronts",
     "find_places",
     "find_run",
     "format_baseline",

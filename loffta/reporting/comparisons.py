@@ -8,7 +8,7 @@ predictions that give the score in the results. Where a run kept groups of image
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loffta.errors import LofftaError
-from loffta.reporting.predictions import Predicted, read_predicted
+from loffta.reporting.predictions import read_predicted, read_recorded
 from loffta.reporting.tables import LoadedRun
+from loffta.targets import MEASURED_BY, DenseSettings
 from loffta.tasks import find_task
 from loffta.tasks.bootstrap import Weights, group_weights, image_weights
 from loffta.tasks.dense import DENSE_TASKS
@@ -106,34 +107,60 @@ def _weights(n_images: int, groupings: Sequence[Sequence[str] | None]) -> Iterat
 def _open(run: LoadedRun) -> tuple[str, Recount, Sequence[str] | None]:
     """A digest of the images with labels, how the run's headline metric is counted anew, and whom images are of."""
     name = run.results.get("task", "classification")
-    if name in DENSE_TASKS:  # its figures are of pixels of all images together: no line per image gives them anew
-        raise LofftaError(
-            "dense runs keep no predictions", where=run.paths.root, remedy="compare the intervals with care"
-        )
-    task = find_task(name)
-    found = read_predicted(run, scores=task.needs_scores)
-    path = run.paths.predictions(run.row.split)
-    recount = task.recount(found.labels, found.predicted, found.scores)
-    if recount is None:
-        raise LofftaError(
-            "its predictions keep no scores of so many classes", where=path, remedy="compare the intervals with care"
-        )
+    images, recount, groups = (_open_dense if name in DENSE_TASKS else _open_labels)(run, name)
     (counted,) = recount(np.ones((1, run.row.n_images), np.float32))
     if not np.allclose(counted, run.row.main.per_seed, atol=_CLOSE):
         raise LofftaError(
             "its predictions give another score than its results",
-            where=path,
+            where=run.paths.root,
             remedy=f"run `loffta evaluate RUN --split {run.row.split}`",
         )
-    return _digest(found), recount, None if found.groups is None else found.groups.tolist()
+    return images, recount, None if groups is None else groups.tolist()
 
 
-def _digest(found: Predicted) -> str:
+def _open_labels(run: LoadedRun, name: str) -> tuple[str, Recount, NDArray[Any] | None]:
+    task = find_task(name)
+    found = read_predicted(run, scores=task.needs_scores)
+    recount = task.recount(found.labels, found.predicted, found.scores)
+    if recount is None:
+        raise LofftaError(
+            "its predictions keep no scores of so many classes",
+            where=run.paths.predictions(run.row.split),
+            remedy="compare the intervals with care",
+        )
+    labelled = zip(found.keys, (np.atleast_1d(label).tolist() for label in found.labels), strict=True)
+    return _digest(labelled), recount, found.groups
+
+
+def _open_dense(run: LoadedRun, name: str) -> tuple[str, Recount, NDArray[Any] | None]:
+    task, found, told = DENSE_TASKS[name], read_recorded(run), run.results["dense"]
+    metric = run.row.headline
+    try:
+        settings = DenseSettings(**told["settings"])
+        counts = [task.recount(of_seed, told["classes"], settings) for of_seed in found.records]
+        counts[0](np.ones((1, run.row.n_images), np.float32))
+    except (ValueError, TypeError, IndexError) as error:
+        raise LofftaError(
+            f"its figures of images are damaged ({type(error).__name__})",
+            where=run.paths.predictions_dense(run.row.split),
+            remedy=f"run `loffta evaluate RUN --split {run.row.split}`",
+        ) from error
+
+    def recount(weights: NDArray[Any]) -> NDArray[Any]:
+        return np.stack([count(weights)[metric] for count in counts], axis=1)
+
+    measured = [
+        told["target"],
+        told["targets"],
+        told.get("geometry"),
+        *(getattr(settings, name) for name in MEASURED_BY),
+    ]
+    return _digest([*((key, "") for key in found.keys), ("", measured)]), recount, found.groups
+
+
+def _digest(images: Iterable[tuple[object, object]]) -> str:
     """Of keys and labels; with length, so that no two lists are one text."""
-    text = "".join(
-        f"{len(key)}:{key}{np.atleast_1d(label).tolist()}"
-        for key, label in zip(map(str, found.keys), found.labels, strict=True)
-    )
+    text = "".join(f"{len(str(key))}:{key}{label}" for key, label in images)
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 

@@ -17,6 +17,7 @@ from loffta.reporting.classes import classes_section
 from loffta.reporting.comparisons import Comparisons
 from loffta.reporting.dense import dense_sections
 from loffta.reporting.facts import headline_facts, is_random, rank
+from loffta.reporting.front import front_section
 from loffta.reporting.layers import layer_sections
 from loffta.reporting.markup import document, figure, table
 from loffta.reporting.pictures import images_section
@@ -81,7 +82,10 @@ def render(
     title = "Frozen features, small heads"
     body = [
         _introduction(title, runs, comparisons),
-        *[_scores(ranked, comparisons, places, baseline) for ranked in groups.values()],
+        *[
+            _scores(ranked, comparisons, places, baseline) + front_section(ranked, comparisons)
+            for ranked in groups.values()
+        ],
         folds_section(runs),
         curves_section(runs),
         *[calibration_section(ranked) for ranked in groups.values()],

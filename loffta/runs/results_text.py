@@ -257,6 +257,14 @@ class DenseTold(Part):
     adapter_parameters: Natural
 
 
+class Timing(Part):
+    """What a head took for an image, and where."""
+
+    device: str
+    threads: int
+    head_ms: float = Field(ge=0)
+
+
 class Results(Part):
     """results.json and its likes: all that others compute with, print or draw.
 
@@ -292,6 +300,7 @@ class Results(Part):
     learning_curve: LearningCurve | None = None
     protocol: str | None = None  # a dense task's: what its figures may be compared with, as the user says
     dense: DenseTold | None = None
+    timing: Timing | None = None
 
     def as_json(self) -> dict[str, Any]:
         """As in the file: what it does not say is left out."""

@@ -253,7 +253,8 @@ def write_predictions(path: Path, columns: Mapping[str, NDArray[Any] | list[Any]
 def _column(values: NDArray[Any] | list[Any]) -> pa.Array[Any]:
     if isinstance(values, np.ndarray) and values.dtype != object:  # objects are what `read_predictions` makes of lists
         return from_numbers(values)
-    return to_column(list(values), pa.string() if isinstance(values[0], str) else pa.list_(pa.int64()))
+    kinds = {str: pa.string(), bytes: pa.binary()}
+    return to_column(list(values), kinds.get(type(values[0]), pa.list_(pa.int64())))
 
 
 def read_predictions(path: Path, columns: list[str] | None = None) -> dict[str, NDArray[Any]]:

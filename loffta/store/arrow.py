@@ -22,15 +22,15 @@ def to_numbers(column: pa.ChunkedArray[Any]) -> NDArray[Any]:
 
 
 def to_column(values: Sequence[Any], kind: pa.DataType) -> pa.Array[Any]:
-    """What `pa.array(values, kind)` gives for strings, numbers, truths and lists of these; None is null."""
+    """What `pa.array(values, kind)` gives for strings, bytes, numbers, truths and lists of these; None is null."""
     there = [value is not None for value in values]
     nulls = None if all(there) else pa.py_buffer(np.packbits(there, bitorder="little").data)
     if pa.types.is_list(kind):
         parts = [() if value is None else value for value in values]
         inside = to_column(list(chain.from_iterable(parts)), kind.field(0).type)
         return pa.Array.from_buffers(kind, len(values), [nulls, _ends(parts)], children=[inside])
-    if pa.types.is_string(kind):
-        words = [(value or "").encode() for value in values]
+    if pa.types.is_string(kind) or pa.types.is_binary(kind):
+        words = [value.encode() if isinstance(value, str) else value or b"" for value in values]
         return pa.Array.from_buffers(kind, len(values), [nulls, _ends(words), pa.py_buffer(b"".join(words))])
     if pa.types.is_boolean(kind):
         bits = np.packbits(np.array(values, dtype=bool), bitorder="little")

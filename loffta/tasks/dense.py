@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from loffta.targets import DenseSettings, Readout, TargetKind
-from loffta.tasks import boundaries, depth, detection, instances, segmentation
+from loffta.tasks import boundaries, depth, detection, instances, matching, segmentation
 from loffta.tasks.bootstrap import Weights
 from loffta.tasks.pixels import Losses, Recount
 
@@ -32,6 +32,7 @@ class DenseTask(NamedTuple):
     main_metric: str  # what a search chooses by; `figures` knows whether more of it is better
     headline: str  # the metric that reports rank by
     readout: Callable[[int, DenseSettings], Readout]  # classes of the targets -> what the head gives
+    record: type[Any]  # what of an image is kept
     loss: Callable[..., Losses]  # outputs, TargetBatch, settings, proxies or None, rng or None
     records: Callable[..., list[Any]]  # outputs, natives [B], settings, n_classes -> one of each image
     recount: Callable[..., Recount]  # records [B] of one seed, classes, settings -> its metrics in any resamples
@@ -78,6 +79,7 @@ DENSE_TASKS: dict[str, DenseTask] = {
         main_metric="miou",
         headline="miou",
         readout=segmentation.readout,
+        record=segmentation.Pixels,
         loss=segmentation.loss,
         records=segmentation.records,
         recount=segmentation.recount,
@@ -91,6 +93,7 @@ DENSE_TASKS: dict[str, DenseTask] = {
         main_metric="rmse_pooled",
         headline="rmse_pooled",
         readout=depth.readout,
+        record=depth.Errors,
         loss=depth.loss,
         records=depth.records,
         recount=depth.recount,
@@ -104,6 +107,7 @@ DENSE_TASKS: dict[str, DenseTask] = {
         main_metric="boundary_iou",
         headline="boundary_iou",
         readout=boundaries.readout,
+        record=boundaries.Borders,
         loss=boundaries.loss,
         records=boundaries.records,
         recount=boundaries.recount,
@@ -117,6 +121,7 @@ DENSE_TASKS: dict[str, DenseTask] = {
         main_metric="ap",
         headline="ap",
         readout=detection.readout,
+        record=matching.Matches,
         loss=detection.loss,
         records=detection.records,
         recount=detection.recount,
@@ -130,6 +135,7 @@ DENSE_TASKS: dict[str, DenseTask] = {
         main_metric="ari",
         headline="ari",
         readout=instances.readout,
+        record=instances.Grouping,
         loss=instances.loss,
         records=instances.records,
         recount=instances.recount,

@@ -1,0 +1,35 @@
+"""Records of dense tasks as bytes, for a column of predictions-dense.parquet.
+
+In: a record, a NamedTuple of arrays and numbers.   Out: a safetensors file of its fields, and the record again. Called
+by `dense_measure`, and by reports, which draw images anew.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+
+def pack(record: Any) -> bytes:
+    """Every field with its dtype and shape; a number has none."""
+    return save({name: np.array(value, order="C") for name, value in record._asdict().items()})
+
+
+def unpack(kind: type[Any], data: bytes) -> Any:
+    """The record again: every field is an array, which of a number has no axes.
+
+    Args:
+        kind: of record.
+    Raises:
+        ValueError: the bytes are no record of this kind.
+    """
+    try:
+        found = load(data)
+    except SafetensorError as error:
+        raise ValueError(f"not a record: {error}") from error
+    if set(found) != set(kind._fields):
+        raise ValueError(f"a record of {', '.join(kind._fields)} has {', '.join(sorted(found)) or 'nothing'}")
+    return kind(**found)
