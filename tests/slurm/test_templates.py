@@ -74,10 +74,10 @@ def submit(template, *options, **variables):
     words = ["sbatch", "--parsable", "--cpus-per-task=1", "--mem=2G", "--gres=none", "--time=10", *options, path]
     python = str(Path(sys.executable).parent)
     environment = os.environ | variables | {"PATH": f"{python}:{os.environ['PATH']}"}
-    return subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=400).stdout.strip()
 
 
-EXTRACT = "--weights random:0 --image-px 32 --kinds mean --splits train+test --limit 256 --unit-images 64 --device cpu"
+EXTRACT = "--weights random:0 --image-px 32 --kinds mean,grid --splits train+test --limit 256 --unit-images 64 --device cpu"
 
 
 @pytest.mark.long
@@ -91,7 +91,7 @@ def test_from_an_array_to_a_report_by_dependency(cluster, tmp_path, monkeypatch)
     of_sweep = {"CACHE": cache, "RUNS": str(runs), "HEADS": "linear combo", "DATA_SEEDS": "0 1", "SEEDS": "1"}
     options = "--partial --device cpu --set epochs=2"
     sweep = submit("sweep", "--array=0-3", f"--dependency=afterok:{array}", OPTIONS=options, **of_sweep)
-    submit("report", f"--dependency=afterok:{sweep}", "--wait", RUNS=str(runs), SPLIT="train")
+    submit("report", f"--dependency=afterany:{sweep}", "--wait", RUNS=str(runs), SPLIT="train")
     logs = "\n".join(path.read_text() for path in Path().glob("*.log"))
     assert (runs / "report.html").read_text().count("combo-data1"), logs
     made = {path.name for path in runs.iterdir() if path.is_dir()}
