@@ -139,10 +139,10 @@ def test_snakemake_runs_to_the_report(tmp_path):
     program = shutil.which("snakemake")
     if program is None:
         pytest.skip("snakemake is not on PATH: pip install snakemake, anywhere")
-    options = "--weights random:0 --image-px 32 --kinds mean --unit-images 256 --device cpu"
+    options = "--weights random:0 --image-px 32 --kinds mean --unit-images 32 --limit 64 --device cpu"
     text = example("Snakemake").replace("N = 16", "N = 2")
     text = text.replace("photos", "demo:digits").replace("dinov2-b", f"test_vit {options}")
-    (tmp_path / "Snakefile").write_text(text.replace("--head linear", "--head linear --set epochs=2"))
+    (tmp_path / "Snakefile").write_text(text.replace("--head linear", "--head linear --partial --set epochs=2"))
     real = Path(sys.executable).with_name("loffta")
     once = f'[[ $1 = extract && ! -e stopped ]] && touch stopped && exit 75\nexec "{real}" "$@"\n'
     (tmp_path / "bin").mkdir()
@@ -150,6 +150,7 @@ def test_snakemake_runs_to_the_report(tmp_path):
     (tmp_path / "bin/loffta").chmod(0o755)
     words = [program, "--cores", "1", "--resources", "gpu=1"]
     environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    environment["SLURM_CPUS_PER_TASK"] = "1"
     done = subprocess.run(
         words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=500
     )
@@ -157,5 +158,5 @@ def test_snakemake_runs_to_the_report(tmp_path):
     assert (tmp_path / "stopped").exists()
     assert (tmp_path / "report.html").exists()
     words = [real, "extract", "demo:digits", "--cache", "whole", "--backbone", "test_vit", *options.split()]
-    subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, timeout=200)
+    subprocess.run(words, env=environment, cwd=tmp_path, check=True, capture_output=True, timeout=500)
     assert cache_files(tmp_path / "cache", "stores/**/*") == cache_files(tmp_path / "whole", "stores/**/*")

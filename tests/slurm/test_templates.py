@@ -75,11 +75,11 @@ def submit(template, *options, **variables):
     python = str(Path(sys.executable).parent)
     environment = os.environ | variables | {"PATH": f"{python}:{os.environ['PATH']}"}
     return subprocess.run(
-        words, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=400
+        words, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=900
     ).stdout.strip()
 
 
-EXTRACT = "--weights random:0 --image-px 32 --kinds mean,grid --limit 256 --unit-images 64 --device cpu"
+EXTRACT = "--weights random:0 --image-px 32 --kinds mean,grid --limit 96 --unit-images 32 --device cpu"
 
 
 @pytest.mark.long
