@@ -152,11 +152,11 @@ def test_snakemake_runs_to_the_report(tmp_path):
     environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "HOME": str(tmp_path)}
     environment["SLURM_CPUS_PER_TASK"] = "1"
     done = subprocess.run(
-        words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=500
+        words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=900
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "stopped").exists()
     assert (tmp_path / "report.html").exists()
     words = [real, "extract", "demo:digits", "--cache", "whole", "--backbone", "test_vit", *options.split()]
-    subprocess.run(words, env=environment, cwd=tmp_path, check=True, capture_output=True, timeout=500)
+    subprocess.run(words, env=environment, cwd=tmp_path, check=True, capture_output=True, timeout=900)
     assert cache_files(tmp_path / "cache", "stores/**/*") == cache_files(tmp_path / "whole", "stores/**/*")

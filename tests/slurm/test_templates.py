@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -122,8 +123,10 @@ def test_a_small_job_submits_the_whole_pipeline(cluster, tmp_path):
     submit("pipeline", "--wait", OPTIONS=options, **where)
     log = Path("pipeline.log").read_text()
     assert log.count("submitted job") == 3, log
-    while engine.queue(SlurmPaths(out).prefix):
-        subprocess.run(["sleep", "1"], check=True)
+    end = time.monotonic() + 900
+    while left := engine.queue(SlurmPaths(out).prefix):
+        assert time.monotonic() < end, left
+        time.sleep(0.5)
     summary = json.loads((out / "summary.json").read_text())
     assert {name: len(found[""]) for name, found in summary["tasks"]["photos"]["runs"].items()} == {
         "last": 2,  # seeds, by --small
