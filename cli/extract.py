@@ -48,7 +48,7 @@ _REQUIRED = {"source": "SOURCE", "cache": "--cache DIR", "backbones": "--backbon
 @click.option("--unit-images", type=int, help="Rows per unit of a new cache, a power of two.  [256]")
 @click.option("--shard", "share", metavar="I/N", help="Only the units u with u % N == I; for N jobs at once.")
 @click.option("--splits", metavar="SPLIT", help="Only the images of this split, or of several joined by +.")
-@click.option("--limit", type=int, help="Only N images, a share of every split.")
+@click.option("--limit", type=int, help="Only N images, a share of every split; then train --partial.")
 @click.option("--gone", type=click.Choice(["keep", "drop"]), help="Images whose files are gone: keep, or of no split.")
 @click.option("--targets", default="", metavar="KINDS", help="Of mask, instances, depth, boxes; with commas.  [none]")
 @click.option("--target-px", type=int, metavar="PX", help="Side of their squares for training.  [224]")

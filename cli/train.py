@@ -21,7 +21,12 @@ _REQUIRED = {"cache": "CACHE", "head": "--head NAME"}  # or in the --config file
 
 @click.command("train")
 @click.argument("cache", required=False, type=click.Path(path_type=Path))
-@click.option("--head", metavar="NAME", help="linear, attentive, fusion, combo, loff, head2toe or smp.")
+@click.option(
+    "--head",
+    metavar="NAME",
+    help="Of whole images: linear, attentive, fusion, combo, loff, head2toe, smp. Of dense tasks: deap, dense-linear, "
+    "combo-deap, bicubic, deconv, featup, dpt; of segmentation alone: dense-knn.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--features", multiple=True, metavar="STORE[:TAPS]", help="Store or backbone, and taps.  [all stores]")
 @click.option("--views", is_flag=True, help="Train on the random views of the images, too, that the cache has.")

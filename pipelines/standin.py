@@ -108,6 +108,13 @@ def write_table(file: Path, images: Images) -> None:
         csv.writer(handle).writerows([("image", "label", "split", "mask"), *rows])
 
 
+def write_folders(root: Path, images: Images) -> None:
+    """<split>/<class>/<number>.jpg."""
+    for split, found in images.items():
+        for i, (data, label) in enumerate(found):
+            _put(root / split / str(label) / f"{i:04d}.jpg", data)
+
+
 def _mask(picture: bytes, label: int) -> bytes:
     from PIL import Image
 
@@ -135,7 +142,12 @@ def _put(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-LAYOUTS: dict[str, Callable[[Path, Images], None]] = {"vtab": write_vtab, "table": write_table, "wds": write_shards}
+LAYOUTS: dict[str, Callable[[Path, Images], None]] = {
+    "vtab": write_vtab,
+    "table": write_table,
+    "wds": write_shards,
+    "folder": write_folders,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

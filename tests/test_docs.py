@@ -210,3 +210,16 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert len([line for line in block.splitlines() if line]) == 5
     exec(block.replace("tf_efficientnet_lite0", "good"), {})
     assert capsys.readouterr().out == "1.0\n"
+
+
+def test_busy_workers_are_counted_right():
+    """Worker i of N owns every N-th unit, and all wait for the one with the most."""
+    text = (DOCS / "cluster.md").read_text().split("\n## Unit size and number of workers\n")[1].split("\n## ")[0]
+    (head, *_), found = re.findall(r"^\| images.*", text, re.MULTILINE), rows(text)
+    workers = [int(n) for n in re.findall(r"of (\d+)(?: workers)? ", head.split("units of 256")[1])]
+    assert workers == [16, 64, 500]
+    for images, units, *busy in found:
+        n_units = -(-int(images.replace(",", "")) // 256)
+        owned = [[len(range(i, n_units, n)) for i in range(n)] for n in workers]
+        assert n_units == int(units.replace(",", ""))
+        assert busy == [f"{100 * n_units / (n * max(own)):.0f} %" for n, own in zip(workers, owned, strict=True)]

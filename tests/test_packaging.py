@@ -36,7 +36,7 @@ def test_every_pipeline_file_is_packaged():
     """A file that no pattern matches would be missing from the wheel alone; benchmarks stay outside."""
     patterns = setuptools_table()["package-data"]["loffta_pipelines"]
     packaged = {path for pattern in patterns for path in (REPO / "pipelines").glob(pattern)}
-    assert packaged == set((REPO / "pipelines").rglob("*.yaml"))
+    assert packaged == {file for kind in ("yaml", "sbatch") for file in (REPO / "pipelines").rglob(f"*.{kind}")}
 
 
 @pytest.mark.parametrize("folder", ["loffta", "cli"])

@@ -116,13 +116,13 @@ def part_rows(
         groups: of the rows, never on both sides; see `groups_of`.
         group: what they are called.
     Raises:
-        LofftaError: more folds than images, than images of a class or than groups; a class that a fold could not learn.
+        UsageError: more folds than images, than images of a class or than groups; a class that a fold could not learn.
     """
     labels = _labels_of(table, rows)
     what = "images" if groups is None else f"{printable(group or '')} groups"
     n_units = len(rows) if groups is None else len({*groups})
     if n_folds > n_units:
-        raise LofftaError(
+        raise UsageError(
             f"{n_folds} folds cannot be made of {n_units} {what}",
             where=f"--folds {n_folds}",
             remedy=f"use --folds {n_units}"
@@ -178,7 +178,7 @@ def _refuse_rare(table: ImageTable, labels: NDArray[Any], groups: Sequence[str] 
     rare = [printable(table.classes[c]) for c, n in zip(classes, counts, strict=True) if n < n_folds]
     if rare:
         n_least = int(counts.min())
-        raise LofftaError(
+        raise UsageError(
             f"{name_some(rare)}: fewer images than {n_folds} folds (the fewest: {n_least})",
             where=f"--folds {n_folds}",
             remedy=(f"use --folds {n_least}, or " if n_least > 1 else "")
@@ -190,7 +190,7 @@ def _refuse_rare(table: ImageTable, labels: NDArray[Any], groups: Sequence[str] 
     for label in classes:
         of_class = {*names[labels == label]}
         if len(of_class) == 1:
-            raise LofftaError(
+            raise UsageError(
                 f"class {printable(table.classes[label])} is in one group alone, {printable(of_class.pop())}: "
                 "whoever is tested on it cannot have learnt it",
                 where=f"--folds {n_folds}",
@@ -202,7 +202,7 @@ def _refuse_unlearnt(table: ImageTable, labels: NDArray[Any], folds: NDArray[np.
     """Few groups may all lie in one fold."""
     for label in np.unique(labels):
         if len(found := np.unique(folds[labels == label])) == 1:
-            raise LofftaError(
+            raise UsageError(
                 f"all groups with class {printable(table.classes[label])} lie in fold {found[0]}, whose head could not "
                 "learn it",
                 where=f"--folds {n_folds}",

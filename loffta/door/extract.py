@@ -60,7 +60,7 @@ def extract(
         backbone: short name, timm model or custom:MODULE:FUNCTION; or several.
         weights, taps, image_px: one for all backbones, or one for each. None: hub, last, the model's own size.
         kinds: of grid, prefix, mean.
-        limit: only so many images, a share of every split.
+        limit: only so many images, a share of every split; what is trained on them needs `partial`.
         gone: what becomes of images whose files are gone: keep them as they are, or drop them from every split.
         targets: of mask, instances, depth, boxes: dense targets that are written beside the features, or alone where
             these are there.

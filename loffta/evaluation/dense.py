@@ -31,6 +31,7 @@ from loffta.heads import Head, build_dense_head
 from loffta.heads.dense import DenseRecipe
 from loffta.heads.precision import autocast, matmul_precision
 from loffta.machine import process
+from loffta.machine.progress import say
 from loffta.runs.holdout import learnt_told, split_rows
 from loffta.runs.known_images import open_cache
 from loffta.runs.origins import read_origins
@@ -162,8 +163,11 @@ def evaluate_dense(
     results |= describe_training(paths, config, recipe, heads) | together(told)
     results["images"] |= compare(paths, cache) | learnt_told(paths, config, cache, split, rows)
     results["protocol"] = config.protocol
+    if recipe.flip_average:
+        say("the mean over mirror images is for `--online`: on a cache no image is mirrored, nor were these")
+    of_figures = recipe.model_copy(update={"flip_average": False})
     results["dense"] |= describe_dense(
-        targets.kind, targets.classes, targets.digest(rows), features[0].store, recipe, heads[0]
+        targets.kind, targets.classes, targets.digest(rows), features[0].store, of_figures, heads[0]
     )
     results |= {"seconds": time.monotonic() - start, "peak_rss_mib": process.peak_rss_mib()}
     results["versions"] = process.versions()

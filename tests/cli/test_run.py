@@ -25,7 +25,7 @@ from loffta.tasks.figures import show
 HERE = Path(standin.__file__).parent
 FILES = sorted(str(path.relative_to(HERE)) for path in HERE.glob("*/*.yaml") if path.name != "tasks.yaml")
 DENSE_FILES = [file for file in FILES if file.startswith(("deap/", "dense/"))]
-UNIVERSE = {"vtab1k": 19, "loff-ta": 5, "fusion": 20, "few-shot": 6, "deap": 1, "dense": 1}
+UNIVERSE = {"vtab1k": 19, "loff-ta": 5, "fusion": 20, "few-shot": 6, "deap": 1, "dense": 1, "slurm": 1}
 UNIVERSE |= {"dense/linear-fixed.yaml": 2, "dense/dinov2-linear.yaml": 2}
 
 

@@ -11,9 +11,11 @@ import pytest
 import yaml
 from loffta_cli.common import parse_settings
 from loffta_cli.main import main
+from loffta_cli.train import command
 
 from loffta.augment import PRESETS
 from loffta.errors import UsageError
+from loffta.heads import DENSE_HEADS, HEADS, IMAGE_HEADS
 from loffta.runs.run import RunPaths
 from tests.caches import FakeStore, make_cache, make_table, separable, toy_cache
 
@@ -29,6 +31,15 @@ def cache(tmp_path_factory):
 
 def config_of(out):
     return yaml.safe_load(RunPaths(out).config.read_text())
+
+
+def test_help_names_every_head_by_what_it_is_for():
+    """The help imports no head: its words are compared with the registry here."""
+    (head,) = (option for option in command.params if option.name == "head")
+    whole, dense, masks = (re.split("[:.]", part)[1] for part in re.split(r"(?<=\.) |; ", head.help))
+    assert sorted(whole.replace(",", " ").split()) == sorted(IMAGE_HEADS)
+    assert sorted(dense.replace(",", " ").split()) == sorted(n for n in DENSE_HEADS if HEADS[n].tasks is None)
+    assert masks.split() == [name for name in DENSE_HEADS if HEADS[name].tasks == ("segmentation",)]
 
 
 def fails(args, code, capsys):

@@ -71,12 +71,13 @@ def test_shots_from_the_command_to_the_report(root, tmp_path, command):
     ("words", "code", "parts"),
     [
         (["--folds", "1"], 2, ["folds", "greater than or equal to 2"]),
-        (["--folds", "20"], 1, ["fewer images than 20 folds", "--folds 20", "use --folds 13"]),
+        (["--folds", "20"], 2, ["fewer images than 20 folds", "--folds 20", "use --folds 13"]),
         (
             ["--folds", "3", "--group", "patient"],
             2,
             ["has no groups, and no 'patient'", "--group patient", "loffta label"],
         ),
+        (["--folds", "1000"], 2, ["1000 folds cannot be made of 40 images", "use --folds 40"]),
         (["--folds", "3", "--group", "a\x1b[31m"], 2, ["no 'a\N{REPLACEMENT CHARACTER}[31m'"]),
         (["--group", "patient"], 2, ["--group is for --folds K"]),
         (["--shots", "1,x"], 2, ["it must be numbers with commas between them"]),

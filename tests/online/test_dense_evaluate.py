@@ -60,7 +60,7 @@ def test_it_measures_what_the_cached_path_measures(cache, tmp_path, task):
 
 
 @pytest.mark.parametrize("task", ["segmentation", "depth"])
-def test_the_mean_over_mirror_images(cache, tmp_path, task):
+def test_the_mean_over_mirror_images(cache, tmp_path, task, capsys):
     """Against a batch of images, and another of the mirrored ones, whose maps are turned back."""
     run = dense_run(cache, tmp_path / "run", task, epochs=1, flip_average=True, depth_as="bins", depth_bins=8)
     images, opened = [picture(i) for i in range(6)], load_run(run, device="cpu")
@@ -93,7 +93,10 @@ def test_the_mean_over_mirror_images(cache, tmp_path, task):
     assert turned or task == "depth", "it changes pixels"
     (measured,) = online([run])
     assert measured["dense"]["settings"]["flip_average"]
+    capsys.readouterr()
     cached = evaluate(run, "test", device="cpu")
+    assert "on a cache no image is mirrored" in capsys.readouterr().err
+    assert not cached["dense"]["settings"]["flip_average"]
     headline = next(iter(cached["metrics"]))
     assert measured["metrics"][headline]["per_seed"] != cached["metrics"][headline]["per_seed"]
 

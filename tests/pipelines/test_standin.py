@@ -19,6 +19,7 @@ from loffta.pipeline.small import shrink
         ("vtab:{data}/cifar", {"train": 24, "val": 6, "test": 12}),
         ("table:{data}/aptos/images.csv", {"train": 24, "val": 6, "test": 12}),
         ("wds:{data}/dtd/{train,test}/*.tar", {"train": 24, "test": 12}),
+        ("folder:{data}/photos", {"train": 24, "val": 6, "test": 12}),
     ],
 )
 def test_layouts_are_read_as_the_real_ones(source, splits, tmp_path):
