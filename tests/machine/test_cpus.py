@@ -1,0 +1,74 @@
+"""CPUs as a job sees them, and the pools of threads that are made of them."""
+
+import os
+
+import pytest
+
+from loffta.machine import cpus, process
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """A machine with an affinity mask of 5 CPUs and nothing else said; called with what there is to say."""
+    for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "SLURM_STEP_TASKS_PER_NODE", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cpus.os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4}, raising=False)
+
+    def tell(quota=None, **variables):
+        monkeypatch.setattr(cpus.cgroups, "whole_cpus", lambda: quota)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return tell
+
+
+@pytest.mark.parametrize(
+    ("slurm", "openmp", "quota", "expected"),
+    [
+        ("3", "", None, 3),
+        ("8", "", None, 5),  # a step that is bound to fewer
+        ("0", "", None, 5),
+        ("x", "", None, 5),
+        ("", "2", None, 2),
+        ("", "2,8", None, 2),  # of nested regions the outermost
+        ("", "64", None, 5),  # a cap, not a wish
+        ("3", "2", None, 2),
+        ("3", "4", None, 3),
+        ("", "0", None, 5),
+        ("", "true", None, 5),
+        ("", "", 4, 4),
+        ("", "", 64, 5),
+        ("3", "", 2, 2),
+        ("", "1", 2, 1),
+    ],
+)
+def test_slurm_the_affinity_the_quota_and_openmp_tell_the_cpus(monkeypatch, told, slurm, openmp, quota, expected):
+    told(quota, SLURM_CPUS_PER_TASK=slurm, OMP_NUM_THREADS=openmp)
+    monkeypatch.setattr(process.torch, "set_num_threads", (set_to := []).append)
+    assert cpus.available_cpus() == expected
+    assert process.cap_threads() == expected
+    assert set_to == [expected]
+
+
+@pytest.mark.parametrize(
+    ("of_node", "tasks", "per_task", "expected"),
+    [
+        ("3", None, None, 3),  # a batch script without --cpus-per-task
+        ("4", "1", None, 4),
+        ("4", "2(x3)", None, 2),  # two tasks of `srun` on each of three nodes
+        ("4", "4,1", None, 1),
+        ("2", "4", None, 1),
+        ("4", "2", "3", 3),  # its own word goes before
+    ],
+)
+def test_without_cpus_per_task_a_task_has_its_share_of_what_the_job_has(told, of_node, tasks, per_task, expected):
+    words = {"SLURM_CPUS_ON_NODE": of_node, "SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_CPUS_PER_TASK": per_task}
+    told(**{name: word for name, word in words.items() if word})
+    assert cpus.available_cpus() == expected
+
+
+def test_libraries_are_told_before_they_are_imported(told):
+    """By the one variable that OpenBLAS, MKL, OpenMP and Arrow all read."""
+    told(SLURM_CPUS_PER_TASK="3", OMP_NUM_THREADS="4")
+    cpus.limit_pools()
+    assert os.environ["OMP_NUM_THREADS"] == "3"
