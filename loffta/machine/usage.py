@@ -68,6 +68,9 @@ class Cost:
         return ", ".join(words)
 
 
+FREE = Cost()
+
+
 class Meter:
     """Measures what this process does from here on."""
 

@@ -6,9 +6,11 @@ there, or where nobody needs it any more. Called by `slurm` and `status`.
 
 from __future__ import annotations
 
+import glob
 import json
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 from loffta.errors import LofftaError
 from loffta.files.documents import from_json, read_bytes
 from loffta.files.durable import replace_file
+from loffta.machine.usage import FREE, Cost
 from loffta.pipeline import engine
 from loffta.pipeline.costs import keep_cost, read_costs
 from loffta.pipeline.stages import Stage, short_hash
@@ -29,6 +32,7 @@ class SlurmPaths:
         self.prefix = f"loffta-{short_hash(str(out.resolve()))}-"  # of the jobs of this folder, and of no other
         self.logs = self.root / "logs"
         self.results = self.root / "results"
+        self.usage = self.root / "usage"
 
     def script(self, array: str) -> Path:
         """The batch script of an array."""
@@ -45,6 +49,14 @@ class SlurmPaths:
     def result(self, stage: Stage) -> Path:
         """What a stage that has succeeded answered, and how many seconds it took."""
         return self.results / stage.mark
+
+    def plan(self, suffix: str) -> Path:
+        """The stages of a pipeline that were submitted; see `loffta.pipeline.submitted`."""
+        return self.root / "plans" / f"plan{suffix}.json"
+
+    def costs(self, stage: Stage) -> list[Path]:
+        """What each start of a stage had cost when it last said so."""
+        return sorted(self.usage.glob(f"{glob.escape(stage.mark)}.*.json"))
 
 
 @dataclass(frozen=True)
@@ -153,6 +165,17 @@ def collect(stages: Sequence[Stage], out: Path) -> list[dict[str, Any]]:
     costs = read_costs(out)
     commands = {shlex.join(["loffta", *stage.arguments]) for stage in stages}
     return [cost for command, cost in costs.items() if command in commands]
+
+
+def told_cost(paths: SlurmPaths, stage: Stage) -> Cost:
+    """What all starts of a stage have cost by their own words, which those that were killed last wrote at most a status
+    line before.
+    """
+    total = FREE
+    for path in paths.costs(stage):
+        with suppress(OSError, ValueError, AttributeError):  # half a word of a full disk costs nothing
+            total += Cost.of_json(from_json(read_bytes(path)))
+    return total
 
 
 def _read_result(path: Path) -> tuple[float, dict[str, Any]]:

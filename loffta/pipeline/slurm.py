@@ -53,7 +53,7 @@ def submit_missing(stages: Sequence[Stage], out: Path, wishes: Wishes, say: Call
         todo = _todo(array, done, ids, bool(jobs))
         if not todo:
             continue
-        for folder in (paths.logs, paths.results):
+        for folder in (paths.logs, paths.results, paths.usage):
             make_folder(folder)
         replace_file(paths.script(array.name), script_of(array, paths, wishes).encode())
         after = dependency(array.stages[0], ids, jobs)
@@ -108,6 +108,7 @@ def script_of(array: Array, paths: SlurmPaths, wishes: Wishes) -> str:
         where=Path.cwd(),
         log=paths.log(array.name, 0),
         results=paths.results,
+        usage=paths.usage,
     )
 
 
