@@ -136,10 +136,13 @@ def _submit(file: Path, out: Path, options: dict[str, Any]) -> dict[str, Any]:
     if options["dry_run"]:
         show_all(pipeline.stages, out, wishes, _say)
         return {"stages": [stage.command for stage in pipeline.stages]}
-    keep_suffix(out, _path(file))
-    whole = not any(options[name] for name in ("tasks", "runs", "only"))
-    keep_plan(pipeline.stages, out, pipeline.suffix, whole=whole)
-    return submit_missing(pipeline.stages, out, wishes, _say)
+
+    def keep() -> None:
+        whole = not any(options[name] for name in ("tasks", "runs", "only"))
+        keep_suffix(out, _path(file))
+        keep_plan(pipeline.stages, out, pipeline.suffix, whole=whole)
+
+    return submit_missing(pipeline.stages, out, wishes, _say, keep)
 
 
 def _submitted(file: Path | None, out: Path, options: dict[str, Any]) -> Sequence[Stage]:
