@@ -10,7 +10,7 @@ import os
 
 from loffta.machine import cgroups
 
-_OPENMP = "OMP_NUM_THREADS"
+_OPENMP, _BLOSC = "OMP_NUM_THREADS", "BLOSC_NTHREADS"
 
 
 def available_cpus() -> int:
@@ -27,11 +27,11 @@ def available_cpus() -> int:
 def limit_pools() -> None:
     """Has the libraries that are imported from here on make no more threads than `available_cpus`.
 
-    OpenBLAS, MKL, OpenMP and Arrow read OMP_NUM_THREADS when they are loaded; by themselves they look at the affinity
-    mask at most, and a quota of a control group or `--cpus-per-task` of a site without task/affinity is none.
+    OpenBLAS, MKL, OpenMP and Arrow read OMP_NUM_THREADS when they are loaded, and Blosc a variable of its own; by
+    themselves they look at the affinity mask at most, which no quota changes, nor `--cpus-per-task` everywhere.
     For a process of our own alone, and for those that it begins.
     """
-    os.environ[_OPENMP] = str(available_cpus())
+    os.environ[_OPENMP] = os.environ[_BLOSC] = str(available_cpus())
 
 
 def _share_of_node() -> int | None:

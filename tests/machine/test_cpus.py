@@ -1,6 +1,8 @@
 """CPUs as a job sees them, and the pools of threads that are made of them."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -67,8 +69,24 @@ def test_without_cpus_per_task_a_task_has_its_share_of_what_the_job_has(told, of
     assert cpus.available_cpus() == expected
 
 
+POOLS = """
+from loffta.machine.cpus import limit_pools
+limit_pools()
+import numpy, pyarrow
+from threadpoolctl import threadpool_info
+print(pyarrow.cpu_count(), *(pool["num_threads"] for pool in threadpool_info()))
+"""
+
+
+def test_pools_of_libraries_are_as_large_as_the_job_allows(monkeypatch):
+    """Of Arrow and of numpy's OpenBLAS, by a new process's own word; by themselves they have a thread for each CPU."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    done = subprocess.run([sys.executable, "-c", POOLS], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "1"]
+
+
 def test_libraries_are_told_before_they_are_imported(told):
-    """By the one variable that OpenBLAS, MKL, OpenMP and Arrow all read."""
-    told(SLURM_CPUS_PER_TASK="3", OMP_NUM_THREADS="4")
+    told(SLURM_CPUS_PER_TASK="3", OMP_NUM_THREADS="4", BLOSC_NTHREADS="8")
     cpus.limit_pools()
-    assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert (os.environ["OMP_NUM_THREADS"], os.environ["BLOSC_NTHREADS"]) == ("3", "3")
