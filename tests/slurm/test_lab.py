@@ -76,9 +76,9 @@ def test_a_second_call_submits_what_is_missing(fake):
     wait(stages, are(*["done"] * 7))
     (script,) = OUT.glob("slurm/extract-*.sbatch")  # an image set has grown: its extraction once more, by hand
     answers = [SlurmPaths(OUT).result(part) for part in parts]
-    before = [path.stat().st_ino for path in answers]
+    before = [path.stat().st_mtime_ns for path in answers]
     subprocess.run(["sbatch", "--wait", script], check=True, capture_output=True, timeout=60)
-    assert not {*before} & {path.stat().st_ino for path in answers}
+    assert all(path.stat().st_mtime_ns > then for path, then in zip(answers, before, strict=True))
     assert submit(stages)[0]["jobs"] == []
 
 
@@ -163,10 +163,8 @@ def test_a_job_killed_for_memory_says_so_and_what_it_had(fake):
         conf.write_text(before)
         subprocess.run(["scontrol", "reconfigure"], check=True)
     assert 60 < state.cost.peak_rss_mib < 330  # it was met while it grew
-    peak = human_size(state.cost.peak_rss_mib * 2**20)
-    assert (
-        state.why == f"killed (SIGKILL), most likely for memory: its memory peaked at {peak} of 62.9 MB; {MORE_MEMORY}"
-    )
+    peaked = f"its memory peaked at {human_size(state.cost.peak_rss_mib * 2**20)} of 62.9 MB"
+    assert state.why == f"killed (SIGKILL), most likely for memory: {peaked}; {MORE_MEMORY}"
 
 
 @pytest.mark.long
