@@ -20,6 +20,7 @@ from loffta.words import printable
 MOST_TASKS = 500  # of one array, however many a site allows
 _TRIES = 4
 _PAUSE_S = 5.0  # ahead of a second look, longer each time
+_NO_NODE = "None assigned"  # sacct's word for what never began
 _LONGEST_S = 120.0  # that an answer is waited for
 # what sbatch says where the controller is busy, and the job may be there all the same
 _LOST = re.compile(r"timed out|unable to contact slurm|zero bytes|connection refused|try again|endpoint", re.I)
@@ -169,10 +170,10 @@ def ended(jobs: Sequence[str]) -> dict[str, Ended]:
                 found[job] = replace(found[job], cost=found[job].cost + at_most)
             continue
         gpu_s = float(elapsed) * _gpus(tres) if elapsed.isdecimal() else 0.0
-        cost = Cost(seconds_of(cpu), gpu_s)
+        cost, began = Cost(seconds_of(cpu), gpu_s), node != _NO_NODE
         for element in _elements(job):
             before = found.get(element, _NEVER)
-            how = Ended(state.split()[0] if state else "", *_codes(exited), memory, node, before.starts + 1)
+            how = Ended(state.split()[0] if state else "", *_codes(exited), memory, node, before.starts + began)
             found[element] = replace(how, cost=before.cost + cost)
     return found
 

@@ -6,7 +6,6 @@ there, or where nobody needs it any more. Called by `slurm` and `status`.
 
 from __future__ import annotations
 
-import glob
 import json
 import shlex
 from collections.abc import Sequence
@@ -32,7 +31,7 @@ class SlurmPaths:
         self.prefix = f"loffta-{short_hash(str(out.resolve()))}-"  # of the jobs of this folder, and of no other
         self.logs = self.root / "logs"
         self.results = self.root / "results"
-        self.usage = self.root / "usage"
+        self.usage = self.root / "usage"  # MARK.JOB-RESTART.json, by the scripts
 
     def script(self, array: str) -> Path:
         """The batch script of an array."""
@@ -53,10 +52,6 @@ class SlurmPaths:
     def plan(self, suffix: str) -> Path:
         """The stages of a pipeline that were submitted; see `loffta.pipeline.submitted`."""
         return self.root / "plans" / f"plan{suffix}.json"
-
-    def costs(self, stage: Stage) -> list[Path]:
-        """What each start of a stage had cost when it last said so."""
-        return sorted(self.usage.glob(f"{glob.escape(stage.mark)}.*.json"))
 
 
 @dataclass(frozen=True)
@@ -167,15 +162,18 @@ def collect(stages: Sequence[Stage], out: Path) -> list[dict[str, Any]]:
     return [cost for command, cost in costs.items() if command in commands]
 
 
-def told_cost(paths: SlurmPaths, stage: Stage) -> Cost:
-    """What all starts of a stage have cost by their own words, which those that were killed last wrote at most a status
-    line before.
+def told_costs(paths: SlurmPaths) -> dict[str, list[Cost]]:
+    """What each start of each stage has cost by its own words, by the stage's mark; one that was killed wrote them a
+    status line before at most.
     """
-    total = FREE
-    for path in paths.costs(stage):
+    found: dict[str, list[Cost]] = {}
+    for path in paths.usage.glob("*.json"):
+        cost = FREE
         with suppress(OSError, ValueError, AttributeError):  # half a word of a full disk costs nothing
-            total += Cost.of_json(from_json(read_bytes(path)))
-    return total
+            cost = Cost.of_json(from_json(read_bytes(path)))
+        mark, _, _start = path.stem.rpartition(".")
+        found.setdefault(mark, []).append(cost)
+    return found
 
 
 def _read_result(path: Path) -> tuple[float, dict[str, Any]]:

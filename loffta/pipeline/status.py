@@ -13,7 +13,7 @@ from pathlib import Path
 from loffta.errors import LofftaError
 from loffta.machine.usage import FREE, Cost
 from loffta.pipeline import engine
-from loffta.pipeline.jobs import SlurmPaths, find_active, find_done, read_records, told_cost
+from loffta.pipeline.jobs import SlurmPaths, find_active, find_done, read_records, told_costs
 from loffta.pipeline.stages import Stage
 from loffta.store.cache import Cache
 from loffta.store.ledger import done_units
@@ -62,33 +62,33 @@ def look(stages: Sequence[Stage], out: Path) -> list[State]:
         for index, mark in enumerate(record.marks):
             last[mark] = ([f"{job}_{index}" for job in record.jobs], paths.log(record.array, index))
     ended = engine.ended(sorted({job for record in records for job in record.jobs}))
+    told = told_costs(paths)
     found, finished = [], Finished()
     for stage in stages:
         ids, log = last.get(stage.mark, ([], None))
         old = [(job, ended[job]) for job in ids if job in ended]
-        state = State(stage.name, MISSING, units=finished.of(stage), log=str(log or ""))
-        starts, cost = _costs(old, paths, stage)
-        state = replace(state, starts=starts, cost=cost)
+        starts, cost = _costs([how for _, how in old], told.get(stage.mark, []))
+        state = State(stage.name, MISSING, units=finished.of(stage), starts=starts, cost=cost, log=str(log or ""))
         if stage.name in done:
             found.append(replace(state, state=DONE, job=old[-1][0] if old else ""))
         elif stage.mark in active:
             found.append(_active(state, active[stage.mark]))
         elif old:
             job, how = old[-1]
-            of_memory, lines = why(replace(how, cost=cost)), tail(log) if log else ()
-            found.append(replace(state, state=FAILED, why=of_memory, job=job, last_lines=lines))
+            reason, lines = why(replace(how, cost=cost)), tail(log) if log else ()
+            found.append(replace(state, state=FAILED, why=reason, job=job, last_lines=lines))
         else:
             found.append(state)
     return found
 
 
-def _costs(old: Sequence[tuple[str, engine.Ended]], paths: SlurmPaths, stage: Stage) -> tuple[int, Cost]:
+def _costs(old: Sequence[engine.Ended], told: Sequence[Cost]) -> tuple[int, Cost]:
     """Starts, and what all of them cost: by the site's accounts, or by the stage's own words where these say more.
 
     A site may keep no accounts, or none of GPUs; and its accounts of memory are looks from time to time.
     """
-    own, of_site = told_cost(paths, stage), sum((how.cost for _, how in old), FREE)
-    starts = max(sum(how.starts for _, how in old), len(paths.costs(stage)))
+    own, of_site = sum(told, FREE), sum((how.cost for how in old), FREE)
+    starts = max(sum(how.starts for how in old), len(told))
     peak = max(own.peak_rss_mib, of_site.peak_rss_mib)
     return starts, Cost(max(own.cpu_s, of_site.cpu_s), max(own.gpu_s, of_site.gpu_s), peak, own.peak_gpu_mib)
 

@@ -208,7 +208,7 @@ def test_what_sacct_says(monkeypatch):
     assert sorted(found) == ["7_0", "7_1", "7_2", "7_5"]
     cost = Cost(30.5 + 25 * 3600 + 2, 2.0 * (60 + 3600), 3.5 * 1024)
     assert found["7_0"] == Ended("FAILED", 9, 0, "4G", "n2", starts=2, cost=cost)
-    assert found["7_5"] == Ended("CANCELLED", 0, 0, "4G", "None assigned")
+    assert found["7_5"] == Ended("CANCELLED", 0, 0, "4G", "None assigned", starts=0)
     assert why(found["7_0"]).startswith("killed (SIGKILL), most likely for memory: its memory peaked at 3.8 GB of 4.3")
     assert why(found["7_5"]).startswith("cancelled")
 
