@@ -11,6 +11,7 @@ import os
 from loffta.machine import cgroups
 
 _OPENMP, _BLOSC = "OMP_NUM_THREADS", "BLOSC_NTHREADS"
+_found: dict[str, str | None] = {}  # what `limit_pools` has replaced
 
 
 def available_cpus() -> int:
@@ -29,9 +30,18 @@ def limit_pools() -> None:
 
     OpenBLAS, MKL, OpenMP and Arrow read OMP_NUM_THREADS when they are loaded, and Blosc a variable of its own; by
     themselves they look at the affinity mask at most, which no quota changes, nor `--cpus-per-task` everywhere.
-    For a process of our own alone, and for those that it begins.
+    For a process of our own alone, and for those that it begins on this machine.
     """
-    os.environ[_OPENMP] = os.environ[_BLOSC] = str(available_cpus())
+    n_cpus = str(available_cpus())
+    for name in (_OPENMP, _BLOSC):
+        _found.setdefault(name, os.environ.get(name))
+        os.environ[name] = n_cpus
+
+
+def environment_for_others() -> dict[str, str]:
+    """The environment as it was before `limit_pools`: sbatch hands it on to machines with other processors."""
+    kept = {name: value for name, value in os.environ.items() if name not in _found}
+    return kept | {name: value for name, value in _found.items() if value is not None}
 
 
 def _share_of_node() -> int | None:

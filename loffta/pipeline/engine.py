@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loffta.errors import LofftaError
+from loffta.machine.cpus import environment_for_others
 from loffta.machine.usage import FREE, Cost
 from loffta.words import printable
 
@@ -90,7 +91,15 @@ def refusal(words: Sequence[str], said: str) -> LofftaError:
 
 def _run(words: Sequence[str]) -> tuple[int, str, str]:
     try:
-        done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=_LONGEST_S, check=False)
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_LONGEST_S,
+            env=environment_for_others(),
+            check=False,
+        )
     except FileNotFoundError as error:
         raise LofftaError(
             f"SLURM's command {words[0]} is not on this machine",

@@ -7,14 +7,20 @@ import sys
 import pytest
 
 from loffta.machine import cpus, process
+from loffta.pipeline import engine
+
+
+POOLS_OF = ("OMP_NUM_THREADS", "BLOSC_NTHREADS")
 
 
 @pytest.fixture
 def told(monkeypatch):
     """A machine with an affinity mask of 5 CPUs and nothing else said; called with what there is to say."""
-    for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "SLURM_STEP_TASKS_PER_NODE", "OMP_NUM_THREADS"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "SLURM_STEP_TASKS_PER_NODE", *POOLS_OF):
+        monkeypatch.setenv(name, "")  # so that what is set comes back
+        monkeypatch.delenv(name)
     monkeypatch.setattr(cpus.os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4}, raising=False)
+    monkeypatch.setattr(cpus, "_found", {})
 
     def tell(quota=None, **variables):
         monkeypatch.setattr(cpus.cgroups, "whole_cpus", lambda: quota)
@@ -90,3 +96,17 @@ def test_libraries_are_told_before_they_are_imported(told):
     told(SLURM_CPUS_PER_TASK="3", OMP_NUM_THREADS="4", BLOSC_NTHREADS="8")
     cpus.limit_pools()
     assert (os.environ["OMP_NUM_THREADS"], os.environ["BLOSC_NTHREADS"]) == ("3", "3")
+
+
+@pytest.mark.parametrize("own", ["4", None])
+def test_a_job_that_is_submitted_has_the_users_environment(told, monkeypatch, own):
+    """Not the login node's number of CPUs, which sbatch would hand on."""
+    told(SLURM_CPUS_PER_TASK="3", OMP_NUM_THREADS="4")
+    if own is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    before = dict(os.environ)
+    cpus.limit_pools()
+    cpus.limit_pools()
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert cpus.environment_for_others() == before
+    assert engine._run(["sh", "-c", 'echo "${OMP_NUM_THREADS-none}"'])[1].strip() == (own or "none")
