@@ -10,7 +10,7 @@ import os
 
 from loffta.machine import cgroups
 
-_OPENMP, _BLOSC = "OMP_NUM_THREADS", "BLOSC_NTHREADS"
+_OPENMP, _OWN = "OMP_NUM_THREADS", ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLOSC_NTHREADS")
 _found: dict[str, str | None] = {}  # what `limit_pools` has replaced
 
 
@@ -28,12 +28,13 @@ def available_cpus() -> int:
 def limit_pools() -> None:
     """Has the libraries that are imported from here on make no more threads than `available_cpus`.
 
-    OpenBLAS, MKL, OpenMP and Arrow read OMP_NUM_THREADS when they are loaded, and Blosc a variable of its own; by
-    themselves they look at the affinity mask at most, which no quota changes, nor `--cpus-per-task` everywhere.
+    OpenBLAS, MKL, OpenMP and Arrow read OMP_NUM_THREADS when they are loaded, three libraries first a variable of
+    their own; by themselves they look at the affinity mask at most, which no quota changes, nor `--cpus-per-task`
+    everywhere.
     For a process of our own alone, and for those that it begins on this machine.
     """
     n_cpus = str(available_cpus())
-    for name in (_OPENMP, _BLOSC):
+    for name in (_OPENMP, *_OWN):
         _found.setdefault(name, os.environ.get(name))
         os.environ[name] = n_cpus
 

@@ -9,8 +9,7 @@ import pytest
 from loffta.machine import cpus, process
 from loffta.pipeline import engine
 
-
-POOLS_OF = ("OMP_NUM_THREADS", "BLOSC_NTHREADS")
+POOLS_OF = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLOSC_NTHREADS")
 
 
 @pytest.fixture
@@ -93,9 +92,10 @@ def test_pools_of_libraries_are_as_large_as_the_job_allows(monkeypatch):
 
 
 def test_libraries_are_told_before_they_are_imported(told):
-    told(SLURM_CPUS_PER_TASK="3", OMP_NUM_THREADS="4", BLOSC_NTHREADS="8")
+    """Those, too, that were told to take more than there is."""
+    told(SLURM_CPUS_PER_TASK="3", OMP_NUM_THREADS="4", OPENBLAS_NUM_THREADS="64")
     cpus.limit_pools()
-    assert (os.environ["OMP_NUM_THREADS"], os.environ["BLOSC_NTHREADS"]) == ("3", "3")
+    assert [os.environ[name] for name in POOLS_OF] == ["3"] * 4
 
 
 @pytest.mark.parametrize("own", ["4", None])
