@@ -30,6 +30,7 @@ from loffta.errors import LofftaError
 from loffta.files import processes
 from loffta.files.documents import from_json, read_bytes
 from loffta.files.durable import create_file, make_folder, part_name
+from loffta.machine.progress import say
 from loffta.runs.run import RunPaths
 
 HEARTBEAT_S = 20.0
@@ -157,7 +158,7 @@ def _refuse_living(path: Path) -> None:
         return
     else:
         silent_s = _silent_s(path)
-        if silent_s > SILENT_S and not _is_touched(path, WATCH_S if silent_s < CLOCKS_S else 0.0):
+        if silent_s > SILENT_S and not (silent_s < CLOCKS_S and _is_touched(path, owner)):
             return
         silent_s = max(0.0, silent_s)
         heard = f"; it was heard of {silent_s:.0f} s ago, and after {SILENT_S:.0f} s of silence it counts as gone"
@@ -184,12 +185,13 @@ def _read_owner(path: Path) -> Owner:
         return Owner()
 
 
-def _is_touched(path: Path, watch_s: float) -> bool:
+def _is_touched(path: Path, owner: Owner) -> bool:
     """Whether a claim is touched while one looks, whatever the clock says that touches it."""
+    say(f"a training that seems to have ended, {owner}: looking for {WATCH_S:.0f} s whether it is so")
     with suppress(OSError):
-        before, end = path.stat().st_mtime_ns, time.monotonic() + watch_s
+        before, end = path.stat().st_mtime_ns, time.monotonic() + WATCH_S
         while time.monotonic() < end:
-            time.sleep(watch_s / 50)
+            time.sleep(WATCH_S / 50)
             path.read_bytes()  # opened: NFS asks its server anew
             if path.stat().st_mtime_ns != before:
                 return True
