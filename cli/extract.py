@@ -66,6 +66,7 @@ def command(ctx: click.Context, /, file: Path | None, as_json: bool, **options: 
     """
     from loffta.extraction.extract import run
     from loffta.machine.process import StopFlag
+    from loffta.machine.usage import Cost
 
     config = read_options(ctx, file, options)
     report = run(config, StopFlag().listen())
@@ -83,6 +84,8 @@ def command(ctx: click.Context, /, file: Path | None, as_json: bool, **options: 
     show(f"{done}; {report.bad} bad {plural(report.bad, 'image')} in the cache")
     if seen := seen_line(asdict(report)):
         show(seen)
+    if report.units:
+        show(str(Cost.of_json(report.cost)))
     if report.unwritten_of:
         images = f"{report.unwritten_images} {plural(report.unwritten_images, 'image has', 'images have')}"
         listed = ", ".join(report.unwritten_of[:_SHOWN]) + (", ..." if len(report.unwritten_of) > _SHOWN else "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 
 import click
@@ -20,13 +19,9 @@ def command(backbones: tuple[str, ...], as_json: bool) -> None:
 
     `extract --weights hub` finds them there without a network. What is there already is not asked for again.
     """
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
     from loffta.backbones.fetch import environment, fetch
     from loffta.zoo.names import resolve_name
 
-    if not sys.stderr.isatty():
-        disable_progress_bars()
     fetched = []
     for timm_id in [
         resolve_name(name, where="loffta fetch") for name in backbones

@@ -16,6 +16,8 @@ import click
 from loffta import __version__
 from loffta.errors import LofftaError, unknown_name
 from loffta.files.os_words import explain
+from loffta.machine import usage
+from loffta.machine.cpus import limit_pools
 from loffta.machine.streams import lost_output, secure_streams
 from loffta.words import printable
 
@@ -87,7 +89,10 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the words after `loffta`; None: those of this process.
     """
     secure_streams()
+    if args is None:  # a process of our own: what it imports from here on asks for its threads
+        limit_pools()
     code = _run(args)
+    usage.keep()
     lost = lost_output()  # the work is done all the same
     if lost is None:
         return code

@@ -68,6 +68,15 @@ def plural(n: int, one: str, many: str = "") -> str:
     return one if n == 1 else many or f"{one}s"
 
 
+def human_time(seconds: float | int) -> str:
+    """59 -> '59 s', 3725 -> '1 h 2 min': the two largest units."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes_left} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def human_size(amount: float | int, unit: str = "B", gap: str = " ") -> str:
     """1234567 -> '1.2 MB'; powers of 1,000, whole below the first."""
     size = float(amount)

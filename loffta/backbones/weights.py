@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.util
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
@@ -180,6 +181,10 @@ def _cached_hub_file(repo: str) -> Path | None:
 
 def _download(repo: str, backbone: str) -> Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()  # they redraw a line, which fills the log of a job
 
     try:
         get_hf_file_metadata(hf_hub_url(repo, HUB_FILE), timeout=HUB_PROBE_S)

@@ -6,7 +6,6 @@ kept: what a batch gives becomes one small record an image and seed, so that mem
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from loffta.errors import LofftaError, UsageError
 from loffta.evaluation.clock import Clock
 from loffta.evaluation.dense_measure import Goal, figure_columns, measure_dense_run
 from loffta.evaluation.findings import Findings, together
-from loffta.evaluation.told import compare, count_left_out, describe, describe_training
+from loffta.evaluation.told import compare, cost_told, count_left_out, describe, describe_training
 from loffta.evaluation.trained import batch_size_of, load_each, trained_recipe
 from loffta.feed.batches import Feed
 from loffta.heads import Head, build_dense_head
@@ -32,6 +31,7 @@ from loffta.heads.dense import DenseRecipe
 from loffta.heads.precision import autocast, matmul_precision
 from loffta.machine import process
 from loffta.machine.progress import say
+from loffta.machine.usage import Meter
 from loffta.runs.holdout import learnt_told, split_rows
 from loffta.runs.known_images import open_cache
 from loffta.runs.origins import read_origins
@@ -135,7 +135,7 @@ def evaluate_dense(
     Args:
         output_px: side of the heads' outputs; None: as in training. Labels keep their own size.
     """
-    start = time.monotonic()
+    meter = Meter()
     process.cap_threads()
     paths, config = open_run(run)
     cache = cache or open_cache(paths, config, cache_root)
@@ -169,7 +169,7 @@ def evaluate_dense(
     results["dense"] |= describe_dense(
         targets.kind, targets.classes, targets.digest(rows), features[0].store, of_figures, heads[0]
     )
-    results |= {"seconds": time.monotonic() - start, "peak_rss_mib": process.peak_rss_mib()}
+    results |= cost_told(paths, meter)
     results["versions"] = process.versions()
     if train_seconds is None and paths.results(split).exists():
         train_seconds = read_results(paths.results(split)).get("train_seconds")

@@ -6,7 +6,6 @@ the results as a mapping. Called by `loffta evaluate` and at the end of `loffta 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from loffta.evaluation.clock import Clock
 from loffta.evaluation.dense import evaluate_dense
 from loffta.evaluation.findings import Findings, together
 from loffta.evaluation.measure import prediction_columns
-from loffta.evaluation.told import compare, count_left_out, describe, describe_training
+from loffta.evaluation.told import compare, cost_told, count_left_out, describe, describe_training
 from loffta.evaluation.trained import batch_size_of, load_heads, trained_recipe
 from loffta.evaluation.turns import measure_run
 from loffta.feed.batches import Batch, Feed
@@ -35,6 +34,7 @@ from loffta.heads.precision import autocast, matmul_precision
 from loffta.heads.recipe import Recipe
 from loffta.machine import process
 from loffta.machine.progress import say
+from loffta.machine.usage import Meter
 from loffta.runs.holdout import learnt_told, split_rows
 from loffta.runs.known_images import open_cache
 from loffta.runs.origins import read_origins
@@ -75,7 +75,7 @@ def evaluate(
         NotSaved: measured, and nothing could be written; the error has the results.
         Stopped: a signal came.
     """
-    start = time.monotonic()
+    meter = Meter()
     process.cap_threads()
     paths, config = open_run(run)
     if config.task in DENSE_TASKS:
@@ -127,7 +127,7 @@ def evaluate(
     results |= {} if cache.labels is None else {"labels": cache.labels}
     results |= describe_training(paths, config, recipe, heads) | together(told) | calibrated.told
     results["images"] |= compared | learnt_told(paths, config, trained, split, rows)
-    results |= {"seconds": time.monotonic() - start, "peak_rss_mib": process.peak_rss_mib()}
+    results |= cost_told(paths, meter)
     results["versions"] = process.versions()
     if train_seconds is None and paths.results(saved_as).exists():
         train_seconds = read_results(paths.results(saved_as)).get("train_seconds")

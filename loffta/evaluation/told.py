@@ -13,6 +13,7 @@ from loffta.dataset.features import Feature
 from loffta.evaluation.findings import relevance
 from loffta.heads import Head
 from loffta.heads.recipe import Recipe
+from loffta.machine.usage import Cost, Meter, peak_rss_mib
 from loffta.runs.known_images import read_known
 from loffta.runs.records import SearchTable, Training
 from loffta.runs.run import RunPaths, read_json
@@ -24,7 +25,8 @@ def describe_training(paths: RunPaths, config: TrainConfig, recipe: Recipe, head
     """What results.json says of the training: its length, a search, the backbones' relevance."""
     found: dict[str, Any] = {}
     if paths.training.exists():
-        found["training"] = read_json(paths.training, Training).model_dump(exclude={"seconds"}, exclude_none=True)
+        told = read_json(paths.training, Training)
+        found["training"] = told.model_dump(exclude={"seconds", "cost"}, exclude_none=True)
     if config.search:
         table = read_json(paths.search, SearchTable).model_dump()
         found["search"] = {name: table[name] for name in ("metric", "validated_on", "seconds", "chosen")}
@@ -32,6 +34,16 @@ def describe_training(paths: RunPaths, config: TrainConfig, recipe: Recipe, head
     if getattr(recipe, "relevance_weight", 0.0) > 0:
         found["relevance"] = relevance(heads)
     return found
+
+
+def cost_told(paths: RunPaths, meter: Meter) -> dict[str, Any]:
+    """What results.json says of the cost: that of the search and the training, all their starts, and of measuring."""
+    cost = meter.cost()
+    if paths.search.exists():
+        cost += Cost.of_json(read_json(paths.search, SearchTable).cost)
+    if paths.training.exists():
+        cost += Cost.of_json(read_json(paths.training, Training).cost)
+    return {"seconds": meter.seconds, "peak_rss_mib": peak_rss_mib(), "cost": cost.as_json()}
 
 
 def count_left_out(n_bad: int, n_unlabelled: int) -> dict[str, int]:

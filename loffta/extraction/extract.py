@@ -28,6 +28,7 @@ from loffta.look import OLD
 from loffta.machine import process
 from loffta.machine.deadline import check_time
 from loffta.machine.progress import Progress, say
+from loffta.machine.usage import Meter
 from loffta.store.asked import asked_rows
 from loffta.store.cache import CachedArray
 from loffta.store.handover import Pixels
@@ -66,6 +67,7 @@ class Report:
     not_taken: dict[str, int] = field(default_factory=dict)  # files of the image set by ending
     units: int = 0  # written by this call
     seconds: float = 0.0
+    cost: dict[str, float | None] = field(default_factory=dict)  # as `machine.usage` has it; of this call
     waited_s: float = 0.0  # of these, for images that were not decoded in time
     unwritten_images: int = 0  # asked for, and of other shares: they have no features yet
     unwritten_of: list[str] = field(default_factory=list)  # these shares, as --shard takes them
@@ -109,7 +111,7 @@ def extract(
         TooManyBadImages: over `max_bad_frac`; all good images are in the cache.
         LofftaError: another recipe under the same name, a changed image set, no space.
     """
-    start = time.monotonic()
+    meter = Meter()
     process.keep_freed_memory()
     with stop.at_once("listing the images"):
         listing = source.listing()  # before any model is loaded: a faulty table should not cost that wait
@@ -154,7 +156,7 @@ def extract(
         write_alone(begun.cache, begun.arrays, {unit: begun.asked[unit] for unit in bare}, targets, stop)
         report.target_units = targets.units
     say_altered(begun.cache, targets.altered)
-    report.seconds = time.monotonic() - start
+    report.seconds, report.cost = meter.seconds, meter.cost().as_json()
     _sum_up(report, begun, config, listing)
     return report
 

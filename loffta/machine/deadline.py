@@ -13,6 +13,7 @@ import time
 from loffta.errors import Stopped
 
 OURS, SLURMS, _START = "LOFFTA_END_TIME", "SLURM_JOB_END_TIME", "SLURM_JOB_START_TIME"
+_BEGAN = time.monotonic()
 _FARTHEST_S = 400 * 86_400  # SLURM ends a job without a limit in a year: that is no time to plan by
 _FOR_THE_END_S = 5.0  # what is open is written, and the process leaves
 
@@ -20,13 +21,15 @@ _FOR_THE_END_S = 5.0  # what is open is written, and the process leaves
 def seconds_left() -> float:
     """Until this job is to have ended; infinite where nobody says so.
 
-    A clock that shows a time before the job's start is behind the scheduler's: the start is taken in its place.
+    A clock that shows a time before the job's start, or less behind it than this process has run, is behind the
+    scheduler's: the start and what has passed are taken in its place.
     """
     told = _time(OURS)
     end = _time(SLURMS) if told is None else told
     if end is None or end - time.time() > _FARTHEST_S:
         return math.inf
-    return end - max(time.time(), _time(_START) or 0.0)
+    started = _time(_START)
+    return end - max(time.time(), 0.0 if started is None else started + time.monotonic() - _BEGAN)
 
 
 def check_time(needs_s: float, doing: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import resource
 import signal
 import sys
 import threading
@@ -22,6 +21,7 @@ import torch
 from loffta.errors import LofftaError, Stopped, UsageError
 from loffta.machine import cgroups, signals
 from loffta.machine.borrowed import lent_threads
+from loffta.machine.cpus import available_cpus as available_cpus  # where one looks for it
 
 Item = TypeVar("Item")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -52,23 +52,6 @@ def resolve_device(name: str) -> torch.device:
             remedy="use auto, cpu, cuda or mps",
         ) from error
     return device
-
-
-def available_cpus() -> int:
-    """CPUs that this job may use: SLURM's word first, then the affinity mask.
-
-    No more than the quota of its control groups pays for, nor than OMP_NUM_THREADS says.
-    """
-    n_cpus = _told("SLURM_CPUS_PER_TASK")
-    if n_cpus is None:
-        n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(n_cpus, cgroups.whole_cpus() or n_cpus, _told("OMP_NUM_THREADS") or n_cpus)
-
-
-def _told(variable: str) -> int | None:
-    """The number in an environment variable; the first of a list, which OpenMP has for nested regions."""
-    told = os.environ.get(variable, "").partition(",")[0].strip()
-    return int(told) if told.isdigit() and int(told) > 0 else None
 
 
 def cap_threads() -> int:
@@ -153,20 +136,6 @@ def free_memory_bytes() -> int:
     free = int(psutil.virtual_memory().available)
     left = cgroups.free_bytes()
     return free if left is None else min(free, left)
-
-
-def peak_rss_mib(status: Path = Path("/proc/self/status")) -> float:
-    """Largest resident memory of this process so far, MiB.
-
-    From the kernel's own line where there is one: getrusage also counts what the process was before its `exec`, a copy
-    of its parent.
-    """
-    try:
-        lines = status.read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
-    except (OSError, StopIteration):  # no Linux
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def versions() -> dict[str, str]:

@@ -6,7 +6,6 @@ run, as those of the cached path. All runs are measured on one pass; no map is k
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from loffta.images.batches import judge_bad
 from loffta.images.sources import ImageSource
 from loffta.machine import process
 from loffta.machine.progress import Progress
+from loffta.machine.usage import Meter
 from loffta.online.dense_targets import ReadTarget, SourceTargets
 from loffta.online.evaluate import Measured, save_all
 from loffta.online.opened_dense import OpenedDense, open_dense, true_size
@@ -81,7 +81,7 @@ def evaluate_dense_online(
     Raises:
         LofftaError: the targets' classes are not the runs', or no image of the split has a target.
     """
-    start = time.monotonic()
+    meter = Meter()
     stop = stop or process.StopFlag()
     doing = "evaluating; no results were written"
     with stop.at_once(doing):
@@ -103,7 +103,7 @@ def evaluate_dense_online(
     if len(stream.bad) == len(rows):
         judge_bad(stream.bad, listing.keys, len(rows), 0.0, done="no results were written")
     measured = [_measure(tally, listing, split, len(rows), len(stream.bad)) for tally in tallies]
-    save_all([run.paths for run in runs], split, measured, time.monotonic() - start, dense=True)
+    save_all([run.paths for run in runs], split, measured, meter, dense=True)
     judge_bad(stream.bad, listing.keys, len(rows), max_bad_frac, done="the results of the good images are written")
     return [one.results for one in measured]
 

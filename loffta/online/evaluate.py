@@ -6,7 +6,6 @@ cached path. All runs are measured on one pass; what they share of the networks 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +21,13 @@ from loffta.errors import LofftaError, NotSaved
 from loffta.evaluation.calibrated import calibrate
 from loffta.evaluation.findings import Findings
 from loffta.evaluation.measure import measure, prediction_columns
-from loffta.evaluation.told import count_left_out, describe, describe_training
+from loffta.evaluation.told import cost_told, count_left_out, describe, describe_training
 from loffta.extraction.jobs import Load
 from loffta.images.batches import judge_bad
 from loffta.images.sources import ImageSource
 from loffta.machine import process
 from loffta.machine.progress import Progress
+from loffta.machine.usage import Meter
 from loffta.online.opened import OpenedRun, open_for_images
 from loffta.online.stream import BATCH_SIZE, FreshStream
 from loffta.runs.run import RunPaths, read_results, save_results
@@ -61,7 +61,7 @@ def evaluate_online(
         TooManyBadImages: over `max_bad_frac`; the results are written.
         Stopped: a signal came; nothing is written.
     """
-    start = time.monotonic()
+    meter = Meter()
     stop = stop or process.StopFlag()
     doing = "evaluating; no results were written"
     with stop.at_once(doing):
@@ -90,7 +90,7 @@ def evaluate_online(
         _measure(run, table, split, np.array(good), torch.cat(parts, dim=1).numpy(), findings, left_out)
         for run, parts, findings, table in zip(runs, found, told, numbered, strict=True)
     ]
-    save_all([run.paths for run in runs], split, results, time.monotonic() - start)
+    save_all([run.paths for run in runs], split, results, meter)
     judge_bad(stream.bad, listing.keys, len(rows), max_bad_frac, done="the results of the good images are written")
     return [measured.results for measured in results]
 
@@ -153,14 +153,13 @@ def _measure(
 
 
 def save_all(
-    runs: Sequence[RunPaths], split: str, measured: Sequence[Measured], seconds: float, *, dense: bool = False
+    runs: Sequence[RunPaths], split: str, measured: Sequence[Measured], meter: Meter, *, dense: bool = False
 ) -> None:
     """Writes into every run that can be written to; NotSaved, with all results, where one cannot."""
     unsaved: NotSaved | None = None
-    cost = {"seconds": seconds, "peak_rss_mib": process.peak_rss_mib(), "versions": process.versions()}
     for paths, one in zip(runs, measured, strict=True):
         path = paths.results(split)
-        one.results.update(cost)
+        one.results.update(cost_told(paths, meter) | {"versions": process.versions()})
         if path.exists() and "train_seconds" in (before := read_results(path)):
             one.results["train_seconds"] = before["train_seconds"]
         try:

@@ -6,7 +6,6 @@ In: a TrainConfig and OnlineImages.   Out: OnlineSupply, which `train` of this p
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -23,11 +22,12 @@ from loffta.evaluation.calibrated import calibrate, save
 from loffta.evaluation.evaluate import score
 from loffta.evaluation.findings import Findings
 from loffta.evaluation.measure import measure, prediction_columns
-from loffta.evaluation.told import count_left_out, describe, describe_training
+from loffta.evaluation.told import cost_told, count_left_out, describe, describe_training
 from loffta.feed.order import OrderChoice, Window
 from loffta.heads import Head, build_head
 from loffta.heads.recipe import Recipe
 from loffta.machine import process
+from loffta.machine.usage import Meter
 from loffta.online import head_of
 from loffta.online.evaluate import rows_to_use
 from loffta.online.feed import OnlineFeed, OnlineImages
@@ -122,7 +122,7 @@ class OnlineSupply:
 
     def evaluate(self, paths: RunPaths, split: str, seconds: float, stop: process.StopFlag) -> dict[str, Any]:
         """Measures all seeds on whole images of a split, in one pass."""
-        start = time.monotonic()
+        meter = Meter()
         config, task, table = self.config, find_task(self.config.task), self.table
         held_out = split == HOLDOUT and config.holdout is not None
         asked = held_rows(paths, table, table.source) if held_out else self.rows(split)
@@ -144,7 +144,7 @@ class OnlineSupply:
         results = self._describe(split, len(rows), left_out) | measured
         results |= describe_training(paths, config, recipe, [m.parts["head"] for m in members]) | told.entries()
         results |= calibrated.told
-        results |= {"seconds": time.monotonic() - start, "peak_rss_mib": process.peak_rss_mib()}
+        results |= cost_told(paths, meter)
         results |= {"versions": process.versions(), "train_seconds": seconds}
         save(paths, split, results, prediction_columns(task, logits, targets, rows, keys), calibrated.fitted)
         return results

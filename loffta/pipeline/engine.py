@@ -10,15 +10,18 @@ import re
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loffta.errors import LofftaError
+from loffta.machine.cpus import environment_for_others
+from loffta.machine.usage import FREE, Cost
 from loffta.words import printable
 
 MOST_TASKS = 500  # of one array, however many a site allows
 _TRIES = 4
 _PAUSE_S = 5.0  # ahead of a second look, longer each time
+_NO_NODE = "None assigned"  # sacct's word for what never began
 _LONGEST_S = 120.0  # that an answer is waited for
 # what sbatch says where the controller is busy, and the job may be there all the same
 _LOST = re.compile(r"timed out|unable to contact slurm|zero bytes|connection refused|try again|endpoint", re.I)
@@ -50,11 +53,13 @@ class Ended:
     state: str  # COMPLETED, FAILED, CANCELLED, TIMEOUT, OUT_OF_MEMORY, NODE_FAIL, ...
     code: int
     signal: int
-    peak: str = ""  # the largest memory of a step, as sacct prints it
-    memory: str = ""  # that was asked for
-    elapsed: str = ""
-    cpu: str = ""
+    memory: str = ""  # that was asked for, as sacct prints it
     node: str = ""
+    starts: int = 1
+    cost: Cost = FREE  # of all starts; nothing where nobody keeps accounts
+
+
+_NEVER = Ended("", 0, 0, starts=0)
 
 
 def call(*words: str) -> str:
@@ -86,7 +91,15 @@ def refusal(words: Sequence[str], said: str) -> LofftaError:
 
 def _run(words: Sequence[str]) -> tuple[int, str, str]:
     try:
-        done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=_LONGEST_S, check=False)
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_LONGEST_S,
+            env=environment_for_others(),
+            check=False,
+        )
     except FileNotFoundError as error:
         raise LofftaError(
             f"SLURM's command {words[0]} is not on this machine",
@@ -143,31 +156,35 @@ def most_tasks() -> int:
 
 
 def ended(jobs: Sequence[str]) -> dict[str, Ended]:
-    """What became of arrays' elements, by `<array>_<index>`; from scontrol where there is no accounting."""
+    """What became of arrays' elements, by `<array>_<index>`; from scontrol where there is no accounting.
+
+    A requeued element has a record for each of its starts: the last one says how it ended, and the costs add up.
+    """
     if not jobs:
         return {}
-    fields = "JobID,State,ExitCode,MaxRSS,ReqMem,Elapsed,TotalCPU,NodeList"
-    words = ["sacct", "-n", "-P", "-j", ",".join(jobs), "-o", fields]
-    code, out, err = _run(words)
+    fields = "JobID,State,ExitCode,MaxRSS,ReqMem,ElapsedRaw,TotalCPU,AllocTRES,NodeList"
+    code, out, err = _run(["sacct", "-D", "-n", "-P", "-j", ",".join(jobs), "-o", fields])
     if code != 0 or _NO_ACCOUNTING.search(err):
         return _from_controller(jobs)
     found: dict[str, Ended] = {}
-    peaks: dict[str, str] = {}
     for line in out.splitlines():
         cells = line.split("|")
-        if len(cells) != 8:
+        if len(cells) != 9:
             continue
-        job, state, exited, peak, memory, elapsed, cpu, node = cells
+        job, state, exited, peak, memory, elapsed, cpu, tres, node = cells
         job, _, step = job.partition(".")
         if step:
-            peaks[job] = max(peaks.get(job, ""), peak, key=in_bytes)
-        else:
-            how = Ended(state.split()[0] if state else "", *_codes(exited), "", memory, elapsed, cpu, node)
-            found |= dict.fromkeys(_elements(job), how)
-    return {
-        job: Ended(e.state, e.code, e.signal, peaks.get(job, ""), e.memory, e.elapsed, e.cpu, e.node)
-        for job, e in found.items()
-    }
+            if job in found:
+                at_most = Cost(peak_rss_mib=in_bytes(peak) / 2**20)
+                found[job] = replace(found[job], cost=found[job].cost + at_most)
+            continue
+        gpu_s = float(elapsed) * _gpus(tres) if elapsed.isdecimal() else 0.0
+        cost, began = Cost(seconds_of(cpu), gpu_s), node != _NO_NODE
+        for element in _elements(job):
+            before = found.get(element, _NEVER)
+            how = Ended(state.split()[0] if state else "", *_codes(exited), memory, node, before.starts + began)
+            found[element] = replace(how, cost=before.cost + cost)
+    return found
 
 
 def _from_controller(jobs: Sequence[str]) -> dict[str, Ended]:
@@ -202,6 +219,19 @@ def in_bytes(text: str) -> float:
     """`1536K` -> 1572864; 0 where it is no size."""
     found = re.fullmatch(r"([\d.]+)([KMGT]?)[nc]?", text)
     return float(found[1]) * 1024.0 ** ("_KMGT".index(found[2]) if found[2] else 0) if found else 0.0
+
+
+def seconds_of(text: str) -> float:
+    """`1-02:03:04` or `03:04.5`, as sacct writes processor time, in seconds; 0 where it is no time."""
+    found = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+(?:\.\d+)?)", text)
+    days, hours, minutes, seconds = (float(part or 0) for part in (found.groups() if found else [0] * 4))
+    return 86400.0 * days + 3600.0 * hours + 60.0 * minutes + seconds
+
+
+def _gpus(tres: str) -> int:
+    """`cpu=2,gres/gpu=1,mem=4G` -> 1."""
+    found = re.search(r"(?:^|,)gres/gpu=(\d+)", tres)
+    return int(found[1]) if found else 0
 
 
 def spans(indices: Sequence[int]) -> str:

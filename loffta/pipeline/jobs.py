@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from loffta.errors import LofftaError
 from loffta.files.documents import from_json, read_bytes
 from loffta.files.durable import replace_file
+from loffta.machine.usage import FREE, Cost
 from loffta.pipeline import engine
 from loffta.pipeline.costs import keep_cost, read_costs
 from loffta.pipeline.stages import Stage, short_hash
@@ -29,6 +31,7 @@ class SlurmPaths:
         self.prefix = f"loffta-{short_hash(str(out.resolve()))}-"  # of the jobs of this folder, and of no other
         self.logs = self.root / "logs"
         self.results = self.root / "results"
+        self.usage = self.root / "usage"  # MARK.JOB-RESTART.json, by the scripts
 
     def script(self, array: str) -> Path:
         """The batch script of an array."""
@@ -45,6 +48,10 @@ class SlurmPaths:
     def result(self, stage: Stage) -> Path:
         """What a stage that has succeeded answered, and how many seconds it took."""
         return self.results / stage.mark
+
+    def plan(self, suffix: str) -> Path:
+        """The stages of a pipeline that were submitted; see `loffta.pipeline.submitted`."""
+        return self.root / "plans" / f"plan{suffix}.json"
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,20 @@ def collect(stages: Sequence[Stage], out: Path) -> list[dict[str, Any]]:
     costs = read_costs(out)
     commands = {shlex.join(["loffta", *stage.arguments]) for stage in stages}
     return [cost for command, cost in costs.items() if command in commands]
+
+
+def told_costs(paths: SlurmPaths) -> dict[str, list[Cost]]:
+    """What each start of each stage has cost by its own words, by the stage's mark; one that was killed wrote them a
+    status line before at most.
+    """
+    found: dict[str, list[Cost]] = {}
+    for path in paths.usage.glob("*.json"):
+        cost = FREE
+        with suppress(OSError, ValueError, AttributeError):  # half a word of a full disk costs nothing
+            cost = Cost.of_json(from_json(read_bytes(path)))
+        mark, _, _start = path.stem.rpartition(".")
+        found.setdefault(mark, []).append(cost)
+    return found
 
 
 def _read_result(path: Path) -> tuple[float, dict[str, Any]]:

@@ -20,10 +20,12 @@ from pathlib import Path
 from types import FrameType
 
 from loffta.errors import LofftaError, Stopped
+from loffta.machine.progress import SIBLINGS
 from loffta.machine.signals import STOPS, take_over
 from loffta.machine.terminal import columns
 from loffta.pipeline.costs import StageResult, keep_cost
 from loffta.pipeline.stages import Stage
+from loffta.words import human_size
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _THREADS = "OMP_NUM_THREADS"
@@ -90,6 +92,9 @@ def run_local(stages: Sequence[Stage], out: Path, say: Callable[[str], None], *,
             if code != 0:
                 outcome.failed[name] = code
                 say(f"  {prefix}FAILED with exit code {code}")
+                if code == -signal.SIGKILL:
+                    say(f"  {prefix}killed (SIGKILL), most likely for memory; it had {human_size(children.peak_bytes)}")
+                    say(f"  {prefix}a training takes less with --feed stream; with --jobs, fewer at a time")
                 continue
             result = json.loads(text.splitlines()[-1])
             outcome.results.append(keep_cost(out, stage, time.monotonic() - start, result))
@@ -125,7 +130,7 @@ class _Slots:
             from loffta.machine.process import available_cpus  # torch takes seconds, and one process asks for nothing
 
             self._gpus = _visible_gpus()
-            self._threads = {_THREADS: str(max(1, available_cpus() // jobs))}
+            self._threads = {_THREADS: str(max(1, available_cpus() // jobs)), SIBLINGS: str(jobs)}
         self._free = list(self._gpus)
         self._given: dict[str, str | None] = {}  # GPU by the stage's name
 
@@ -166,6 +171,7 @@ class _Children:
 
     def __init__(self) -> None:
         self.stopped = False
+        self.peak_bytes = 0  # of the process that `wait` told of last
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._printed: dict[str, bytearray] = {}
         self._pipes = selectors.DefaultSelector()
@@ -205,9 +211,11 @@ class _Children:
                 if not piece:
                     self._pipes.unregister(child.stdout)
                     child.stdout.close()
-                    code = child.wait()
+                    _, status, used = os.wait4(child.pid, 0)  # as `child.wait()`, and what it used
+                    child.returncode = os.waitstatus_to_exitcode(status)
+                    self.peak_bytes = used.ru_maxrss * (1 if sys.platform == "darwin" else 2**10)
                     del self._running[name]
-                    return name, code, self._printed.pop(name).decode(errors="replace")
+                    return name, child.returncode, self._printed.pop(name).decode(errors="replace")
 
     def end(self) -> None:
         """Asks all processes to stop, and waits until they have."""

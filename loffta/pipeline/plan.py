@@ -47,10 +47,11 @@ class Pipeline:
     stages: list[Stage] = field(default_factory=list)
     runs: list[PlannedRun] = field(default_factory=list)
     reports: dict[Path, list[Path]] = field(default_factory=dict)  # runs by the report that shows them
+    suffix: str = ""  # of its own reports and summary, in a folder that pipelines share
 
 
 def make_pipeline(
-    config: PipelineConfig, out: Path, *, where: Path, data: Path | None = None, shards: int = 1
+    config: PipelineConfig, out: Path, *, where: Path, data: Path | None = None, shards: int = 1, suffix: str = ""
 ) -> Pipeline:
     """The stages in order: task after task, and of each the caches, then the runs, each behind those that it needs.
 
@@ -59,6 +60,7 @@ def make_pipeline(
         where: the pipeline file, for messages.
         data: what stands for {data}.
         shards: parts of every extraction, for as many processes.
+        suffix: of its own files, see `loffta.pipeline.shared`.
     Raises:
         UsageError: the file asks for something that there is not, a head's recipe is wrong, two stages write the same
             folder, or stages wait for each other.
@@ -75,7 +77,7 @@ def make_pipeline(
             where=f"{where}: scan",
             remedy="test on cached images (`test: cached`), or leave scan out",
         )
-    pipeline = Pipeline()
+    pipeline = Pipeline(suffix=suffix)
     stages: list[Stage] = []
     for task in config.tasks or (None,):
         of_task = _stages_of(pipeline, config, task, out / task.name if task else out, data, where, shards)
@@ -112,7 +114,8 @@ def _stages_of(
         for stage in _parts(_stage_name(task, "extract", names[name]), extract, shards)
     ]
     if config.scan is not None:
-        stages += [(name, _scan(task, names[name], e.cache, folder / config.scan)) for name, e in caches.items()]
+        scan = _own(folder / config.scan, pipeline)
+        stages += [(name, _scan(task, names[name], e.cache, scan)) for name, e in caches.items()]
     cached: dict[str, list[PlannedRun]] = {name: [] for name in caches}
     made: list[Path] = []
     for name, values in config.train.items():
@@ -134,8 +137,12 @@ def _stages_of(
     if task and config.test == "online":
         tested = {name: runs for name, runs in cached.items() if runs}
         stages += [(name, _online_test(task, names[name], caches[name].source, runs)) for name, runs in tested.items()]
-    pipeline.reports[folder / config.report] = made
+    pipeline.reports[_own(folder / config.report, pipeline)] = made
     return stages
+
+
+def _own(path: Path, pipeline: Pipeline) -> Path:
+    return path.with_stem(path.stem + pipeline.suffix)
 
 
 def _parts(name: str, config: ExtractConfig, shards: int) -> list[Stage]:

@@ -53,8 +53,9 @@ def write_results(pipeline: Pipeline, costs: Sequence[StageCost], out: Path, say
     summary = summarise(pipeline.runs)
     text = format_summary(summary)
     out.mkdir(parents=True, exist_ok=True)
-    replace_file(out / "summary.json", json.dumps(summary, indent=2).encode())
-    replace_file(out / "summary.txt", f"{text}\n".encode())
-    for line in ["", *text.splitlines(), "", f"summary: {out / 'summary.json'}"]:
+    written = out / f"summary{pipeline.suffix}.json"
+    replace_file(written, json.dumps(summary, indent=2).encode())
+    replace_file(written.with_suffix(".txt"), f"{text}\n".encode())
+    for line in ["", *text.splitlines(), "", f"summary: {written}"]:
         say(line)
-    return {"reports": reports, "summary": str(out / "summary.json")}
+    return {"reports": reports, "summary": str(written)}

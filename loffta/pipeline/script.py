@@ -25,6 +25,7 @@ end=${{SLURM_JOB_END_TIME:-}}
 
 {choice}
 result={results}/$mark
+export LOFFTA_USAGE={usage}/$mark.$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}.json  # what this start costs, for --status
 printf '\\n[%s] job %s on %s, restart %s: %s\\n' "$(date '+%F %T')" "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID" \\
     "$(hostname)" "${{SLURM_RESTART_COUNT:-0}}" "${{command[*]}}" >&2
 part=$result.${{SLURM_RESTART_COUNT:-0}}.part
@@ -51,14 +52,15 @@ elif [ $code = 75 ]; then  # stopped by a signal, with all that is finished kept
         echo "scontrol is not on this node; where it is, type: $again" >&2
     fi
 elif [ $code = 137 ]; then
-    echo "killed (SIGKILL), as SLURM and the kernel do where the job's memory is not enough: ask for more (mem)" >&2
+    echo "killed (SIGKILL), as SLURM and the kernel do where the job's memory is not enough: ask for more (mem);" \
+        "a training takes less with --feed stream" >&2
 fi
 exit $code
 """
 
 
 def write_script(
-    stages: Sequence[Stage], name: str, asked: Asked, site: Site, *, where: Path, log: Path, results: Path
+    stages: Sequence[Stage], name: str, asked: Asked, site: Site, *, where: Path, log: Path, results: Path, usage: Path
 ) -> str:
     """The text of a script whose array has one element for each stage.
 
@@ -66,6 +68,7 @@ def write_script(
         where: the folder that the command lines are typed in.
         log: absolute; of the first element, the others' have their number in place of its 0.
         results: absolute folder for the answers of elements that have succeeded.
+        usage: absolute folder for what each start says of its cost.
     """
     names = ", ".join(printable(stage.name) for stage in (stages if len(stages) < 4 else [stages[0], stages[-1]]))
     lines = [
@@ -79,7 +82,10 @@ def write_script(
         *site.setup.rstrip().splitlines(),
     ]
     return "\n".join(lines) + _BASH.format(
-        choice=_choice(stages), results=shlex.quote(str(results)), grace=_grace(asked)
+        choice=_choice(stages),
+        results=shlex.quote(str(results)),
+        usage=shlex.quote(str(usage)),
+        grace=_grace(asked),
     )
 
 

@@ -34,11 +34,18 @@ class Wishes:
         return resolve("report" if stage.always else stage.kind, self.options, self.pipeline, self.site)
 
 
-def submit_missing(stages: Sequence[Stage], out: Path, wishes: Wishes, say: Callable[[str], None]) -> dict[str, Any]:
+def submit_missing(
+    stages: Sequence[Stage],
+    out: Path,
+    wishes: Wishes,
+    say: Callable[[str], None],
+    keep: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
     """Submits every stage that is neither done nor waits nor runs, behind those that it needs.
 
     Args:
         stages: in an order that keeps their needs.
+        keep: writes down what is submitted; called when SLURM has answered, before anything is submitted.
     Returns:
         How many stages are `done` and `active`, and which `jobs` were submitted.
     Raises:
@@ -49,11 +56,13 @@ def submit_missing(stages: Sequence[Stage], out: Path, wishes: Wishes, say: Call
     ids = {stage.name: active[stage.mark].id for stage in stages if stage.mark in active}
     counts = {"done": len(done), "active": len(ids)}
     jobs: dict[str, list[str]] = {}  # of this call: the stages of each
-    for array in arrays_of(stages, engine.most_tasks()):
+    arrays = arrays_of(stages, engine.most_tasks())
+    keep()
+    for array in arrays:
         todo = _todo(array, done, ids, bool(jobs))
         if not todo:
             continue
-        for folder in (paths.logs, paths.results):
+        for folder in (paths.logs, paths.results, paths.usage):
             make_folder(folder)
         replace_file(paths.script(array.name), script_of(array, paths, wishes).encode())
         after = dependency(array.stages[0], ids, jobs)
@@ -108,6 +117,7 @@ def script_of(array: Array, paths: SlurmPaths, wishes: Wishes) -> str:
         where=Path.cwd(),
         log=paths.log(array.name, 0),
         results=paths.results,
+        usage=paths.usage,
     )
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loffta.errors import LofftaError
+from loffta.machine.usage import FREE, Cost
 from loffta.pipeline import engine
-from loffta.pipeline.jobs import SlurmPaths, find_active, find_done, read_records
+from loffta.pipeline.jobs import SlurmPaths, find_active, find_done, read_records, told_costs
 from loffta.pipeline.stages import Stage
 from loffta.store.cache import Cache
 from loffta.store.ledger import done_units
@@ -22,6 +23,7 @@ DONE, RUNNING, QUEUED, FAILED, MISSING = "done", "running", "queued", "failed", 
 _LAST_LINES = 6
 _LOG_TAIL = 4096  # bytes that are looked at
 _KILLED = 9
+MORE_MEMORY = "ask for more: --mem (mem in the file); a training takes less with --feed stream"
 _WAITS_FOR = {
     "Dependency": "for the stages before it",
     "DependencyNeverSatisfied": "for a stage that failed: it will not run",
@@ -40,8 +42,8 @@ class State:
     why: str = ""
     job: str = ""
     units: tuple[int, int] | None = None  # done, and all; of an extraction
-    cpu: str = ""  # time of all CPUs, as sacct prints it
-    peak: str = ""  # memory, as sacct prints it
+    starts: int = 0
+    cost: Cost = FREE  # of all starts
     log: str = ""  # the file
     last_lines: tuple[str, ...] = ()  # of a failed one
 
@@ -54,44 +56,56 @@ def look(stages: Sequence[Stage], out: Path) -> list[State]:
     """
     paths = SlurmPaths(out)
     done, active = find_done(stages, out), find_active(paths)
-    last = {}  # the newest job that an element was submitted under, by the stage's mark; the log has them all
+    last = {}  # the jobs that an element was submitted under, the newest last, by the stage's mark; and their one log
     records = read_records(paths)
     for record in records:
         for index, mark in enumerate(record.marks):
-            ids = [f"{job}_{index}" for job in record.jobs]
-            last[mark] = (ids, paths.log(record.array, index))
+            last[mark] = ([f"{job}_{index}" for job in record.jobs], paths.log(record.array, index))
     ended = engine.ended(sorted({job for record in records for job in record.jobs}))
+    told = told_costs(paths)
     found, finished = [], Finished()
     for stage in stages:
         ids, log = last.get(stage.mark, ([], None))
-        old = next(((job, ended[job]) for job in reversed(ids) if job in ended), None)
-        units = finished.of(stage)
+        old = [(job, ended[job]) for job in ids if job in ended]
+        starts, cost = _costs([how for _, how in old], told.get(stage.mark, []))
+        state = State(stage.name, MISSING, units=finished.of(stage), starts=starts, cost=cost, log=str(log or ""))
         if stage.name in done:
-            peak, cpu = (old[1].peak, old[1].cpu) if old else ("", "")
-            found.append(State(stage.name, DONE, "", old[0] if old else "", units, cpu, peak, str(log or "")))
+            found.append(replace(state, state=DONE, job=old[-1][0] if old else ""))
         elif stage.mark in active:
-            found.append(_active(stage, active[stage.mark], units, str(log or "")))
-        elif old is not None:
-            job, how = old
-            lines = tail(log) if log else ()
-            found.append(State(stage.name, FAILED, why(how), job, units, how.cpu, how.peak, str(log or ""), lines))
+            found.append(_active(state, active[stage.mark]))
+        elif old:
+            job, how = old[-1]
+            reason, lines = why(replace(how, cost=cost)), tail(log) if log else ()
+            found.append(replace(state, state=FAILED, why=reason, job=job, last_lines=lines))
         else:
-            found.append(State(stage.name, MISSING, "", "", units))
+            found.append(state)
     return found
 
 
-def _active(stage: Stage, job: engine.Job, units: tuple[int, int] | None, log: str) -> State:
+def _costs(old: Sequence[engine.Ended], told: Sequence[Cost]) -> tuple[int, Cost]:
+    """Starts, and what all of them cost: by the site's accounts, or by the stage's own words where these say more.
+
+    A site may keep no accounts, or none of GPUs; and its accounts of memory are looks from time to time.
+    """
+    own, of_site = sum(told, FREE), sum((how.cost for how in old), FREE)
+    starts = max(sum(how.starts for how in old), len(told))
+    peak = max(own.peak_rss_mib, of_site.peak_rss_mib)
+    return starts, Cost(max(own.cpu_s, of_site.cpu_s), max(own.gpu_s, of_site.gpu_s), peak, own.peak_gpu_mib)
+
+
+def _active(state: State, job: engine.Job) -> State:
     if job.state == "PENDING":
         reason = job.reason.strip("()")
-        return State(stage.name, QUEUED, f"waits {_WAITS_FOR.get(reason, f'({reason})')}", job.id, units, log=log)
-    return State(stage.name, RUNNING, f"for {job.elapsed} on {job.node}", job.id, units, log=log)
+        return replace(state, state=QUEUED, why=f"waits {_WAITS_FOR.get(reason, f'({reason})')}", job=job.id)
+    return replace(state, state=RUNNING, why=f"for {job.elapsed} on {job.node}", job=job.id)
 
 
 def why(how: engine.Ended) -> str:
     """Why an element is no longer there and has no answer, in words, and what to do."""
-    of_memory = f": its memory peaked at {_size(how.peak)} of {_size(how.memory)}" if how.peak else ""
+    peak = how.cost.peak_rss_mib * 2**20
+    of_memory = f": its memory peaked at {human_size(peak)} of {_size(how.memory)}" if peak else ""
     if how.state == "OUT_OF_MEMORY" or (how.state == "FAILED" and _KILLED in (how.code, how.code - 128, how.signal)):
-        return f"killed (SIGKILL), most likely for memory{of_memory}; ask for more: --mem"
+        return f"killed (SIGKILL), most likely for memory{of_memory}; {MORE_MEMORY}"
     if how.state == "TIMEOUT":
         return "the time limit came before it could stop; ask for more: --time"
     if how.state == "CANCELLED":

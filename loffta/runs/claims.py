@@ -3,8 +3,10 @@
 In: a run's folder.   Out: a Claim for as long as a training writes there. A claim is a small file with a number, made
 exclusively, touched every HEARTBEAT_S and taken away at the end; no lock of the file system is needed, which Lustre and
 NFS may not have or may keep to one host. A process that was killed leaves its claim behind, and the next takes the next
-number: at once where the system knows that the process is gone, after SILENT_S where it ran on another machine or in
-another container. A process that was only asleep finds that out before it writes its next file, and ends.
+number: at once where the system knows that the process is gone, or SLURM, which starts a job again when it has ended;
+after SILENT_S where it ran on another machine or in another container. Lustre writes the time that a client has, and
+clocks of nodes may differ by minutes: so a claim that looks silent is watched for WATCH_S; one that is touched lives.
+A process that was only asleep finds out before it writes its next file that it was taken over, and ends.
 """
 
 from __future__ import annotations
@@ -28,9 +30,12 @@ from loffta.errors import LofftaError
 from loffta.files import processes
 from loffta.files.documents import from_json, read_bytes
 from loffta.files.durable import create_file, make_folder, part_name
+from loffta.machine.progress import say
 from loffta.runs.run import RunPaths
 
 HEARTBEAT_S = 20.0
+WATCH_S = 2.5 * HEARTBEAT_S
+CLOCKS_S = 3600.0  # what is silent for longer is so by any clock
 SILENT_S = 180.0  # nfs(5): another node's times show up to 60 s late (acregmax); a heartbeat, and as much again
 
 
@@ -43,6 +48,8 @@ class Owner:
     began: str = processes.UNKNOWN  # when the process did
     node: Annotated[str, Field(max_length=256)] = "a host that is not known"
     since: Annotated[str, Field(max_length=64)] = "a time that is not known"
+    job: Annotated[str, Field(max_length=256)] = ""  # of SLURM
+    start: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0  # of the job; it counts how often it was requeued
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.node}, since {self.since}"
@@ -133,7 +140,12 @@ def take(paths: RunPaths) -> Claim:
 
 def _this_process() -> Owner:
     now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    return Owner(processes.host(), os.getpid(), processes.began(os.getpid()), socket.gethostname(), now)
+    job = "/".join(os.environ.get(name, "") for name in ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID")).strip("/")[:256]
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "")
+    start = int(restarts) if restarts.isdecimal() and len(restarts) < 9 else 0
+    return Owner(
+        processes.host(), os.getpid(), processes.began(os.getpid()), socket.gethostname(), now, job=job, start=start
+    )
 
 
 def _refuse_living(path: Path) -> None:
@@ -142,10 +154,13 @@ def _refuse_living(path: Path) -> None:
         if not _is_running(owner):
             return
         heard = ""
+    elif owner.job and (own := _this_process()).job == owner.job and own.start > owner.start:
+        return
     else:
         silent_s = _silent_s(path)
-        if silent_s > SILENT_S:
+        if silent_s > SILENT_S and not (silent_s < CLOCKS_S and _is_touched(path, owner)):
             return
+        silent_s = max(0.0, silent_s)
         heard = f"; it was heard of {silent_s:.0f} s ago, and after {SILENT_S:.0f} s of silence it counts as gone"
     raise LofftaError(
         f"another training is at work in this folder: {owner}{heard}",
@@ -168,6 +183,19 @@ def _read_owner(path: Path) -> Owner:
         return TypeAdapter(Owner).validate_python(from_json(read_bytes(path)))
     except (OSError, ValueError, ValidationError):  # gone meanwhile, or damaged: its times tell
         return Owner()
+
+
+def _is_touched(path: Path, owner: Owner) -> bool:
+    """Whether a claim is touched while one looks, whatever the clock says that touches it."""
+    say(f"a training that seems to have ended, {owner}: looking for {WATCH_S:.0f} s whether it is so")
+    with suppress(OSError):
+        before, end = path.stat().st_mtime_ns, time.monotonic() + WATCH_S
+        while time.monotonic() < end:
+            time.sleep(WATCH_S / 50)
+            path.read_bytes()  # opened: NFS asks its server anew
+            if path.stat().st_mtime_ns != before:
+                return True
+    return False
 
 
 def _silent_s(path: Path) -> float:

@@ -33,6 +33,7 @@ class Training(Record):
     """training.json: how long a finished training took, and what it came to."""
 
     seconds: float
+    cost: dict[str, float | None] = {}  # as `machine.usage` has it; older versions did not keep it
     epochs: int = Field(ge=1, le=RECIPE_LIMITS["min_steps"])
     batch_size: int = Field(ge=1, le=RECIPE_LIMITS["batch_size"])
     precision: Literal["fp32", "bf16"] | None = None  # None: of an older version, see `evaluate.trained_recipe`
@@ -62,6 +63,7 @@ class SearchTable(Record):
     validated_on: str
     images: dict[str, str]  # digests of those trained and scored on
     seconds: float = 0.0
+    cost: dict[str, float | None] = {}  # as that of a training
     order: dict[str, Any] | None = None  # of the feed, for all settings
     group: Annotated[Natural, Field(le=MANY * MANY)] = 0  # settings in training now: the next that have no score
     settings: list[Setting] = Field(min_length=1, max_length=MANY * MANY)

@@ -282,6 +282,7 @@ class Results(Part):
     recipe: Schedule = Schedule()
     training: Schedule = Schedule()
     train_seconds: float | None = None
+    cost: dict[str, float | None] = Field(default_factory=dict)  # as `machine.usage` has it
     versions: dict[str, str] = Field(default_factory=dict)
     notes: dict[str, str] = Field(default_factory=dict)
     search: SearchTold | None = None

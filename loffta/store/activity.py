@@ -16,6 +16,7 @@ from loffta.store.ledger import done_units
 from loffta.store.paths import TARGETS, ArrayPaths, names_in
 
 WINDOW_S = 600.0  # units that were finished in these last seconds make the rate
+CLOCKS_S = 900.0  # by which the clocks of machines may differ
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def find_writers(parts: Iterable[Part]) -> list[Writer]:
 def images_per_s(cache: Cache, arrays: Sequence[CachedArray]) -> float | None:
     """Rate at which units of a store were finished of late; None where fewer than two were.
 
-    A unit is finished when the last of its arrays' done files is.
+    A unit is finished when the last of its arrays' done files is. Their times are of other clocks than ours: they are
+    compared with ours only as far as clocks agree.
     """
     now = time.time()
     finished: dict[int, float] = {}
@@ -64,6 +66,9 @@ def images_per_s(cache: Cache, arrays: Sequence[CachedArray]) -> float | None:
             except FileNotFoundError:  # dropped meanwhile
                 continue
             finished[unit] = max(finished.get(unit, 0.0), stamp)
+    newest = max(finished.values(), default=0.0)
+    if newest > now or WINDOW_S < now - newest <= WINDOW_S + CLOCKS_S:
+        now = newest
     recent = sorted((stamp, unit) for unit, stamp in finished.items() if now - stamp <= WINDOW_S)
     if len(recent) < 2 or recent[-1][0] <= recent[0][0]:
         return None

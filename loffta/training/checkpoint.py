@@ -18,6 +18,7 @@ from torch import Tensor
 from loffta.errors import LofftaError
 from loffta.files.documents import from_json
 from loffta.files.tensor_file import NewerFormat, read_tensors, write_tensors
+from loffta.machine.usage import Cost, Meter
 from loffta.store.recipe import differing_fields
 from loffta.training.members import Member
 
@@ -49,11 +50,17 @@ class Keeper:
         self._every_s = every_s
         self._started = self._saved = time.monotonic()
         self._seconds_before = 0.0
+        self._meter, self._cost_before = Meter(), Cost()
 
     @property
     def seconds(self) -> float:
         """What the training took so far, earlier attempts included."""
         return self._seconds_before + time.monotonic() - self._started
+
+    @property
+    def cost(self) -> Cost:
+        """What it has cost so far, earlier attempts included up to their last checkpoint."""
+        return self._cost_before + self._meter.cost()
 
     def is_due(self) -> bool:
         """Whether the last one is old enough."""
@@ -72,6 +79,7 @@ class Keeper:
             "identity": self._identity,
             "position": list(position),
             "seconds": self.seconds,
+            "cost": self.cost.as_json(),
             "logs": [member.log for member in members],
             "diverged_at": [member.diverged_at for member in members],
         }
@@ -111,6 +119,7 @@ class Keeper:
                         remedy=f"was it made by another loffta? {_BEGIN_ANEW}",
                     ) from error
         self._seconds_before = state["seconds"]
+        self._cost_before = Cost.of_json(state.get("cost", {}))
         return position
 
 

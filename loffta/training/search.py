@@ -18,6 +18,7 @@ from loffta.dataset.splits import check_part, draw_part
 from loffta.errors import LofftaError
 from loffta.heads.recipe import Recipe
 from loffta.machine import process
+from loffta.machine.usage import Cost
 from loffta.runs.records import Chosen, SearchTable, Setting
 from loffta.runs.run import read_json, write_json
 from loffta.tasks.figures import best_first, in_words
@@ -116,6 +117,7 @@ def _score_all(session: Session, recipe: Recipe, images: _Images, table: SearchT
                 entry.score, entry.diverged_at = score, member.diverged_at
             waiting = waiting[len(members) :]
             table.group, table.seconds = 0, table.seconds + keeper.seconds
+            table.cost = (Cost.of_json(table.cost) + keeper.cost).as_json()
             _write(session, table)
             session.paths.checkpoint.unlink(missing_ok=True)
 

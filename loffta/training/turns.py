@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from loffta.files.tensor_file import write_tensors
 from loffta.heads.precision import precision_of
 from loffta.heads.recipe import Recipe
+from loffta.machine.usage import Cost
 from loffta.runs.records import Training
 from loffta.runs.run import RunPaths, read_json, write_json, write_lines
 from loffta.runs.turns import Turns
@@ -54,7 +55,8 @@ def train_turns(session: Session, turns: Turns, recipe: Recipe) -> None:
             told.append(read_json(home.training, Training))
     session.supply.save_origins(paths)
     seconds = sum(turn.seconds for turn in told)
-    last = told[-1].model_copy(update={"seconds": seconds})  # of draws the one with the most images
+    cost = sum((Cost.of_json(turn.cost) for turn in told), Cost()).as_json()
+    last = told[-1].model_copy(update={"seconds": seconds, "cost": cost})  # of draws the one with the most images
     write_json(paths.training, last.model_dump())
     session.log.write(f"trained {n_turns} turns in {seconds:.1f} s", show=True)
 
@@ -81,7 +83,11 @@ def _train_members(
         learn(session, feed, members, keeper, title=f"train {title}")
     precision = precision_of(fitted, session.device)
     return members, Training(
-        seconds=keeper.seconds, epochs=fitted.epochs, batch_size=fitted.batch_size, precision=precision
+        seconds=keeper.seconds,
+        cost=keeper.cost.as_json(),
+        epochs=fitted.epochs,
+        batch_size=fitted.batch_size,
+        precision=precision,
     )
 
 

@@ -50,7 +50,7 @@ from loffta.machine.process import StopFlag
 MODEL, BATCH, GOAL = "vit_base_patch16_224", 8, 0.95
 SIZE = (500, 375)
 CHILD = "import sys; from loffta_cli.main import main; code = main(sys.argv[1:])\n"
-CHILD += "from loffta.machine.process import peak_rss_mib; print(peak_rss_mib()); sys.exit(code)"
+CHILD += "from loffta.machine.usage import peak_rss_mib; print(peak_rss_mib()); sys.exit(code)"
 MEMORY_MODEL = ["--backbone", "vit_tiny_patch16_224", "--weights", "random:0", "--image-px", "112", "--taps", "all"]
 
 

@@ -17,6 +17,7 @@ from loffta.heads.fusion import FusionRecipe
 from loffta.heads.linear import LinearRecipe
 from loffta.heads.recipe import Recipe
 from loffta.online import head_of
+from loffta.pipeline import engine
 from loffta.pipeline.file import read_pipeline
 from loffta.pipeline.plan import make_pipeline
 from loffta.runs.run import RunPaths, read_results
@@ -176,11 +177,44 @@ def test_a_file_without_tasks(tmp_path, in_process, capsys):
     file.write_text(ALONE)
     standin.write("vtab:{data}/set", tmp_path)
     assert loffta(["run", str(file), "--data", str(tmp_path), "--out", str(out)]) == 0, capsys.readouterr().err
-    assert sorted(path.name for path in out.iterdir()) == ["cache", "report.html", "runs", "stages.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "cache",
+        "pipelines.json",
+        "report.html",
+        "runs",
+        "stages.json",
+    ]
     assert f"report: {out / 'report.html'}" in capsys.readouterr().out
     page = (out / "report.html").read_text()
     assert "loffta extract vtab:" in page  # what the stages took
     assert RunPaths(out / "runs" / "probe").results("test").exists()
+
+
+SHARED = """
+tasks: [{name: set, source: "vtab:{data}/set"}]
+extract:
+  cache: {backbones: [{name: test_vit, weights: "random:0", image_px: 32}]}
+train:
+  RUN: {head: linear, recipe: {epochs: 2}}
+"""
+
+
+def test_pipelines_that_share_a_folder_share_its_cache_and_nothing_else(tmp_path, in_process, capsys):
+    """Neither report nor summary of the first is another after the second."""
+    out = tmp_path / "out"
+    standin.write("vtab:{data}/set", tmp_path)
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text(SHARED.replace("RUN", name))
+    run = ["--data", str(tmp_path), "--out", str(out)]
+    assert loffta(["run", str(tmp_path / "one.yaml"), *run]) == 0, capsys.readouterr().err
+    first = {path: path.read_bytes() for path in (out / "summary.json", out / "set/report.html")}
+    made = {path: path.stat().st_mtime_ns for path in (out / "set/cache").rglob("*.parquet")}
+    assert loffta(["run", str(tmp_path / "two.yaml"), *run]) == 0, capsys.readouterr().err
+    assert {path: path.read_bytes() for path in first} == first
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    own = json.loads((out / "summary-two.json").read_text())
+    assert (list(own["tasks"]["set"]["runs"]), (out / "set/report-two.html").exists()) == (["two"], True)
+    assert f"summary: {out / 'summary-two.json'}" in capsys.readouterr().out
 
 
 NUMBERS = """
@@ -275,3 +309,31 @@ def test_what_a_cluster_needs(tmp_path, monkeypatch, capsys, words, code, messag
     assert loffta([*line, "--launcher", "slurm", *words]) == code
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_alone_says_how_it_stands(tmp_path, monkeypatch, capsys):
+    """What was submitted with options is asked for without, and taken back; nothing else needs no pipeline."""
+    out = tmp_path / "out"
+    (tmp_path / "p.yaml").write_text(ALONE)
+    words = ["run", str(tmp_path / "p.yaml"), "--data", str(tmp_path), "--out", str(out)]
+    monkeypatch.delenv("LOFFTA_HOME", raising=False)
+    monkeypatch.setattr(engine, "queue", lambda _: [])
+    monkeypatch.setattr(engine, "most_tasks", lambda: 500)
+    monkeypatch.setattr(engine, "ended", lambda _: {})
+    monkeypatch.setattr(engine, "submit", lambda *_: "7")
+    assert loffta([*words, "--launcher", "slurm", "--shards", "2"]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    for more in ([], [str(tmp_path / "p.yaml")]):
+        assert loffta(["run", *more, "--out", str(out), "--status", "--json"]) == 0, capsys.readouterr().err
+        told = json.loads(capsys.readouterr().out.splitlines()[-1])
+        names = [stage["stage"] for stage in told["stages"]]
+        assert names == ["extract 0/2", "extract 1/2", "probe", "report"]
+        assert told["cost"] == {"cpu_hours": 0.0, "gpu_hours": 0.0, "peak_rss_mib": 0.0, "peak_gpu_mib": None}
+    assert loffta([*words, "--status", "--json"]) == 0  # the options that are given count
+    assert "extract 0/2" not in capsys.readouterr().out
+    assert loffta(["run", "--out", str(out), "--cancel"]) == 0
+    assert capsys.readouterr().out == "nothing waits or runs\n"
+    assert loffta(["run", "--out", str(tmp_path / "none"), "--status"]) == 1
+    assert "nothing was submitted from this folder" in capsys.readouterr().err
+    assert loffta(["run", "--out", str(out)]) == 2
+    assert "Missing argument 'PIPELINE'" in capsys.readouterr().err

@@ -70,6 +70,11 @@ def test_fields(finished):
     assert results["seconds"] > 0
     assert results["train_seconds"] > 0
     assert results["peak_rss_mib"] > 10
+    told = json.loads(RunPaths(finished / "run").training.read_text())["cost"]
+    cost = results["cost"]
+    assert 0 < told["cpu_hours"] < cost["cpu_hours"]  # the training's, and that of measuring
+    assert cost["peak_rss_mib"] == pytest.approx(results["peak_rss_mib"], rel=0.01)
+    assert (cost["gpu_hours"], cost["peak_gpu_mib"]) == (0.0, None)
     assert {"python", "loffta", "torch"} <= set(results["versions"])
     assert list(results["metrics"]) == ["top1", "balanced_accuracy", "f1", "log_loss", "roc_auc"]
     assert results["notes"] == {}

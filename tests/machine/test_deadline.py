@@ -18,7 +18,8 @@ NOW = 1_800_000_000
         ({"SLURM_JOB_END_TIME": NOW + 100}, 100),
         ({"SLURM_JOB_END_TIME": NOW + 100, "LOFFTA_END_TIME": NOW + 40}, 40),
         ({"SLURM_JOB_END_TIME": NOW - 5}, -5),
-        ({"SLURM_JOB_END_TIME": NOW + 3600, "SLURM_JOB_START_TIME": NOW + 600}, 3000),  # ten minutes behind
+        ({"SLURM_JOB_END_TIME": NOW + 3600, "SLURM_JOB_START_TIME": NOW + 600}, 2940),  # ten minutes behind
+        ({"SLURM_JOB_END_TIME": NOW + 3600, "SLURM_JOB_START_TIME": NOW - 20}, 3560),  # some seconds behind
         ({"SLURM_JOB_END_TIME": NOW + 3600, "SLURM_JOB_START_TIME": NOW - 600}, 3600),
         ({"SLURM_JOB_END_TIME": NOW + 500 * 86400}, math.inf),  # a job of no limit
         ({"SLURM_JOB_END_TIME": "Unknown"}, math.inf),
@@ -28,6 +29,7 @@ NOW = 1_800_000_000
 )
 def test_time_that_is_left(monkeypatch, told, left):
     monkeypatch.setattr(deadline.time, "time", lambda: float(NOW))
+    monkeypatch.setattr(deadline.time, "monotonic", lambda: deadline._BEGAN + 60)
     for name in ("SLURM_JOB_END_TIME", "LOFFTA_END_TIME", "SLURM_JOB_START_TIME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in told.items():

@@ -13,36 +13,6 @@ from loffta.machine.process import StopFlag
 from loffta.machine.signals import STOPS
 
 
-@pytest.mark.parametrize(
-    ("slurm", "openmp", "quota", "expected"),
-    [
-        ("3", "", None, 3),
-        ("0", "", None, 5),
-        ("x", "", None, 5),
-        ("", "2", None, 2),
-        ("", "2,8", None, 2),  # of nested regions the outermost
-        ("", "64", None, 5),  # a cap, not a wish
-        ("3", "2", None, 2),
-        ("3", "4", None, 3),
-        ("", "0", None, 5),
-        ("", "true", None, 5),
-        ("", "", 4, 4),
-        ("", "", 64, 5),
-        ("3", "", 2, 2),
-        ("", "1", 2, 1),
-    ],
-)
-def test_slurm_the_affinity_the_quota_and_openmp_tell_the_cpus(monkeypatch, slurm, openmp, quota, expected):
-    monkeypatch.setattr(process.cgroups, "whole_cpus", lambda: quota)
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", slurm)
-    monkeypatch.setenv("OMP_NUM_THREADS", openmp)
-    monkeypatch.setattr(process.os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4}, raising=False)
-    monkeypatch.setattr(process.torch, "set_num_threads", (set_to := []).append)
-    assert process.available_cpus() == expected
-    assert process.cap_threads() == expected
-    assert set_to == [expected]
-
-
 @pytest.mark.parametrize(("small", "expected"), [(True, 1), (False, 2)])
 def test_small_products_get_one_thread_and_give_the_others_back(small, expected):
     before = torch.get_num_threads()

@@ -173,9 +173,9 @@ def test_a_signal_reaches_the_stage(tmp_path):
 PYTHON = """#!/bin/bash
 # stands in for `python -m loffta_cli WORD ... --json`
 trap 'echo "stopped $3" >>log; exit 75' TERM USR1
-echo "begin $3 $CUDA_VISIBLE_DEVICES $OMP_NUM_THREADS" >>log
+echo "begin $3 $CUDA_VISIBLE_DEVICES $OMP_NUM_THREADS $LOFFTA_SIBLINGS" >>log
 if [ "$3" = waits ]; then while :; do sleep 0.02; done; fi
-case $3 in first) ;; c) sleep 0.9 ;; *) sleep 0.3 ;; esac
+case $3 in killed) kill -9 $$ ;; first) ;; c) sleep 0.9 ;; *) sleep 0.3 ;; esac
 echo "end $3" >>log
 echo '{}'
 """
@@ -189,6 +189,7 @@ def side_by_side(tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "6")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("OMP_NUM_THREADS")
@@ -200,14 +201,25 @@ def test_stages_side_by_side(side_by_side, tmp_path):
     wide = [Stage(name, [name]) for name in ("first", "a", "b", "c")]
     outcome = run_local([*wide, Stage("last", ["last"], needs=("c",))], tmp_path, print, jobs=3)
     lines = [line.split() for line in side_by_side.read_text().splitlines()]
-    assert {line[2] for line in lines if line[0] == "begin"} == {"2"}
-    assert lines.index(["end", "c"]) < lines.index(["begin", "last", "2"])
+    assert {tuple(line[2:]) for line in lines if line[0] == "begin"} == {("2", "3")}  # threads; and who shares the log
+    assert lines.index(["end", "c"]) < lines.index(["begin", "last", "2", "3"])
     running = most = 0
     for kind, *_ in lines:
         running += 1 if kind == "begin" else -1
         most = max(most, running)
     assert most == 3
     assert sorted(result.name for result in outcome.results) == ["a", "b", "c", "first", "last"]
+
+
+def test_a_stage_that_is_killed_says_what_it_had(side_by_side, tmp_path, monkeypatch):
+    said = []
+    wait4 = os.wait4
+    monkeypatch.setattr(os, "wait4", lambda *args: (*wait4(*args)[:2], SimpleNamespace(ru_maxrss=3_000_000)))
+    monkeypatch.setattr(sys, "platform", "linux")
+    outcome = run_local([Stage("big", ["killed"])], tmp_path, said.append)
+    assert outcome.failed == {"big": -9}
+    assert said[-2] == "  killed (SIGKILL), most likely for memory; it had 3.1 GB"  # Linux counts KiB
+    assert "--feed stream" in said[-1]
 
 
 def test_every_process_has_a_gpu_of_its_own(side_by_side, tmp_path, monkeypatch):

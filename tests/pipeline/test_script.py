@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from loffta.machine.usage import Cost
 from loffta.pipeline import engine, jobs
 from loffta.pipeline.engine import Ended, in_bytes, spans
 from loffta.pipeline.jobs import Array, SlurmPaths, arrays_of, find_done
@@ -59,6 +60,7 @@ SRUN = """#!/bin/bash
 shift 2
 printf '%s\\n' "$@" >>"$SAW"
 echo "cpus $SRUN_CPUS_PER_TASK end $LOFFTA_END_TIME" >>"$SAW"
+echo "usage $LOFFTA_USAGE" >>"$SAW"
 printf "$PRINTS"
 exit $CODE
 """
@@ -95,7 +97,8 @@ def test_a_task_that_succeeds_leaves_its_answer(tmp_path, monkeypatch):
     done, saw, paths = run_script(tmp_path, monkeypatch, PARTS, SLURM_CPUS_PER_TASK="3")
     assert done.returncode == 0, done.stderr
     end = 1893456000 - 120  # the first second of 2030, and when the signal comes
-    assert saw == ["loffta", "extract", "a b", "--shard", "5/9", "--json", f"cpus 3 end {end}"]
+    assert saw[:-1] == ["loffta", "extract", "a b", "--shard", "5/9", "--json", f"cpus 3 end {end}"]
+    assert saw[-1] == f"usage {paths.usage}/{PARTS.stages[1].mark}.9-0.json"
     assert done.stdout == "words\n"
     assert paths.result(PARTS.stages[1]).read_text().splitlines()[:2] == ["words", '{"a": 1}']
     assert [path.name for path in paths.results.iterdir()] == [PARTS.stages[1].mark]
@@ -189,16 +192,23 @@ def test_spans(indices, text):
 
 
 def test_what_sacct_says(monkeypatch):
-    """Elements that never began come as a range; the peak is that of the largest step."""
-    text = """7_0|FAILED|9:0||4G|00:01:00|00:30|n1
-7_0.batch|FAILED|9:0|1536K||00:01:00|00:01|n1
-7_0.0|FAILED|9:0|3.5G||00:01:00|00:29|n1
-7_[1-2,5%3]|CANCELLED by 0|0:0||4G|00:00:00|00:00|None assigned
+    """A requeued element has a record for each start: times add up, and the highest peak of any step holds.
+
+    Elements that never began come as a range.
+    """
+    text = """7_0|REQUEUED|0:0||4G|60|00:30.500|cpu=2,gres/gpu=2,mem=4G,node=1|n1
+7_0.batch|CANCELLED|0:15|1536K||60|00:01.000|cpu=2,gres/gpu=2,mem=4G,node=1|n1
+7_0.0|CANCELLED|0:15|3.5G||60|00:29.500|cpu=2,gres/gpu=2,mem=4G,node=1|n1
+7_0|FAILED|9:0||4G|3600|1-01:00:02|billing=2,cpu=2,gres/gpu=2,mem=4G,node=1|n2
+7_0.0|FAILED|9:0|1G||3600|1-01:00:02|cpu=2,gres/gpu=2,mem=4G,node=1|n2
+7_[1-2,5%3]|CANCELLED by 0|0:0||4G|0|00:00:00||None assigned
 """
     monkeypatch.setattr(engine, "_run", lambda words: (0, text, ""))
     found = engine.ended(["7"])
     assert sorted(found) == ["7_0", "7_1", "7_2", "7_5"]
-    assert found["7_0"] == Ended("FAILED", 9, 0, "3.5G", "4G", "00:01:00", "00:30", "n1")
+    cost = Cost(30.5 + 25 * 3600 + 2, 2.0 * (60 + 3600), 3.5 * 1024)
+    assert found["7_0"] == Ended("FAILED", 9, 0, "4G", "n2", starts=2, cost=cost)
+    assert found["7_5"] == Ended("CANCELLED", 0, 0, "4G", "None assigned", starts=0)
     assert why(found["7_0"]).startswith("killed (SIGKILL), most likely for memory: its memory peaked at 3.8 GB of 4.3")
     assert why(found["7_5"]).startswith("cancelled")
 
@@ -206,7 +216,7 @@ def test_what_sacct_says(monkeypatch):
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        (Ended("OUT_OF_MEMORY", 0, 125), "most likely for memory; ask for more: --mem"),
+        (Ended("OUT_OF_MEMORY", 0, 125), r"most likely for memory; ask for more: --mem .*--feed stream"),
         (Ended("TIMEOUT", 0, 15), "ask for more: --time"),
         (Ended("NODE_FAIL", 0, 0, node="n3"), r"its node failed \(n3\)"),
         (Ended("COMPLETED", 0, 0), "its answer or what it made is gone"),

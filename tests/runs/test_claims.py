@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 from dataclasses import asdict, replace
-from threading import Event
+from threading import Event, Thread
 
 import pytest
 import torch
@@ -25,6 +25,7 @@ from tests.caches import toy_cache
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch):
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    monkeypatch.setattr(claims, "WATCH_S", 0.05)
 
 
 @pytest.fixture
@@ -88,6 +89,54 @@ def test_of_another_machine_silence_tells(paths, owner):
         take(paths)
     leave(paths, 1, owner, silent_s=SILENT_S + 1)
     assert list(take(paths).paths.claims()) == [2]
+
+
+def test_a_claim_of_another_clock_lives_while_it_is_touched(paths, monkeypatch):
+    """Its machine's clock is ten minutes behind, and the file system writes that."""
+    monkeypatch.setattr(claims, "WATCH_S", 20.0)
+    path = leave(paths, 1, Owner("elsewhere", 1), silent_s=600)
+    ended = Event()
+
+    def beat():
+        while not ended.wait(0.02):
+            os.utime(path, (time.time() - 600,) * 2)
+
+    heart = Thread(target=beat)
+    heart.start()
+    try:
+        with pytest.raises(LofftaError, match="another training is at work"):
+            take(paths)
+    finally:
+        ended.set()
+        heart.join()
+    monkeypatch.setattr(claims, "WATCH_S", 0.05)
+    assert take(paths).number == 2
+
+
+@pytest.mark.parametrize("ahead_s", [-600, 600])
+def test_the_clock_of_this_machine_does_not_count(paths, monkeypatch, ahead_s):
+    """Both times are those of the file server."""
+    leave(paths, 1, Owner("elsewhere", 1), silent_s=5)
+    now = time.time
+    monkeypatch.setattr(claims.time, "time", lambda: now() + ahead_s)
+    with pytest.raises(LofftaError, match=r"heard of \d s ago"):
+        take(paths)
+
+
+def test_a_job_that_slurm_starts_again_has_ended(paths, monkeypatch):
+    """On another node at once; a second process of the same start of a job is not the same."""
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "lab")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    before = replace(here(), host="elsewhere")
+    leave(paths, 1, before)
+    with pytest.raises(LofftaError, match="another training is at work"):
+        take(paths)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    assert take(paths).number == 2
+    leave(paths, 2, replace(before, job="lab/18"))
+    with pytest.raises(LofftaError, match="another training is at work"):
+        take(paths)
 
 
 @pytest.mark.parametrize("data", [b"", b"[" * 50_000, b'{"pid": "many"}', b"\xff\x00"])

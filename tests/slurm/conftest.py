@@ -21,7 +21,8 @@ def lab():
     if missing:
         pytest.skip(f"no SLURM here ({', '.join(missing)} missing): tests/slurm/slurm-up DIR installs it on Debian")
     root = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # sockets allow no long path
-    up = [HERE / "slurm-up", root, "--set", "KillWait=2"]
+    enforce = "AccountingStorageEnforce=associations"  # as sites do: an account that is not there is refused
+    up = [HERE / "slurm-up", root, "--set", "KillWait=2", "--set", enforce]
     try:
         with (root / "up.log").open("wb") as log:  # no pipe: the daemons would hold it open
             code = subprocess.run(up, stdout=log, stderr=log, timeout=240, check=False).returncode

@@ -16,7 +16,8 @@ from loffta.pipeline.jobs import SlurmPaths
 from loffta.pipeline.resources import Asked, Resources, Site
 from loffta.pipeline.slurm import Wishes, cancel, submit_missing
 from loffta.pipeline.stages import Stage
-from loffta.pipeline.status import look
+from loffta.pipeline.status import MORE_MEMORY, look
+from loffta.words import human_size
 from tests.fakes import cache_files
 
 OUT = Path("out")
@@ -73,6 +74,12 @@ def test_a_second_call_submits_what_is_missing(fake):
     assert [line.split(": ")[1].split(",")[0] for line in said[:-1]] == ["bad and 1 more", "behind", "report"]
     assert (again["done"], again["active"]) == (4, 0)
     wait(stages, are(*["done"] * 7))
+    (script,) = OUT.glob("slurm/extract-*.sbatch")  # an image set has grown: its extraction once more, by hand
+    answers = [SlurmPaths(OUT).result(part) for part in parts]
+    before = [path.stat().st_mtime_ns for path in answers]
+    subprocess.run(["sbatch", "--wait", script], check=True, capture_output=True, timeout=60)
+    assert all(path.stat().st_mtime_ns > then for path, then in zip(answers, before, strict=True))
+    assert submit(stages)[0]["jobs"] == []
 
 
 def test_a_stopped_task_requeues_itself_alone(fake):
@@ -86,12 +93,21 @@ def test_a_stopped_task_requeues_itself_alone(fake):
     log = Path(states["one"].log).read_text()
     assert f"scontrol requeue {states['one'].job}\n" in log
     assert log.count("restart") == 2  # appended, not written anew
+    assert (states["one"].starts, states["two"].starts) == (2, 1)  # by sacct
     assert cancel(OUT) == [states["two"].job]
 
 
-def test_what_slurm_refuses_is_told_in_its_words(fake):
-    with pytest.raises(LofftaError, match=r"sbatch refused: (.|\n)*[Ii]nvalid partition(.|\n)*nothing is submitted tw"):
-        submit([Stage("one", ["train", "ok"])], partition="nowhere")
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"partition": "nowhere"}, "[Ii]nvalid partition"),
+        ({"account": "nobody"}, "Invalid account"),
+        ({"gres": "fpga:1"}, "[Ii]nvalid"),
+    ],
+)
+def test_what_slurm_refuses_is_told_in_its_words(fake, asked, words):
+    with pytest.raises(LofftaError, match=rf"sbatch refused: (.|\n)*{words}(.|\n)*nothing is submitted twice"):
+        submit([Stage("one", ["train", "ok"])], **asked)
     assert engine.queue(SlurmPaths(OUT).prefix) == []
 
 
@@ -123,6 +139,32 @@ def test_cancel_takes_back_its_own_jobs_alone(fake):
     assert len(cancel(OUT)) == 2
     left = subprocess.run(["squeue", "-h", "-t", "PD,R", "-o", "%A"], check=True, capture_output=True, text=True).stdout
     assert left.split() == [other]
+
+
+EATS = """#!/bin/bash
+exec %s -c 'import time; x = bytearray(300 << 20); time.sleep(60)'
+"""
+
+
+@pytest.mark.long
+def test_a_job_killed_for_memory_says_so_and_what_it_had(fake):
+    """By the step's own daemon, which takes what is over the job's `mem`; a site with cgroups has the kernel do it."""
+    conf = fake / "slurm.conf"
+    before = conf.read_text()
+    often = before.replace("JobAcctGatherFrequency=task=5", "JobAcctGatherFrequency=task=1")
+    Path("bin/loffta").write_text(EATS % shutil.which("python3"))
+    try:
+        conf.write_text(often + "JobAcctGatherParams=OverMemoryKill\n")
+        subprocess.run(["scontrol", "reconfigure"], check=True)
+        stages = [Stage("big", ["train", "eats"])]
+        submit(stages, mem="60M")
+        state = wait(stages, are("failed"))["big"]
+    finally:
+        conf.write_text(before)
+        subprocess.run(["scontrol", "reconfigure"], check=True)
+    assert 60 < state.cost.peak_rss_mib < 330  # it was met while it grew
+    peaked = f"its memory peaked at {human_size(state.cost.peak_rss_mib * 2**20)} of 62.9 MB"
+    assert state.why == f"killed (SIGKILL), most likely for memory: {peaked}; {MORE_MEMORY}"
 
 
 @pytest.mark.long
@@ -224,8 +266,15 @@ def test_a_pipeline_equals_its_local_run(cluster, monkeypatch, capfd):
     assert json.loads(Path("there/summary.json").read_text()) == json.loads(Path("here/summary.json").read_text())
     assert "digits/extract" in Path("there/stages.json").read_text()
     capfd.readouterr()
-    assert run("--out", "there", "--status") == 0
-    assert capfd.readouterr().out.count(" done ") == 4
+    assert main(["run", "--out", "there", "--status", "--json"]) == 0
+    *text, told = capfd.readouterr().out.splitlines()
+    assert sum(" done " in line for line in text) == 4
+    told = json.loads(told)
+    assert text[-1].startswith("all together: CPU time ")
+    assert told["cost"]["cpu_hours"] == pytest.approx(sum(stage["cost"]["cpu_hours"] for stage in told["stages"]))
+    for stage in told["stages"]:  # the processes' own words: sacct looks every few seconds
+        assert stage["cost"]["peak_rss_mib"] > 100
+        assert stage["cost"]["cpu_hours"] * 3600 > 1
 
 
 @pytest.mark.long

@@ -118,6 +118,9 @@ def stamp(root, ages, now):
         ({0: 50, 1: 30, 2: 10}, (8 + 4) / 40),
         ({0: WINDOW_S + 1, 1: 30, 2: 10}, 4 / 20),
         ({0: WINDOW_S + 3, 1: WINDOW_S + 2, 2: 10}, None),
+        ({0: WINDOW_S + 130, 1: WINDOW_S + 110, 2: WINDOW_S + 100}, (8 + 4) / 30),  # our clock is minutes ahead
+        ({0: -70, 1: -90, 2: -100}, (8 + 4) / 30),  # or behind
+        ({0: 3 * WINDOW_S, 1: 3 * WINDOW_S + 1, 2: 3 * WINDOW_S + 2}, None),  # that is no clock
         ({0: 10, 1: 10, 2: 10}, None),  # copied files: no time lies between them
     ],
 )

@@ -212,12 +212,30 @@ def test_written_when_it_is_time(cache, tmp_path, monkeypatch):
 
 
 def test_seconds_add_up(tmp_path, monkeypatch):
-    now = iter([100.0, 130.0, 130.0, 500.0, 504.0])
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(now))
-    Keeper(tmp_path / "x", {}, 60.0).save([member()], Position(0, 1))
+    """And so do the processor's; of the first attempt up to its checkpoint."""
+    now, cpu = [100.0], [20.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module.time, "process_time", lambda: cpu[0])
+    keeper = Keeper(tmp_path / "x", {}, 60.0)
+    now[0], cpu[0] = 130.0, 75.0
+    keeper.save([member()], Position(0, 1))
+    now[0], cpu[0] = 500.0, 3.0  # another process
     keeper = Keeper(tmp_path / "x", {}, 60.0)
     keeper.restore([member()])
+    now[0], cpu[0] = 504.0, 10.0
     assert keeper.seconds == 34
+    assert keeper.cost.cpu_s == pytest.approx(55 + 7)
+
+
+def test_a_checkpoint_of_before_costs_were_kept(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    Keeper(path, {}, 60.0).save([member()], Position(0, 1))
+    tensors, state = read_checkpoint(path)
+    del state["cost"]
+    write_tensors(path, tensors, json.dumps(state))
+    keeper = Keeper(path, {}, 60.0)
+    assert keeper.restore([member()]) == Position(0, 1)
+    assert 0 <= keeper.cost.cpu_s < 60
 
 
 def test_a_signal_in_the_evaluation_costs_no_training(cache, tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ def go(cache, out, stop=None, **changes):
 
 def table_of(out):
     table = json.loads(RunPaths(out).search.read_text())
-    return {name: value for name, value in table.items() if name != "seconds"}
+    return {name: value for name, value in table.items() if name not in ("seconds", "cost")}
 
 
 def test_scores_are_those_of_separate_runs_and_the_best_is_trained(cache, tmp_path, capsys):
