@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +26,7 @@ from loffta.evaluation.findings import Findings, together
 from loffta.evaluation.told import compare, count_left_out, describe, describe_training
 from loffta.evaluation.trained import batch_size_of, load_each, trained_recipe
 from loffta.feed.batches import Feed
+from loffta.feed.staged import Stage
 from loffta.heads import Head, build_dense_head
 from loffta.heads.dense import DenseRecipe
 from loffta.heads.precision import autocast, matmul_precision
@@ -124,6 +125,7 @@ def evaluate_dense(
     device: str = "auto",
     train_seconds: float | None = None,
     stop: process.StopFlag | None = None,
+    stage: Stage | None = None,
 ) -> dict[str, Any]:
     """Evaluates every seed of a finished training of a dense head; arguments and errors as `evaluate` has them.
 
@@ -145,9 +147,12 @@ def evaluate_dense(
     rows = rows_with_targets(targets, cache, asked, split, partial=config.partial)
     specs = [feature.spec for feature in targets.inputs]
     heads = load_dense_heads(paths, config, recipe, specs, len(targets.classes))
-    stream = Stream(targets, recipe, batch_size_of(paths, recipe), target, cache.table.keys)
     doing = f"evaluating split '{split}'; no results were written"
     with (stop or process.StopFlag()).at_once(doing), process.explain_memory(target, run, _LESS_MEMORY):
+        stage = stage or Stage(None)
+        stage.bring([(targets.inputs, rows)])
+        near = replace(targets, inputs=tuple(stage.use(targets.inputs)))
+        stream = Stream(near, recipe, batch_size_of(paths, recipe), target, cache.table.keys)
         turns = read_turns(paths, cache.table, cache.paths.root) if config.shots or is_of_folds(config, split) else None
         records, told = _records(stream, heads, rows, turns)
         goal = Goal(DENSE_TASKS[config.task], targets.classes, recipe.settings())
@@ -161,7 +166,7 @@ def evaluate_dense(
     results["dense"] |= describe_dense(
         targets.kind, targets.classes, targets.digest(rows), features[0].store, recipe, heads[0]
     )
-    results |= {"seconds": time.monotonic() - start, "peak_rss_mib": process.peak_rss_mib()}
+    results |= {"seconds": time.monotonic() - start, "peak_rss_mib": process.peak_rss_mib()} | stage.told
     results["versions"] = process.versions()
     if train_seconds is None and paths.results(split).exists():
         train_seconds = read_results(paths.results(split)).get("train_seconds")
