@@ -97,7 +97,7 @@ class Stage:
     def _make(self, root: Path, copies: Sequence[Copy], pool: ThreadPoolExecutor) -> str:
         """Copies what is not there, and notes where all is; what was done in words."""
         missing = [copy for copy in copies if copy.size() is None]
-        _check_room(root, missing)
+        check_room(root, sum(copy.bytes for copy in missing), len(missing))
         made: dict[Path, int] = {}  # bytes
         damaged: list[DamageFound] = []
         try:
@@ -184,13 +184,16 @@ def _merged(needs: Needs) -> list[_Wanted]:
     return list(found.values())
 
 
-def _check_room(root: Path, missing: Sequence[Copy]) -> None:
-    """Raises LofftaError where the copies do not fit, with room to spare."""
-    needed, room = sum(copy.bytes for copy in missing), free_room(root)
-    free, of = room.bytes, "free there"
+def check_room(root: Path, n_bytes: int, n_files: int) -> None:
+    """Raises LofftaError where so much does not fit, with room to spare."""
+    room, where = free_room(root), "free there"
+    free = room.bytes
     if lies_in_memory(root) and process.free_memory_bytes() < free:
-        free, of = process.free_memory_bytes(), "left of the memory, in which that folder lies"
-    short = needed > SHARE * free
-    if missing and (short or (room.files is not None and len(missing) > SHARE * room.files)):
-        what = f"{human_size(needed)} in {len(missing)} files do not fit: {human_size(free)} are {of}"
+        free, where = process.free_memory_bytes(), "left of the memory, in which that folder lies"
+    what = None
+    if n_bytes > SHARE * free:
+        what = f"{human_size(n_bytes)} do not fit: {human_size(free)} are {where}"
+    elif n_files and room.files is not None and n_files > SHARE * room.files:
+        what = f"{n_files} files do not fit: {room.files} more can be made there"
+    if what is not None:
         raise LofftaError(what, where=root, remedy="free some, or stage fewer taps or stores with --features")

@@ -59,7 +59,7 @@ class PackedReader:
         """
         layout = read_layout(paths.metadata)
         assert layout is not None and layout.codec is not None, "the array is not packed"
-        self.paths, self.layout, self._near = paths, layout, near
+        self.paths, self.layout, self.near = paths, layout, near
         self._codec = ChunkCodec(layout, where=paths.metadata)
         self._units: dict[int, _Unit] = {}
 
@@ -88,7 +88,7 @@ class PackedReader:
         owners = np.repeat(units, len(positions))
         order = np.lexsort((places, owners))
         chunks = [_Chunk(int(owners[i]), int(places[i]), int(i)) for i in order]
-        read_nearest(self._near, partial(self._share, chunks, target, pool, n_parts))
+        read_nearest(self.near, partial(self._share, chunks, target, pool, n_parts))
         return out
 
     def _share(self, chunks: list[_Chunk], target: NDArray[Any], pool: Executor | None, n_parts: int) -> None:
@@ -152,7 +152,7 @@ class PackedReader:
     def _open(self, unit: int) -> int:
         path = self.paths.shard(unit, self.layout.ndim)
         try:
-            return open_nearest(self._near, unit, path)[0]
+            return open_nearest(self.near, unit, path)[0]
         except FileNotFoundError:
             raise DamageFound(
                 "a shard of a finished unit is gone",

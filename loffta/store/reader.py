@@ -68,7 +68,7 @@ class ArrayReader:
             )
         self.paths = paths
         self.layout: ArrayLayout = layout
-        self._near = near
+        self.near = near
         self._copied: set[int] = set()  # units that are known from their copy
         self._check = check == "first" and layout.crc
         n_chunks = layout.shape[0] * layout.chunks_per_image
@@ -111,7 +111,7 @@ class ArrayReader:
             raise IndexError(f"row outside 0..{self.layout.shape[0] - 1} of {self.paths.name}")
         assert out.shape == expected and out.dtype == self.layout.dtype, f"out must be {expected} {self.layout.dtype}"
         assert out.flags.c_contiguous, "out must be C-contiguous"
-        read_nearest(self._near, partial(self._read, rows, positions, out, pool, n_parts))
+        read_nearest(self.near, partial(self._read, rows, positions, out, pool, n_parts))
         return out
 
     def empty(self, n_rows: int, taps: Sequence[int] | None = None) -> NDArray[Any]:
@@ -130,7 +130,7 @@ class ArrayReader:
         pool: Executor | None,
         n_parts: int,
     ) -> None:
-        if self._copied and self._near is not None and not self._near.in_use:
+        if self._copied and self.near is not None and not self.near.in_use:
             self._forget_copies()
         for runs in self._plans(rows, positions, out):
             self._execute(runs, pool, n_parts)
@@ -255,7 +255,7 @@ class ArrayReader:
             shard = self._shards.get(unit)
             if shard is None:
                 try:
-                    shard = OpenShard(self._near, unit, self._path(unit))
+                    shard = OpenShard(self.near, unit, self._path(unit))
                 except FileNotFoundError:
                     raise DamageFound(
                         "a shard of a finished unit is gone",

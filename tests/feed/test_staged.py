@@ -234,7 +234,7 @@ def no_room(monkeypatch, folder):
 
 def no_files(monkeypatch, folder):
     monkeypatch.setattr(module, "free_room", lambda _: Room(1 << 40, 2))
-    return str(folder), "in 3 files do not fit"
+    return str(folder), "3 files do not fit: 2 more can be made there"
 
 
 def no_memory(monkeypatch, folder):

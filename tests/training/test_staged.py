@@ -101,8 +101,8 @@ def test_a_run_goes_on_without_the_folder_and_measures_with_it(cache, folder, tm
 
 
 def test_a_scan_is_the_same(cache, folder):
-    plain = loffta.scan(cache.paths.root, heads="knn,logreg", device="cpu", progress=False).as_json()
-    found = loffta.scan(cache.paths.root, heads="knn,logreg", device="cpu", progress=False, stage_dir=folder)
+    plain = loffta.scan(cache.paths.root, heads="knn,ridge", device="cpu", progress=False).as_json()
+    found = loffta.scan(cache.paths.root, heads="knn,ridge", device="cpu", progress=False, stage_dir=folder)
     staged = found.as_json()
     assert staged["staging"]["shards"] == len(shards(folder)) == 2 * 7  # the means of one store, the grids of the other
     assert {key: staged[key] for key in staged if key not in VOLATILE} == {
