@@ -33,6 +33,11 @@ class Wishes:
         """What the jobs of a stage ask for."""
         return resolve("report" if stage.always else stage.kind, self.options, self.pipeline, self.site)
 
+    @property
+    def stage_dir(self) -> str | None:
+        """Where jobs copy what they read."""
+        return self.pipeline.stage_dir or self.site.stage_dir
+
 
 def submit_missing(stages: Sequence[Stage], out: Path, wishes: Wishes, say: Callable[[str], None]) -> dict[str, Any]:
     """Submits every stage that is neither done nor waits nor runs, behind those that it needs.
@@ -108,6 +113,7 @@ def script_of(array: Array, paths: SlurmPaths, wishes: Wishes) -> str:
         where=Path.cwd(),
         log=paths.log(array.name, 0),
         results=paths.results,
+        stage_dir=wishes.stage_dir,
     )
 
 
