@@ -130,10 +130,12 @@ class Copy:
             entries = index[places]
             make_folder(self.path.parent)
             writer = ShardWriter(self.path, len(index))
-            for run in _runs(entries):
+            runs = _runs(entries)
+            buffer = memoryview(bytearray(max((int(entries[run, 1].sum()) for run in runs), default=0)))
+            for run in runs:
                 if halt.is_set():
                     return 0
-                stored = _read_run(fd, entries[run], None if due is None else due[run], original)
+                stored = _read_run(fd, entries[run], None if due is None else due[run], original, buffer)
                 writer.append_stored(places[run], entries[run, 1], stored)
             writer.commit()
             return self.path.stat().st_size
@@ -215,9 +217,11 @@ def _runs(entries: NDArray[np.uint64]) -> list[slice]:
     return [*runs, slice(first, len(entries))] if len(entries) else []
 
 
-def _read_run(fd: int, entries: NDArray[np.uint64], due: NDArray[np.uint32] | None, path: Path) -> memoryview:
+def _read_run(
+    fd: int, entries: NDArray[np.uint64], due: NDArray[np.uint32] | None, path: Path, buffer: memoryview
+) -> memoryview:
     """The bytes of chunks that lie side by side, each compared with its crc32c and with that of the done file."""
-    stored = memoryview(bytearray(int(entries[:, 1].sum())))
+    stored = buffer[: int(entries[:, 1].sum())]
     read_into(fd, [stored], int(entries[0, 0]), path=path)
     end = 0
     for i, length in enumerate(entries[:, 1].tolist()):
