@@ -151,7 +151,7 @@ class Stage:
         """From now on the cache itself is read."""
         if self._why_not is None:
             self._why_not = why
-            say(f"--stage-dir {self._folder}: {why}; the cache is read where it is")
+            say(f"--stage-dir {self._folder or repr('')}: {why}; the cache is read where it is")
             for near in self._near.values():
                 near.give_up(why)
 

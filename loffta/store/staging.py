@@ -52,9 +52,11 @@ def open_folder(word: str) -> Path:
     Raises:
         LofftaError: it is not there, is not this user's or may not be written.
     """
+    if not word.strip():
+        raise _refused("its name is empty: is the variable set here?", word)
     folder = Path(os.path.expandvars(word))
-    if not word.strip() or "$" in str(folder):
-        raise _refused(f"{word.strip() or 'its name'} is empty: no such variable is set here", word)
+    if "$" in str(folder):
+        raise _refused("no such variable is set here", word)
     if not folder.is_dir():
         raise _refused("there is no such folder", word)
     root = folder.absolute() / f"loffta-stage-{os.getuid()}"

@@ -266,7 +266,7 @@ def no_variable(monkeypatch, _):
 
 
 def no_word(*_):
-    return "", "no such variable is set here"
+    return "", "its name is empty: is the variable set here?"
 
 
 def read_only(monkeypatch, folder):
@@ -310,7 +310,7 @@ def test_the_cache_itself_is_read_where_nothing_can_be_copied(cache, folder, tro
     stage = brought(word, features)
     stage.bring([(features, TEST)])  # it is not tried again
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"--stage-dir {word}: ")
+    assert line.startswith(f"--stage-dir {word or repr('')}: ")
     assert why in line
     assert line.endswith("; the cache is read where it is")
     assert why in staging(stage)["given_up"]

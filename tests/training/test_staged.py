@@ -13,6 +13,7 @@ from loffta.errors import UsageError
 from loffta.runs.run import RunPaths
 from loffta.store.ledger import OK, ImageStatus
 from loffta.store.writer import Stored, UnitWriter
+from loffta.training.bench import bench
 from tests.caches import FakeStore, make_cache, make_table, separable
 from tests.training.denseruns import N_TEST, N_TRAIN, dense_cache
 
@@ -165,3 +166,5 @@ def test_a_cache_that_is_mounted_read_only(cache, folder, tmp_path, request):
     loffta.train(root, head="linear", out=tmp_path / "run", set=SHORT, **how)
     loffta.evaluate(tmp_path / "run", split="train", **how)
     assert loffta.scan(root, **how).staging["given_up"] is None
+    assert bench(root, head="linear", seconds=0.02, device="cpu", stage_dir=str(folder))["staging"]["copy_gb_per_s"] > 0
+    assert len(loffta.open_cache(root).features("net:a.1").numpy()) == 62
