@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,7 @@ class Stage:
         self._sizes: dict[Path, int] = {}  # of the copies in use
         self._copied_bytes, self._seconds = 0, 0.0
         self._why_not: str | None = None  # the cache itself is read
+        self._lock = Lock()
 
     @property
     def waits(self) -> bool:
@@ -145,15 +146,19 @@ class Stage:
             halt.set()
             for future in running:
                 future.cancel()
-            wait(running)
+            for future in wait(running).done:
+                if not future.cancelled() and future.exception() is None and (n_bytes := future.result()):
+                    made[running[future].path] = n_bytes
 
     def _give_up(self, why: str) -> None:
         """From now on the cache itself is read."""
-        if self._why_not is None:
+        with self._lock:  # threads of a feed may meet the same trouble at once
+            if self._why_not is not None:
+                return
             self._why_not = why
-            say(f"--stage-dir {self._folder or repr('')}: {why}; the cache is read where it is")
-            for near in self._near.values():
-                near.give_up(why)
+        say(f"--stage-dir {self._folder or repr('')}: {why}; the cache is read where it is")
+        for near in self._near.values():
+            near.give_up(why)
 
 
 @dataclass

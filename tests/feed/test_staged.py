@@ -486,3 +486,20 @@ def test_without_a_folder_nothing_changes(cache):
     stage.bring([(features, TRAIN)])
     assert stage.use(features) == list(features)
     assert (stage.told, stage.waits) == ({}, False)
+
+
+def test_copies_that_were_finished_behind_the_trouble_go_too(cache, folder, monkeypatch):
+    """One thread meets a full disk while the other is about to put its copy in place."""
+    failed, real = threading.Event(), module.Copy.make
+
+    def make(copy, halt):
+        if copy.unit == 0:
+            failed.set()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        assert failed.wait(30)
+        return real(copy, threading.Event())  # it does not look at `halt` any more
+
+    monkeypatch.setattr(module.Copy, "make", make)
+    stage = brought(folder, features_of(cache))
+    assert staging(stage)["given_up"] == "No space left on device"
+    assert copies(folder) == []
