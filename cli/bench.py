@@ -36,12 +36,14 @@ _NAMES = {
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images of a step.  [the recipe's]")
 @click.option("--seconds", type=float, default=10.0, show_default=True, help="Time to measure for, about.")
 @click.option("--feed", type=click.Choice(["auto", "device", "host", "stream"]), default="auto", show_default=True)
+@click.option("--stage-dir", metavar="DIR", help="Measure whether copies on this disk of the node would pay.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @json_option
 def command(cache: Path, settings: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Show where the time of a training step on CACHE goes: disk, checksums, copies, head.
 
-    Writes nothing. What it reads is dropped from the page cache first.
+    Writes nothing, but for a sample into --stage-dir, which it deletes. What it reads is dropped from the page cache
+    first.
     """
     from loffta.door.options import split_settings
     from loffta.training.bench import bench
@@ -63,7 +65,19 @@ def command(cache: Path, settings: tuple[str, ...], as_json: bool, **options: An
     show(f"  {found['feed']}; {step['order']} order")
     show("")
     show(found["advice"])
+    if "staging" in found:
+        show("")
+        show_lines(_staging(found["staging"]))
     emit(found, as_json)
+
+
+def _staging(found: Mapping[str, Any]) -> list[str]:
+    """Rates of both places, where they could be measured, and what follows from them."""
+    if "copy_gb_per_s" not in found:
+        return [found["advice"]]
+    rates = {"cache": "the cache", "near": "the folder", "copy": "a copy"}
+    told = ", ".join(f"{name} {found[f'{key}_gb_per_s']:.2f} GB/s" for key, name in rates.items())
+    return [f"--stage-dir {found['folder']}: {told}", found["advice"]]
 
 
 def _table(parts: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -23,6 +23,7 @@ from .train import print_results
 @click.option("--batch-size", type=click.IntRange(1, 1 << 20), help="With --online: images per pass.  [32]")
 @click.option("--max-bad-frac", type=click.FloatRange(0, 1), help="With --online: more are exit code 3.  [0.01]")
 @opening_options
+@click.option("--stage-dir", metavar="DIR", help="Copy what is read to this disk of the node first: $SLURM_TMPDIR.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @json_option
 def command(runs: tuple[Path, ...], as_json: bool, **options: Any) -> None:

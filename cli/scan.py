@@ -30,6 +30,7 @@ from .common import emit, json_option, show, show_lines
 @click.option("--temperature", type=float, default=0.07, show_default=True, help="Of a neighbour's vote.")
 @click.option("--standardise", is_flag=True, help="Scale features to standard deviation 1, for ridge and logreg.")
 @click.option("--data-seed", type=int, default=0, show_default=True, help="Of what is held out or drawn.")
+@click.option("--stage-dir", metavar="DIR", help="Copy what is read to this disk of the node first: $SLURM_TMPDIR.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option("--partial", is_flag=True, help="Scan what is there though the cache is not finished.")
 @click.option(

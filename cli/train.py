@@ -65,6 +65,7 @@ _REQUIRED = {"cache": "CACHE", "head": "--head NAME"}  # or in the --config file
     help="Windowed: stored neighbours are read together and mixed in a window, for cold disks.",
 )
 @click.option("--checkpoint-s", type=float, default=60.0, show_default=True, help="Seconds between two checkpoints.")
+@click.option("--stage-dir", metavar="DIR", help="Copy what is read to this disk of the node first: $SLURM_TMPDIR.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option("--partial", is_flag=True, help="Train on what is there though the cache is not finished.")
 @click.option("--protocol", metavar="NAME", help="Of dense tasks: a word that the results carry, for comparisons.")

@@ -147,6 +147,10 @@ class OnlineConfig(StrictModel, frozen=True):
     max_bad_frac: float = Field(0.01, ge=0, le=1)
 
 
+# a folder of the node that features are copied to before they are read; variables are expanded where the job runs
+StageDir: TypeAlias = Annotated[str | None, Field(max_length=4096, exclude=True)]
+
+
 class TrainConfig(StrictModel, frozen=True):
     """All that stage two needs; `recipe` is checked against the head's own recipe."""
 
@@ -176,6 +180,7 @@ class TrainConfig(StrictModel, frozen=True):
     checkpoint_s: float = Field(60.0, gt=0, le=30 * 86_400)  # seconds between two checkpoints
     partial: bool = False  # train on the rows that are there, though the cache is not finished
     one_class: bool = False  # train though all images are of one class
+    stage_dir: StageDir = None  # of this start, and no part of what the run is
     # of a dense task: what its results are to be compared with, a word of the user's that they carry
     protocol: Annotated[str, AfterValidator(_free_word)] | None = None
     online: OnlineConfig | None = None  # no cache: `cache` is the source's name, and nothing is read there
@@ -207,6 +212,7 @@ class ScanConfig(StrictModel, frozen=True):
     data_seed: Seed = 0  # of what is held out or drawn
     device: str = "auto"
     partial: bool = False
+    stage_dir: StageDir = None
 
 
 def parse(

@@ -55,7 +55,8 @@ def train_arguments(config: TrainConfig, run: Path) -> list[str]:
     arguments += [] if preset == "none" else ["--augment", str(preset)]
     splits = ("train_on", "validate_on", "holdout", "test_on")
     turns = ("folds", "group", "draws", "seeds", "data_seed")
-    plain = ("labels", "task", *splits, *turns, "select", "protocol", "device", "feed", "order", "checkpoint_s")
+    work = ("device", "feed", "order", "checkpoint_s", "stage_dir")
+    plain = ("labels", "task", *splits, *turns, "select", "protocol", *work)
     arguments += _options(_changed(config, plain))
     arguments += ["--shots", ",".join(map(str, config.shots))] if config.shots else []
     flags = ("views", "search", "partial", "one_class")

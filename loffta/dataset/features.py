@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -21,6 +21,7 @@ from loffta.dataset.command_lines import extract_command
 from loffta.errors import DamageFound, LofftaError, UsageError, unknown_name
 from loffta.pooling import pool_mean
 from loffta.store.cache import Cache, CachedArray, Store
+from loffta.store.near import Near
 from loffta.store.paths import TARGETS
 from loffta.store.purge import all_missing_shards, describe_lost, describe_missing, lost_metadata
 from loffta.store.quantise import dequantise
@@ -37,6 +38,7 @@ class Feature:
     array: CachedArray
     spec: FeatureSpec
     views: tuple[Feature, ...] = ()  # the same of other views of the images, of which training shows one at a time
+    near: Near | None = field(default=None, compare=False, repr=False)  # copies of its shards, which are read first
 
     @property
     def positions(self) -> list[int]:

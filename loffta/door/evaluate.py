@@ -23,6 +23,7 @@ class _Options(TypedDict, total=False):
     max_bad_frac: float | None
     image_root: PathLike | None
     follow_links: bool
+    stage_dir: PathLike | None
     device: str
     progress: bool
     stop: process.StopFlag | None
@@ -44,6 +45,7 @@ def evaluate(
     max_bad_frac: float | int | None = None,
     image_root: PathLike | None = None,
     follow_links: bool = False,
+    stage_dir: PathLike | None = None,
     device: str = "auto",
     progress: bool = True,
     stop: process.StopFlag | None = None,
@@ -64,6 +66,7 @@ def evaluate(
         online: images that are not cached; several runs share one pass over them, and no cache is needed.
         batch_size: with `online`: images per pass. None: 32.
         max_bad_frac: with `online`: a share; more bad images are an error. None: 0.01.
+        stage_dir: a folder on this machine's own disk that features are copied to before they are read.
         progress: show progress and notes on stderr.
         stop: looked at while the heads predict; the command line's.
     Returns:
@@ -82,6 +85,10 @@ def evaluate(
         raise UsageError(f"--{name} is for --online SOURCE", where=f"--{name}", remedy="add --online, or leave it out")
     if online is not None and labels is not None:
         raise UsageError("images that are not cached bring their own labels", where="--labels", remedy="leave it out")
+    if online is not None and stage_dir is not None:
+        raise UsageError(
+            "images that are not cached are read where they are", where="--stage-dir", remedy="leave it out"
+        )
     cache_root = None if cache is None else Path(cache)
     stop = stop or process.StopFlag()
     with borrowed(progress=progress):
@@ -90,7 +97,10 @@ def evaluate(
             options |= {"output_px": output_px, "cache_root": cache_root, "stop": stop}
             found = _on_images(roots, source, split or "test", device, **options)
         else:
-            how = {"labels": None if labels is None else str(labels), "output_px": output_px}
+            from loffta.feed.staged import Stage
+
+            stage = Stage(None if stage_dir is None else str(stage_dir), stop)
+            how = {"labels": None if labels is None else str(labels), "output_px": output_px, "stage": stage}
             found = _one_by_one(roots, split, cache_root=cache_root, device=device, stop=stop, **how)
     results = [Results.model_validate(one) for one in found]
     return results if isinstance(runs, Sequence) and not isinstance(runs, str) else results[0]

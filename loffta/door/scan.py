@@ -36,6 +36,7 @@ def scan(
     data_seed: int = 0,
     device: str = "auto",
     partial: bool = False,
+    stage_dir: PathLike | None = None,
     out: PathLike | None = None,
     progress: bool = True,
     stop: StopFlag | None = None,
@@ -56,6 +57,7 @@ def scan(
         group: what the groups are called that are never on both sides of a fold.
         shots: train on so many images of each class; several numbers, several tables.
         k: neighbours; none: 20, or all of fewer images.
+        stage_dir: a folder on this machine's own disk that features are copied to before they are read.
         out: a file, of the kind that its ending says: .csv, .md, .tex, .json, .html.
         progress: show progress and notes on stderr.
         stop: listened to; for commands.
@@ -81,7 +83,7 @@ def make_config(arguments: dict[str, Any]) -> ScanConfig:
     for name in ("out", "progress", "stop"):
         values.pop(name, None)
     values["features"] = many(values["features"])
-    values |= {"labels": str(values["labels"])} if "labels" in values else {}
+    values |= {name: str(values[name]) for name in ("labels", "stage_dir") if name in values}
     for name in ("heads", "pooling", "shots"):
         if name in values:
             values[name] = _listed(values[name])

@@ -43,6 +43,7 @@ def train(
     feed: Literal["auto", "device", "host", "stream"] = "auto",
     order: Literal["auto", "uniform", "windowed"] = "auto",
     checkpoint_s: float | int = 60.0,
+    stage_dir: PathLike | None = None,
     device: str = "auto",
     partial: bool = False,
     one_class: bool = False,
@@ -84,6 +85,7 @@ def train(
         draws: with `shots`: times that each size is drawn anew. None: 5.
         set: changes of the head's recipe: `{"epochs": 12, "augment.rotate": 5}`.
         checkpoint_s: seconds between two checkpoints.
+        stage_dir: a folder on this machine's own disk that features are copied to before they are read.
         protocol: of a dense task: a word that its results carry, for comparisons.
         online: a source of images, run through `backbone` at every step; it and all that follows are for this.
         progress: show progress and notes on stderr.
@@ -103,6 +105,10 @@ def run(config: TrainConfig, out: Path, stop: StopFlag) -> dict[str, Any]:
     """Trains from the cache or from images, as the configuration says."""
     if config.online is not None and config.labels is not None:
         raise UsageError("images that are not cached bring their own labels", where="--labels", remedy="leave it out")
+    if config.online is not None and config.stage_dir is not None:
+        raise UsageError(
+            "images that are not cached are read where they are", where="--stage-dir", remedy="leave it out"
+        )
     if config.online is None:
         from loffta.training.train import train as train_cached
 
@@ -123,7 +129,7 @@ def make_config(arguments: dict[str, Any]) -> TrainConfig:
         values.pop(name)
     values["features"] = many(values["features"])
     values["shots"] = values["shots"] if isinstance(values["shots"], str) else many(values["shots"])
-    values |= {} if "labels" not in values else {"labels": str(values["labels"])}
+    values |= {name: str(values[name]) for name in ("labels", "stage_dir") if name in values}
     values |= take_online(values)
     settings = values.pop("set", {})
     config = parse(TrainConfig, values, where="loffta.train", options={"cache": "cache or online", "head": "head"})

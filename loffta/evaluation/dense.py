@@ -7,7 +7,7 @@ kept: what a batch gives becomes one small record an image and seed, so that mem
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +26,7 @@ from loffta.evaluation.findings import Findings, together
 from loffta.evaluation.told import compare, cost_told, count_left_out, describe, describe_training
 from loffta.evaluation.trained import batch_size_of, load_each, trained_recipe
 from loffta.feed.batches import Feed
+from loffta.feed.staged import Stage
 from loffta.heads import Head, build_dense_head
 from loffta.heads.dense import DenseRecipe
 from loffta.heads.precision import autocast, matmul_precision
@@ -129,6 +130,7 @@ def evaluate_dense(
     device: str = "auto",
     train_seconds: float | None = None,
     stop: process.StopFlag | None = None,
+    stage: Stage | None = None,
 ) -> dict[str, Any]:
     """Evaluates every seed of a finished training of a dense head; arguments and errors as `evaluate` has them.
 
@@ -150,9 +152,12 @@ def evaluate_dense(
     rows = rows_with_targets(targets, cache, asked, split, partial=config.partial)
     specs = [feature.spec for feature in targets.inputs]
     heads = load_dense_heads(paths, config, recipe, specs, len(targets.classes))
-    stream = Stream(targets, recipe, batch_size_of(paths, recipe), target, cache.table.keys)
     doing = f"evaluating split '{split}'; no results were written"
     with (stop or process.StopFlag()).at_once(doing), process.explain_memory(target, run, _LESS_MEMORY):
+        stage = stage or Stage(None)
+        stage.bring([(targets.inputs, rows)])
+        near = replace(targets, inputs=tuple(stage.use(targets.inputs)))
+        stream = Stream(near, recipe, batch_size_of(paths, recipe), target, cache.table.keys)
         turns = read_turns(paths, cache.table, cache.paths.root) if config.shots or is_of_folds(config, split) else None
         records, told = _records(stream, heads, rows, turns)
         goal = Goal(DENSE_TASKS[config.task], targets.classes, recipe.settings())
@@ -169,7 +174,7 @@ def evaluate_dense(
     results["dense"] |= describe_dense(
         targets.kind, targets.classes, targets.digest(rows), features[0].store, of_figures, heads[0]
     )
-    results |= cost_told(paths, meter)
+    results |= cost_told(paths, meter) | stage.told
     results["versions"] = process.versions()
     if train_seconds is None and paths.results(split).exists():
         train_seconds = read_results(paths.results(split)).get("train_seconds")

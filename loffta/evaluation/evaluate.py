@@ -29,6 +29,7 @@ from loffta.evaluation.told import compare, cost_told, count_left_out, describe,
 from loffta.evaluation.trained import batch_size_of, load_heads, trained_recipe
 from loffta.evaluation.turns import measure_run
 from loffta.feed.batches import Batch, Feed
+from loffta.feed.staged import Stage
 from loffta.heads import Head
 from loffta.heads.precision import autocast, matmul_precision
 from loffta.heads.recipe import Recipe
@@ -59,6 +60,7 @@ def evaluate(
     device: str = "auto",
     train_seconds: float | None = None,
     stop: process.StopFlag | None = None,
+    stage: Stage | None = None,
 ) -> dict[str, Any]:
     """Evaluates every seed of a finished training.
 
@@ -70,6 +72,7 @@ def evaluate(
         output_px: of dense heads: side of their outputs; None: as in training.
         train_seconds: what the training took; None: what the results of this split said before, if anything.
         stop: listened to while the heads predict.
+        stage: where features are copied to before they are read.
     Raises:
         LofftaError: no run, no trained head, or a cache that lacks its features.
         NotSaved: measured, and nothing could be written; the error has the results.
@@ -90,6 +93,7 @@ def evaluate(
             device=device,
             train_seconds=train_seconds,
             stop=stop,
+            stage=stage,
         )
     if output_px is not None:
         raise UsageError(
@@ -108,11 +112,13 @@ def evaluate(
     with (stop or process.StopFlag()).at_once(doing), process.explain_memory(target, run, _LESS_MEMORY):
         how: dict[str, Any] = {"recipe": recipe, "batch_size": batch_size_of(paths, recipe), "device": target}
         turns = read_turns(paths, whole, cache.paths.root) if config.shots or is_of_folds(config, split) else None
+        stage = stage or Stage(None)
+        stage.bring([(features, rows)])
         if turns is None or turns.folds is None:
             told = [Findings(heads)]
-            logits = predict(heads, features, rows, **how, told=told[0])
+            logits = predict(heads, stage.use(features), rows, **how, told=told[0])
         else:
-            logits, told = predict_folds(heads, features, rows, turns, **how)
+            logits, told = predict_folds(heads, stage.use(features), rows, turns, **how)
         targets = read_targets(cache.table, config.task)[rows].numpy()
         keys = [cache.table.keys[row] for row in rows]
         measured = measure_run(task, config, turns, logits, targets, cache.table.classes, rows, keys)
@@ -127,7 +133,7 @@ def evaluate(
     results |= {} if cache.labels is None else {"labels": cache.labels}
     results |= describe_training(paths, config, recipe, heads) | together(told) | calibrated.told
     results["images"] |= compared | learnt_told(paths, config, trained, split, rows)
-    results |= cost_told(paths, meter)
+    results |= cost_told(paths, meter) | stage.told
     results["versions"] = process.versions()
     if train_seconds is None and paths.results(saved_as).exists():
         train_seconds = read_results(paths.results(saved_as)).get("train_seconds")

@@ -143,7 +143,7 @@ def make_sources(
     sources: list[Source] = []
     for members in group_by_array(features):
         first = features[members[0]]
-        readers = [open_array(feature.array.paths) for feature in (first, *first.views)]
+        readers = [open_array(feature.array.paths, near=feature.near) for feature in (first, *first.views)]
         reader = StackedReader(readers) if first.views else readers[0]
         streamed = [i for i in members if placements[i].mode == "stream"]
         kept = [i for i in members if placements[i].mode != "stream"]

@@ -45,6 +45,18 @@ def free_room(path: Path) -> Room:
     return Room(status.f_bavail * status.f_frsize, status.f_favail if status.f_files else None)
 
 
+def lies_in_memory(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> bool:
+    """Whether what is written to a folder takes memory: the job's own, where its memory is limited (cgroups(7))."""
+    device = path.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        lines = [line.split() for line in mounts.read_text().splitlines()]
+    except OSError:  # no Linux
+        return False
+    # proc_pid_mountinfo(5): the third word is the device; behind a lone hyphen comes the kind
+    return any(words[2] == number and words[words.index("-") + 1] in ("tmpfs", "ramfs") for words in lines)
+
+
 def user_quota(path: Path) -> Quota | None:
     """This user's quota on the file system of `path`, None where there is none or no tool tells."""
     folder = existing_parent(path)

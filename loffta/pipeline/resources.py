@@ -35,6 +35,7 @@ Word = Annotated[
     BeforeValidator(_as_text),
     StringConstraints(pattern=r"^[A-Za-z0-9_.,:=+*&|()\[\]@/-]+$", max_length=200),
 ]
+Folder = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.,/$+{}-]+$", max_length=500)]
 Time = Annotated[str, BeforeValidator(_no_number), StringConstraints(pattern=r"^(\d+-)?\d+(:\d+){0,2}$")]
 Memory = Annotated[str, BeforeValidator(_as_text), StringConstraints(pattern=r"^\d+[KMGT]?$")]
 Line = Annotated[str, StringConstraints(pattern=r"^--[a-z][ -~]*$", max_length=500)]
@@ -66,6 +67,8 @@ class Resources(Asked, frozen=True):
     evaluate: Asked = Asked()
     report: Asked = Asked()
     shards: Annotated[int, Field(ge=1, le=100_000)] | None = None  # parts of every extraction
+    # --stage-dir of what reads caches; its variables are expanded by loffta on the node, never by a shell
+    stage_dir: Folder | None = None
 
 
 class Site(Resources, frozen=True):

@@ -14,6 +14,7 @@ from loffta.pipeline.resources import Asked, Site
 from loffta.pipeline.stages import Stage
 from loffta.words import printable
 
+_READERS = ("scan", "train", "evaluate")  # of caches, in bulk
 GRACE_S = 120  # ahead of the time limit comes a signal; of a short one, a quarter of it ahead
 _BASH = """
 trap : INT TERM USR1 USR2 HUP XCPU  # for the step, which keeps what it has; this shell stays and requeues
@@ -60,7 +61,16 @@ exit $code
 
 
 def write_script(
-    stages: Sequence[Stage], name: str, asked: Asked, site: Site, *, where: Path, log: Path, results: Path, usage: Path
+    stages: Sequence[Stage],
+    name: str,
+    asked: Asked,
+    site: Site,
+    *,
+    where: Path,
+    log: Path,
+    results: Path,
+    usage: Path,
+    stage_dir: str | None = None,
 ) -> str:
     """The text of a script whose array has one element for each stage.
 
@@ -69,6 +79,7 @@ def write_script(
         log: absolute; of the first element, the others' have their number in place of its 0.
         results: absolute folder for the answers of elements that have succeeded.
         usage: absolute folder for what each start says of its cost.
+        stage_dir: of stages that read a cache.
     """
     names = ", ".join(printable(stage.name) for stage in (stages if len(stages) < 4 else [stages[0], stages[-1]]))
     lines = [
@@ -82,7 +93,7 @@ def write_script(
         *site.setup.rstrip().splitlines(),
     ]
     return "\n".join(lines) + _BASH.format(
-        choice=_choice(stages),
+        choice=_choice(stages, stage_dir),
         results=shlex.quote(str(results)),
         usage=shlex.quote(str(usage)),
         grace=_grace(asked),
@@ -141,7 +152,7 @@ def _quoted(path: Path, *, of_element: bool = False) -> str:
     return f'"{text}"'
 
 
-def _choice(stages: Sequence[Stage]) -> str:
+def _choice(stages: Sequence[Stage], stage_dir: str | None) -> str:
     """Lines of bash that set `mark` and `command` by the element's index."""
     first = stages[0]
     if first.part is not None:
@@ -152,5 +163,13 @@ def _choice(stages: Sequence[Stage]) -> str:
         return f'shard={index}\nmark={mark}\ncommand=({command} --shard "$shard/{count}")'
     lines = ["case $SLURM_ARRAY_TASK_ID in"]
     for number, stage in enumerate(stages):
-        lines.append(f"{number}) mark={shlex.quote(stage.mark)}\n   command=({stage.command}) ;;")
+        lines.append(
+            f"{number}) mark={shlex.quote(stage.mark)}\n   command=({stage.command}{_staged(stage, stage_dir)}) ;;"
+        )
     return "\n".join([*lines, '*) echo "there is no such task in this script" >&2; exit 2 ;;', "esac"])
+
+
+def _staged(stage: Stage, stage_dir: str | None) -> str:
+    """Of a stage that reads a cache and does not say itself where to stage it; no part of the stage, which may move."""
+    reads_cache = stage.kind in _READERS and not {"--online", "--stage-dir"}.intersection(stage.arguments)
+    return f" --stage-dir {shlex.quote(stage_dir)}" if stage_dir and reads_cache else ""

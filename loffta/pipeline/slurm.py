@@ -33,6 +33,11 @@ class Wishes:
         """What the jobs of a stage ask for."""
         return resolve("report" if stage.always else stage.kind, self.options, self.pipeline, self.site)
 
+    @property
+    def stage_dir(self) -> str | None:
+        """Where jobs copy what they read."""
+        return self.pipeline.stage_dir or self.site.stage_dir
+
 
 def submit_missing(
     stages: Sequence[Stage],
@@ -118,6 +123,7 @@ def script_of(array: Array, paths: SlurmPaths, wishes: Wishes) -> str:
         log=paths.log(array.name, 0),
         results=paths.results,
         usage=paths.usage,
+        stage_dir=wishes.stage_dir,
     )
 
 

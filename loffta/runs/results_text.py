@@ -265,6 +265,17 @@ class Timing(Part):
     head_ms: float = Field(ge=0)
 
 
+class Staging(Part):
+    """Copies that features were read from, on the node's own disk."""
+
+    folder: str  # as it was asked for
+    shards: Natural
+    bytes: Natural
+    copied_bytes: Natural  # by this job; the others were there
+    seconds: float
+    given_up: str | None  # why the cache itself was read
+
+
 class Results(Part):
     """results.json and its likes: all that others compute with, print or draw.
 
@@ -302,6 +313,7 @@ class Results(Part):
     protocol: str | None = None  # a dense task's: what its figures may be compared with, as the user says
     dense: DenseTold | None = None
     timing: Timing | None = None
+    staging: Staging | None = None
 
     def as_json(self) -> dict[str, Any]:
         """As in the file: what it does not say is left out."""

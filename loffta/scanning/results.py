@@ -61,6 +61,7 @@ class Scan:
     bytes_read: int
     seconds: float
     versions: dict[str, str] = field(repr=False)
+    staging: dict[str, Any] | None = None  # copies on the node's own disk; None: none were asked for
 
     @property
     def best(self) -> Row:
@@ -74,7 +75,8 @@ class Scan:
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
-        return asdict(self)
+        found = asdict(self)
+        return found if self.staging is not None else {key: found[key] for key in found if key != "staging"}
 
 
 @dataclass

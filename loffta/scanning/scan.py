@@ -25,6 +25,7 @@ from loffta.errors import UsageError
 from loffta.feed.batches import Feed
 from loffta.feed.modes import AUTO_SHARE, ModeChoice, free_bytes
 from loffta.feed.sources import read_bytes
+from loffta.feed.staged import Stage
 from loffta.machine import process
 from loffta.machine.progress import Progress, say
 from loffta.probes.logreg import n_held
@@ -91,12 +92,14 @@ def scan(config: ScanConfig, stop: process.StopFlag) -> Scan:
     work = _Work(config, plan, Goal(read_targets(table, name).to(device), len(table.classes)), task, heads, device)
     answers: list[Answer] = []
     with stop.at_once("scanning; nothing is written"), process.explain_memory(device, config.cache, _LESS_MEMORY):
+        stage = Stage(config.stage_dir, stop)
+        stage.bring([(features, np.union1d(plan.trained, plan.tested))])
         layers = list_layers(features, config.pooling)
         groups = in_groups(layers, _needs(work), int(AUTO_SHARE * free_bytes(device)))
         n_rows = len(np.union1d(plan.trained, plan.tested))
         with Progress("scan", n_rows * len(groups), "images") as progress:
             for taps in groups:
-                answers += _scan_group(work, only(features, taps), progress)
+                answers += _scan_group(work, only(stage.use(features), taps), progress)
         labels = read_targets(table, name)[plan.tested].numpy()
         whose = None if config.group is None else groups_of(table, plan.tested, config.group)
         rows = score_rows(answers, task, _as_recounted(labels), whose)
@@ -119,6 +122,7 @@ def scan(config: ScanConfig, stop: process.StopFlag) -> Scan:
         bytes_read=n_rows * sum(read_bytes(only(features, taps)) for taps in groups),
         seconds=time.monotonic() - start,
         versions=process.versions(),
+        staging=stage.told.get("staging"),
     )
 
 

@@ -154,7 +154,11 @@ def read_done(path: Path, columns: Sequence[str] = tuple(_ALL_TYPES)) -> pa.Tabl
     Raises:
         DamageFound: the file cannot be read.
     """
-    data = read_file(path, _MAX_BYTES)
+    return done_table(read_file(path, _MAX_BYTES), columns, path)
+
+
+def done_table(data: bytes, columns: Sequence[str], path: Path) -> pa.Table:
+    """As `read_done`, of the bytes of a done file that was read from `path`."""
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
             table = file.read(columns=list(columns), use_threads=False)

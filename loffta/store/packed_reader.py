@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import Executor, wait
+from functools import partial
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
@@ -21,9 +22,9 @@ from loffta.store.arrow import to_numbers
 from loffta.store.codecs import ChunkCodec
 from loffta.store.ledger import read_done
 from loffta.store.metadata import read_layout
+from loffta.store.near import Near, open_nearest, read_nearest
 from loffta.store.paths import ArrayPaths
 from loffta.store.reader import chunk_positions, read_shape
-from loffta.store.reads import open_file
 from loffta.store.shard import MISSING, REPAIR_DEEP, read_index, read_into
 
 _UNVOUCHED = -1  # of a chunk whose row its done file does not list
@@ -32,7 +33,7 @@ _UNVOUCHED = -1  # of a chunk whose row its done file does not list
 class _Unit(NamedTuple):
     """What is known of a shard: valid as long as it is this file."""
 
-    identity: tuple[int, int, int]
+    identity: tuple[int, ...]
     entries: NDArray[np.uint64]  # offsets and lengths, [U * chunks_per_image, 2]
     crcs: NDArray[np.int64] | None  # [U * chunks_per_image], of the plain chunks; None: there is no done file
 
@@ -48,15 +49,17 @@ class _Chunk(NamedTuple):
 class PackedReader:
     """Random access to one packed array. Safe to call from several threads."""
 
-    def __init__(self, paths: ArrayPaths) -> None:
+    def __init__(self, paths: ArrayPaths, near: Near | None = None) -> None:
         """Opens the array's metadata; shards are opened for each read.
 
+        Args:
+            near: as ArrayReader has it.
         Raises:
             LofftaError: the codec is not installed.
         """
         layout = read_layout(paths.metadata)
         assert layout is not None and layout.codec is not None, "the array is not packed"
-        self.paths, self.layout = paths, layout
+        self.paths, self.layout, self.near = paths, layout, near
         self._codec = ChunkCodec(layout, where=paths.metadata)
         self._units: dict[int, _Unit] = {}
 
@@ -85,9 +88,14 @@ class PackedReader:
         owners = np.repeat(units, len(positions))
         order = np.lexsort((places, owners))
         chunks = [_Chunk(int(owners[i]), int(places[i]), int(i)) for i in order]
+        read_nearest(self.near, partial(self._share, chunks, target, pool, n_parts))
+        return out
+
+    def _share(self, chunks: list[_Chunk], target: NDArray[Any], pool: Executor | None, n_parts: int) -> None:
+        """Reads the chunks, with the threads of `pool`."""
         if pool is None or n_parts == 1 or len(chunks) < n_parts:
             self._read_chunks(chunks, target)
-            return out
+            return
         bounds = [len(chunks) * i // n_parts for i in range(n_parts + 1)]
         futures = [pool.submit(self._read_chunks, chunks[a:b], target) for a, b in pairwise(bounds[:-1])]
         try:
@@ -96,7 +104,6 @@ class PackedReader:
             wait(futures)  # whatever happened: nobody may write to `out` after the return
         for future in futures:
             future.result()
-        return out
 
     def empty(self, n_rows: int, taps: Sequence[int] | None = None) -> NDArray[Any]:
         """A buffer for `n_rows` images."""
@@ -145,7 +152,7 @@ class PackedReader:
     def _open(self, unit: int) -> int:
         path = self.paths.shard(unit, self.layout.ndim)
         try:
-            return open_file(path)
+            return open_nearest(self.near, unit, path)[0]
         except FileNotFoundError:
             raise DamageFound(
                 "a shard of a finished unit is gone",
@@ -156,7 +163,7 @@ class PackedReader:
     def _learn(self, unit: int, fd: int) -> _Unit:
         """The shard's index and the done file's checksums, read when the file is first met; any thread may."""
         status = os.fstat(fd)
-        identity = (status.st_ino, status.st_size, status.st_mtime_ns)
+        identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         known = self._units.get(unit)
         if known is None or known.identity != identity:
             path = self.paths.shard(unit, self.layout.ndim)

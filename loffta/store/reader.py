@@ -7,12 +7,12 @@ right, but slow.
 
 from __future__ import annotations
 
-import os
 import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, wait
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from loffta.errors import DamageFound, LofftaError
 from loffta.store.checksums import read_checksums
 from loffta.store.metadata import CRC_BYTES, ArrayLayout, read_layout
+from loffta.store.near import Near, OpenShard, read_nearest
 from loffta.store.paths import ArrayPaths
-from loffta.store.reads import REPAIR, open_file, read_guard
+from loffta.store.reads import REPAIR
 from loffta.store.shard import MAX_IOV, MISSING, REPAIR_DEEP, read_index, read_into
 from loffta.store.units import rows_of
 
@@ -35,25 +36,10 @@ MAX_RUN_BYTES = 8 << 20  # longer runs of adjacent images are cut, so that threa
 WRONG_LENGTH = MISSING - np.uint64(1)  # stands for the offset of a chunk that cannot be read
 
 
-class _Shard:
-    """An open shard. Its descriptor closes with its last reference, so eviction cannot close it under a reader."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.fd = open_file(path)
-        with read_guard(path):
-            status = os.fstat(self.fd)
-        self.identity = (status.st_ino, status.st_size, status.st_mtime_ns)
-
-    def __del__(self) -> None:
-        if hasattr(self, "fd"):
-            os.close(self.fd)
-
-
 class _Run(NamedTuple):
     """One system call: adjacent chunks of one shard, each followed by its crc32c where there is one."""
 
-    shard: _Shard
+    shard: OpenShard
     offset: int
     buffers: list[memoryview]
     unseen: list[tuple[int, memoryview, memoryview, int | None]]  # not checked yet: chunk, data, its crc, done file's
@@ -65,10 +51,11 @@ class ArrayReader:
     Safe to call from several threads. All readers together keep to about a quarter of the process's descriptors.
     """
 
-    def __init__(self, paths: ArrayPaths, *, check: Check = "first") -> None:
+    def __init__(self, paths: ArrayPaths, *, check: Check = "first", near: Near | None = None) -> None:
         """Opens the array's metadata; shards are opened when first read.
 
         Args:
+            near: copies of shards, which are read in their place as long as there is no trouble with one.
             check: "first" compares each chunk with its crc32c, and that with the done file's, the first time this
                 process reads it, then trusts the page cache; "never" does not (a quarter faster on that first pass).
         """
@@ -81,6 +68,8 @@ class ArrayReader:
             )
         self.paths = paths
         self.layout: ArrayLayout = layout
+        self.near = near
+        self._copied: set[int] = set()  # units that are known from their copy
         self._check = check == "first" and layout.crc
         n_chunks = layout.shape[0] * layout.chunks_per_image
         self._checked = np.zeros(n_chunks, dtype=bool)
@@ -89,7 +78,7 @@ class ArrayReader:
         self._known: dict[int, tuple[int, ...]] = {}
         self._crcs = np.empty(n_chunks if self._check else 0, dtype=np.uint32)  # valid for the units in `_vouched`
         self._vouched: set[int] = set()
-        self._shards: OrderedDict[int, _Shard] = OrderedDict()
+        self._shards: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = threading.Lock()
         _READERS.add(self)
 
@@ -122,8 +111,7 @@ class ArrayReader:
             raise IndexError(f"row outside 0..{self.layout.shape[0] - 1} of {self.paths.name}")
         assert out.shape == expected and out.dtype == self.layout.dtype, f"out must be {expected} {self.layout.dtype}"
         assert out.flags.c_contiguous, "out must be C-contiguous"
-        for runs in self._plans(rows, positions, out):
-            self._execute(runs, pool, n_parts)
+        read_nearest(self.near, partial(self._read, rows, positions, out, pool, n_parts))
         return out
 
     def empty(self, n_rows: int, taps: Sequence[int] | None = None) -> NDArray[Any]:
@@ -133,6 +121,26 @@ class ArrayReader:
     def shard_index(self, unit: int) -> NDArray[np.uint64]:
         """[U * chunks_per_image, 2] offsets and lengths of one unit's chunks, read anew."""
         return self._read_index(self._open(unit))
+
+    def _read(
+        self,
+        rows: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        out: NDArray[Any],
+        pool: Executor | None,
+        n_parts: int,
+    ) -> None:
+        if self._copied and self.near is not None and not self.near.in_use:
+            self._forget_copies()
+        for runs in self._plans(rows, positions, out):
+            self._execute(runs, pool, n_parts)
+
+    def _forget_copies(self) -> None:
+        with self._lock:
+            for unit in self._copied:
+                self._known.pop(unit, None)
+                self._shards.pop(unit, None)
+            self._copied.clear()
 
     def _plans(self, rows: NDArray[np.int64], positions: NDArray[np.int64], out: NDArray[Any]) -> Iterator[list[_Run]]:
         """All system calls of a read, in file order; in several lists where it spans more shards than may be open.
@@ -168,7 +176,7 @@ class ArrayReader:
 
     def _runs(
         self,
-        shard: _Shard,
+        shard: OpenShard,
         offsets: list[int],
         places: list[int],
         chunks: NDArray[np.int64],
@@ -242,12 +250,12 @@ class ArrayReader:
     def _path(self, unit: int) -> Path:
         return self.paths.shard(unit, self.layout.ndim)
 
-    def _open(self, unit: int) -> _Shard:
+    def _open(self, unit: int) -> OpenShard:
         with self._lock:
             shard = self._shards.get(unit)
             if shard is None:
                 try:
-                    shard = _Shard(self._path(unit))
+                    shard = OpenShard(self.near, unit, self._path(unit))
                 except FileNotFoundError:
                     raise DamageFound(
                         "a shard of a finished unit is gone",
@@ -265,7 +273,7 @@ class ArrayReader:
     def _max_open(self) -> int:
         return max(2, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4 // len(_READERS))
 
-    def _learn(self, unit: int, shard: _Shard) -> None:
+    def _learn(self, unit: int, shard: OpenShard) -> None:
         """Keeps where each chunk of the unit is; nothing of it has been checked yet."""
         index = self._read_index(shard)
         offsets = np.where(index[:, 1] == self.layout.stored_chunk_bytes, index[:, 0], WRONG_LENGTH)
@@ -282,8 +290,10 @@ class ArrayReader:
                 self._crcs[here] = crcs
                 self._vouched.add(unit)
         self._known[unit] = shard.identity
+        if shard.is_copy:
+            self._copied.add(unit)
 
-    def _read_index(self, shard: _Shard) -> NDArray[np.uint64]:
+    def _read_index(self, shard: OpenShard) -> NDArray[np.uint64]:
         n_chunks = self.layout.unit_images * self.layout.chunks_per_image
         return read_index(shard.fd, n_chunks, at_end=self.layout.index_at_end, path=shard.path)
 

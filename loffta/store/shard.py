@@ -82,6 +82,21 @@ class ShardWriter:
         (place,) = self.reserve([position], n_bytes)
         self._write([chunk, _crc_bytes(crc32c(chunk))], place)
 
+    def append_stored(self, positions: NDArray[np.int64], lengths: NDArray[np.uint64], stored: Buffer) -> None:
+        """Writes chunks of another shard as they lie there, each with its crc32c; called by one thread.
+
+        Args:
+            lengths: of each chunk with its crc32c; `stored` holds one behind the other.
+        """
+        assert (self._index[positions, 0] == MISSING).all(), "a chunk was written twice"
+        n_bytes = memoryview(stored).nbytes
+        self._index[positions, 0] = self._end + np.cumsum(lengths) - lengths
+        self._index[positions, 1] = lengths
+        self._write([stored], self._end)
+        if n_bytes >= _WORTH_SYNC:
+            begin_sync(self._fd, self._end, n_bytes)
+        self._end += n_bytes
+
     def commit(self) -> None:
         """Adds the index, makes the file durable and puts it in place."""
         index = self._index.tobytes()

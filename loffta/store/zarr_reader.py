@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from loffta.machine.progress import say
 from loffta.store.codecs import codec_name
 from loffta.store.metadata import read_layout
+from loffta.store.near import Near
 from loffta.store.packed_reader import PackedReader
 from loffta.store.paths import ArrayPaths
 from loffta.store.reader import ArrayReader, Check
@@ -59,17 +60,18 @@ AnyReader: TypeAlias = ArrayReader | PackedReader | ZarrReader
 _told: set[Path] = set()  # packed stores that this process has spoken of
 
 
-def open_array(paths: ArrayPaths, *, check: Check = "first") -> AnyReader:
+def open_array(paths: ArrayPaths, *, check: Check = "first", near: Near | None = None) -> AnyReader:
     """The fastest reader that understands the array; says once of each store that it is packed.
 
     Args:
         check: of the direct reader; the others check whatever they decode.
+        near: copies of shards, for all readers but zarr-python's.
     """
     layout = read_layout(paths.metadata)
     if layout is None:
         return ZarrReader(paths)
     if layout.codec is None:
-        return ArrayReader(paths, check=check)
+        return ArrayReader(paths, check=check, near=near)
     store = paths.folder.parent
     if store not in _told:
         _told.add(store)
@@ -77,4 +79,4 @@ def open_array(paths: ArrayPaths, *, check: Check = "first") -> AnyReader:
             f"{store.name} is packed ({codec_name(layout)}) and read as it is, which is slow; "
             f"`loffta unpack {store.parent.parent} --out DIR` gives the fast form"
         )
-    return PackedReader(paths)
+    return PackedReader(paths, near)

@@ -35,6 +35,7 @@ from loffta.machine import process
 from loffta.store.cache import Cache
 from loffta.store.zarr_reader import open_array
 from loffta.training.bench_parts import Job, augmented, bytes_moved, evict, time_parts, train_step, wait_for
+from loffta.training.bench_staging import bench_staging
 from loffta.training.fit import step_threads
 from loffta.training.optim import fit_to_images, make_optimizer
 
@@ -55,6 +56,7 @@ def bench(
     seconds: float = 10.0,
     device: str = "auto",
     feed: ModeChoice = "auto",
+    stage_dir: str | None = None,
 ) -> dict[str, Any]:
     """Times the parts of a training step one after the other, then the whole step with its feed.
 
@@ -63,7 +65,8 @@ def bench(
         settings: what differs from the head's recipe.
         augmentation: as a TrainConfig's `augment`.
         batch_size: None: the recipe's.
-        seconds: for the parts and for the step, each half.
+        seconds: for the parts and for the step, each half; half as much again for `stage_dir`.
+        stage_dir: a folder of this node, whose worth for copies is measured.
     Raises:
         UsageError: unknown head, key, store or tap; or a mode without room.
         LofftaError: no cache, or no features in it.
@@ -81,6 +84,11 @@ def bench(
     with step_threads(job.head, job.batch_size), process.explain_memory(job.device, "loffta bench"):
         parts = time_parts(job, seconds / 2, cold=cold)
         step = _time_step(job, mode, choose_order(streamed, cold), cold, parts, seconds / 2)
+        staging: dict[str, Any] = {}
+        if stage_dir is not None:
+            computes_s = sum(s for name, s in parts.items() if name not in READING) * len(job.rows) / job.batch_size
+            how: dict[str, Any] = {"computes_s": computes_s, "streams": bool(streamed), "cold": cold}
+            staging = {"staging": bench_staging(job, stage_dir, seconds / 2, **how)}
     needed = bytes_per_image(job.features) * len(job.rows)
     return {
         "head": head,
@@ -101,6 +109,7 @@ def bench(
             dtypes={f.array.layout.dtype.name for f in job.features},
             pools=any(f.is_pooled for f in streamed),
         ),
+        **staging,
     }
 
 

@@ -28,6 +28,7 @@ from loffta.feed.sources import Source, StreamedArray, group_by_array, make_sour
 from loffta.heads import Head
 from loffta.heads.precision import autocast
 from loffta.heads.recipe import Recipe
+from loffta.store.near import open_nearest
 from loffta.store.zarr_reader import AnyReader, ZarrReader, open_array
 
 _MIN_ROUNDS = 2  # the first one warms up
@@ -186,7 +187,7 @@ def evict(reader: AnyReader, rows: NDArray[np.int64], taps: Sequence[int] | None
     units = rows // layout.unit_images
     for unit in np.unique(units).tolist():
         index = reader.shard_index(unit).reshape(layout.unit_images, -1, 2)
-        fd = os.open(reader.paths.shard(unit, layout.ndim), os.O_RDONLY)
+        fd, _ = open_nearest(reader.near, unit, reader.paths.shard(unit, layout.ndim))
         try:
             for offset, length in index[rows[units == unit] % layout.unit_images][:, chunks].reshape(-1, 2).tolist():
                 os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from loffta.config import TrainConfig
 from loffta.dataset.dense import DenseTargets, rows_with_targets
 from loffta.dataset.features import Feature, resolved_choices, usable_rows
+from loffta.dataset.splits import HOLDOUT, OUT_OF_FOLD
 from loffta.dataset.targets import labelled_rows
 from loffta.evaluation.evaluate import evaluate, predict
 from loffta.feed.batches import Feed
 from loffta.feed.order import OrderChoice, Window
+from loffta.feed.staged import Needs, Stage
 from loffta.heads import Head
 from loffta.heads.recipe import Recipe
 from loffta.machine import process
@@ -42,6 +44,7 @@ class CachedSupply:
     features: Sequence[Feature]
     whole: Feed | None = None  # of more rows, open: its memory serves the feeds of some of them
     dense: DenseTargets | None = None  # what a dense head learns
+    stage: Stage = field(default_factory=lambda: Stage(None))  # copies of both on the node's own disk
     less_memory: ClassVar[str] = process.LESS_MEMORY
     against_divergence: ClassVar[str] = (
         "lower the learning rate (--set lr=...) and give a new --out, or look for damage with `loffta verify CACHE "
@@ -59,7 +62,7 @@ class CachedSupply:
 
     @property
     def specs(self) -> Sequence[FeatureSpec]:
-        return [feature.spec for feature in (self.features if self.dense is None else self.dense.inputs)]
+        return [feature.spec for feature in self._inputs]
 
     @property
     def names(self) -> Sequence[str]:
@@ -81,8 +84,11 @@ class CachedSupply:
         return build_member(self.config.head, self.specs, len(self.table.classes), recipe, seed, self.device)
 
     def feed(self, rows: NDArray[np.int64], recipe: Recipe, order: OrderChoice, window: Window | None) -> Feed:
+        if self.stage.waits:
+            self.stage.bring(self._needs())
+        maps = None if self.dense is None else self.dense.maps
         return Feed(
-            self.features if self.dense is None else self.dense.inputs,
+            self.stage.use(self._inputs),
             rows,
             batch_size=recipe.batch_size,
             device=self.device,
@@ -92,9 +98,22 @@ class CachedSupply:
             seed=self.config.data_seed,
             n_alike=recipe.epochs if recipe.same_batches else 1,
             of=self.whole,
-            maps=None if self.dense is None else self.dense.maps,
+            maps=None if maps is None else self.stage.use([maps])[0],
             views=self.config.views,
         )
+
+    @property
+    def _inputs(self) -> Sequence[Feature]:
+        return self.features if self.dense is None else self.dense.inputs
+
+    def _needs(self) -> Needs:
+        """All that the run reads: its features and maps to train on, and features of what it is measured on."""
+        maps = [self.dense.maps] if self.dense is not None and self.dense.maps is not None else []
+        whole = [replace(feature, views=()) for feature in self._inputs]
+        drawn = HOLDOUT if self.config.holdout is not None else OUT_OF_FOLD  # parts of the training split
+        measured = {self.config.validate_on, self.config.test_on} - {None, drawn}
+        trained = [*self._inputs, *maps], self.rows(self.config.train_on)
+        return [trained, *((whole, self.rows(split)) for split in measured if split is not None)]
 
     def _view(self, i: int) -> list[Feature]:
         return [feature.views[i] for feature in self.features]
@@ -108,12 +127,14 @@ class CachedSupply:
         self, heads: Sequence[Head], rows: NDArray[np.int64], recipe: Recipe
     ) -> tuple[NDArray[np.int64], NDArray[np.floating[Any]]]:
         size = recipe.batch_size
-        return rows, predict(heads, self.features, rows, recipe=recipe, batch_size=size, device=self.device)
+        return rows, predict(
+            heads, self.stage.use(self.features), rows, recipe=recipe, batch_size=size, device=self.device
+        )
 
     def save_origins(self, paths: RunPaths) -> None:
         classes = self.table.classes if self.dense is None else self.dense.classes
         write_origins(paths.stores, self.features, classes)
 
     def evaluate(self, paths: RunPaths, split: str, seconds: float, stop: process.StopFlag) -> dict[str, Any]:
-        device = self.config.device
-        return evaluate(paths.root, split, cache=self.cache, device=device, train_seconds=seconds, stop=stop)
+        how: dict[str, Any] = {"cache": self.cache, "device": self.config.device, "stage": self.stage}
+        return evaluate(paths.root, split, train_seconds=seconds, stop=stop, **how)

@@ -24,6 +24,7 @@ from loffta.dataset.splits import HOLDOUT, OUT_OF_FOLD, check_part, choose_split
 from loffta.dataset.targets import fit_to_task, read_targets, refuse_one_class, spread_of
 from loffta.dataset.views import with_views
 from loffta.errors import LofftaError, UsageError
+from loffta.feed.staged import Stage
 from loffta.heads import HEADS, find_head
 from loffta.heads.recipe import Recipe
 from loffta.machine import process
@@ -86,6 +87,7 @@ def train(config: TrainConfig, out: Path, stop: process.StopFlag) -> dict[str, A
         check_out(out, config, cache, ignore=("features", "recipe"))  # before the scoring run, not after it
         config = _select(config, cache, out, stop)
     features, recipe = _resolve(config, cache)
+    stage = Stage(config.stage_dir, stop)
     if config.views:
         features = with_views(cache, features, recipe.kinds())
     config = config.model_copy(
@@ -93,12 +95,13 @@ def train(config: TrainConfig, out: Path, stop: process.StopFlag) -> dict[str, A
             "features": resolved_choices(features),
             "recipe": recipe.model_dump(mode="json"),
             "augment": augment.words(augment.resolve(config.augment)),
+            "stage_dir": None,
         }
     )
     dense = None
     if config.task in DENSE_TASKS:
         dense = open_targets(cache, config.task, config.head, features, training=True)
-    supply = CachedSupply(config, cache, features, dense=dense)
+    supply = CachedSupply(config, cache, features, dense=dense, stage=stage)
     return run_training(config, out, supply, recipe, stop, grown)
 
 

@@ -15,6 +15,7 @@ QUICK = ["--seconds", "0.05", "--device", "cpu"]
 def test_table_and_json(tmp_path, capsys):
     root = toy_cache(tmp_path / "cache").paths.root
     small = ["--set", "width=8", "--set", "depth=1", "--batch-size", "8", "--features", "good:a.0", "--feed", "stream"]
+    small += ["--stage-dir", str(tmp_path)]
     assert main(["bench", str(root), "--head", "combo", *small, *QUICK, "--json"]) == 0
     lines = capsys.readouterr().out.splitlines()
     found = json.loads(lines[-1])
@@ -36,6 +37,9 @@ def test_table_and_json(tmp_path, capsys):
     assert lines[12].startswith("  stream: good-")
     assert lines[12].endswith("as asked); uniform order")
     assert lines[14] == found["advice"]
+    assert lines[16].startswith(f"--stage-dir {tmp_path}: the cache ")
+    assert lines[17] == found["staging"]["advice"]
+    assert found["staging"]["bytes"] == 60 * 48
     assert (found["head"], found["batch_size"]) == ("combo", 8)
 
 

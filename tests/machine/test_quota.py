@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from loffta.machine import quota
-from loffta.machine.quota import Quota, existing_parent, free_room, parse_quota, user_quota
+from loffta.machine.quota import Quota, existing_parent, free_room, lies_in_memory, parse_quota, user_quota
 
 LFS = """Disk quotas for usr bob (uid 500):
      Filesystem  kbytes   quota   limit   grace   files   quota   limit   grace
@@ -146,3 +146,14 @@ def test_file_systems_that_do_not_count_files(tmp_path, monkeypatch, counted, fi
     status = SimpleNamespace(f_bavail=3, f_frsize=512, f_files=counted, f_favail=7 if counted else 0)
     monkeypatch.setattr(os, "statvfs", lambda path: status)
     assert free_room(Path(tmp_path)) == quota.Room(1536, files)
+
+
+@pytest.mark.parametrize(("kind", "found"), [("tmpfs", True), ("ext4", False)])
+def test_a_folder_that_takes_memory(tmp_path, kind, found):
+    """Lines as in proc_pid_mountinfo(5): optional fields vary in number; behind the hyphen comes the kind."""
+    device = tmp_path.stat().st_dev
+    line = f"36 35 {os.major(device)}:{os.minor(device)} / /here rw,noatime master:1 shared:7 - {kind} none rw"
+    other = "22 35 0:999999 / /other rw - tmpfs none rw"
+    (tmp_path / "mounts").write_text(f"{other}\n{line}\n")
+    assert lies_in_memory(tmp_path, tmp_path / "mounts") is found
+    assert not lies_in_memory(tmp_path, tmp_path / "missing")

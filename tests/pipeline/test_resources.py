@@ -44,6 +44,9 @@ def test_a_site_file(tmp_path, monkeypatch):
         ({"setup": "rm -r x"}, "unknown key 'setup'"),  # shell is the site file's alone
         ({"options": ["--wrap=x"]}, "unknown key 'options'"),
         ({"shards": 0}, "shards"),
+        ({"stage_dir": "$(id)"}, "stage_dir"),
+        ({"stage_dir": "/tmp\n#SBATCH --uid=0"}, "stage_dir"),
+        ({"stage_dir": "a b"}, "stage_dir"),
     ],
 )
 def test_what_a_pipeline_may_not_ask(values, message):

@@ -66,7 +66,9 @@ exit $CODE
 """
 
 
-def run_script(tmp_path, monkeypatch, array, *, code=0, prints='words\\n{"a": 1}\\n', scontrol=True, index=1, **more):
+def run_script(
+    tmp_path, monkeypatch, array, *, code=0, prints='words\\n{"a": 1}\\n', scontrol=True, index=1, wishes=WISHES, **more
+):
     """As SLURM would run it; gives exit code, stderr, and what srun saw."""
     monkeypatch.chdir(tmp_path)
     paths = SlurmPaths(Path("out"))
@@ -82,7 +84,7 @@ def run_script(tmp_path, monkeypatch, array, *, code=0, prints='words\\n{"a": 1}
         if not (tools / name).exists():
             (tools / name).symlink_to(f"/bin/{name}")
     script = tmp_path / "s.sbatch"
-    lines = script_of(array, paths, WISHES).splitlines()
+    lines = script_of(array, paths, wishes).splitlines()
     script.write_text("\n".join(line for line in lines if not line.startswith("export PATH")))
     ids = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": str(index), "TZ": "UTC"}
     told = {"SAW": str(tmp_path / "saw"), "PRINTS": prints, "CODE": str(code), "PATH": str(tools)}
@@ -104,6 +106,27 @@ def test_a_task_that_succeeds_leaves_its_answer(tmp_path, monkeypatch):
     assert [path.name for path in paths.results.iterdir()] == [PARTS.stages[1].mark]
     costs = jobs.collect([PARTS.stages[1]], Path("out"))
     assert [(cost["name"], cost["result"]) for cost in costs] == [("extract", {"a": 1})]
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "site", "passed"),
+    [({"stage_dir": "$NODE/x"}, {"stage_dir": "/far"}, "$NODE/x"), ({}, {"stage_dir": "${NODE}"}, "${NODE}")],
+)
+def test_a_folder_of_the_node_is_passed_on_as_it_is_written(tmp_path, monkeypatch, pipeline, site, passed):
+    """The shell does not expand it: what it holds may hold anything. And it changes no stage."""
+    array = Array(
+        [Stage("y", ["train", "c", "--online", "x"]), Stage("x", ["train", "a b"]), Stage("z", ["scan", "c"])]
+    )
+    wishes = Wishes(Asked(), Resources(**pipeline), Site(**site))
+    for index, typed in enumerate(
+        (["c", "--online", "x"], ["a b", "--stage-dir", passed], ["c", "--stage-dir", passed])
+    ):
+        done, saw, paths = run_script(tmp_path, monkeypatch, array, index=index, wishes=wishes, NODE="$(touch y) *")
+        assert done.returncode == 0
+        assert saw[-len(typed) - 2 : -2] == typed
+    assert paths.result(array.stages[1]).exists()
+    own = Array([Stage("x", ["train", "c", "--stage-dir", "/mine"]), Stage("y", ["extract", "c"])])
+    assert "/far" not in script_of(own, paths, Wishes(Asked(), Resources(), Site(stage_dir="/far")))
 
 
 def test_a_stopped_task_requeues_itself_and_no_other(tmp_path, monkeypatch):
