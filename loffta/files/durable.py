@@ -99,12 +99,13 @@ def create_file(path: Path, data: bytes) -> bool:
         return put_in_place(file.fileno(), part, path, place_first)
 
 
-def _replace(part: Path, path: Path) -> bool:
+def replace_part(part: Path, path: Path) -> bool:
+    """Gives a part its name, whatever was there."""
     part.replace(path)
     return True
 
 
-def put_in_place(fd: int, part: Path, path: Path, move: Callable[[Path, Path], bool] = _replace) -> bool:
+def put_in_place(fd: int, part: Path, path: Path, move: Callable[[Path, Path], bool] = replace_part) -> bool:
     """Makes what was written to a part durable and gives it its name; what others deleted meanwhile is written again.
 
     Args:
@@ -243,6 +244,11 @@ class Part:
     bytes: int
     age_s: float  # since it was last written to
     stale: bool  # its writer is dead, or was on another host and has not written for a day
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this process writes it."""
+        return (self.host, self.pid) == (processes.host(), os.getpid())
 
 
 def find_parts(root: Path) -> list[Part]:
