@@ -25,7 +25,7 @@ from loffta.machine import process
 from loffta.machine.late import Sleep, pause
 from loffta.machine.progress import say
 from loffta.machine.ranks import find_place, own_device
-from loffta.store.asked import asked_rows, rows_due
+from loffta.store.asked import Lack, asked_rows, look_at
 from loffta.store.cache import MAX_THUMB_PX, Cache, CachedArray
 from loffta.store.follow import Read
 from loffta.store.paths import THUMB, CachePaths
@@ -57,17 +57,17 @@ class Begun:
         """Rows asked for of a unit, of its own share or another."""
         return self.asked[unit] if unit in self.asked else self.others[unit]
 
-    def due(self, unit: int) -> Sequence[int]:
-        """Rows that are to be written of a unit; looks at the disk."""
-        return rows_due([*self.arrays, *self.target_forms], unit, self.rows(unit))
+    def lack(self, unit: int, seen: Mapping[str, Collection[int]] | None = None) -> Lack:
+        """What is still to be written of a unit; opens a done file of each array, as `look_at` says."""
+        return look_at(self.forms, unit, self.rows(unit), seen)
+
+    def lacks_features(self, lack: Lack) -> bool:
+        """Whether features or thumbnails are among what a unit lacks."""
+        return any(array.paths.name in lack.names for array in self.arrays)
 
     def lacks(self, unit: int) -> bool:
         """Whether features or thumbnails of a unit are still to be written; looks at the disk."""
         return not all(array.has_unit(unit, self.rows(unit)) for array in self.arrays)
-
-    def lacks_targets(self, unit: int) -> bool:
-        """Whether dense targets of a unit are still to be written; looks at the disk."""
-        return not all(form.has_unit(unit, self.rows(unit)) for form in self.target_forms)
 
     @property
     def thumb_geometry(self) -> PixelGeometry:
@@ -88,6 +88,11 @@ class Begun:
     def all_arrays(self) -> list[CachedArray]:
         """The same, and the squares of dense targets."""
         return [*self.arrays, *(form for form in self.target_forms if isinstance(form, CachedArray))]
+
+    @property
+    def forms(self) -> list[CachedArray | UnitFiles]:
+        """All that it writes."""
+        return [*self.arrays, *self.target_forms]
 
     @property
     def target_forms(self) -> list[CachedArray | UnitFiles]:

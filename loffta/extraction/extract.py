@@ -7,7 +7,7 @@ continues, and does nothing (loads no model) when all is there.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 
@@ -30,7 +30,7 @@ from loffta.look import OLD
 from loffta.machine import process
 from loffta.machine.deadline import check_time, has_time
 from loffta.machine.progress import Progress, say
-from loffta.store.asked import asked_rows
+from loffta.store.asked import Lack, asked_rows, list_done
 from loffta.store.cache import CachedArray
 from loffta.store.handover import Pixels
 from loffta.store.ledger import BAD, unfinished
@@ -121,15 +121,17 @@ def extract(
     begun = begin(config, listing, load, only=only, views=views, read=source.read, sleep=stop.sleep)
     if not config.ignore_space:
         check_room(begun.cache, begun.all_arrays, begun.asked)
-    todo = [unit for unit in begun.asked if begun.lacks(unit)]
-    bare = [unit for unit in begun.asked if unit not in {*todo} and begun.lacks_targets(unit)]
+    seen = list_done(begun.forms)
+    lacks = {unit: begun.lack(unit, seen) for unit in begun.asked}
+    todo = [unit for unit, lack in lacks.items() if begun.lacks_features(lack)]
+    bare = [unit for unit, lack in lacks.items() if lack.names and unit not in {*todo}]
     elsewhere = unfinished([array.paths for array in begun.arrays], begun.others)
     look_again(begun.cache, begun.dense, source)
     if todo or elsewhere:
         say(process.describe(begun.jobs[0].device))
         if begun.look == OLD and config.background is None and config.range is None:
             say(_AS_OF_OLD)
-    n_images = sum(len(begun.due(unit)) for unit in todo)
+    n_images = sum(len(lacks[unit].rows) for unit in todo)
     with stop.at_once("looking for the fastest batch size"):
         batch_size = set_batch_sizes(begun.jobs, config.batch_size, n_images)
     report, helper = Report(), Helper(begun)
@@ -142,11 +144,9 @@ def extract(
         for job in begun.jobs if todo or elsewhere else []:
             if job.backbone is not None:
                 calibrate(begun.cache, job, source, pool, stop)
-        lacking = (unit for unit in todo if begun.lacks(unit))  # another process may have written it
-        units = chain(lacking, helper.units())
-        due = ((unit, [row for row in begun.due(unit) if row not in begun.cache.table.gone]) for unit in units)
+        due = _due(begun, chain(todo, helper.units()), lacks)
         stream = ImageStream(source, begun.cache.table, begun.sizes, pool, due, n_ahead=2 * batch_size)
-        _extract_units(begun, stream, helper, batch_size, sink, targets, stop, progress)
+        _extract_units(begun, stream, lacks, helper, batch_size, sink, targets, stop, progress)
         report.images, report.waited_s = helper.n_images, stream.waited_s
         write_alone(begun.cache, begun.arrays, {unit: begun.asked[unit] for unit in bare}, targets, stop)
         report.target_units = targets.units
@@ -183,9 +183,18 @@ def _sum_up(report: Report, begun: Begun, config: ExtractConfig, listing: ImageT
     judge_targets(begun.cache, report.targets, config.max_bad_frac)
 
 
+def _due(begun: Begun, units: Iterable[int], lacks: dict[int, Lack]) -> Iterator[tuple[int, Sequence[int]]]:
+    """The rows of each unit that is still lacking when its turn comes, by a look that is noted in `lacks`."""
+    for unit in units:
+        lacks[unit] = begun.lack(unit)  # another process may have written it
+        if begun.lacks_features(lacks[unit]):
+            yield unit, [row for row in lacks[unit].rows if row not in begun.cache.table.gone]
+
+
 def _extract_units(
     begun: Begun,
     stream: ImageStream,
+    lacks: Mapping[int, Lack],
     helper: Helper,
     batch_size: int,
     sink: UnitSink,
@@ -204,7 +213,7 @@ def _extract_units(
             images.drop()
             continue
         began = time.monotonic()
-        for n_done in _extract_unit(begun, images, batch_size, sink, targets, stop):
+        for n_done in _extract_unit(begun, images, lacks[images.unit], batch_size, sink, targets, stop):
             waiting = f"{stream.waited_s / progress.seconds:.0%} waiting for images"
             progress.advance(n_done, f"{waiting}, {sink.n_bytes / 1e9:.1f} GB")
             if helper.is_taken(images.unit):
@@ -222,19 +231,20 @@ def _extract_units(
 def _extract_unit(
     begun: Begun,
     images: UnitImages,
+    lack: Lack,
     batch_size: int,
     sink: UnitSink,
     targets: TargetWriter,
     stop: process.StopFlag,
 ) -> Iterator[int]:
     """Decodes one unit once and hands the sink what each job lacks of it; yields how many images are behind it."""
-    unit, asked = images.unit, begun.rows(images.unit)
+    unit = images.unit
     doing = f"extracting unit {unit}; finished units are kept"
     stop.check(doing)
-    thumb_writer = None if begun.thumbs.has_unit(unit, asked) else sink.open(begun.thumbs, unit)
-    work = [(job, [(array, sink.open(array, unit)) for array in job.missing(unit, asked)]) for job in begun.jobs]
-    due = begun.due(unit)
-    targets.begin(unit, due, asked)
+    thumb_writer = sink.open(begun.thumbs, unit) if begun.thumbs.paths.name in lack.names else None
+    lacking = [[array for array in job.arrays if array.paths.name in lack.names] for job in begun.jobs]
+    work = [(job, [(a, sink.open(a, unit)) for a in arrays]) for job, arrays in zip(begun.jobs, lacking, strict=True)]
+    targets.begin(unit, lack.rows, begun.rows(unit))
     for batch in stop.each(images.batches(batch_size), doing):
         names = [begun.cache.table.keys[row] for row in batch.rows]
         if thumb_writer is not None:
@@ -250,7 +260,7 @@ def _extract_unit(
     yield sum(status.status == BAD for status in images.statuses)
     targets.feed(images.statuses)
     targets.commit()
-    gone = [row for row in due if row in begun.cache.table.gone]
+    gone = [row for row in lack.rows if row in begun.cache.table.gone]
     of = begun.cache.table.identity(sorted((*images.rows, *gone)))
     made = {"device": str(begun.jobs[0].device), "versions": process.versions(), "images": of}
     open_units = [(begun.thumbs, thumb_writer, {"batch_size": batch_size, **made})] if thumb_writer is not None else []

@@ -39,7 +39,7 @@ class Helper:
         self._asked = -math.inf  # when
 
     def units(self) -> Iterator[int]:
-        """Units of others that are still missing, each once, chosen when it is asked for."""
+        """Units of others that were missing at the last look, each once, chosen when it is asked for."""
         while True:
             if not self._free or time.monotonic() - self._looked >= LOOK_S:
                 self._look()
@@ -48,8 +48,7 @@ class Helper:
             back = -(-len(self._free) // 2)  # the half that owners come to last
             unit = self._free.pop(-1 - self._begun.share[0] % back)  # helpers begin at different places of it
             self._tried.add(unit)
-            if self._begun.lacks(unit):
-                yield unit
+            yield unit
 
     def is_taken(self, unit: int) -> bool:
         """Whether another process has finished the unit that this one is about to write, or is writing.

@@ -67,10 +67,8 @@ def prepare(
     taps = {spec.tap for spec in specs}
     arrays = [a for a in extended if a.kind in config.kinds and taps & set(a.taps)]
     job = Job(store, arrays, backbone, process.resolve_device(config.device))
-    lacks = any(job.missing(unit, rows) for unit, rows in asked.items()) or bool(
-        unfinished([array.paths for array in arrays], others)
-    )
-    if backbone is None and lacks:
+    lacks = any(job.missing(unit, rows) for unit, rows in asked.items())
+    if backbone is None and (lacks or unfinished([array.paths for array in arrays], others)):
         job.backbone = load(wanted)
         _refuse_other_recipe(cache, store, describe(job.backbone, request))
     return job

@@ -110,8 +110,9 @@ def put_in_place(fd: int, part: Path, path: Path, move: Callable[[Path, Path], b
 
     Args:
         fd: the part, open for reading too: the bytes are there as long as it is open.
-        move: gives the name; False where it left another's file as it was.
+        move: gives the name, and then leaves no part; False where it left another's file as it was.
     """
+    moved = False
     with guard(path):
         os.fsync(fd)
         try:
@@ -125,7 +126,8 @@ def put_in_place(fd: int, part: Path, path: Path, move: Callable[[Path, Path], b
             else:
                 raise _swept_away(path)
         finally:
-            delete_part(part)  # what is left over, or a link's other name
+            if not moved:  # else nothing is left, and a file server need not be asked
+                delete_part(part)
     sync_folder(path.parent)
     return moved
 
@@ -169,16 +171,25 @@ def _copy(fd: int, path: Path) -> None:
 
 @contextmanager
 def _open_part(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    make_folder(path.parent)
     part = part_name(path)
     with guard(path):
-        file = part.open("x+b")
+        try:
+            file = part.open("x+b")
+        except FileNotFoundError:
+            make_folder(path.parent)
+            file = part.open("x+b")
     try:
         yield part, file
-    finally:
-        with suppress(OSError):  # of what was still to be written: it is told, and not wanted, already
-            file.close()
+    except BaseException:
+        _close(file)
         delete_part(part)
+        raise
+    _close(file)
+
+
+def _close(file: BinaryIO) -> None:
+    with suppress(OSError):  # of what was still to be written: it is told, and not wanted, already
+        file.close()
 
 
 def create_folder(path: Path, files: Mapping[Path, bytes]) -> bool:
