@@ -48,7 +48,14 @@ _REQUIRED = {"source": "SOURCE", "cache": "--cache DIR", "backbones": "--backbon
 @click.option("--unit-images", type=int, help="Rows per unit of a new cache, a power of two.  [256]")
 @click.option("--shard", "share", metavar="I/N", help="Only the units u with u % N == I; auto: by rank under srun.")
 @click.option("--help-others/--no-help-others", default=None, help="Then those that other shares lack.  [with auto]")
-@click.option("--stagger", type=float, metavar="SECONDS", help="Shares load weights one after the other, over SECONDS.")
+@click.option(
+    "--stagger",
+    type=float,
+    is_flag=False,
+    flag_value=60.0,
+    metavar="[SECONDS]",
+    help="Shares load weights one after the other, over SECONDS or 60.",
+)
 @click.option("--splits", metavar="SPLIT", help="Only the images of this split, or of several joined by +.")
 @click.option("--limit", type=int, help="Only N images, a share of every split.")
 @click.option("--gone", type=click.Choice(["keep", "drop"]), help="Images whose files are gone: keep, or of no split.")
