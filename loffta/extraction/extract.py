@@ -212,6 +212,8 @@ def _extract_units(
         if helper.is_taken(images.unit):
             images.drop()
             continue
+        if images.unit in begun.others:
+            progress.expect(len(images.rows))
         began = time.monotonic()
         for n_done in _extract_unit(begun, images, lacks[images.unit], batch_size, sink, targets, stop):
             waiting = f"{stream.waited_s / progress.seconds:.0%} waiting for images"
