@@ -46,7 +46,16 @@ _REQUIRED = {"source": "SOURCE", "cache": "--cache DIR", "backbones": "--backbon
 @click.option("--batch-size", default="auto", show_default=True, help="Images per forward pass.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option("--unit-images", type=int, help="Rows per unit of a new cache, a power of two.  [256]")
-@click.option("--shard", "share", metavar="I/N", help="Only the units u with u % N == I; for N jobs at once.")
+@click.option("--shard", "share", metavar="I/N", help="Only the units u with u % N == I; auto: by rank under srun.")
+@click.option("--help-others/--no-help-others", default=None, help="Then those that other shares lack.  [with auto]")
+@click.option(
+    "--stagger",
+    type=float,
+    is_flag=False,
+    flag_value=60.0,
+    metavar="[SECONDS]",
+    help="Shares load weights one after the other, over SECONDS or 60.",
+)
 @click.option("--splits", metavar="SPLIT", help="Only the images of this split, or of several joined by +.")
 @click.option("--limit", type=int, help="Only N images, a share of every split; then train --partial.")
 @click.option("--gone", type=click.Choice(["keep", "drop"]), help="Images whose files are gone: keep, or of no split.")
@@ -82,6 +91,9 @@ def command(ctx: click.Context, /, file: Path | None, as_json: bool, **options: 
         images = f"{report.images} {plural(report.images, 'image')}"
         done = f"{report.units} {plural(report.units, 'unit')}, {images} in {report.seconds:.1f} s"
     show(f"{done}; {report.bad} bad {plural(report.bad, 'image')} in the cache")
+    if report.helped or report.twice:
+        units = f"{report.helped} {plural(report.helped, 'unit')} of other shares written"
+        show(f"{units}; {report.twice} {plural(report.twice, 'unit')} begun here that others finished first")
     if seen := seen_line(asdict(report)):
         show(seen)
     if report.units:

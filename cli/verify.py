@@ -40,13 +40,13 @@ def command(
     from loffta.errors import DamageFound
     from loffta.machine.process import StopFlag
     from loffta.store.cache import Cache
-    from loffta.store.purge import lost_metadata
+    from loffta.store.purge import lost_metadata, still_lost
     from loffta.store.verify import tidy, verify
 
     stop = StopFlag().listen()
     looking = "looking for damage; nothing was changed by that"
     opened = Cache.open(cache)
-    lost = lost_metadata(opened)
+    lost = still_lost(opened)
     found = list(stop.each(verify(opened, deep=deep), looking))
     for damage in found:
         place = damage.array if damage.unit is None else f"{damage.array}, unit {damage.unit}"

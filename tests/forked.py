@@ -47,6 +47,10 @@ class Forked:
     def returncode(self):
         return self._process.exitcode
 
+    @property
+    def pid(self):
+        return self._process.pid
+
     def send_signal(self, number):
         os.kill(self._process.pid, number)
 

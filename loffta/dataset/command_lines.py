@@ -29,16 +29,19 @@ def extract_arguments(config: ExtractConfig) -> list[str]:
             arguments += ["--image-px", str(backbone.image_px or "native")]
     look = ("resize", "interpolation", "background", "range", "views", "view_seed", "target_px", "palette")
     work = ("precision", "dtype", "batch_size", "device", "unit_images")
-    changed = _changed(config, (*look, *work, "splits", "limit", "gone", "max_bad_frac"))
+    changed = _changed(config, (*look, *work, "splits", "limit", "gone", "stagger", "max_bad_frac"))
     if config.pool:
         changed["pool"] = "{}x{}".format(*config.pool)
     if config.share != (0, 1):
-        changed["shard"] = "/".join(map(str, config.share))
+        changed["shard"] = config.share if config.share == "auto" else "/".join(map(str, config.share))
     if "kinds" in config.model_fields_set:
         changed["kinds"] = ",".join(config.kinds)
     if config.targets:
         changed["targets"] = ",".join(config.targets)
-    return arguments + _options(changed) + (["--ignore-space"] if config.ignore_space else [])
+    flags = ["--ignore-space"] if config.ignore_space else []
+    if config.help_others is not None:
+        flags.append("--help-others" if config.help_others else "--no-help-others")
+    return arguments + _options(changed) + flags
 
 
 def train_arguments(config: TrainConfig, run: Path) -> list[str]:

@@ -5,7 +5,6 @@ In: an open cache and what the user asked for.   Out: Features for `feed`, Featu
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loffta.dataset.command_lines import extract_command
-from loffta.errors import DamageFound, LofftaError, UsageError, unknown_name
+from loffta.dataset.missing import await_units, refuse_lost, refuse_missing_shards, settled_rows
+from loffta.errors import LofftaError, UsageError, unknown_name
 from loffta.pooling import pool_mean
 from loffta.store.cache import Cache, CachedArray, Store
 from loffta.store.near import Near
-from loffta.store.paths import TARGETS
-from loffta.store.purge import all_missing_shards, describe_lost, describe_missing, lost_metadata
+from loffta.store.purge import still_lost
 from loffta.store.quantise import dequantise
 from loffta.store.scales import Scales
 from loffta.taps import SETS, resolve_taps
@@ -104,9 +103,9 @@ def choose_features(cache: Cache, choices: Sequence[str], kinds: Sequence[Kind],
         DamageFound: a purge took the zarr.json of what a choice might mean; all such are listed.
     """
     stores = cache.stores()
-    lost = lost_metadata(cache)
+    lost = still_lost(cache)
     if not choices:
-        _refuse_lost(cache, lost)
+        refuse_lost(cache, lost)
     if not stores:
         raise LofftaError("the cache has no features yet", where=cache.paths.root, remedy="run `loffta extract` first")
     requests: dict[str, list[str]] = {}
@@ -114,7 +113,7 @@ def choose_features(cache: Cache, choices: Sequence[str], kinds: Sequence[Kind],
         name, _, taps = choice.partition(":")
         store = _find_store(stores, name, cache)
         if not {part.strip() for part in taps.split(",")} <= {spec.tap for spec in store.info.taps}:
-            _refuse_lost(cache, [array for array in lost if array.startswith(f"{store.name}/")])
+            refuse_lost(cache, [array for array in lost if array.startswith(f"{store.name}/")])
         requests.setdefault(store.name, []).append(taps or default_taps)
     by_name = {store.name: store for store in stores}
     chosen = [_features_of(cache, by_name[name], ",".join(parts), kinds) for name, parts in requests.items()]
@@ -142,11 +141,14 @@ def usable_rows(cache: Cache, features: Sequence[Feature], split: str, *, partia
         DamageFound: shards of finished units are gone; all of them are listed.
     """
     cache.table.check_split(split, where=cache.paths.images)
-    _refuse_missing_shards(cache, features)
+    arrays = list({feature.array.paths.name: feature.array for feature in features}.values())
+    refuse_missing_shards(cache, arrays)
     rows = cache.table.rows_of(split)
+    if not partial:
+        await_units(cache, arrays, rows)
     ready = np.ones(len(cache.table), dtype=bool)
     for feature in features:
-        here, settled = _settled(feature, len(cache.table))
+        here, settled = settled_rows(feature.array, len(cache.table))
         missing = int((~settled[rows]).sum())
         if missing and not partial:
             command = extract_command(cache, feature.store, _taps_of(features, feature.store))
@@ -158,7 +160,7 @@ def usable_rows(cache: Cache, features: Sequence[Feature], split: str, *, partia
             )
         ready &= here
     if not ready[rows].any():
-        if all(_settled(feature, len(cache.table))[1][rows].all() for feature in features):
+        if all(settled_rows(feature.array, len(cache.table))[1][rows].all() for feature in features):
             raise LofftaError(
                 f"all {len(rows)} images of split '{split}' are quarantined: none could be decoded",
                 where=cache.paths.root,
@@ -179,30 +181,6 @@ def _there(cache: Cache, ready: NDArray[np.bool_]) -> str:
     return f"but {', '.join(found)}" if found else "nor has any other"
 
 
-def _refuse_lost(cache: Cache, lost: Sequence[str]) -> None:
-    """A set of taps or stores must not silently mean fewer than were extracted."""
-    lost = [name for name in lost if not name.startswith(TARGETS)]
-    if lost:
-        raise DamageFound(
-            describe_lost(lost),
-            where=cache.paths.root,
-            remedy="was the file system purged? Run the `loffta extract` that made them again, or name with --features "
-            "STORE:TAPS what is still there",
-        )
-
-
-def _refuse_missing_shards(cache: Cache, features: Sequence[Feature]) -> None:
-    arrays = {feature.array.paths.name: feature.array for feature in features}
-    missing = all_missing_shards(arrays.values())
-    if missing:
-        raise DamageFound(
-            describe_missing(missing),
-            where=cache.paths.root,
-            remedy="was the file system purged? Write exactly these units anew with\n      "
-            + shlex.join(["loffta", "verify", str(cache.paths.root), "--repair"]),
-        )
-
-
 def n_bad(cache: Cache, features: Sequence[Feature], split: str) -> int:
     """Images of a split that are quarantined in any of the features."""
     bad = {row for feature in features for row in feature.array.ledger.bad}
@@ -212,20 +190,6 @@ def n_bad(cache: Cache, features: Sequence[Feature], split: str) -> int:
 def _taps_of(features: Sequence[Feature], store: Store) -> list[str]:
     """Each once, though it be there as two kinds."""
     return list(dict.fromkeys(tap for f in features if f.store.name == store.name for tap in f.spec.taps))
-
-
-def _settled(feature: Feature, n_rows: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Per row of the table: has data, and has data or is quarantined.
-
-    A store not yet grown has only old rows, and a table of old rows only (a run's) fewer than the store.
-    """
-    ledger = feature.array.ledger
-    here = ledger.ready[:n_rows]
-    ready = np.zeros(n_rows, dtype=bool)
-    ready[: len(here)] = here
-    settled = ready.copy()
-    settled[[row for row in ledger.bad if row < n_rows]] = True
-    return ready, settled
 
 
 def _find_store(stores: Sequence[Store], name: str, cache: Cache) -> Store:

@@ -38,6 +38,8 @@ def extract(
     device: str = "auto",
     unit_images: int | None = None,
     shard: str | None = None,
+    help_others: bool | None = None,
+    stagger: float | int | None = None,
     splits: str | None = None,
     limit: int | None = None,
     gone: Literal["keep", "drop"] | None = None,
@@ -60,6 +62,10 @@ def extract(
         backbone: short name, timm model or custom:MODULE:FUNCTION; or several.
         weights, taps, image_px: one for all backbones, or one for each. None: hub, last, the model's own size.
         kinds: of grid, prefix, mean.
+        shard: I/N, only the units u with u % N == I; or auto, by this process's rank under srun, torchrun or in a job
+            array.
+        help_others: when its own units are done, write those that other shares lack. None: with auto.
+        stagger: seconds over which the shares begin to load weights.
         limit: only so many images, a share of every split; what is trained on them needs `partial`.
         gone: what becomes of images whose files are gone: keep them as they are, or drop them from every split.
         targets: of mask, instances, depth, boxes: dense targets that are written beside the features, or alone where

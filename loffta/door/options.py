@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from loffta.errors import UsageError
 
@@ -74,16 +74,20 @@ def pair_backbones(names: Sequence[str], **given: Sequence[Any]) -> tuple[dict[s
     )
 
 
-def parse_share(text: str) -> tuple[int, int]:
-    """`0/4` -> (0, 4).
+def parse_share(text: str) -> tuple[int, int] | Literal["auto"]:
+    """`0/4` -> (0, 4); `auto` is found when the work begins.
 
     Raises:
         UsageError: not i/n with 0 <= i < n.
     """
+    if text == "auto":
+        return "auto"
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise UsageError(
-            f"'{text}' is no share of the work", where="--shard", remedy="write I/N with 0 <= I < N, for example 0/4"
+            f"'{text}' is no share of the work",
+            where="--shard",
+            remedy="write I/N with 0 <= I < N, for example 0/4; or auto, under srun, torchrun or in a job array",
         )
     return int(index), int(count)
 

@@ -37,6 +37,8 @@ def plan(
     device: str = "auto",
     unit_images: int | None = None,
     shard: str | None = None,
+    help_others: bool | None = None,
+    stagger: float | int | None = None,
     splits: str | None = None,
     limit: int | None = None,
     gone: Literal["keep", "drop"] | None = None,

@@ -7,7 +7,7 @@ and `online`, which only look.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,12 +22,14 @@ from loffta.files.durable import sweep_tree
 from loffta.images.geometry import PixelGeometry, View
 from loffta.look import OLD, Look
 from loffta.machine import process
+from loffta.machine.late import Sleep, pause
 from loffta.machine.progress import say
-from loffta.store.asked import asked_rows, rows_due
+from loffta.machine.ranks import find_place, own_device
+from loffta.store.asked import Lack, asked_rows, look_at
 from loffta.store.cache import MAX_THUMB_PX, Cache, CachedArray
 from loffta.store.follow import Read
 from loffta.store.paths import THUMB, CachePaths
-from loffta.store.purge import describe_lost, describe_missing, forget_missing, lost_metadata
+from loffta.store.purge import describe_lost, describe_missing, forget_missing
 from loffta.store.table import ImageTable
 from loffta.store.target_files import UnitFiles
 from loffta.zoo.names import ZOO
@@ -41,6 +43,8 @@ class Begun:
     thumbs: CachedArray
     jobs: list[Job]
     asked: dict[int, Sequence[int]]  # rows by unit, of the images asked for and of this process's share
+    share: tuple[int, int]  # this process's
+    others: Mapping[int, Sequence[int]]  # the same of other shares, where it may help them
     look: Look = OLD  # of all that it writes
     dense: Sequence[Dense] = ()  # targets that it writes
 
@@ -49,17 +53,21 @@ class Begun:
         """Images asked for, of this process's share."""
         return sum(map(len, self.asked.values()))
 
-    def due(self, unit: int) -> Sequence[int]:
-        """Rows that are to be written of a unit; looks at the disk."""
-        return rows_due([*self.arrays, *self.target_forms], unit, self.asked[unit])
+    def rows(self, unit: int) -> Sequence[int]:
+        """Rows asked for of a unit, of its own share or another."""
+        return self.asked[unit] if unit in self.asked else self.others[unit]
+
+    def lack(self, unit: int, seen: Mapping[str, Collection[int]] | None = None) -> Lack:
+        """What is still to be written of a unit; opens a done file of each array, as `look_at` says."""
+        return look_at(self.forms, unit, self.rows(unit), seen)
+
+    def lacks_features(self, lack: Lack) -> bool:
+        """Whether features or thumbnails are among what a unit lacks."""
+        return any(array.paths.name in lack.names for array in self.arrays)
 
     def lacks(self, unit: int) -> bool:
         """Whether features or thumbnails of a unit are still to be written; looks at the disk."""
-        return not all(array.has_unit(unit, self.asked[unit]) for array in self.arrays)
-
-    def lacks_targets(self, unit: int) -> bool:
-        """Whether dense targets of a unit are still to be written; looks at the disk."""
-        return not all(form.has_unit(unit, self.asked[unit]) for form in self.target_forms)
+        return not all(array.has_unit(unit, self.rows(unit)) for array in self.arrays)
 
     @property
     def thumb_geometry(self) -> PixelGeometry:
@@ -82,15 +90,30 @@ class Begun:
         return [*self.arrays, *(form for form in self.target_forms if isinstance(form, CachedArray))]
 
     @property
+    def forms(self) -> list[CachedArray | UnitFiles]:
+        """All that it writes."""
+        return [*self.arrays, *self.target_forms]
+
+    @property
     def target_forms(self) -> list[CachedArray | UnitFiles]:
         """All that it writes of dense targets."""
         return [form for dense in self.dense for form in dense.forms]
 
 
 def settle(config: ExtractConfig) -> ExtractConfig:
-    """The configuration in this machine's and the stores' terms: the device, and timm's ids for short names."""
+    """The configuration in this machine's and the stores' terms: share, device, and timm's ids for short names.
+
+    Raises:
+        UsageError: no such device, or nobody says which share this process has.
+    """
     named = tuple(b.model_copy(update={"name": ZOO.get(b.name, b.name)}) for b in config.backbones)
-    return config.model_copy(update={"backbones": named, "device": str(process.resolve_device(config.device))})
+    share, device, helps = config.share, config.device, config.help_others
+    if share == "auto":
+        place = find_place()
+        say(place.words)
+        share, device, helps = (place.index, place.count), own_device(device, place), helps in (None, True)
+    device = str(process.resolve_device(device))
+    return config.model_copy(update={"backbones": named, "share": share, "device": device, "help_others": helps})
 
 
 def begin(
@@ -101,6 +124,7 @@ def begin(
     only: Collection[int] | None = None,
     views: Sequence[View | None] | None = None,
     read: Read | None = None,
+    sleep: Sleep = pause,
 ) -> Begun:
     """Opens or makes the cache, its stores and arrays, and loads what is needed to fill them; writes no features.
 
@@ -109,6 +133,7 @@ def begin(
         only: units to look at; None: all of this process's share.
         views: stores of each backbone to look at; None: those `config` asks for.
         read: gives the bytes of an image, for files that were moved.
+        sleep: waits for files that other nodes have written.
     Raises:
         LofftaError: another recipe under the same name, images that are gone or altered.
     """
@@ -130,15 +155,31 @@ def begin(
     )
     config = with_look(config, cache.look)  # which another process may have made, or an older loffta long ago
     sweep_tree(cache.paths.root)  # what killed processes left half-written
-    _say_missing(lost_metadata(cache), forget_missing(cache))
+    _say_missing(*forget_missing(cache, sleep))
     fresh = not cache.paths.target(THUMB).metadata.exists()  # a finished cache is not even touched
     thumbs = cache.extend(cache.thumbs(create=fresh))
-    index, count = config.share  # units are shared out by their numbers: no locks are needed
-    asked = asked_rows(cache, config.splits, config.limit)
-    asked = {unit: asked[unit] for unit in asked if unit % count == index and (only is None or unit in only)}
-    jobs = [prepare(cache, backbone, view, config, load, asked) for backbone, view in wanted]
+    asked, others = _shared_out(asked_rows(cache, config.splits, config.limit), config, only)
+    jobs = [prepare(cache, backbone, view, config, load, asked, others) for backbone, view in wanted]
     dense = prepare_targets(cache, config, listing, [job.store.info.recipe for job in jobs])
-    return Begun(cache, thumbs, jobs, asked, look_asked(config), dense)
+    return Begun(cache, thumbs, jobs, asked, _share(config), others, look_asked(config), dense)
+
+
+def _share(config: ExtractConfig) -> tuple[int, int]:
+    assert isinstance(config.share, tuple), "`settle` has found which one it is"
+    return config.share
+
+
+def _shared_out(
+    asked: Mapping[int, Sequence[int]], config: ExtractConfig, only: Collection[int] | None
+) -> tuple[dict[int, Sequence[int]], dict[int, Sequence[int]]]:
+    """Own units, and those of others where they are helped; by their numbers, so no locks are needed."""
+    index, count = _share(config)
+    own: dict[int, Sequence[int]] = {}
+    others: dict[int, Sequence[int]] = {}
+    for unit, rows in asked.items():
+        if only is None or unit in only:
+            (own if unit % count == index else others)[unit] = rows
+    return own, others if config.help_others else {}
 
 
 def backbone_loader(device: str | torch.device) -> Load:

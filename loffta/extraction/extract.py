@@ -7,8 +7,9 @@ continues, and does nothing (loads no model) when all is there.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 
 from loffta.backbones import Backbone
 from loffta.config import BackboneConfig, ExtractConfig
@@ -17,6 +18,7 @@ from loffta.extraction.begin import Begun, backbone_loader, begin, settle
 from loffta.extraction.calibrate import calibrate
 from loffta.extraction.carried import carry_over
 from loffta.extraction.forward import Job
+from loffta.extraction.helping import Helper
 from loffta.extraction.jobs import Load
 from loffta.extraction.target_alone import write_alone
 from loffta.extraction.target_report import TargetReport, judge_targets, look_again, report_targets, say_altered
@@ -26,13 +28,13 @@ from loffta.images.geometry import View
 from loffta.images.sources import ImageSource, open_source
 from loffta.look import OLD
 from loffta.machine import process
-from loffta.machine.deadline import check_time
+from loffta.machine.deadline import check_time, has_time
 from loffta.machine.progress import Progress, say
 from loffta.machine.usage import Meter
-from loffta.store.asked import asked_rows
+from loffta.store.asked import Lack, asked_rows, list_done
 from loffta.store.cache import CachedArray
 from loffta.store.handover import Pixels
-from loffta.store.ledger import BAD, done_units
+from loffta.store.ledger import BAD, unfinished
 from loffta.store.seen import read_seen
 from loffta.store.sink import UnitSink
 from loffta.store.space import check_room
@@ -66,6 +68,8 @@ class Report:
     untold: int = 0  # images of units that an older version wrote, of which none of this is known
     not_taken: dict[str, int] = field(default_factory=dict)  # files of the image set by ending
     units: int = 0  # written by this call
+    helped: int = 0  # of other shares, finished by this call
+    twice: int = 0  # begun by this call, and finished by another process first
     seconds: float = 0.0
     cost: dict[str, float | None] = field(default_factory=dict)  # as `machine.usage` has it; of this call
     waited_s: float = 0.0  # of these, for images that were not decoded in time
@@ -115,47 +119,42 @@ def extract(
     process.keep_freed_memory()
     with stop.at_once("listing the images"):
         listing = source.listing()  # before any model is loaded: a faulty table should not cost that wait
-    begun = begin(config, listing, _stoppable(load, stop), only=only, views=views, read=source.read)
+    load = _stoppable(load, stop, _wait_s(config))
+    begun = begin(config, listing, load, only=only, views=views, read=source.read, sleep=stop.sleep)
     if not config.ignore_space:
         check_room(begun.cache, begun.all_arrays, begun.asked)
-    todo = [unit for unit in begun.asked if begun.lacks(unit)]
-    bare = [unit for unit in begun.asked if unit not in {*todo} and begun.lacks_targets(unit)]
+    seen = list_done(begun.forms)
+    lacks = {unit: begun.lack(unit, seen) for unit in begun.asked}
+    todo = [unit for unit, lack in lacks.items() if begun.lacks_features(lack)]
+    bare = [unit for unit, lack in lacks.items() if lack.names and unit not in {*todo}]
+    elsewhere = unfinished([array.paths for array in begun.arrays], begun.others)
     look_again(begun.cache, begun.dense, source)
-    if todo:
+    if todo or elsewhere:
         say(process.describe(begun.jobs[0].device))
         if begun.look == OLD and config.background is None and config.range is None:
             say(_AS_OF_OLD)
-    n_images = sum(len(begun.due(unit)) for unit in todo)
+    n_images = sum(len(lacks[unit].rows) for unit in todo)
     with stop.at_once("looking for the fastest batch size"):
         batch_size = set_batch_sizes(begun.jobs, config.batch_size, n_images)
-    report = Report()
+    report, helper = Report(), Helper(begun)
     with (
         Progress("extract", n_images, "images") as progress,
         decoding_threads(process.available_cpus()) as pool,
         UnitSink(begun.jobs[0].device) as sink,
         TargetWriter(begun.cache, begun.dense, source, pool, sink) as targets,
     ):
-        for job in begun.jobs if todo else []:
+        for job in begun.jobs if todo or elsewhere else []:
             if job.backbone is not None:
                 calibrate(begun.cache, job, source, pool, stop)
-        lacking = (unit for unit in todo if begun.lacks(unit))  # another process may have written it
-        due = ((unit, [row for row in begun.due(unit) if row not in begun.cache.table.gone]) for unit in lacking)
+        due = _due(begun, chain(todo, helper.units()), lacks)
         stream = ImageStream(source, begun.cache.table, begun.sizes, pool, due, n_ahead=2 * batch_size)
-        longest_s = 0.0  # of a unit
-        for images in stream:
-            if report.units:  # the first is begun in any case, else a short job would never get on
-                check_time(longest_s, f"unit {images.unit}")
-            began = time.monotonic()
-            for n_done in _extract_unit(begun, images, batch_size, sink, targets, stop):
-                waiting = f"{stream.waited_s / progress.seconds:.0%} waiting for images"
-                progress.advance(n_done, f"{waiting}, {sink.n_bytes / 1e9:.1f} GB")
-            longest_s = max(longest_s, time.monotonic() - began)
-            report.units += 1
-            report.images += len(images.rows)
-        report.waited_s = stream.waited_s
+        _extract_units(begun, stream, lacks, helper, batch_size, sink, targets, stop, progress)
+        report.images, report.waited_s = helper.n_images, stream.waited_s
         write_alone(begun.cache, begun.arrays, {unit: begun.asked[unit] for unit in bare}, targets, stop)
         report.target_units = targets.units
     say_altered(begun.cache, targets.altered)
+    report.units = len(helper.handed)
+    report.helped, report.twice = helper.count(sink.late)
     report.seconds, report.cost = meter.seconds, meter.cost().as_json()
     _sum_up(report, begun, config, listing)
     return report
@@ -186,22 +185,70 @@ def _sum_up(report: Report, begun: Begun, config: ExtractConfig, listing: ImageT
     judge_targets(begun.cache, report.targets, config.max_bad_frac)
 
 
+def _due(begun: Begun, units: Iterable[int], lacks: dict[int, Lack]) -> Iterator[tuple[int, Sequence[int]]]:
+    """The rows of each unit that is still lacking when its turn comes, by a look that is noted in `lacks`."""
+    for unit in units:
+        lacks[unit] = begun.lack(unit)  # another process may have written it
+        if begun.lacks_features(lacks[unit]):
+            yield unit, [row for row in lacks[unit].rows if row not in begun.cache.table.gone]
+
+
+def _extract_units(
+    begun: Begun,
+    stream: ImageStream,
+    lacks: Mapping[int, Lack],
+    helper: Helper,
+    batch_size: int,
+    sink: UnitSink,
+    targets: TargetWriter,
+    stop: process.StopFlag,
+    progress: Progress,
+) -> None:
+    """Unit by unit, while there is time for one; those that others have finished first are given up."""
+    longest_s = 0.0  # of a unit
+    for images in stream:
+        if helper.handed:  # one is begun in any case, else a short job would never get on
+            if images.unit in begun.others and not has_time(longest_s):
+                return
+            check_time(longest_s, f"unit {images.unit}")
+        if helper.is_taken(images.unit):
+            images.drop()
+            continue
+        if images.unit in begun.others:
+            progress.expect(len(images.rows))
+        began = time.monotonic()
+        for n_done in _extract_unit(begun, images, lacks[images.unit], batch_size, sink, targets, stop):
+            waiting = f"{stream.waited_s / progress.seconds:.0%} waiting for images"
+            progress.advance(n_done, f"{waiting}, {sink.n_bytes / 1e9:.1f} GB")
+            if helper.is_taken(images.unit):
+                helper.given_up.add(images.unit)
+                images.drop()
+                targets.give_up()
+                sink.give_up(images.unit)
+                break
+        else:
+            helper.handed.add(images.unit)
+        longest_s = max(longest_s, time.monotonic() - began)
+        helper.n_images += len(images.statuses)
+
+
 def _extract_unit(
     begun: Begun,
     images: UnitImages,
+    lack: Lack,
     batch_size: int,
     sink: UnitSink,
     targets: TargetWriter,
     stop: process.StopFlag,
 ) -> Iterator[int]:
     """Decodes one unit once and hands the sink what each job lacks of it; yields how many images are behind it."""
-    unit, asked = images.unit, begun.asked[images.unit]
+    unit = images.unit
     doing = f"extracting unit {unit}; finished units are kept"
     stop.check(doing)
-    thumb_writer = None if begun.thumbs.has_unit(unit, asked) else sink.open(begun.thumbs, unit)
-    work = [(job, [(array, sink.open(array, unit)) for array in job.missing(unit, asked)]) for job in begun.jobs]
-    due = begun.due(unit)
-    targets.begin(unit, due, asked)
+    thumb_writer = sink.open(begun.thumbs, unit) if begun.thumbs.paths.name in lack.names else None
+    lacking = [[array for array in job.arrays if array.paths.name in lack.names] for job in begun.jobs]
+    work = [(job, [(a, sink.open(a, unit)) for a in arrays]) for job, arrays in zip(begun.jobs, lacking, strict=True)]
+    targets.begin(unit, lack.rows, begun.rows(unit))
     for batch in stop.each(images.batches(batch_size), doing):
         names = [begun.cache.table.keys[row] for row in batch.rows]
         if thumb_writer is not None:
@@ -217,7 +264,7 @@ def _extract_unit(
     yield sum(status.status == BAD for status in images.statuses)
     targets.feed(images.statuses)
     targets.commit()
-    gone = [row for row in due if row in begun.cache.table.gone]
+    gone = [row for row in lack.rows if row in begun.cache.table.gone]
     of = begun.cache.table.identity(sorted((*images.rows, *gone)))
     made = {"device": str(begun.jobs[0].device), "versions": process.versions(), "images": of}
     open_units = [(begun.thumbs, thumb_writer, {"batch_size": batch_size, **made})] if thumb_writer is not None else []
@@ -232,20 +279,33 @@ def _extract_unit(
 
 def _look_at_others(begun: Begun, config: ExtractConfig) -> tuple[int, list[str]]:
     """Images that other shares have not written yet, and whose they are; lists names of done files, opens none."""
-    _, count = config.share
+    _, count = begun.share
     if count == 1:
         return 0, []
-    done = [{*done_units(array.paths)} for array in begun.arrays]
-    units = [unit for unit in range(begun.cache.n_units) if not all(unit in finished for finished in done)]
+    units = unfinished([array.paths for array in begun.arrays], range(begun.cache.n_units))
     asked = asked_rows(begun.cache, config.splits, config.limit)  # of all shares
     owners = sorted({unit % count for unit in units if unit in asked})
     return sum(len(asked.get(unit, ())) for unit in units), [f"{owner}/{count}" for owner in owners]
 
 
-def _stoppable(load: Load, stop: process.StopFlag) -> Load:
-    """The same loader, given up at once when a signal comes: it may be a download of gigabytes."""
+def _wait_s(config: ExtractConfig) -> float:
+    """How long this share waits before it loads weights, so that not all read one file in the same second."""
+    if config.stagger is None or not isinstance(config.share, tuple):
+        return 0.0
+    index, count = config.share
+    return config.stagger * index / count
+
+
+def _stoppable(load: Load, stop: process.StopFlag, wait_s: float) -> Load:
+    """The same loader, given up at once when a signal comes: it may be a download of gigabytes.
+
+    Args:
+        wait_s: before it loads for the first time.
+    """
+    turn = iter([wait_s])
 
     def load_or_stop(wanted: BackboneConfig) -> Backbone:
+        stop.sleep(next(turn, 0.0), "waiting for its turn to load weights")
         with stop.at_once(f"loading {wanted.name}"):
             return load(wanted)
 

@@ -6,7 +6,7 @@ In: backbones, views and options, and an open cache.   Out: a Job whose store an
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from loffta.images.geometry import VIEW_AREA, VIEW_ASPECT, VIEW_KIND, View
 from loffta.look import Look, look_fields, look_of
 from loffta.machine import process
 from loffta.store.cache import Cache, Store
+from loffta.store.ledger import unfinished
 from loffta.store.recipe import RecipeDict, StoreInfo, differing_fields
 from loffta.taps import merge_specs, resolve_taps
 from loffta.tokens import Kind, TokenSpec
@@ -34,8 +35,13 @@ def prepare(
     config: ExtractConfig,
     load: Load,
     asked: Mapping[int, Sequence[int]],
+    others: Collection[int] = (),
 ) -> Job:
-    """Finds or makes the store and its arrays; loads the backbone only if some of `asked`, rows by unit, is missing.
+    """Finds or makes the store and its arrays; loads the backbone only if something is missing.
+
+    Args:
+        asked: rows by unit.
+        others: units of other shares that it may write, too.
 
     Raises:
         UsageError: a tap that the backbone does not have.
@@ -61,7 +67,8 @@ def prepare(
     taps = {spec.tap for spec in specs}
     arrays = [a for a in extended if a.kind in config.kinds and taps & set(a.taps)]
     job = Job(store, arrays, backbone, process.resolve_device(config.device))
-    if backbone is None and any(job.missing(unit, rows) for unit, rows in asked.items()):
+    lacks = any(job.missing(unit, rows) for unit, rows in asked.items())
+    if backbone is None and (lacks or unfinished([array.paths for array in arrays], others)):
         job.backbone = load(wanted)
         _refuse_other_recipe(cache, store, describe(job.backbone, request))
     return job

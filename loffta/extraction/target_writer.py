@@ -121,14 +121,19 @@ class TargetWriter:
         self.units += bool(self._kinds)
         self._kinds = []
 
+    def give_up(self) -> None:
+        """Deletes what was written of the unit that was begun, but for squares: those are the sink's."""
+        for unit in self._kinds:
+            unit.abort()
+        self._kinds = []
+
     def __enter__(self) -> TargetWriter:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for unit in self._kinds:
-            unit.abort()
+        self.give_up()
 
     def _add(self, row: int, image: ImageStatus | None) -> None:
         for kind in self._kinds:

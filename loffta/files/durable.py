@@ -99,18 +99,20 @@ def create_file(path: Path, data: bytes) -> bool:
         return put_in_place(file.fileno(), part, path, place_first)
 
 
-def _replace(part: Path, path: Path) -> bool:
+def replace_part(part: Path, path: Path) -> bool:
+    """Gives a part its name, whatever was there."""
     part.replace(path)
     return True
 
 
-def put_in_place(fd: int, part: Path, path: Path, move: Callable[[Path, Path], bool] = _replace) -> bool:
+def put_in_place(fd: int, part: Path, path: Path, move: Callable[[Path, Path], bool] = replace_part) -> bool:
     """Makes what was written to a part durable and gives it its name; what others deleted meanwhile is written again.
 
     Args:
         fd: the part, open for reading too: the bytes are there as long as it is open.
-        move: gives the name; False where it left another's file as it was.
+        move: gives the name, and then leaves no part; False where it left another's file as it was.
     """
+    moved = False
     with guard(path):
         os.fsync(fd)
         try:
@@ -124,7 +126,8 @@ def put_in_place(fd: int, part: Path, path: Path, move: Callable[[Path, Path], b
             else:
                 raise _swept_away(path)
         finally:
-            delete_part(part)  # what is left over, or a link's other name
+            if not moved:  # else nothing is left, and a file server need not be asked
+                delete_part(part)
     sync_folder(path.parent)
     return moved
 
@@ -168,16 +171,25 @@ def _copy(fd: int, path: Path) -> None:
 
 @contextmanager
 def _open_part(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    make_folder(path.parent)
     part = part_name(path)
     with guard(path):
-        file = part.open("x+b")
+        try:
+            file = part.open("x+b")
+        except FileNotFoundError:
+            make_folder(path.parent)
+            file = part.open("x+b")
     try:
         yield part, file
-    finally:
-        with suppress(OSError):  # of what was still to be written: it is told, and not wanted, already
-            file.close()
+    except BaseException:
+        _close(file)
         delete_part(part)
+        raise
+    _close(file)
+
+
+def _close(file: BinaryIO) -> None:
+    with suppress(OSError):  # of what was still to be written: it is told, and not wanted, already
+        file.close()
 
 
 def create_folder(path: Path, files: Mapping[Path, bytes]) -> bool:
@@ -243,6 +255,11 @@ class Part:
     bytes: int
     age_s: float  # since it was last written to
     stale: bool  # its writer is dead, or was on another host and has not written for a day
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this process writes it."""
+        return (self.host, self.pid) == (processes.host(), os.getpid())
 
 
 def find_parts(root: Path) -> list[Part]:

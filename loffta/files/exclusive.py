@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 # of link(2): vfat and exFAT, FUSE file systems such as gcsfuse and s3fs, 9p, and a file that has too many links
@@ -31,6 +32,8 @@ def place_first(part: Path, path: Path) -> bool:
         if error.errno not in _NO_LINKS:
             raise
         return _claim(part, path)
+    with suppress(OSError):  # the file's other name; what may not be deleted is swept later
+        part.unlink()
     return True
 
 

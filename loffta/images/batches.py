@@ -126,7 +126,12 @@ class UnitImages:
         self.rows = rows
         self.statuses: list[ImageStatus] = []
         self.pending: deque[Future[_Decoded]] = deque()
+        self.dropped = False
         self._stream = stream
+
+    def drop(self) -> None:
+        """Gives up what is left of the unit, read or not; the stream goes on with the next."""
+        self._stream.forget(self)
 
     def batches(self, batch_size: int) -> Iterator[PixelBatch]:
         """Batches start at the unit's first row and skip bad images, so that they are the same after a resume."""
@@ -190,6 +195,14 @@ class ImageStream:
         self._n_pending -= 1
         return image
 
+    def forget(self, unit: UnitImages) -> None:
+        """Images of a unit that nobody wants any more."""
+        unit.dropped = True
+        for future in unit.pending:
+            future.cancel()
+        self._n_pending -= len(unit.pending)
+        unit.pending.clear()
+
     def stack(self, images: list[_Decoded]) -> PixelBatch:
         """One batch of decoded images."""
         pixels = {size: np.stack([image.pixels[size] for image in images]) for size in self._sizes}
@@ -205,6 +218,8 @@ class ImageStream:
             images = UnitImages(unit, rows, self)
             self._units.append(images)
             for row in rows:
+                if images.dropped:
+                    break
                 images.pending.append(self._pool.submit(self._decode, row))
                 yield row
 

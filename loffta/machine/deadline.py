@@ -32,19 +32,28 @@ def seconds_left() -> float:
     return end - max(time.time(), 0.0 if started is None else started + time.monotonic() - _BEGAN)
 
 
+def has_time(needs_s: float) -> bool:
+    """Whether so many seconds are left."""
+    return _left_for_work() >= needs_s
+
+
 def check_time(needs_s: float, doing: str) -> None:
     """Raises Stopped where so many seconds are not left.
 
     Args:
         doing: what is not begun, for the message.
     """
-    left = max(0.0, seconds_left() - _FOR_THE_END_S)
-    if left < needs_s:
+    if not has_time(needs_s):
+        left = _left_for_work()
         raise Stopped(
             f"{doing} is not begun: one takes up to {needs_s:.0f} s, and the job's time limit leaves {left:.0f} s",
             where="this process",
             remedy="run the same command again",
         )
+
+
+def _left_for_work() -> float:
+    return max(0.0, seconds_left() - _FOR_THE_END_S)
 
 
 def _time(variable: str) -> float | None:

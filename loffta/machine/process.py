@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -194,6 +195,11 @@ class StopFlag:
             raise
         finally:
             self._in_between = None
+
+    def sleep(self, seconds: float | int, doing: str) -> None:
+        """Waits, and no longer when a signal comes; raises as `check`."""
+        with self.at_once(doing):
+            time.sleep(seconds)
 
     def each(self, items: Iterable[Item], doing: str) -> Iterator[Item]:
         """`items` one by one, the making of each given up `at_once`, but nothing of what is done with it."""

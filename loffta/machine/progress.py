@@ -60,6 +60,12 @@ class Progress:
             say(f"{self._title}: {self._done}/{self._total} {self._unit}, {self._pace()} {note}".rstrip())
             usage.keep()
 
+    def expect(self, n: int) -> None:
+        """Adds `n` items that nobody knew of when it began."""
+        self._total += n
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], total=self._total)
+
     @property
     def seconds(self) -> float:
         """Since the start; never 0."""

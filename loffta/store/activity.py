@@ -1,4 +1,4 @@
-"""What happens in a cache right now, and what nobody needs any more: for `loffta info`.
+"""What happens in a cache right now, and what nobody needs any more: for `loffta info`, and for who helps others.
 
 In: an open cache.   Out: writers, rates and orphans, from the names, sizes and times of files. Opens none.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loffta.files.durable import Part
+from loffta.files.durable import Part, find_parts
 from loffta.store.cache import Cache, CachedArray
 from loffta.store.ledger import done_units
 from loffta.store.paths import TARGETS, ArrayPaths, names_in
@@ -49,6 +49,20 @@ def find_writers(parts: Iterable[Part]) -> list[Writer]:
         Writer(host, pid, len(held), sum(p.bytes for p in held), min(p.age_s for p in held))
         for (host, pid), held in sorted(owned.items())
     ]
+
+
+def units_at_work(arrays: Iterable[ArrayPaths]) -> dict[int, int]:
+    """How many other processes write a unit now, by the names of their shards' temporary files.
+
+    A process that was killed on another host counts for a day: nobody can ask for it.
+    """
+    owners: dict[int, set[tuple[str, int]]] = {}
+    for paths in arrays:
+        for part in find_parts(paths.folder):
+            unit = paths.unit_of_part(part.path.name)
+            if unit is not None and not part.stale and not part.is_mine:
+                owners.setdefault(unit, set()).add((part.host, part.pid))
+    return {unit: len(found) for unit, found in owners.items()}
 
 
 def images_per_s(cache: Cache, arrays: Sequence[CachedArray]) -> float | None:

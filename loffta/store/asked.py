@@ -5,12 +5,14 @@ In: an open cache and `--splits`, `--limit`.   Out: rows by unit. Called by `beg
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loffta.store.cache import Cache, CachedArray
+from loffta.store.ledger import done_units
 from loffta.store.target_files import UnitFiles
 
 _RUNS = 16  # stretches of rows that a limited split is taken from: its classes are sorted, and a stretch is a batch
@@ -34,10 +36,47 @@ def asked_rows(cache: Cache, splits: str | None, limit: int | None) -> dict[int,
     return {unit: part.tolist() for unit, part in zip(units.tolist(), parts, strict=True)}
 
 
+@dataclass(frozen=True)
+class Lack:
+    """What is still to be written of a unit, as of one look."""
+
+    rows: Sequence[int]  # asked for, and what the arrays hold that lack some of them: it is written anew
+    names: frozenset[str]  # of these arrays
+
+
+def look_at(
+    arrays: Iterable[CachedArray | UnitFiles],
+    unit: int,
+    rows: Sequence[int],
+    seen: Mapping[str, Collection[int]] | None = None,
+) -> Lack:
+    """Looks whether arrays have `rows` of a unit: opens a done file of each, or those alone that `seen` knows of.
+
+    Args:
+        seen: by array the units that have a done file, as of a listing; see `list_done`.
+    """
+    held: set[int] = set()
+    names: set[str] = set()
+    for array in arrays:
+        name, listed = array.paths.name, set[int]()
+        if seen is None or unit in seen[name]:
+            if seen is not None and array.has_unit(unit, rows):  # most of them: by the footer alone
+                continue
+            listed = {*array.listed(unit)}
+        if not listed.issuperset(rows):
+            names.add(name)
+            held |= listed
+    return Lack(rows if held.issubset(rows) else sorted(held.union(rows)), frozenset(names))
+
+
+def list_done(arrays: Iterable[CachedArray | UnitFiles]) -> dict[str, set[int]]:
+    """By array the units that have a done file: a listing each."""
+    return {array.paths.name: {*done_units(array.paths)} for array in arrays}
+
+
 def rows_due(arrays: Iterable[CachedArray | UnitFiles], unit: int, rows: Sequence[int]) -> Sequence[int]:
-    """Rows to write of a unit: `rows`, and what those arrays hold that lack some of them: it is written anew."""
-    held = {row for array in arrays if not array.has_unit(unit, rows) for row in array.listed(unit)}
-    return rows if held.issubset(rows) else sorted(held.union(rows))
+    """Rows to write of a unit, as `look_at` finds them."""
+    return look_at(arrays, unit, rows).rows
 
 
 def limited_rows(splits: Sequence[str], limit: int) -> NDArray[np.int64]:

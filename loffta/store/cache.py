@@ -64,6 +64,10 @@ class CachedArray:
         """
         return read_ledger(self.paths, self.layout, self.images)
 
+    def forget_ledger(self) -> None:
+        """The next look at `ledger` reads it anew."""
+        self.__dict__.pop("ledger", None)
+
     @cached_property
     def scales(self) -> Scales | None:
         """What decodes an int8 array; None for others.

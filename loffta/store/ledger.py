@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -89,6 +89,14 @@ def write_done(
     replace_file(paths.done(unit), encode_done(images, audits, run))
     if paths.damaged_folder.exists():
         forget_set_aside(paths)
+
+
+def is_done_by(paths: ArrayPaths, unit: int, data: bytes) -> bool:
+    """Whether the done file of a unit is the one that holds `data`."""
+    try:
+        return read_file(paths.done(unit), _MAX_BYTES) == data
+    except FileNotFoundError:
+        return False
 
 
 def set_aside(paths: UnitPaths, unit: int) -> None:
@@ -260,6 +268,12 @@ class Ledger:
 def done_units(paths: UnitPaths) -> list[int]:
     """Units that have a done file, in order; lists names, opens none."""
     return sorted(_units_in(paths.done_folder))
+
+
+def unfinished(arrays: Sequence[UnitPaths], units: Collection[int]) -> list[int]:
+    """Those of `units`, in order, that one of the arrays has no done file of; lists a folder an array, opens none."""
+    done = [{*done_units(paths)} for paths in arrays] if units else []
+    return sorted(unit for unit in units if not all(unit in finished for finished in done))
 
 
 def _units_in(folder: Path) -> Iterator[int]:

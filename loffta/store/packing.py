@@ -29,7 +29,7 @@ from loffta.store.cache import Cache, CachedArray
 from loffta.store.codecs import codec_name
 from loffta.store.ledger import done_units
 from loffta.store.paths import CachePaths
-from loffta.store.purge import all_missing_shards, describe_lost, describe_missing, lost_metadata
+from loffta.store.purge import describe_lost, describe_missing, still_lost, still_missing
 from loffta.store.reads import REPAIR, read_file
 from loffta.store.space import shortages
 from loffta.store.table import MAX_BYTES
@@ -88,9 +88,9 @@ def copy_cache(
     if store is not None and store not in names:
         raise unknown_name("store", store, names, where=cache.paths.stores)
     arrays = [a for name in ([store] if store else names) for a in cache.store(name).arrays]
-    if lost := lost_metadata(cache):
+    if lost := still_lost(cache):
         raise DamageFound(describe_lost(lost), where=cache.paths.root, remedy=REPAIR)
-    if missing := all_missing_shards(arrays):
+    if missing := still_missing(cache, arrays):
         raise DamageFound(describe_missing(missing), where=cache.paths.root, remedy=REPAIR)
     copy = CachePaths(out)
     _check_place(cache, copy)

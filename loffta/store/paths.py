@@ -21,6 +21,7 @@ _SET_NAME = re.compile(r"[^.].*\.parquet")
 _OWN_FOLDER = re.compile(
     rf"{_ARRAY_NAME.pattern}(-int8)?|{_TARGET_NAME.pattern}|{'|'.join(TARGET_KINDS)}|{NATIVE}|scale|zero|damaged|\..+\.part"
 )
+_SHARD_PART = re.compile(r"\.c\.(\d+)\..+\.part")
 _OWN_FILE = re.compile(r"zarr\.json|c(\.\d+)+|u\d+\.parquet|\..+\.part")
 
 
@@ -86,6 +87,12 @@ class ArrayPaths(UnitPaths):
     def shard(self, unit: int, ndim: int) -> Path:
         """The shard of one unit: a flat key, so that a shard costs one inode and no folders."""
         return self.folder / ".".join(["c", str(unit), *["0"] * (ndim - 1)])
+
+    @staticmethod
+    def unit_of_part(name: str) -> int | None:
+        """The unit of a shard that is being written, by the name of its temporary file; None of other files."""
+        match = _SHARD_PART.fullmatch(name)
+        return int(match[1]) if match else None
 
     def shard_sizes(self) -> dict[str, int]:
         """Bytes of every shard that is there, by its name; one that a repair or a drop has just taken is left out."""

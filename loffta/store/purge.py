@@ -1,7 +1,9 @@
 """Shards that are gone though their done files are there: scratch file systems delete what nobody read for weeks.
 
 Noticed at the start of every command by listing names, a folder at a time: no file is opened, none is asked for its
-size. Called by `features` (training stops), `extract` (the units are written anew) and `inventory`.
+size. Called by `features` (training stops), `extract` (the units are written anew) and `inventory`. Who acts upon it
+asks `still_missing` and `still_lost`: over a network file system a shard of another node may show later than its done
+file, and a done file would be deleted, or a training refused, for nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from loffta.files.os_words import guard
+from loffta.machine.late import Sleep, look_again, pause
 from loffta.store.cache import Cache, CachedArray
 from loffta.store.ledger import done_units, waiting_units
 from loffta.store.paths import TARGETS, ArrayPaths, names_in
@@ -25,6 +28,16 @@ def missing_shards(array: CachedArray) -> list[int]:
 def all_missing_shards(arrays: Iterable[CachedArray]) -> dict[str, list[int]]:
     """Missing units by array; arrays that have all their shards are left out."""
     return {array.paths.name: units for array in arrays if (units := missing_shards(array))}
+
+
+def still_missing(cache: Cache, arrays: Sequence[CachedArray], sleep: Sleep = pause) -> dict[str, list[int]]:
+    """`all_missing_shards`, looked for again where files may show late."""
+    return look_again(lambda: all_missing_shards(arrays), cache.paths.root, "shards of finished units", sleep)
+
+
+def still_lost(cache: Cache, sleep: Sleep = pause) -> list[str]:
+    """`lost_metadata`, looked for again where files may show late."""
+    return look_again(lambda: lost_metadata(cache), cache.paths.root, "the zarr.json of finished units", sleep)
 
 
 def missing_natives(cache: Cache) -> dict[str, list[int]]:
@@ -69,25 +82,27 @@ def describe_lost(lost: Sequence[str]) -> str:
     return "\n    ".join(["the zarr.json is gone of", *lost])
 
 
-def forget_missing(cache: Cache) -> dict[str, list[int]]:
+def forget_missing(cache: Cache, sleep: Sleep = pause) -> tuple[list[str], dict[str, list[int]]]:
     """Deletes the done files of all units whose shard is gone, so that `extract` writes exactly these anew.
 
     Those of an array without its zarr.json go too: nobody knows of which taps they speak.
 
     Returns:
-        What was missing, by array.
+        What had lost its zarr.json; units that were missing, by array.
     """
-    for name in lost_metadata(cache):
+    lost = still_lost(cache, sleep)
+    for name in lost:
         paths = cache.paths.named(name)
         for unit in done_units(paths):  # a lost store has none of its own
             _forget(paths, unit)
     arrays = [*cache.arrays()]
-    missing = all_missing_shards(arrays)
+    missing = still_missing(cache, arrays, sleep)
     for array in arrays:
         for unit in missing.get(array.paths.name, []):
             if not array.paths.shard(unit, array.layout.ndim).exists():  # else another process has just written it
                 _forget(array.paths, unit)
-    return missing | missing_natives(cache)
+    natives = look_again(lambda: missing_natives(cache), cache.paths.root, "targets of finished units", sleep)
+    return lost, missing | natives
 
 
 def _forget(paths: ArrayPaths, unit: int) -> None:

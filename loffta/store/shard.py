@@ -8,7 +8,7 @@ Reading takes offsets from the index, never from arithmetic: other writers put c
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from loffta.errors import DamageFound
-from loffta.files.durable import begin_sync, delete_part, part_name, put_in_place
+from loffta.files.durable import begin_sync, delete_part, part_name, put_in_place, replace_part
 from loffta.files.os_words import guard
 from loffta.store.metadata import CRC_BYTES
 from loffta.store.reads import read_guard
@@ -99,9 +99,29 @@ class ShardWriter:
 
     def commit(self) -> None:
         """Adds the index, makes the file durable and puts it in place."""
+        self.place()
+        self.close()
+
+    def place(self, move: Callable[[Path, Path], bool] = replace_part) -> bool:
+        """`commit`, but the file stays open, for `is_in_place` and `place_again`; `move` as in `put_in_place`."""
         index = self._index.tobytes()
         self._write([index, _crc_bytes(crc32c(index))], self._end)
+        return put_in_place(self._fd, self._part, self._final, move)
+
+    def is_in_place(self) -> bool:
+        """Whether the file that is there is this one, not that of another process which wrote the same unit."""
+        with guard(self._final):
+            try:
+                return os.path.samestat(os.fstat(self._fd), self._final.stat())
+            except FileNotFoundError:  # dropped or purged
+                return True
+
+    def place_again(self) -> None:
+        """Puts a copy of this file in place."""
         put_in_place(self._fd, self._part, self._final)
+
+    def close(self) -> None:
+        """After `place`."""
         os.close(self._fd)
         self._fd = -1
 

@@ -51,6 +51,7 @@ class UnitSink:
         self._open: dict[UnitWriter, list[Future[None]]] = {}
         self._torn: set[UnitWriter] = set()  # that lack a part
         self.n_bytes = 0  # of tokens written
+        self.late: set[int] = set()  # units that were committed when another process had committed them
 
     def open(self, array: CachedArray, unit: int) -> UnitWriter:
         """Starts a unit of one array."""
@@ -85,6 +86,12 @@ class UnitSink:
         self._commits.acquire()
         self._refuse()
         self._committer.submit(self._commit, parts, images)
+
+    def give_up(self, unit: int) -> None:
+        """Deletes what was written of a unit that is not handed to `commit`."""
+        for writer in [writer for writer in self._open if writer.unit == unit]:
+            wait(self._open.pop(writer))
+            writer.abort()
 
     def __enter__(self) -> UnitSink:
         return self
@@ -131,7 +138,8 @@ class UnitSink:
             wait(self._open[writer])
             if writer not in self._torn:
                 try:
-                    writer.commit(images, run)
+                    mine = writer.commit(images, run)
+                    (self.late.discard if mine else self.late.add)(writer.unit)  # its last array tells who finished it
                     del self._open[writer]
                 except BaseException as error:
                     self._fail(writer, error)

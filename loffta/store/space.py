@@ -16,7 +16,7 @@ import numpy as np
 
 from loffta.errors import LofftaError
 from loffta.machine.quota import Quota, Room, free_room, user_quota
-from loffta.store.asked import rows_due
+from loffta.store.asked import list_done, look_at
 from loffta.store.cache import Cache, CachedArray
 from loffta.store.ledger import OK, Audit, ImageStatus, encode_done
 from loffta.store.metadata import CRC_BYTES, ArrayLayout
@@ -49,9 +49,11 @@ def missing_work(arrays: Iterable[CachedArray], asked: Mapping[int, Sequence[int
     """What each array lacks of `asked`, rows by unit."""
     work = []
     arrays = list({array.paths.name: array for array in arrays}.values())  # two backbones may share a store
+    seen = list_done(arrays)
+    lacks = {unit: look_at(arrays, unit, rows, seen) for unit, rows in asked.items()}
     for array in arrays:
-        lacking = tuple(unit for unit, rows in asked.items() if not array.has_unit(unit, rows))
-        sizes = [len(rows_due(arrays, unit, asked[unit])) for unit in lacking]
+        lacking = tuple(unit for unit, lack in lacks.items() if array.paths.name in lack.names)
+        sizes = [len(lacks[unit].rows) for unit in lacking]
         work.append(
             Work(
                 array,

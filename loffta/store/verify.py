@@ -36,6 +36,7 @@ from loffta.store.ledger import (
 )
 from loffta.store.metadata import CRC_BYTES, ArrayLayout, read_layout
 from loffta.store.paths import LABELS, THUMB, ArrayPaths, UnitPaths
+from loffta.store.purge import still_missing
 from loffta.store.reads import open_file
 from loffta.store.scales import has_scales, read_scales
 from loffta.store.shard import MISSING, read_index, read_into
@@ -66,6 +67,7 @@ def verify(cache: Cache, *, deep: bool = False) -> Iterator[Damage]:
     """
     arrays, damages = open_arrays(cache)
     yield from damages
+    still_missing(cache, arrays)  # waits for shards that show late: what is found missing below is missing
     for path, what in take_sets(cache)[1]:
         yield Damage(f"{LABELS}/{path.stem}", None, what, path)
     files = cache.paths.file_targets()

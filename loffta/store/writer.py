@@ -6,6 +6,7 @@ In: storage-ready arrays and their audits from `extract`.   Out: one shard and o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loffta.errors import LofftaError
-from loffta.store.ledger import OK, Audit, ImageStatus, settles, write_done
+from loffta.files.durable import replace_part
+from loffta.store.ledger import OK, Audit, ImageStatus, encode_done, is_done_by, settles, write_done
 from loffta.store.metadata import ArrayLayout
 from loffta.store.paths import ArrayPaths
 from loffta.store.quantise import quantise
@@ -108,7 +110,7 @@ class UnitWriter:
     """Writes one unit of one array; nothing is visible before `commit`."""
 
     def __init__(self, paths: ArrayPaths, layout: ArrayLayout, unit: int) -> None:
-        self._paths, self._layout, self._unit = paths, layout, unit
+        self._paths, self._layout, self.unit = paths, layout, unit
         self.scales = read_scales(paths, layout) if layout.dtype == np.int8 else None  # for `to_storage`
         self._audits: dict[int, Audit] = {}
         layout.refuse_packed(paths.metadata)
@@ -130,8 +132,8 @@ class UnitWriter:
             Where each image goes, for `write`.
         """
         layout, per_image = self._layout, self._layout.chunks_per_image
-        first = self._unit * layout.unit_images
-        assert all(0 <= row - first < layout.unit_images for row in rows), f"rows outside unit {self._unit}"
+        first = self.unit * layout.unit_images
+        assert all(0 <= row - first < layout.unit_images for row in rows), f"rows outside unit {self.unit}"
         positions = [(row - first) * per_image + c for row in rows for c in range(per_image)]
         return self._shard.reserve(positions, layout.chunk_bytes)[::per_image]
 
@@ -169,18 +171,28 @@ class UnitWriter:
             images: the status of every row of the unit, in row order.
             run: how it was made, kept in the done file.
         Returns:
-            False where another owner was first; this copy is dropped and theirs stays.
+            False where another process was first; this copy is dropped and theirs stays.
         """
-        if settles(self._paths, self._unit, [image.row for image in images], self._layout.unit_images):
-            self.abort()
-            return False
         written = {image.row for image in images if image.status == OK}
         assert written == set(self._audits), "every good image is written once, and no bad one is"
-        self._shard.commit()
+        rows = [image.row for image in images]
+
+        def unless_settled(part: Path, final: Path) -> bool:
+            """The last look is right before the rename: what takes long, making the bytes durable, lies behind."""
+            is_first = not settles(self._paths, self.unit, rows, self._layout.unit_images)
+            return is_first and replace_part(part, final)
+
+        if not self._shard.place(unless_settled):
+            self._shard.close()
+            return False
         run = {**run, "array": self._layout.facts}
         if self.scales is not None:
             run["scales"] = self.scales.digest
-        write_done(self._paths, self._unit, images, [self._audits.get(i.row, Audit()) for i in images], run)
+        audits = [self._audits.get(row, Audit()) for row in rows]
+        write_done(self._paths, self.unit, images, audits, run)
+        if not self._shard.is_in_place() and is_done_by(self._paths, self.unit, encode_done(images, audits, run)):
+            self._shard.place_again()  # another process was between the same two lines: its shard, with our checksums
+        self._shard.close()
         return True
 
     def abort(self) -> None:

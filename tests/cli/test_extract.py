@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from loffta_cli.extract import command as extract
 from loffta_cli.main import main
 from PIL import Image
 
@@ -66,6 +67,21 @@ def test_share(text, share):
 def test_no_share(text):
     with pytest.raises(UsageError, match=r"is no share of the work\n  where:  --shard\n  remedy: write I/N"):
         parse_share(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "stagger", "helps"),
+    [
+        ([], None, None),
+        (["--stagger", "--help-others"], 60.0, True),
+        (["--stagger", "20", "--no-help-others"], 20.0, False),
+        (["--stagger"], 60.0, None),
+    ],
+)
+def test_shares_that_wait_and_help(words, stagger, helps):
+    found = extract.make_context("extract", ["src", "--cache", "c", *words, "--shard", "auto"]).params
+    assert (found["source"], found["stagger"], found["help_others"]) == ("src", stagger, helps)
+    assert parse_share("auto") == "auto"
 
 
 def test_shares_make_the_whole(command, tmp_path):

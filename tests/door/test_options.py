@@ -35,6 +35,8 @@ EXTRACT = {
     "device": "cpu",
     "unit_images": 64,
     "shard": "1/4",
+    "help_others": True,
+    "stagger": 30.0,
     "splits": "train+test",
     "limit": 10,
     "gone": "keep",

@@ -59,6 +59,17 @@ def test_slow_steps_in_a_log(monkeypatch, capsys):
     assert capsys.readouterr().err == "fit: 2/10 steps, 3.0 steps/min, 2 min 40 s left loss 0.5\n"
 
 
+def test_more_work_than_was_known_of(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    with Progress("extract", 2, "images") as progress:
+        progress.advance(2)
+        progress.expect(2)
+        now[0] += 60
+        progress.advance(1)
+    assert capsys.readouterr().err == "extract: 3/4 images, 3.0 images/min, 20 s left\n"
+
+
 def test_slow_steps_on_a_terminal(monkeypatch, capsys):
     now = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])

@@ -47,6 +47,8 @@ EXTRACTIONS = [
         "max_bad_frac": 0.5,
         "ignore_space": True,
     },
+    {"source": "s", "cache": "c", "backbones": [{"name": "a"}], "share": "auto", "help_others": False, "stagger": 9.5},
+    {"source": "s", "cache": "c", "backbones": [{"name": "a"}], "share": [0, 2], "help_others": True},
 ]
 TRAININGS = [
     {"cache": "some cache", "head": "linear"},

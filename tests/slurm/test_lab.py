@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -321,3 +322,43 @@ def test_the_template_of_an_array_runs_as_it_is(fake, tmp_path):
         words, _, gpu = log[-1].rpartition(" on ")
         assert words == f"extract folder:a b --cache c --backbone dinov2-b --taps all --shard {index}/2"
         assert gpu in ("0", "1")
+
+
+def srun_template(words, **environment):
+    """Submits the template of one process per GPU, on two nodes of two; returns its log."""
+    template = Path(__file__).parent.parent.parent / "pipelines" / "slurm" / "extract-srun.sbatch"
+    small = ["--ntasks-per-node=2", "--gres=gpu:2", "--cpus-per-task=1", "--mem=3000M", "--time=10"]
+    submit = ["sbatch", "--parsable", "--wait", *small, template, *words]
+    done = subprocess.run(submit, check=True, env=os.environ | environment, timeout=400, capture_output=True, text=True)
+    return Path(f"extract-{done.stdout.split()[0]}.log").read_text()
+
+
+@pytest.mark.long
+def test_the_template_of_srun_requeues_itself(fake, tmp_path):
+    """As it is, but for its site's words; the first start of every rank is stopped."""
+    program = tmp_path / "bin" / "loffta"
+    program.write_text('#!/bin/bash\n[ -n "$SLURM_RESTART_COUNT" ] || exit 75\necho "$@ on $SLURM_PROCID"\n')
+    more = {"PATH": f"{program.parent}:{os.environ['PATH']}", "SOURCE": "folder:a b", "CACHE": "c"}
+    log = srun_template(["--limit", "9"], **more).splitlines()
+    words = "extract folder:a b --cache c --backbone dinov2-b --taps all --shard auto --stagger 20 --limit 9"
+    assert sorted(line for line in log if " on " in line) == [f"{rank}: {words} on {rank}" for rank in range(4)]
+
+
+@pytest.mark.long
+def test_four_ranks_of_two_nodes_make_the_cache_of_one_process(cluster, tmp_path, monkeypatch):
+    """The template and loffta itself, on real ranks."""
+    small = ["--weights", "random:0", "--image-px", "32", "--kinds", "mean", "--unit-images", "64", "--device", "cpu"]
+    small += ["--limit", "640", "--batch-size", "32"]
+    more = {
+        "SOURCE": "demo:digits",
+        "BACKBONE": "test_vit",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    log = srun_template([*small, "--stagger", "2"], CACHE="there", **more)
+    assert {line.partition(": share ")[2] for line in log.splitlines() if ": share " in line} == {
+        f"{rank}/4: rank {rank} of 4" for rank in range(4)
+    }
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    assert main(["extract", "demo:digits", "--cache", "here", "--backbone", "test_vit", "--taps", "all", *small]) == 0
+    assert cache_files(Path("there")) == cache_files(Path("here"))
+    assert not list(Path("there").rglob("*.part"))

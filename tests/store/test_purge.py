@@ -27,7 +27,7 @@ def test_nothing_is_missing(root):
     cache = Cache.open(root)
     assert len(cache.arrays()) == 6  # thumbnails; grid, prefix and mean, grid and mean of another shape
     assert all_missing_shards(cache.arrays()) == {}
-    assert forget_missing(cache) == {}
+    assert forget_missing(cache) == ([], {})
 
 
 def test_what_was_never_extracted_is_not_missing(tmp_path):
@@ -80,7 +80,7 @@ def test_a_shard_that_another_process_has_just_written_keeps_its_done_file(root,
         return missing
 
     monkeypatch.setattr("loffta.store.purge.all_missing_shards", list_then_write)
-    assert forget_missing(cache) == missing
+    assert forget_missing(cache) == ([], missing)
     assert array.paths.done(1).exists()
 
 

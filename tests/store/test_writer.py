@@ -164,6 +164,25 @@ def test_where_another_owner_was_first_its_bytes_stay(paths: ArrayPaths) -> None
     assert names(paths.folder) == ["c.0.0.0.0.0"]
 
 
+def test_two_that_commit_in_the_same_moment_leave_one_unit(paths: ArrayPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours puts its shard in place, theirs comes whole, then ours writes its done file: it vouches for our shard."""
+    ours = open_writer(paths)
+    ours.append(range(8), as_stored(VALUES[:8]), ["x"] * 8)
+    real = writer_module.write_done
+
+    def in_between(*arguments: object) -> None:
+        monkeypatch.setattr(writer_module, "write_done", real)
+        assert write_unit(paths, LAYOUT, 0, make_values(LAYOUT.shape, "float16", seed=5))
+        real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(writer_module, "write_done", in_between)
+    assert ours.commit(STATUSES, {})
+    chunks = parse_shard(paths.shard(0, LAYOUT.ndim).read_bytes(), U * LAYOUT.chunks_per_image)
+    said = [crc for crcs in pq.read_table(paths.done(0))["crc32c"].to_pylist() for crc in crcs]
+    assert said == [google_crc32c.value(chunk) for chunk in chunks if chunk is not None]
+    assert names(paths.folder) == ["c.0.0.0.0.0"]
+
+
 def test_a_part_filled_unit_is_replaced_after_growth(paths: ArrayPaths) -> None:
     short = make_layout("grid", n_rows=3)
     assert write_unit(paths, short, 0, VALUES[:3])
