@@ -34,6 +34,10 @@ HEARTBEAT_S = 20.0
 SILENT_S = 180.0  # nfs(5): another node's times show up to 60 s late (acregmax); a heartbeat, and as much again
 
 
+class AtWork(LofftaError):
+    """Another training has claimed the folder."""
+
+
 @dataclass(frozen=True)
 class Owner:
     """Who a claim is of; what nobody could tell is empty."""
@@ -131,6 +135,16 @@ def take(paths: RunPaths) -> Claim:
     return claim
 
 
+def is_claimed(paths: RunPaths) -> bool:
+    """Whether a training is at work in a folder."""
+    try:
+        for path in paths.claims().values():
+            _refuse_living(path)
+    except AtWork:
+        return True
+    return False
+
+
 def _this_process() -> Owner:
     now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     return Owner(processes.host(), os.getpid(), processes.began(os.getpid()), socket.gethostname(), now)
@@ -147,7 +161,7 @@ def _refuse_living(path: Path) -> None:
         if silent_s > SILENT_S:
             return
         heard = f"; it was heard of {silent_s:.0f} s ago, and after {SILENT_S:.0f} s of silence it counts as gone"
-    raise LofftaError(
+    raise AtWork(
         f"another training is at work in this folder: {owner}{heard}",
         where=path.parent,
         remedy="wait for it to end: the same command then goes on from there. Or choose another --out",

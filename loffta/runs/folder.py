@@ -38,6 +38,11 @@ def start_run(root: Path, config: TrainConfig, cache: Cache | None = None) -> Ru
     return paths
 
 
+def is_begun(root: Path, config: TrainConfig) -> bool:
+    """Whether the run of this configuration has been begun there."""
+    return _saved_config(RunPaths(root)) == config
+
+
 def _note_images(paths: RunPaths, cache: Cache) -> None:
     """Writes down which images the run is to know, and where they are; what a training began with stays."""
     before, now = read_known(paths), KnownImages.of(cache, paths.root)
@@ -94,7 +99,7 @@ def check_out(root: Path, config: TrainConfig, cache: Cache | None = None, *, ig
 def has_work(root: Path) -> bool:
     """Whether a run's folder holds anything that took a training: a checkpoint, scores, heads."""
     paths = RunPaths(root)
-    known = (paths.config, paths.log, paths.scoring, paths.holdout, paths.turns, paths.images, paths.labels)
+    known = (paths.config, paths.log, paths.scoring, paths.holdout, paths.turns, paths.images, paths.labels, paths.deal)
     return paths.config.exists() and _others(root, *known, *paths.claims().values())
 
 

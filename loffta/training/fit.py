@@ -29,6 +29,7 @@ from loffta.heads.precision import autocast, matmul_precision, precision_of
 from loffta.heads.recipe import Recipe
 from loffta.machine import process
 from loffta.machine.progress import Progress
+from loffta.machine.ranks import Rank
 from loffta.runs.claims import Claim
 from loffta.runs.run import RunLog, RunPaths
 from loffta.shares import SharedGenerator
@@ -62,6 +63,13 @@ class Session:
     stop: process.StopFlag
     claim: Claim
     team: Team = ALONE
+    rank: Rank = Rank()  # noqa: RUF009  it is frozen
+    n_packages: int | None = None  # that members are dealt out in, to ranks that exchange nothing; None: they are not
+
+    @property
+    def writes(self) -> bool:
+        """Whether this rank keeps what it has trained: of several that train the same, the first does."""
+        return self.rank.leads or self.n_packages is not None
 
     @cached_property
     def objective(self) -> Objective:

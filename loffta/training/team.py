@@ -99,15 +99,9 @@ class Team:
             found.zero_()  # each has computed all of it
         flat = torch.cat([signals.to(here), found])
         dist.all_reduce(flat)
-        told, known, summed, rest = flat.split(
-            [
-                self.rank.of,
-                len(parameters),
-                len(losses),
-                flat.numel() - self.rank.of - len(parameters) - len(losses),
-            ]
-        )
-        for p, n, gradient in zip(parameters, known.tolist(), rest.split([p.numel() for p in parameters]), strict=True):
+        sizes = [self.rank.of, len(parameters), len(losses), *[p.numel() for p in parameters]]
+        told, known, summed, *rest = flat.split_with_sizes(sizes)
+        for p, n, gradient in zip(parameters, known.tolist(), rest, strict=True):
             p.grad = gradient.view_as(p).to(p.dtype) if n else None
         self.signal = int(told.max()) or None
         return list(summed)
