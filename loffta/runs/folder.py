@@ -67,13 +67,11 @@ def check_out(root: Path, config: TrainConfig, cache: Cache | None = None, *, ig
     """
     paths = RunPaths(root)
     old = _saved_config(paths)
-    if old is None:
-        if root.exists() and (
-            not root.is_dir() or _others(root, paths.scoring, paths.images, paths.labels, *paths.claims().values())
-        ):
+    if old is None and root.exists() and _is_other(paths):
+        old = _saved_config(paths)  # another rank may have begun the run meanwhile
+        if old is None:
             raise LofftaError("this folder holds something else", where=root, remedy="choose an empty or new --out")
-        return
-    if not has_work(root):
+    if old is None or not has_work(root):
         return
     fields, lines = set(ignore), []
     known = read_known(paths)
@@ -94,6 +92,12 @@ def check_out(root: Path, config: TrainConfig, cache: Cache | None = None, *, ig
             where=paths.config,
             remedy="choose another --out, or give the old options to continue it",
         )
+
+
+def _is_other(paths: RunPaths) -> bool:
+    """Whether there is more than what a run has before its configuration."""
+    known = (paths.scoring, paths.images, paths.labels, *paths.claims().values())
+    return not paths.root.is_dir() or _others(paths.root, *known)
 
 
 def has_work(root: Path) -> bool:
