@@ -175,14 +175,14 @@ def _finish(session: Session, sharing: RanksChoice, chosen: _Rows, recipe: Recip
         with shared(session, sharing, lambda: _is_trained(paths, config)) as own:
             if own is not None:
                 _train(own, chosen, recipe)
+        paths.checkpoint.unlink(missing_ok=True)
+        seconds = read_json(paths.training, Training).seconds
+        for split in _measured_on(config):
+            session.claim.check()
+            results = session.supply.evaluate(paths, split, seconds, session.stop)
     except LofftaError as error:
-        session.log.write(f"ended: {error.what}")
+        session.log.write(f"ended: {error.what}")  # train-ddp.sbatch looks for it: torchrun hides exit codes
         raise
-    paths.checkpoint.unlink(missing_ok=True)
-    seconds = read_json(paths.training, Training).seconds
-    for split in _measured_on(config):
-        session.claim.check()
-        results = session.supply.evaluate(paths, split, seconds, session.stop)
     return results
 
 
