@@ -44,12 +44,12 @@ def heads_of(out):
 def test_the_template_of_a_training_on_two_nodes_runs_as_it_is(cluster, tmp_path, monkeypatch):
     """But for its site's words; stopped in the middle, it requeues itself and ends with the weights of one process."""
     toy_cache(tmp_path / "cache")
-    options = f"{TRAIN} --set epochs=300 --checkpoint-s 0.2"
+    options = f"{TRAIN} --set epochs=60 --checkpoint-s 0.2"
     told = {"CACHE": "cache", "OUT": "run", "OPTIONS": options, "GPUS": "1"}
     job = submit([*SMALL, "--gres=gpu:1", TEMPLATES / "train-ddp.sbatch"], **told)
     wait(Path("run/checkpoint.safetensors").exists, 240, "train-ddp.log")
     subprocess.run(["scancel", "--signal=USR1", job], check=True, timeout=30)
-    wait(lambda: not state_of(job), 400, "train-ddp.log")
+    wait(lambda: not state_of(job), 600, "train-ddp.log")
     log = Path("train-ddp.log").read_text()
     assert Path("run/results.json").exists(), log
     said = Path("run/log.txt").read_text()
