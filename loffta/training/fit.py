@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -90,8 +91,7 @@ class Session:
         Args:
             ordering: that of a feed before this one, which it has to equal.
         """
-        if (kept := self.team.agree(lambda: read_checkpoint(self.paths.checkpoint))) is not None:
-            ordering = kept[1]["identity"]["order"]
+        ordering = self.team.agree(lambda: _order_kept(self.paths.checkpoint)) or ordering
         order, window = (self.config.order, None) if ordering is None else ordering_of(ordering)
         with self.stop.at_once("reading the features; nothing has been trained yet"):
             feed = self.supply.feed(rows, recipe, order, window)
@@ -198,6 +198,12 @@ def fit(
         _keep(session, keeper, members, Position(n_epochs), f"training step {step} of {total}")
 
 
+def _order_kept(checkpoint: Path) -> dict[str, Any] | None:
+    """That of the images, of a training that is to go on."""
+    kept = read_checkpoint(checkpoint)
+    return None if kept is None else dict(kept[1]["identity"]["order"])
+
+
 def step_threads(head: Head, batch_size: int) -> AbstractContextManager[None]:
     """One torch thread for small steps; the number before comes back, so that a resumed training has the same."""
     return process.one_thread(sum(p.numel() for p in head.parameters()) * batch_size < SMALL_STEP)
@@ -205,13 +211,13 @@ def step_threads(head: Head, batch_size: int) -> AbstractContextManager[None]:
 
 def _keep(session: Session, keeper: Keeper, members: Sequence[Member], position: Position, doing: str) -> None:
     """Writes a checkpoint where it is time, and where a signal has come: that ends the training here."""
-    team, signal = session.team, session.team.signal_of(session.stop)
-    if signal is None and not (team.leads and keeper.is_due()):
+    team = session.team
+    if team.signal_of(session.stop) is None and not (team.leads and keeper.is_due()):
         return
     if team.leads:
         session.claim.check()
         keeper.save(members, position)
-    if signal is None:
+    if (signal := team.signal_of(session.stop)) is None:
         return
     team.meet()  # one that leaves earlier takes the others with it, and the checkpoint that is being written
     session.stop.signal = signal

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from itertools import count
@@ -131,8 +131,9 @@ class Team:
         try:
             yield
         except Stopped:
-            if self._store is not None:
-                self._store.set(_STOPPED, str(stop.signal))
+            if self._store is not None and stop.signal is not None:
+                with suppress(RuntimeError):  # who keeps the store may have ended
+                    self._store.set(_STOPPED, str(stop.signal))
             raise
         except RuntimeError as error:
             if self.rank.of == 1 or not _OF_OTHERS.search(str(error)):
