@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -67,6 +67,13 @@ _REQUIRED = {"cache": "CACHE", "head": "--head NAME"}  # or in the --config file
 @click.option("--checkpoint-s", type=float, default=60.0, show_default=True, help="Seconds between two checkpoints.")
 @click.option("--stage-dir", metavar="DIR", help="Copy what is read to this disk of the node first: $SLURM_TMPDIR.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
+@click.option(
+    "--ranks",
+    type=click.Choice(["auto", "members", "batches"]),
+    default="auto",
+    show_default=True,
+    help="Of several processes (torchrun, srun): deal seeds and folds out, or share every batch.",
+)
 @click.option("--partial", is_flag=True, help="Train on what is there though the cache is not finished.")
 @click.option("--protocol", metavar="NAME", help="Of dense tasks: a word that the results carry, for comparisons.")
 @click.option("--one-class", is_flag=True, help="Train though all images are of one class.")
@@ -75,7 +82,14 @@ _REQUIRED = {"cache": "CACHE", "head": "--head NAME"}  # or in the --config file
 @json_option
 @click.pass_context
 def command(
-    ctx: click.Context, /, out: Path, settings: tuple[str, ...], file: Path | None, as_json: bool, **options: Any
+    ctx: click.Context,
+    /,
+    out: Path,
+    settings: tuple[str, ...],
+    file: Path | None,
+    ranks: Literal["auto", "members", "batches"],
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Train a head on CACHE and evaluate it; with --online on images, without a cache.
 
@@ -87,6 +101,7 @@ def command(
     from loffta.door.train import run, take_online
     from loffta.errors import NotSaved
     from loffta.machine.process import StopFlag
+    from loffta.machine.ranks import this_rank
 
     online = take_online(options)
     values = merge_config(ctx, file, options) | online
@@ -95,11 +110,13 @@ def command(
     config = config.model_copy(update={"recipe": config.recipe | recipe, "augment": augment})
     stop = StopFlag().listen()
     try:
-        results = run(config, out, stop)
+        results = run(config, out, stop, ranks)
     except NotSaved as error:
         print_results(error.results)
         emit(error.results, as_json)
         raise
+    if not this_rank().leads:
+        return
     print_results(results)
     _print_next(out, config)
     emit(results, as_json)

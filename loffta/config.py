@@ -115,7 +115,7 @@ class ExtractConfig(StrictModel, frozen=True):
     batch_size: Annotated[BatchSize | None, _word_for_none("auto")] = None
     device: str = "auto"
     unit_images: Annotated[int, AfterValidator(_power_of_two)] | None = None  # None: the cache's own, 256 for a new one
-    # (i, n): this process owns the units u with u % n == i; auto: by its rank, see `machine.ranks`
+    # (i, n): this process owns the units u with u % n == i; auto: by its rank, see `machine.place`
     share: Annotated[tuple[int, int], AfterValidator(_share)] | Literal["auto"] = (0, 1)
     help_others: bool | None = None  # when its own units are done, take what others lack; None: with `auto`
     stagger: float | None = Field(None, gt=0, le=3600)  # seconds over which the shares begin to load weights

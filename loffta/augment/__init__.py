@@ -22,6 +22,7 @@ from loffta.augment.matrix import N_DRAWS, make_matrix
 from loffta.augment.ops import FILLS, Fill, add_noise, bilinear, drop_tokens, find_sources, mix, move_grid, spread
 from loffta.augment.targets import move_boxes, move_depth, move_mask
 from loffta.shapes import Boxes
+from loffta.shares import Share, SharedGenerator, of_share
 from loffta.targets import TargetKind
 from loffta.tokens import FeatureSpec
 
@@ -53,6 +54,15 @@ class Parameters:
     noise_seed: int = 0
     token_drop: float = 0.0
     drop_seed: int = 0
+    share: Share | None = None  # which of the batch's images these are of, where others have the rest
+
+    def of_share(self, share: Share) -> Parameters:
+        """Those of the images that this process has; images that are mixed it would need all of."""
+        if share.is_all:
+            return self
+        assert self.partner is None, "a partner may be with another process"
+        matrix = None if self.matrix is None else self.matrix[share.first : share.first + share.n_images]
+        return replace(self, n_images=share.n_images, matrix=matrix, share=share)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """All of it as plain tensors that safetensors can keep; `from_tensors` gives the very same back."""
@@ -76,7 +86,7 @@ class Parameters:
             noise_seed=noise_seed,
             token_drop=token_drop,
             drop_seed=drop_seed,
-            **{name: tensors[name] for name in ("matrix", "partner", "weight") if name in tensors},
+            **{name: tensors[name] for name in ("matrix", "partner", "weight") if name in tensors},  # type: ignore[arg-type]
         )
 
     def to(self, device: torch.device) -> Parameters:
@@ -136,7 +146,7 @@ def apply(features: Sequence[Tensor], specs: Sequence[FeatureSpec], parameters: 
         The same shapes and dtypes; the computation is in float32.
     """
     device = features[0].device
-    noise = torch.Generator(device).manual_seed(parameters.noise_seed)
+    noise = SharedGenerator(device).of(parameters.noise_seed, parameters.share)
     kept = _draw_kept(specs, parameters, device)
     blends: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}  # one per size of grid
     augmented = []
@@ -204,9 +214,10 @@ def _draw_kept(specs: Sequence[FeatureSpec], parameters: Parameters, device: tor
     sizes = [spec.shape[:2] for spec in specs if spec.kind == "grid"]
     if not (parameters.token_drop and sizes):
         return None
-    coarsest = (parameters.n_images, min(rows for rows, _ in sizes), min(columns for _, columns in sizes))
-    host = torch.Generator().manual_seed(parameters.drop_seed)
-    return _send(torch.rand(coarsest, generator=host) >= parameters.token_drop, device)
+    coarsest = (min(rows for rows, _ in sizes), min(columns for _, columns in sizes))
+    host = SharedGenerator().of(parameters.drop_seed, parameters.share)
+    drawn = of_share(lambda n: torch.rand(n, *coarsest, generator=host), parameters.n_images, host)
+    return _send(drawn >= parameters.token_drop, device)
 
 
 def _send(tensor: Tensor, device: torch.device) -> Tensor:

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from loffta.shares import of_share
+
 Fill: TypeAlias = Literal["zero", "border", "reflect"]  # what is seen outside the image
 FILLS: tuple[Fill, ...] = get_args(Fill)
 
@@ -136,7 +138,8 @@ def add_noise(
     tokens: Float[Tensor, "B *shape"], std: Float[Tensor, "..."], rng: torch.Generator
 ) -> Float[Tensor, "B *shape"]:
     """Gaussian noise on every value; `std` is broadcast; float32."""
-    noise = torch.randn(tokens.shape, generator=rng, device=tokens.device)
+    n_images, *shape = tokens.shape
+    noise = of_share(lambda n: torch.randn(n, *shape, generator=rng, device=tokens.device), n_images, rng)
     return torch.addcmul(tokens.float(), noise, std)
 
 

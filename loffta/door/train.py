@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from loffta.config import TrainConfig, parse
 from loffta.door.options import PathLike, given, many, open_up, split_settings
@@ -13,6 +13,7 @@ from loffta.machine.borrowed import borrowed
 from loffta.machine.process import StopFlag
 from loffta.runs.results_text import Results
 
+Ranks: TypeAlias = Literal["auto", "members", "batches"]
 _OF_BACKBONE = ("weights", "image_px", "taps")
 _OF_ONLINE = ("pooling", "resize", "background", "range", "unfrozen", "lr_backbone", "max_bad_frac")
 
@@ -45,6 +46,7 @@ def train(
     checkpoint_s: float | int = 60.0,
     stage_dir: PathLike | None = None,
     device: str = "auto",
+    ranks: Ranks = "auto",
     partial: bool = False,
     one_class: bool = False,
     protocol: str | None = None,
@@ -86,6 +88,8 @@ def train(
         set: changes of the head's recipe: `{"epochs": 12, "augment.rotate": 5}`.
         checkpoint_s: seconds between two checkpoints.
         stage_dir: a folder on this machine's own disk that features are copied to before they are read.
+        ranks: where torchrun or srun have started several processes: deal `members` out to them, or let each take its
+            share of all `batches`; auto: members where there are enough of them.
         protocol: of a dense task: a word that its results carry, for comparisons.
         online: a source of images, run through `backbone` at every step; it and all that follows are for this.
         progress: show progress and notes on stderr.
@@ -98,10 +102,10 @@ def train(
     """
     config = make_config(locals())
     with borrowed(progress=progress):
-        return Results.model_validate(run(config, Path(out), StopFlag()))
+        return Results.model_validate(run(config, Path(out), StopFlag(), ranks))
 
 
-def run(config: TrainConfig, out: Path, stop: StopFlag) -> dict[str, Any]:
+def run(config: TrainConfig, out: Path, stop: StopFlag, ranks: Ranks = "auto") -> dict[str, Any]:
     """Trains from the cache or from images, as the configuration says."""
     if config.online is not None and config.labels is not None:
         raise UsageError("images that are not cached bring their own labels", where="--labels", remedy="leave it out")
@@ -112,20 +116,20 @@ def run(config: TrainConfig, out: Path, stop: StopFlag) -> dict[str, Any]:
     if config.online is None:
         from loffta.training.train import train as train_cached
 
-        return train_cached(config, out, stop)
+        return train_cached(config, out, stop, ranks)
     from loffta.extraction.begin import backbone_loader
     from loffta.images.sources import open_source
     from loffta.machine import process
     from loffta.online.train import train_online
 
     load = backbone_loader(process.resolve_device(config.device))
-    return train_online(config, out, open_source(config.online.source), load, stop)
+    return train_online(config, out, open_source(config.online.source), load, stop, ranks)
 
 
 def make_config(arguments: dict[str, Any]) -> TrainConfig:
     """From the arguments of `train`."""
     values = given(arguments)
-    for name in ("out", "progress"):
+    for name in ("out", "progress", "ranks"):
         values.pop(name)
     values["features"] = many(values["features"])
     values["shots"] = values["shots"] if isinstance(values["shots"], str) else many(values["shots"])

@@ -23,8 +23,8 @@ from loffta.images.geometry import PixelGeometry, View
 from loffta.look import OLD, Look
 from loffta.machine import process
 from loffta.machine.late import Sleep, pause
+from loffta.machine.place import find_place, own_device
 from loffta.machine.progress import say
-from loffta.machine.ranks import find_place, own_device
 from loffta.store.asked import Lack, asked_rows, look_at
 from loffta.store.cache import MAX_THUMB_PX, Cache, CachedArray
 from loffta.store.follow import Read

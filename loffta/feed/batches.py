@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,9 +40,11 @@ from loffta.feed.order import (
     windowed_order,
 )
 from loffta.feed.readers import IN_PLACE_BYTES, Readers
+from loffta.feed.slots import Epoch, Part, Slot
 from loffta.feed.sources import PartOf, Source, make_sources, read_bytes
 from loffta.feed.views import draw_views, stacked_rows
 from loffta.shapes import TargetBatch
+from loffta.shares import Share, share_of
 
 WARM_THREADS = 2  # saturate the page cache
 COLD_THREADS = 16  # a disk wants many requests at a time
@@ -56,33 +58,7 @@ class Batch:
     features: tuple[Tensor, ...]  # one [B, L, *shape] per Feature, in the storage dtype; int8 as float32
     targets: TargetBatch | None = None  # of dense tasks: views, too
     views: NDArray[np.int64] | None = None  # [B] which one each image is shown in, where there are several
-
-
-@dataclass
-class _Slot:
-    buffers: list[Tensor]  # one per source, for a batch or a whole window
-    copied: Any = None  # CUDA event after the last copy out of this slot
-
-
-@dataclass
-class _Part:
-    """One batch of a slot that is being read."""
-
-    slot: _Slot
-    read: Future[None]
-    first: int  # where in the slot it begins
-    places: NDArray[np.int64]
-    last: bool  # of its slot
-    copy: Copy | None = None
-
-
-@dataclass
-class _Epoch:
-    """What one epoch has still to hand out."""
-
-    waiting: Iterator[NDArray[np.int64]]  # not begun, a slot's each
-    parts: deque[_Part] = field(default_factory=deque)  # begun
-    number: int | None = None  # of the epoch
+    share: Share | None = None  # what these images are of the step's, where several processes train
 
 
 class Feed:
@@ -107,6 +83,7 @@ class Feed:
         of: Feed | None = None,
         maps: Feature | None = None,
         views: bool = False,
+        process: tuple[int, int] = (0, 1),
     ) -> None:
         """Opens the arrays; those to be kept in memory are read.
 
@@ -122,6 +99,7 @@ class Feed:
                 serves this one, too.
             views: images come in any of the views that the features have; else in the first, the features' own.
             maps: dense targets of the same images, for `Batch.targets`: read, kept and copied as features are.
+            process: (i, n): n processes feed from the same batches, this one with its share of each.
         Raises:
             UsageError: a mode that this machine has no room for.
             DamageFound: a chunk that is kept in memory is missing or damaged.
@@ -132,7 +110,7 @@ class Feed:
         self._n_views = 1 + len(features[0].views) if views else 1
         shown = stacked_rows(rows, self._n_views)
         self._device = device or torch.device("cpu")
-        self._seed, self._n_alike = seed, n_alike
+        self._seed, self._n_alike, self._process = seed, n_alike, process
         self._placements: list[Placement] = (
             of._placements if of else choose_placements(features, len(shown), self._device, mode)
         )
@@ -150,8 +128,8 @@ class Feed:
         )
         self._copies = DeviceCopies(self._device)
         self._running: Generator[Batch, None, None] | None = None
-        self._current: _Epoch | None = None  # of the epoch that runs
-        self._ahead: _Epoch | None = None  # of the one behind it
+        self._current: Epoch | None = None  # of the epoch that runs
+        self._ahead: Epoch | None = None  # of the one behind it
         self._sources: list[Source]
         if of:
             places = np.searchsorted(of.rows, rows) + np.arange(self._n_views)[:, None] * len(of.rows)
@@ -238,11 +216,11 @@ class Feed:
     def _places_of(self, epoch: int) -> NDArray[np.int64]:
         return draw_views(self._order_of(epoch), self._n_views, self._seed, epoch)
 
-    def _plan_epoch(self, order: NDArray[np.int64], start: int, number: int | None = None) -> _Epoch:
+    def _plan_epoch(self, order: NDArray[np.int64], start: int, number: int | None = None) -> Epoch:
         assert 0 <= start <= len(self), f"an epoch has {len(self)} batches, none with number {start}"
         per_slot = self._slot_batches * self.batch_size
         bounds = [start * self.batch_size, *range((start // self._slot_batches + 1) * per_slot, len(order), per_slot)]
-        return _Epoch(iter([places for places in np.split(order, bounds)[1:] if len(places)]), number=number)
+        return Epoch(iter([places for places in np.split(order, bounds)[1:] if len(places)]), number=number)
 
     def _begin(self, following: int | None = None) -> Iterator[Batch]:
         assert self._current is not None, "the caller planned it"
@@ -254,7 +232,7 @@ class Feed:
         if self._running is not None:
             self._running.close()
 
-    def _batches(self, current: _Epoch, following: int | None) -> Generator[Batch, None, None]:
+    def _batches(self, current: Epoch, following: int | None) -> Generator[Batch, None, None]:
         try:
             while self._fill_slots(current):
                 if self._free and following is not None:
@@ -266,20 +244,20 @@ class Feed:
                 copy = self._start_copy(part)
                 if self._copies.overlap:
                     self._copy_ahead(current.parts or (self._ahead.parts if self._ahead else deque()))
-                yield self._hand_out(part.places, copy)
+                yield self._hand_out(part, copy)
                 if part.last:
                     self._free.append(part.slot)
         except BaseException:  # also where a consumer stops early
             self._drop_reads()
             raise
 
-    def _fill_slots(self, epoch: _Epoch) -> bool:
+    def _fill_slots(self, epoch: Epoch) -> bool:
         """Begins as many reads as there are free slots; whether anything of the epoch is under way."""
         while self._free and (places := next(epoch.waiting, None)) is not None:
             epoch.parts.extend(self._start_read(self._free.popleft(), places))
         return bool(epoch.parts)
 
-    def _copy_ahead(self, parts: deque[_Part]) -> None:
+    def _copy_ahead(self, parts: deque[Part]) -> None:
         """Starts the copy of the next batch, if it is read: it runs while the device computes on this one."""
         if parts and parts[0].read.done() and parts[0].read.exception() is None:
             self._start_copy(parts[0])
@@ -293,38 +271,42 @@ class Feed:
         self._current = self._ahead = None
         self._free = deque(self._slots)
 
-    def _start_read(self, slot: _Slot, places: NDArray[np.int64]) -> list[_Part]:
-        read = self._readers.read(self._fill, slot, places)
-        firsts = range(0, len(places), self.batch_size)
-        return [
-            _Part(slot, read, i, places[i : i + self.batch_size], last=i + self.batch_size >= len(places))
-            for i in firsts
-        ]
+    def _start_read(self, slot: Slot, places: NDArray[np.int64]) -> list[Part]:
+        wholes = np.split(places, range(self.batch_size, len(places), self.batch_size))
+        shares = [share_of(len(whole), *self._process) for whole in wholes]
+        own = [whole[share.first :][: share.n_images] for whole, share in zip(wholes, shares, strict=True)]
+        read = self._readers.read(self._fill, slot, np.concatenate(own))
+        begun, first = [], 0
+        for found, share in zip(own, shares, strict=True):
+            begun.append(Part(slot, read, first, found, found is own[-1], None if self._process[1] == 1 else share))
+            first += len(found)
+        return begun
 
-    def _fill(self, slot: _Slot, places: NDArray[np.int64]) -> None:
+    def _fill(self, slot: Slot, places: NDArray[np.int64]) -> None:
         if slot.copied is not None:
             slot.copied.synchronize()
         for source, buffer in zip(self._sources, slot.buffers, strict=True):
             source.fill(places, buffer.numpy()[: len(places)], self._readers.helpers, self._readers.n_parts)
 
-    def _start_copy(self, part: _Part) -> Copy:
+    def _start_copy(self, part: Part) -> Copy:
         if part.copy is None:
             here = slice(part.first, part.first + len(part.places))
             part.copy = self._copies.begin([buffer[here] for buffer in part.slot.buffers])
             part.slot.copied = part.copy.done
         return part.copy
 
-    def _hand_out(self, places: NDArray[np.int64], copy: Copy) -> Batch:
-        found: dict[int, Tensor] = {}
+    def _hand_out(self, part: Part, copy: Copy) -> Batch:
+        places, found = part.places, dict[int, Tensor]()
         for source, raw in zip(self._sources, self._copies.take(copy), strict=True):
             found |= zip(source.members, source.finish(raw), strict=True)
         n_rows = len(self.rows)
         rows = torch.from_numpy(self.rows[places % n_rows]).to(self._device, non_blocking=self._copies.overlap)
         tensors = [found[i] for i in range(len(found))]
         targets = TargetBatch(tensors.pop()[:, 0]) if self._has_maps else None
-        return Batch(rows, tuple(tensors), targets, places // n_rows if self._n_views > 1 else None)
+        return Batch(rows, tuple(tensors), targets, places // n_rows if self._n_views > 1 else None, part.share)
 
-    def _make_slot(self) -> _Slot:
+    def _make_slot(self) -> Slot:
         """Buffers are reused for the whole run: fresh ones halve the rate by their page faults."""
-        n_images = min(self._slot_batches * self.batch_size, len(self.rows))
-        return _Slot([self._copies.buffer(source.empty(n_images)) for source in self._sources])
+        most = max(-(-self.batch_size // self._process[1]), self._process[1] - 1)  # of a batch: see `share_of`
+        n_images = min(self._slot_batches * most, len(self.rows))
+        return Slot([self._copies.buffer(source.empty(n_images)) for source in self._sources])

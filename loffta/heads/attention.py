@@ -19,6 +19,7 @@ from loffta.heads.block import draw_torch_weight, make_torch_linear
 from loffta.heads.recipe import Recipe
 from loffta.heads.vectors import JITTER_PROBABILITY, JITTER_STD, apply_batch_norm, jitter
 from loffta.shapes import Logits
+from loffta.shares import of_share
 
 Attention: TypeAlias = Float[Tensor, "B heads T"]  # softmax over T
 MIN_HEAD_WIDTH = 8  # ours; the paper's heads are 32 to 64 wide, and 2 * floor(D / heads) ends at 0
@@ -136,7 +137,9 @@ class AttentiveProbe(nn.Module):
 
 def drop(weights: Attention, probability: float | int, rng: torch.Generator) -> Attention:
     """Dropout: each weight is 0 with `probability`, the others are scaled so that the expectation stays."""
-    kept = torch.rand(weights.shape, generator=rng, device=weights.device) >= probability
+    n_images, *shape = weights.shape
+    drawn = of_share(lambda n: torch.rand(n, *shape, generator=rng, device=weights.device), n_images, rng)
+    kept = drawn >= probability
     return weights * kept / (1 - probability)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loffta.heads.block import draw_torch_weight
+from loffta.shares import of_share
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.ConvTranspose2d)
 
@@ -34,7 +35,9 @@ def drop_channels(
     """torch's `dropout2d`: whole channels of an image become 0; without `rng`, on the device of `maps`, none does."""
     if rng is None or probability == 0:
         return maps
-    kept = torch.rand(maps.shape[:2], generator=rng, device=maps.device) >= probability
+    n_images, n_channels = maps.shape[:2]
+    drawn = of_share(lambda n: torch.rand(n, n_channels, generator=rng, device=maps.device), n_images, rng)
+    kept = drawn >= probability
     return maps * (kept / (1 - probability))[:, :, None, None]
 
 

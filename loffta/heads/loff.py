@@ -22,6 +22,7 @@ from loffta.heads.recipe import Recipe, check_features
 from loffta.heads.sources import TapSource, pair_taps
 from loffta.pooling import pool_grid
 from loffta.shapes import Logits
+from loffta.shares import of_share
 from loffta.tokens import FeatureSpec, Kind
 
 _NORM_EPS = 1e-6  # DeiT's, as timm's
@@ -176,5 +177,7 @@ def _make_embedding(n_tokens: int, width: int, rng: torch.Generator) -> nn.Param
 
 def _keep_random(tokens: Float[Tensor, "B N D"], n_kept: int, rng: torch.Generator) -> Float[Tensor, "B {n_kept} D"]:
     """`n_kept` tokens of each image, drawn without replacement; their order means nothing to a transformer."""
-    drawn = torch.rand(tokens.shape[:2], generator=rng, device=rng.device).argsort(dim=1)[:, :n_kept]
+    n_images, n_tokens = tokens.shape[:2]
+    drawn = of_share(lambda n: torch.rand(n, n_tokens, generator=rng, device=rng.device), n_images, rng)
+    drawn = drawn.argsort(dim=1)[:, :n_kept]
     return tokens.gather(1, drawn.unsqueeze(2).expand(-1, -1, tokens.shape[2]))

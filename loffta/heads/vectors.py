@@ -16,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loffta.errors import UsageError
+from loffta.heads.batch_norm import SharedBatchNorm
+from loffta.shares import of_share
 from loffta.tokens import FeatureSpec
 
 JITTER_STD, JITTER_PROBABILITY = 0.05, 0.5  # ALF's: of the noise on vectors of length 1; that an image gets it
@@ -90,16 +92,23 @@ def jitter(
         probability: that an image gets noise.
         rng: on the device of `vectors`.
     """
-    coins = torch.rand(len(vectors), generator=rng, device=vectors.device).view(-1, *[1] * (vectors.ndim - 1))
-    return torch.empty_like(vectors).normal_(std=std, generator=rng).mul_(coins < probability).add_(vectors)
+    coins = of_share(lambda n: torch.rand(n, generator=rng, device=vectors.device), len(vectors), rng)
+
+    def draw(n: int) -> Tensor:
+        values = torch.empty_like(vectors) if n == len(vectors) else vectors.new_empty(n, *vectors.shape[1:])
+        return values.normal_(std=std, generator=rng)
+
+    noise = of_share(draw, len(vectors), rng)
+    return noise.mul_(coins.view(-1, *[1] * (vectors.ndim - 1)) < probability).add_(vectors)
 
 
 def apply_batch_norm(norm: nn.BatchNorm1d, vectors: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
     """Batch normalisation that takes a single image in training, too: by the running statistics.
 
-    One image left over for the last batch has no variance: BatchNorm would raise.
+    One image left over for the last batch has no variance: BatchNorm would raise. Of a batch that several processes
+    share, `norm` knows the others' images.
     """
-    if norm.training and len(vectors) == 1:
+    if norm.training and len(vectors) == 1 and not (isinstance(norm, SharedBatchNorm) and norm.is_shared):
         return F.batch_norm(vectors, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
     normed: Tensor = norm(vectors)
     return normed

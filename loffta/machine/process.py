@@ -23,6 +23,7 @@ from loffta.errors import LofftaError, Stopped, UsageError
 from loffta.machine import cgroups, signals
 from loffta.machine.borrowed import lent_threads
 from loffta.machine.cpus import available_cpus as available_cpus  # where one looks for it
+from loffta.machine.ranks import this_rank
 
 Item = TypeVar("Item")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -38,6 +39,8 @@ _REPORTED = ("loffta", "torch", "timm", "zarr", "numpy", "pyarrow")
 def resolve_device(name: str) -> torch.device:
     """`auto` takes CUDA, then MPS, then the CPU; any other name is torch's own.
 
+    Of several ranks on a node each takes its own of the GPUs that it sees, where no number is given.
+
     Raises:
         UsageError: torch does not know or does not have the device.
     """
@@ -45,6 +48,8 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if name == "cuda" and (local := this_rank().local) and torch.cuda.device_count() > 1:
+            device = torch.device("cuda", local % torch.cuda.device_count())
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
@@ -133,10 +138,13 @@ def trim_memory() -> None:
 
 
 def free_memory_bytes() -> int:
-    """Memory that this process may still take: what the machine has free, and no more than its job's limit leaves."""
+    """Memory that this process may still take: what the machine has free, and no more than its job's limit leaves.
+
+    Several ranks on a node find the same memory free: each has its part.
+    """
     free = int(psutil.virtual_memory().available)
     left = cgroups.free_bytes()
-    return free if left is None else min(free, left)
+    return (free if left is None else min(free, left)) // this_rank().n_local
 
 
 def versions() -> dict[str, str]:

@@ -1,95 +1,59 @@
-"""Which process of how many this one is, where a launcher started several: torchrun, `srun`, a SLURM job array.
+"""Which of several processes of one command this is: by the words of torchrun, or of srun.
 
-In: the environment of the process.   Out: its Place, for `--shard auto`. Called by `extraction`; nobody asks another.
-
-A batch script has SLURM_NTASKS and SLURM_PROCID=0 as well, though it is one process: who took these for a rank would
-leave the units of all others undone. SLURM_STEP_NUM_TASKS is set by `srun` alone (srun(1), and seen with 22.05).
+In: the environment.   Out: a Rank; its default says that there is one process. Called by `training`, and by
+`machine.process`, which deals a node's memory and GPUs out. A batch script is no step of srun: a command in it is one
+process, however many tasks the job has.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
 
 from loffta.errors import UsageError
 
-_OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # docs.pytorch.org/docs/stable/elastic/run.html
-_OF_SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-_TASK, _FIRST, _LAST, _STEP, _COUNT = (f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "STEP", "COUNT"))
+OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # pytorch.org/docs: elastic/run
+OF_SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+_NODES = "SLURM_STEP_NUM_NODES"
 
 
 @dataclass(frozen=True)
-class Place:
-    """One of several processes that share the work."""
+class Rank:
+    """One process of `of`; `n_local` of them are on this node."""
 
-    index: int
-    count: int
-    local: int | None  # its number on its node; None: nobody says so
-    words: str  # for the user
+    number: int = 0
+    of: int = 1
+    local: int = 0
+    n_local: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is the one that writes what there is one of."""
+        return self.number == 0
 
 
-def find_place(environment: Mapping[str, str] = os.environ) -> Place:
-    """The rank of this process, and in a job array the task times the ranks of each.
-
-    torchrun goes first: under `srun torchrun` the step's tasks are nodes, and the ranks are its own.
+def this_rank() -> Rank:
+    """As the launcher has told it.
 
     Raises:
-        UsageError: nobody says that this is one of several, or the tasks of the array have gaps.
+        UsageError: the variables contradict each other.
     """
-    names = next((names for names in (_OF_TORCHRUN, _OF_SRUN) if {*names[:2]} <= environment.keys()), None)
-    in_array = {_TASK, _FIRST, _LAST, _COUNT} <= environment.keys()
-    if names is None and not in_array:
-        raise UsageError(
-            "--shard auto: nothing in the environment says which process of how many this is",
-            where="--shard",
-            remedy="put `srun` or `torchrun` in front of `loffta extract`, use a job array, or write --shard I/N",
-        )
-    rank, n_ranks, local, words = 0, 1, None, []
-    if names is not None:
-        rank, n_ranks = (_number(environment, name) for name in names[:2])
-        local = _number(environment, names[2]) if names[2] in environment else None
-        words.append(f"rank {rank} of {n_ranks}")
-    task, n_tasks = _array_task(environment) if in_array else (0, 1)
-    if in_array:
-        words.insert(0, f"task {task} of {n_tasks} of the array")
-    if not (0 <= rank < n_ranks):
-        raise _nonsense(f"rank {rank} of {n_ranks}")
-    index, count = task * n_ranks + rank, n_tasks * n_ranks
-    return Place(index, count, local, f"share {index}/{count}: {', '.join(words)}")
+    for variables in (OF_TORCHRUN, OF_SRUN):
+        numbers = [_number(variable) for variable in variables]
+        if None in numbers[:2]:
+            continue
+        number, of, local, n_local = (*(found or 0 for found in numbers), 0)[:4]
+        nodes = _number(_NODES) or 1
+        if number >= of:
+            raise UsageError(
+                f"this is said to be process {number} of {of}",
+                where=f"{variables[0]} and {variables[1]}, in the environment",
+                remedy="start the command by torchrun or srun, which set both, or unset them",
+            )
+        return Rank(number, of, local, n_local or -(-of // nodes))
+    return Rank()
 
 
-def own_device(name: str, place: Place) -> str:
-    """`name`, or where a process of several on its node sees several GPUs, the one that is its turn."""
-    if name not in ("auto", "cuda") or place.local is None or not torch.cuda.is_available():
-        return name
-    n_gpus = torch.cuda.device_count()
-    return f"cuda:{place.local % n_gpus}" if n_gpus > 1 else name
-
-
-def _array_task(environment: Mapping[str, str]) -> tuple[int, int]:
-    """Which task of how many; `--array=1-7:2` has four."""
-    task, first, last, count = (_number(environment, name) for name in (_TASK, _FIRST, _LAST, _COUNT))
-    step = _number(environment, _STEP) if _STEP in environment else 1
-    if step < 1 or (last - first) // step + 1 != count or (task - first) % step or not first <= task <= last:
-        raise UsageError(
-            f"--shard auto: the {count} tasks of this array are not numbered evenly from {first} to {last}",
-            where="--shard",
-            remedy="write --shard I/N with an I of your own for each task, or submit --array=0-N",
-        )
-    return (task - first) // step, count
-
-
-def _number(environment: Mapping[str, str], name: str) -> int:
-    told = environment[name]
-    if not told.isdecimal():
-        raise _nonsense(f"{name}={told[:40]!r}")
-    return int(told)
-
-
-def _nonsense(found: str) -> UsageError:
-    return UsageError(
-        f"--shard auto: the environment says {found}", where="--shard", remedy="write --shard I/N instead"
-    )
+def _number(variable: str) -> int | None:
+    told = os.environ.get(variable, "")
+    return int(told) if told.isdecimal() else None

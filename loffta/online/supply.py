@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from loffta.config import OnlineConfig, TrainConfig
 from loffta.dataset.splits import HOLDOUT
 from loffta.dataset.targets import read_targets
+from loffta.errors import UsageError
 from loffta.evaluation.calibrated import calibrate, save
 from loffta.evaluation.evaluate import score
 from loffta.evaluation.findings import Findings
@@ -27,6 +28,7 @@ from loffta.feed.order import OrderChoice, Window
 from loffta.heads import Head, build_head
 from loffta.heads.recipe import Recipe
 from loffta.machine import process
+from loffta.machine.ranks import Rank
 from loffta.machine.usage import Meter
 from loffta.online import head_of
 from loffta.online.evaluate import rows_to_use
@@ -76,6 +78,13 @@ class OnlineSupply:
     def rows(self, split: str) -> NDArray[np.int64]:
         """Rows of a split that have a label; which images are bad shows when they are read."""
         return rows_to_use(self.table, split, self.config.task)
+
+    def of_rank(self, rank: Rank) -> OnlineSupply:
+        raise UsageError(
+            f"images without a cache cannot be parted among {rank.of} ranks: a bad one shows when it is read",
+            where="--ranks batches, with --online",
+            remedy="deal seeds out (--seeds, --ranks members), or extract a cache first",
+        )
 
     def member(self, recipe: Recipe, seed: int) -> Member:
         """A head on the network's features; where the network is trained, the two of them."""

@@ -28,6 +28,7 @@ from loffta.online.network import linear_network, network_for
 from loffta.online.supply import OnlineSupply
 from loffta.runs.run import RunPaths, open_run
 from loffta.store.recipe import recipe_hash
+from loffta.training.ranks import RanksChoice
 from loffta.training.train import run_training
 from loffta.zoo.names import ZOO
 
@@ -36,10 +37,17 @@ _OF_THE_CACHE = ("features", "views", "select", "feed", "order", "partial")
 
 
 def train_online(
-    config: TrainConfig, out: Path, source: ImageSource, load: Load, stop: process.StopFlag
+    config: TrainConfig,
+    out: Path,
+    source: ImageSource,
+    load: Load,
+    stop: process.StopFlag,
+    ranks: RanksChoice = "auto",
 ) -> dict[str, Any]:
     """Trains on images as they come, and evaluates; a finished run is read back, not repeated.
 
+    Args:
+        ranks: as `training.train` has it; batches cannot be shared.
     Raises:
         UsageError: unknown head, key, tap or split; a backbone that cannot be trained, or not with this head; an option
             that is for caches alone; class weights of labels that have none.
@@ -87,7 +95,7 @@ def train_online(
     )
     images = OnlineImages(source, listing, network, online, process.resolve_device(config.device))
     supply = OnlineSupply(config, online, recipe, images)
-    results = run_training(config, out, supply, recipe, stop)
+    results = run_training(config, out, supply, recipe, stop, ranks=ranks)
     supply.refuse_bad(done=f"the results of {out} are written")
     return results
 

@@ -39,6 +39,10 @@ CLOCKS_S = 3600.0  # what is silent for longer is so by any clock
 SILENT_S = 180.0  # nfs(5): another node's times show up to 60 s late (acregmax); a heartbeat, and as much again
 
 
+class AtWork(LofftaError):
+    """Another training has claimed the folder."""
+
+
 @dataclass(frozen=True)
 class Owner:
     """Who a claim is of; what nobody could tell is empty."""
@@ -138,6 +142,16 @@ def take(paths: RunPaths) -> Claim:
     return claim
 
 
+def is_claimed(paths: RunPaths) -> bool:
+    """Whether a training is at work in a folder."""
+    try:
+        for path in paths.claims().values():
+            _refuse_living(path)
+    except AtWork:
+        return True
+    return False
+
+
 def _this_process() -> Owner:
     now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     job = "/".join(os.environ.get(name, "") for name in ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID")).strip("/")[:256]
@@ -162,7 +176,7 @@ def _refuse_living(path: Path) -> None:
             return
         silent_s = max(0.0, silent_s)
         heard = f"; it was heard of {silent_s:.0f} s ago, and after {SILENT_S:.0f} s of silence it counts as gone"
-    raise LofftaError(
+    raise AtWork(
         f"another training is at work in this folder: {owner}{heard}",
         where=path.parent,
         remedy="wait for it to end: the same command then goes on from there. Or choose another --out",

@@ -38,6 +38,11 @@ def start_run(root: Path, config: TrainConfig, cache: Cache | None = None) -> Ru
     return paths
 
 
+def is_begun(root: Path, config: TrainConfig) -> bool:
+    """Whether the run of this configuration has been begun there."""
+    return _saved_config(RunPaths(root)) == config
+
+
 def _note_images(paths: RunPaths, cache: Cache) -> None:
     """Writes down which images the run is to know, and where they are; what a training began with stays."""
     before, now = read_known(paths), KnownImages.of(cache, paths.root)
@@ -62,13 +67,11 @@ def check_out(root: Path, config: TrainConfig, cache: Cache | None = None, *, ig
     """
     paths = RunPaths(root)
     old = _saved_config(paths)
-    if old is None:
-        if root.exists() and (
-            not root.is_dir() or _others(root, paths.scoring, paths.images, paths.labels, *paths.claims().values())
-        ):
+    if old is None and root.exists() and _is_other(paths):
+        old = _saved_config(paths)  # another rank may have begun the run meanwhile
+        if old is None:
             raise LofftaError("this folder holds something else", where=root, remedy="choose an empty or new --out")
-        return
-    if not has_work(root):
+    if old is None or not has_work(root):
         return
     fields, lines = set(ignore), []
     known = read_known(paths)
@@ -91,10 +94,16 @@ def check_out(root: Path, config: TrainConfig, cache: Cache | None = None, *, ig
         )
 
 
+def _is_other(paths: RunPaths) -> bool:
+    """Whether there is more than what a run has before its configuration."""
+    known = (paths.scoring, paths.images, paths.labels, *paths.claims().values())
+    return not paths.root.is_dir() or _others(paths.root, *known)
+
+
 def has_work(root: Path) -> bool:
     """Whether a run's folder holds anything that took a training: a checkpoint, scores, heads."""
     paths = RunPaths(root)
-    known = (paths.config, paths.log, paths.scoring, paths.holdout, paths.turns, paths.images, paths.labels)
+    known = (paths.config, paths.log, paths.scoring, paths.holdout, paths.turns, paths.images, paths.labels, paths.deal)
     return paths.config.exists() and _others(root, *known, *paths.claims().values())
 
 

@@ -39,6 +39,18 @@ class Training(Record):
     precision: Literal["fp32", "bf16"] | None = None  # None: of an older version, see `evaluate.trained_recipe`
 
 
+class Dealt(Record):
+    """deal.json: into how many packages the members of a run are dealt, one for each of its first ranks."""
+
+    ranks: int = Field(ge=1, le=MANY * MANY)
+
+
+class Ordering(Record):
+    """order.json: the order of the images that all packages of a training have, as `feed.order` describes it."""
+
+    order: dict[str, Any]
+
+
 class Chosen(Record, extra="allow"):
     """The setting that a search found best."""
 

@@ -57,11 +57,17 @@ class RunPaths:
         self.turns = root / "turns.json"  # the rows of its folds or draws; see `loffta.runs.turns`
         self.images = root / "images.json"  # which images the training knew; see `loffta.runs.known_images`
         self.labels = root / "labels.parquet"  # what was said of them, where that was not as in images.parquet
+        self.deal = root / "deal.json"  # into how many packages its members were dealt; see `loffta.training.dealt`
+        self.order = root / "order.json"  # of the images, where packages have to have one
         self.training = root / "training.json"  # what the finished training took; there once all heads are
 
     def turn(self, name: str) -> RunPaths:
         """The training of one fold or draw: a folder with what a run of its own would have there."""
         return RunPaths(self.root / name)
+
+    def package(self, name: str) -> RunPaths:
+        """What a rank trains of the members of this run: checkpoint, claim, log; the heads go to the run."""
+        return RunPaths(self.root / "dealt" / name)
 
     @property
     def temperature(self) -> Path:
@@ -120,9 +126,12 @@ class RunLog:
     """Appends lines to a run's log.txt; those that a user should see go to stderr too.
 
     A log that cannot be written is told of once and ends nothing: what the run is for are its heads and results.
+
+    Args:
+        path: None where another process writes the log.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self._path = path
         self._fails = False
 
@@ -130,8 +139,9 @@ class RunLog:
         """One line with the local time before it, harmless whatever names are in it."""
         line = printable(line.replace("\n", " "))
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n")
+            if self._path is not None:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n")
         except OSError as error:
             if not self._fails:
                 say(f"the log is not complete: {explain(error, self._path)}", keep="\n")

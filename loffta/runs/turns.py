@@ -6,6 +6,7 @@ a run lie, whether it has turns or not.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,12 @@ def turn_names(config: TrainConfig) -> list[str]:
 def homes(paths: RunPaths, config: TrainConfig) -> list[RunPaths]:
     """Where heads lie, one per seed in each: the run's own folder, or those of its turns."""
     return [paths.turn(name) for name in turn_names(config)] or [paths]
+
+
+def has_weights(home: RunPaths, config: TrainConfig, seeds: Sequence[int]) -> bool:
+    """Whether all trained weights of some seeds are there."""
+    parts = ("head", "backbone") if config.online is not None and config.online.unfrozen else ("head",)
+    return all(home.weights(seed, part).exists() for seed in seeds for part in parts)
 
 
 def shown_homes(paths: RunPaths, config: TrainConfig) -> list[RunPaths]:

@@ -28,9 +28,14 @@ class Losses(NamedTuple):
     sums: Float[Tensor, " B"]
     counts: Float[Tensor, " B"]
 
-    def mean(self) -> Float[Tensor, ""]:
-        """Over what counts in the batch, as the official codes do; 0 where nothing does."""
-        return self.sums.sum() / self.counts.sum().clamp(min=1)
+    def mean(self, total: Callable[[Tensor], Tensor] | None = None) -> Float[Tensor, ""]:
+        """Over what counts in the batch, as the official codes do; 0 where nothing does.
+
+        Args:
+            total: sums over all processes that share the batch; what comes out is this one's part of the mean.
+        """
+        over = self.counts.sum()
+        return self.sums.sum() / (over if total is None else total(over)).clamp(min=1)
 
 
 def at_size(outputs: Outputs, size: Sequence[int]) -> Float[Tensor, "B K h w"]:

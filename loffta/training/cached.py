@@ -27,6 +27,7 @@ from loffta.feed.staged import Needs, Stage
 from loffta.heads import Head
 from loffta.heads.recipe import Recipe
 from loffta.machine import process
+from loffta.machine.ranks import Rank
 from loffta.runs.origins import write_origins
 from loffta.runs.run import RunPaths
 from loffta.store.cache import Cache
@@ -45,6 +46,7 @@ class CachedSupply:
     whole: Feed | None = None  # of more rows, open: its memory serves the feeds of some of them
     dense: DenseTargets | None = None  # what a dense head learns
     stage: Stage = field(default_factory=lambda: Stage(None))  # copies of both on the node's own disk
+    rank: Rank = Rank()  # noqa: RUF009  it is frozen
     less_memory: ClassVar[str] = process.LESS_MEMORY
     against_divergence: ClassVar[str] = (
         "lower the learning rate (--set lr=...) and give a new --out, or look for damage with `loffta verify CACHE "
@@ -78,6 +80,9 @@ class CachedSupply:
             return rows_with_targets(self.dense, self.cache, found, split, partial=self.config.partial)
         return labelled_rows(self.table, found, split, self.config.task)
 
+    def of_rank(self, rank: Rank) -> CachedSupply:
+        return replace(self, rank=rank)
+
     def member(self, recipe: Recipe, seed: int) -> Member:
         if self.dense is not None:
             return build_dense_member(self.config.head, self.specs, self.dense, recipe, seed, self.device)
@@ -100,6 +105,7 @@ class CachedSupply:
             of=self.whole,
             maps=None if maps is None else self.stage.use([maps])[0],
             views=self.config.views,
+            process=(self.rank.number, self.rank.of),
         )
 
     @property

@@ -21,6 +21,7 @@ from loffta.files.tensor_file import NewerFormat, read_tensors, write_tensors
 from loffta.machine.usage import Cost, Meter
 from loffta.store.recipe import differing_fields
 from loffta.training.members import Member
+from loffta.training.team import ALONE, Team
 
 _BEGIN_ANEW = "delete this file to begin the training anew"
 
@@ -42,10 +43,11 @@ class Keeper:
     Args:
         identity: what a checkpoint must agree with to be gone on from; JSON.
         every_s: seconds between two.
+        team: goes on from what its first rank finds: on NFS another may see what was there before.
     """
 
-    def __init__(self, path: Path, identity: dict[str, Any], every_s: float) -> None:
-        self.path = path
+    def __init__(self, path: Path, identity: dict[str, Any], every_s: float, team: Team = ALONE) -> None:
+        self.path, self._team = path, team
         self._identity: dict[str, Any] = json.loads(json.dumps(identity))
         self._every_s = every_s
         self._started = self._saved = time.monotonic()
@@ -90,11 +92,10 @@ class Keeper:
 
     def restore(self, members: Sequence[Member]) -> Position:
         """Brings members that were just built to where the checkpoint is; the beginning where there is none.
-
         Raises:
             LofftaError: it is damaged, of a newer loffta, or of another training.
         """
-        found = read_checkpoint(self.path)
+        found = self._team.agree(lambda: read_checkpoint(self.path))
         if found is None:
             return Position()
         tensors, state = found

@@ -5,7 +5,7 @@ In: the targets of an image set, in the geometry of its features.   Out: Dense, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -42,6 +42,7 @@ class Dense:
     table: ImageTable
     dense: DenseTargets
     device: torch.device
+    total: Callable[[Tensor], Tensor] | None = None  # over the processes of a training; None: there is one
 
     @property
     def task(self) -> DenseTask:
@@ -93,7 +94,7 @@ class Dense:
             return found
 
         if mix is None:
-            return losses(targets).mean()
+            return losses(targets).mean(self.total)
         one, other = losses(targets), losses(taken(targets, mix.partner))
         share = mix.weight
         sums = share * one.sums + (1 - share) * other.sums

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -29,8 +30,10 @@ from loffta.heads.precision import autocast, matmul_precision, precision_of
 from loffta.heads.recipe import Recipe
 from loffta.machine import process
 from loffta.machine.progress import Progress
+from loffta.machine.ranks import Rank
 from loffta.runs.claims import Claim
 from loffta.runs.run import RunLog, RunPaths
+from loffta.shares import SharedGenerator
 from loffta.training.checkpoint import Keeper, Position, read_checkpoint
 from loffta.training.dense import Dense
 from loffta.training.loss import Mix
@@ -38,6 +41,7 @@ from loffta.training.members import Member
 from loffta.training.objective import Labels, Learner, Objective
 from loffta.training.optim import adam_eps, lr_at, n_steps
 from loffta.training.supply import Supply, TrainingFeed
+from loffta.training.team import ALONE, Team
 from loffta.words import printable
 
 # Parameters times images a step below which torch gets one thread on the CPU. A linear probe of K = 512 (330,000) makes
@@ -59,17 +63,25 @@ class Session:
     log: RunLog
     stop: process.StopFlag
     claim: Claim
+    team: Team = ALONE
+    rank: Rank = Rank()  # noqa: RUF009  it is frozen
+    n_packages: int | None = None  # that members are dealt out in, to ranks that exchange nothing; None: they are not
+
+    @property
+    def writes(self) -> bool:
+        """Whether this rank keeps what it has trained: of several that train the same, the first does."""
+        return self.rank.leads or self.n_packages is not None
 
     @cached_property
     def objective(self) -> Objective:
         """What is learnt."""
         if (dense := self.supply.dense) is not None:
-            return Dense(self.supply.table, dense, self.device)
-        return Labels(self.config, self.supply, self.device)
+            return Dense(self.supply.table, dense, self.device, self.team.total)
+        return Labels(self.config, self.supply, self.device, self.team.total)
 
     def member(self, recipe: Recipe, seed: int) -> Member:
         """A member before its first step."""
-        return self.supply.member(recipe, seed)
+        return self.team.adopt(self.supply.member(recipe, seed))
 
     def feed(self, rows: NDArray[np.int64], recipe: Recipe, ordering: Mapping[str, Any] | None = None) -> TrainingFeed:
         """The feed of a training on some rows; it goes on in the order of a checkpoint that is there.
@@ -79,11 +91,14 @@ class Session:
         Args:
             ordering: that of a feed before this one, which it has to equal.
         """
-        if (kept := read_checkpoint(self.paths.checkpoint)) is not None:
-            ordering = kept[1]["identity"]["order"]
+        ordering = self.team.agree(lambda: _order_kept(self.paths.checkpoint)) or ordering
         order, window = (self.config.order, None) if ordering is None else ordering_of(ordering)
         with self.stop.at_once("reading the features; nothing has been trained yet"):
-            return self.supply.feed(rows, recipe, order, window)
+            feed = self.supply.feed(rows, recipe, order, window)
+        if (agreed := self.team.agree(lambda: feed.ordering)) == feed.ordering:
+            return feed
+        with feed, self.stop.at_once("reading the features; nothing has been trained yet"):
+            return self.supply.feed(rows, recipe, *ordering_of(agreed))
 
     @cached_property
     def augment(self) -> Augment | None:
@@ -96,7 +111,9 @@ class Session:
         def change(
             features: Sequence[Tensor], targets: Any, rng: torch.Generator
         ) -> tuple[Sequence[Tensor], Any, Mix | None]:
-            drawn = augment.draw(settings, len(features[0]), rng, self.device)
+            share = rng.share if isinstance(rng, SharedGenerator) else None
+            drawn = augment.draw(settings, len(features[0]) if share is None else share.of, rng, self.device)
+            drawn = drawn if share is None else drawn.of_share(share)
             mix = None if drawn.partner is None or drawn.weight is None else Mix(drawn.partner, drawn.weight)
             return augment.apply(features, specs, drawn), objective.moved(targets, drawn), mix
 
@@ -121,7 +138,7 @@ class Session:
             "device": self.device.type,
             "precision": precision_of(members[0].recipe, self.device),
         }
-        return Keeper(self.paths.checkpoint, identity, self.config.checkpoint_s)
+        return Keeper(self.paths.checkpoint, identity, self.config.checkpoint_s, self.team)
 
 
 def fit(
@@ -177,8 +194,14 @@ def fit(
     for member in _going(members):
         if not member.is_finite():  # what the last step did shows in no loss
             _diverge(session, member, step - 1, [], drop_diverged)
-    if session.stop.signal is not None:
+    if session.team.signal_of(session.stop) is not None:
         _keep(session, keeper, members, Position(n_epochs), f"training step {step} of {total}")
+
+
+def _order_kept(checkpoint: Path) -> dict[str, Any] | None:
+    """That of the images, of a training that is to go on."""
+    kept = read_checkpoint(checkpoint)
+    return None if kept is None else dict(kept[1]["identity"]["order"])
 
 
 def step_threads(head: Head, batch_size: int) -> AbstractContextManager[None]:
@@ -188,24 +211,36 @@ def step_threads(head: Head, batch_size: int) -> AbstractContextManager[None]:
 
 def _keep(session: Session, keeper: Keeper, members: Sequence[Member], position: Position, doing: str) -> None:
     """Writes a checkpoint where it is time, and where a signal has come: that ends the training here."""
-    if session.stop.signal is None and not keeper.is_due():
+    team = session.team
+    if team.signal_of(session.stop) is None and not (team.leads and keeper.is_due()):
         return
-    session.claim.check()
-    keeper.save(members, position)
+    if team.leads:
+        session.claim.check()
+        keeper.save(members, position)
+    if (signal := team.signal_of(session.stop)) is None:
+        return
+    team.meet()  # one that leaves earlier takes the others with it, and the checkpoint that is being written
+    session.stop.signal = signal
     kept = "kept in " + keeper.path.name if keeper.path.exists() else "nothing is kept, for a weight is not finite"
     session.stop.check(f"{doing}; {kept}")
 
 
 def _train_batch(session: Session, members: Sequence[Member], batch: Batch, learner: Learner) -> list[Tensor]:
     """One step of every member; their losses, still on the device."""
-    targets, n_images = learner.targets(batch), len(batch.rows)
+    session.team.take(batch.share, members)
+    targets, n_images = learner.targets(batch), len(batch.rows) if batch.share is None else batch.share.of
     if session.augment is None:  # what one of them prepares serves all
         prepared = members[0].head.prepare(batch.features)
-        return [_step(member, prepared, targets, learner.lower, n_images) for member in members]
-    found = []
-    for member in members:  # the one place where features are changed on their way to the heads
-        features, moved, mix = session.augment(batch.features, targets, member.rng)
-        found.append(_step(member, member.head.prepare(features), moved, learner.lower, n_images, mix))
+        found = [_step(member, prepared, targets, learner.lower, n_images) for member in members]
+    else:
+        found = []
+        for member in members:  # the one place where features are changed on their way to the heads
+            features, moved, mix = session.augment(batch.features, targets, member.rng)
+            prepared = member.head.prepare(features)
+            found.append(_step(member, prepared, moved, learner.lower, n_images, mix))
+    found = session.team.add_up(members, found, session.stop.signal)
+    for member in members:
+        _update(member)
     return found
 
 
@@ -223,21 +258,24 @@ def _step(
     n_images: int,
     mix: Mix | None = None,
 ) -> Tensor:
-    """One optimiser step; returns the loss, penalty included, without waiting for the device."""
+    """The gradients of one step; returns the loss, penalty included, without waiting for the device."""
     recipe = member.recipe
     with autocast(recipe, member.rng.device):
         outputs = member.head(prepared, member.rng)
         loss = lower(member, outputs, targets, mix)
-    if (penalty := member.head.penalty()) is not None:
+    if member.penalised and (penalty := member.head.penalty()) is not None:
         loss = loss + penalty
     if recipe.divide_by_whole_batch:
         loss = loss * (n_images / recipe.batch_size)
     member.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    if recipe.max_grad_norm is not None:
-        torch.nn.utils.clip_grad_norm_(member.head.parameters(), recipe.max_grad_norm)
-    member.optimizer.step()
     return loss.detach()
+
+
+def _update(member: Member) -> None:
+    if member.recipe.max_grad_norm is not None:
+        torch.nn.utils.clip_grad_norm_(member.head.parameters(), member.recipe.max_grad_norm)
+    member.optimizer.step()
 
 
 def _going(members: Sequence[Member]) -> list[Member]:

@@ -67,6 +67,7 @@ def reduce_loss(
     *,
     weights: Float[Tensor, " C"] | None = None,
     mix: Mix | None = None,
+    total: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, ""]:
     """The mean over images; with class weights the weighted mean, as torch's CrossEntropyLoss has it.
 
@@ -75,13 +76,16 @@ def reduce_loss(
         weights: of the classes; targets are then classes.
         mix: the loss of a mixed image is that of both, in the same shares (Zhang et al., arXiv 1710.09412); of squared
             errors it has the gradient of the mixed value's.
+        total: sums over all processes what the mean is over; the loss is then this one's part of that mean.
     """
     if mix is None:
         losses = loss(logits, targets)
-        if weights is None:
+        if weights is None and total is None:
             return losses.mean()
-        shares = weights[targets]
-        return (losses * shares).sum() / shares.sum()
+        shares = torch.ones_like(losses) if weights is None else weights[targets]
+        over = shares.sum()
+        return (losses * shares).sum() / (over if total is None else total(over))
+    assert total is None, "images are mixed in one process alone"
     both = torch.stack([loss(logits, targets), loss(logits, targets[mix.partner])])
     shares = torch.stack([mix.weight, 1 - mix.weight])
     if weights is not None:

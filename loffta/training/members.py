@@ -16,6 +16,7 @@ from loffta.dataset.dense import DenseTargets
 from loffta.heads import Head, build_dense_head, build_head
 from loffta.heads.dense import DenseRecipe
 from loffta.heads.recipe import Recipe
+from loffta.shares import SharedGenerator
 from loffta.tasks.dense import DENSE_TASKS
 from loffta.tokens import FeatureSpec
 from loffta.training.optim import is_finite, make_optimizer
@@ -35,6 +36,7 @@ class Member:
     parts: Mapping[str, Any]  # modules that are kept of it when it is trained, by the names of their files
     losses: list[float] = field(default_factory=list)  # of the steps of this epoch
     log: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch
+    penalised: bool = True  # whether its loss has the head's penalty; of several ranks that train it, one's has
     diverged_at: int | None = None  # the step whose loss was not finite; it trains no more
 
     @property
@@ -97,7 +99,7 @@ def build_dense_member(
 
 def _as_member(head: Head, recipe: Recipe, seed: int, device: torch.device) -> Member:
     built = head.to(device).train()
-    rng = torch.Generator(device).manual_seed(seed)
+    rng = SharedGenerator(device).of(seed)
     return Member(seed, recipe, built, make_optimizer(built, recipe, device), rng, {"head": built})
 
 

@@ -69,6 +69,7 @@ class Labels:
     config: TrainConfig
     supply: Supply
     device: torch.device
+    total: Callable[[Tensor], Tensor] | None = None  # over the processes of a training; None: there is one
 
     @property
     def task(self) -> Task:
@@ -97,7 +98,9 @@ class Labels:
         def lower(member: Member, outputs: Any, targets: Tensor, mix: Mix | None) -> Tensor:
             if (scale := member.head.scale) is not None:
                 targets = scale.standardise(targets)
-            return reduce_loss(loss_of(self.task, member.recipe), outputs, targets, weights=weights, mix=mix)
+            return reduce_loss(
+                loss_of(self.task, member.recipe), outputs, targets, weights=weights, mix=mix, total=self.total
+            )
 
         return Learner(lambda batch: self.of_all[batch.rows], lower)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from loffta.machine.usage import Cost
 from loffta.runs.records import Chosen, SearchTable, Setting
 from loffta.runs.run import read_json, write_json
 from loffta.tasks.figures import best_first, in_words
+from loffta.training.dealt import Package, deal, open_feed
 from loffta.training.fit import Session, fit
 from loffta.training.members import Member
 from loffta.training.optim import fit_to_part
@@ -53,11 +55,16 @@ def search(session: Session, rows: NDArray[np.int64], recipe: Recipe) -> Recipe:
     images = _part(session, rows)
     table = _open_table(session, recipe, images)
     if table.chosen is None:
-        _score_all(session, fit_to_part(recipe, len(rows), len(images.train)), images, table)
-        # before the retraining may write its own: a checkpoint that is still there is the search's
-        session.paths.checkpoint.unlink(missing_ok=True)
+        fitted = fit_to_part(recipe, len(rows), len(images.train))
+        if session.n_packages is None:
+            _score_all(session, fitted, images, table)
+        else:
+            _deal_settings(session, fitted, images, table, session.n_packages)
         table.chosen = chosen = _best(session, table.settings)
-        _write(session, table)
+        if session.rank.leads:
+            # before the retraining may write its own: a checkpoint that is still there is the search's
+            session.paths.checkpoint.unlink(missing_ok=True)
+            _write(session, table)
         score = in_words(table.metric, {"mean": chosen.score, "std": None})
         words = f"lr {chosen.lr:g}, weight decay {chosen.weight_decay:g}, {score}"
         session.log.write(f"search: {words}", show=True)
@@ -94,16 +101,51 @@ def _open_table(session: Session, recipe: Recipe, images: _Images) -> SearchTabl
     )
 
 
-def _score_all(session: Session, recipe: Recipe, images: _Images, table: SearchTable) -> None:
-    """Trains and scores what has no score yet, as many settings at once as the memory takes."""
-    waiting = [entry for entry in table.settings if entry.score is None and entry.diverged_at is None]
+def _deal_settings(session: Session, recipe: Recipe, images: _Images, table: SearchTable, n_packages: int) -> None:
+    """Every so-many-th setting is a package, with a table of its own, whose scores `table` gets."""
+    paths, n_packages = session.paths, min(n_packages, len(table.settings))
+    order = paths.package("search").order
+
+    def package(k: int) -> Package:
+        own = paths.package(f"search-{k}")
+
+        def work(part: Session) -> None:
+            theirs = _open_table(part, recipe, images)
+            if not own.search.exists():
+                theirs.settings = theirs.settings[k::n_packages]
+            _score_all(part, recipe, images, theirs, order)
+
+        return Package(own, lambda: own.search.exists() and not _waiting(read_json(own.search, SearchTable)), work)
+
+    packages = [package(k) for k in range(n_packages)]
+    deal(session, packages)
+    found = [read_json(package.paths.search, SearchTable) for package in packages]
+    for k, theirs in enumerate(found):
+        table.settings[k::n_packages] = theirs.settings
+    table.seconds, table.order = sum(theirs.seconds for theirs in found), found[0].order
+
+
+def _waiting(table: SearchTable) -> list[Setting]:
+    return [entry for entry in table.settings if entry.score is None and entry.diverged_at is None]
+
+
+def _score_all(
+    session: Session, recipe: Recipe, images: _Images, table: SearchTable, order: Path | None = None
+) -> None:
+    """Trains and scores what has no score yet, as many settings at once as the memory takes.
+
+    Args:
+        order: says that of the images, where other packages have to have the same.
+    """
+    waiting = _waiting(table)
     if not waiting:
         return
     if table.group == 0:
         session.paths.checkpoint.unlink(missing_ok=True)  # of a group that has its scores
     n_settings = len(table.settings)
     session.log.write(f"search: {n_settings} settings on {len(images.train)} images, {table.validated_on}", show=True)
-    with session.feed(images.train, recipe, table.order) as feed:
+    feed = open_feed(session, images.train, recipe, order) if order else session.feed(images.train, recipe, table.order)
+    with feed:
         table.order = feed.ordering  # of all settings, or their scores could not be compared
         while waiting:
             members = [session.member(_with(recipe, waiting[0]), SEED)]

@@ -19,6 +19,7 @@ from loffta.feed.order import OrderChoice, Window
 from loffta.heads import Head
 from loffta.heads.recipe import Recipe
 from loffta.machine import process
+from loffta.machine.ranks import Rank
 from loffta.runs.run import RunPaths
 from loffta.store.cache import Cache
 from loffta.store.table import ImageTable
@@ -68,6 +69,13 @@ class Supply(Protocol):
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Rows of a split that have a label and, as far as is known, features; LofftaError where there is none."""
+
+    def of_rank(self, rank: Rank) -> Supply:
+        """The same for one of several processes: its feeds give it its share of every batch.
+
+        Raises:
+            UsageError: every process would have to read all of it.
+        """
 
     def member(self, recipe: Recipe, seed: int) -> Member:
         """A member before its first step."""

@@ -28,8 +28,9 @@ from loffta.feed.staged import Stage
 from loffta.heads import HEADS, find_head
 from loffta.heads.recipe import Recipe
 from loffta.machine import process
-from loffta.machine.progress import say
-from loffta.runs.claims import claimed
+from loffta.machine.progress import say, silenced
+from loffta.machine.ranks import this_rank
+from loffta.runs.claims import Claim, claimed
 from loffta.runs.folder import check_out, has_work, start_run
 from loffta.runs.holdout import hold_out, record_holdout
 from loffta.runs.known_images import as_trained, growth, read_known
@@ -41,13 +42,14 @@ from loffta.runs.run import (
     read_json,
     read_results,
 )
-from loffta.runs.turns import Turns, draw_turns, homes, record_turns
+from loffta.runs.turns import Turns, draw_turns, has_weights, homes, record_turns
 from loffta.store.cache import Cache
 from loffta.store.columns import SUFFIXES
 from loffta.tasks.dense import DENSE_TASKS
 from loffta.training.cached import CachedSupply
 from loffta.training.fit import Session
 from loffta.training.loss import check_weights
+from loffta.training.ranks import RanksChoice, choose_sharing, shared, wait_for_begin, wait_for_end
 from loffta.training.remember import refuse_steps, remembers
 from loffta.training.search import search
 from loffta.training.supply import Supply
@@ -64,9 +66,11 @@ class _Rows(NamedTuple):
     turns: Turns | None  # who trains on which of them, where not all do
 
 
-def train(config: TrainConfig, out: Path, stop: process.StopFlag) -> dict[str, Any]:
+def train(config: TrainConfig, out: Path, stop: process.StopFlag, ranks: RanksChoice = "auto") -> dict[str, Any]:
     """Trains and evaluates; a finished run is read back, not repeated, and one that was cut off goes on.
 
+    Args:
+        ranks: how several processes share the training; all of them call this with the same arguments.
     Raises:
         UsageError: unknown head, key, store, tap or split; near names are given.
         LofftaError: the cache lacks features, the directory holds another run, the loss is not finite, or the memory
@@ -85,7 +89,7 @@ def train(config: TrainConfig, out: Path, stop: process.StopFlag) -> dict[str, A
         refuse_steps(config)
     if config.select is not None:
         check_out(out, config, cache, ignore=("features", "recipe"))  # before the scoring run, not after it
-        config = _select(config, cache, out, stop)
+        config = _select(config, cache, out, stop, ranks)
     features, recipe = _resolve(config, cache)
     stage = Stage(config.stage_dir, stop)
     if config.views:
@@ -102,7 +106,7 @@ def train(config: TrainConfig, out: Path, stop: process.StopFlag) -> dict[str, A
     if config.task in DENSE_TASKS:
         dense = open_targets(cache, config.task, config.head, features, training=True)
     supply = CachedSupply(config, cache, features, dense=dense, stage=stage)
-    return run_training(config, out, supply, recipe, stop, grown)
+    return run_training(config, out, supply, recipe, stop, grown, ranks)
 
 
 def run_training(
@@ -112,6 +116,7 @@ def run_training(
     recipe: Recipe,
     stop: process.StopFlag,
     grown: Mapping[str, int] = {},
+    ranks: RanksChoice = "auto",
 ) -> dict[str, Any]:
     """What a training is, whatever feeds it: from a resolved configuration to results on all splits to measure.
 
@@ -127,18 +132,22 @@ def run_training(
             with suppress(LofftaError):  # a run that may not be written is read back all the same
                 start_run(out, config, supply.cache)
         return {**results, "images": results.get("images", {}) | grown}
-    chosen = _check_splits(config, supply, recipe, paths)
+    chosen, rank = _check_splits(config, supply, recipe, paths), this_rank()
+    sharing = choose_sharing(ranks, rank, config, paths) if rank.of > 1 or paths.deal.exists() else "batches"
+    device = process.resolve_device(config.device)
+    if not rank.leads:
+        session = Session(config, supply, device, paths, RunLog(None), stop, Claim(paths, 0), rank=rank)
+        return _follow(session, sharing, chosen, recipe)
     with claimed(paths) as claim:
         start_run(out, config, supply.cache)
         if chosen.held is not None:
             record_holdout(paths, supply.table, config, chosen.held)
         if chosen.turns is not None:
             record_turns(paths, supply.table, config, chosen.turns)
-        device = process.resolve_device(config.device)
-        session = Session(config, supply, device, paths, RunLog(paths.log), stop, claim)
+        session = Session(config, supply, device, paths, RunLog(paths.log), stop, claim, rank=rank)
         if grown:
             session.log.write(f"{growth(**grown)}: the training goes on with those", show=True)
-        return _finish(session, chosen, recipe)
+        return _finish(session, sharing, chosen, recipe)
 
 
 def _as_known(paths: RunPaths, config: TrainConfig) -> tuple[Cache, dict[str, int]]:
@@ -162,22 +171,34 @@ def _as_known(paths: RunPaths, config: TrainConfig) -> tuple[Cache, dict[str, in
     return view, known.growth_in(cache)
 
 
-def _finish(session: Session, chosen: _Rows, recipe: Recipe) -> dict[str, Any]:
+def _finish(session: Session, sharing: RanksChoice, chosen: _Rows, recipe: Recipe) -> dict[str, Any]:
     """Trains what is not trained, and evaluates."""
     config, paths = session.config, session.paths
     try:
-        if not _is_trained(paths, config):
-            with process.explain_memory(session.device, paths.root, session.supply.less_memory):
-                _train(session, chosen, recipe)
+        with shared(session, sharing, lambda: _is_trained(paths, config)) as own:
+            if own is not None:
+                _train(own, chosen, recipe)
+        paths.checkpoint.unlink(missing_ok=True)
+        seconds = read_json(paths.training, Training).seconds
+        for split in _measured_on(config):
+            session.claim.check()
+            results = session.supply.evaluate(paths, split, seconds, session.stop)
     except LofftaError as error:
-        session.log.write(f"ended: {error.what}")
+        session.log.write(f"ended: {error.what}")  # train-ddp.sbatch looks for it: torchrun hides exit codes
         raise
-    paths.checkpoint.unlink(missing_ok=True)
-    seconds = read_json(paths.training, Training).seconds
-    for split in _measured_on(config):
-        session.claim.check()
-        results = session.supply.evaluate(paths, split, seconds, session.stop)
     return results
+
+
+def _follow(session: Session, sharing: RanksChoice, chosen: _Rows, recipe: Recipe) -> dict[str, Any]:
+    """What the other ranks do: they train along, and wait for the results of the first."""
+    config, paths = session.config, session.paths
+    with silenced(sharing == "batches"):  # the first one tells all that there is to tell
+        wait_for_begin(session)
+        with shared(session, sharing, lambda: _is_trained(paths, config)) as own:
+            if own is not None:
+                _train(own, chosen, recipe)
+        wait_for_end(session, [paths.results(split) for split in _measured_on(config)])
+    return read_results(paths.results(config.test_on))
 
 
 def _is_trained(paths: RunPaths, config: TrainConfig) -> bool:
@@ -186,9 +207,7 @@ def _is_trained(paths: RunPaths, config: TrainConfig) -> bool:
     Of a training online, an older version left no training.json: its results say that it is finished.
     """
     ended = paths.training.exists() or (config.online is not None and paths.results(config.test_on).exists())
-    parts = ("head", "backbone") if config.online is not None and config.online.unfrozen else ("head",)
-    heads = [(home, seed) for home in homes(paths, config) for seed in range(config.seeds)]
-    return ended and all(home.weights(seed, part).exists() for home, seed in heads for part in parts)
+    return ended and all(has_weights(home, config, range(config.seeds)) for home in homes(paths, config))
 
 
 def _train(session: Session, chosen: _Rows, recipe: Recipe) -> None:
@@ -205,7 +224,7 @@ def _train(session: Session, chosen: _Rows, recipe: Recipe) -> None:
         train_turns(session, turns, recipe)
 
 
-def _select(config: TrainConfig, cache: Cache, out: Path, stop: process.StopFlag) -> TrainConfig:
+def _select(config: TrainConfig, cache: Cache, out: Path, stop: process.StopFlag, ranks: RanksChoice) -> TrainConfig:
     """ComBo's selection: a run with the penalty scores all backbones; what is returned trains on the best without it.
 
     A head that has the penalty unasked, as its regulariser (smp), keeps it, with the same weight in both runs.
@@ -229,7 +248,7 @@ def _select(config: TrainConfig, cache: Cache, out: Path, stop: process.StopFlag
     penalised = {**config.recipe, "relevance_weight": recipe.model_dump()["relevance_weight"] or SCORING_WEIGHT}
     # the scores are ComBo's by its own recipe; a search is for the head that is kept
     scoring = config.model_copy(update={"select": None, "search": False, "recipe": penalised})
-    scored = train(scoring, RunPaths(out).scoring, stop)
+    scored = train(scoring, RunPaths(out).scoring, stop, ranks)
     kept = {entry["backbone"] for entry in scored["relevance"]["backbones"][: config.select]}
     chosen = resolved_choices([feature for feature in features if feature.spec.backbone in kept])
     final = config.recipe if fields["relevance_weight"].default else {**config.recipe, "relevance_weight": 0.0}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from loffta.errors import UsageError
-from loffta.machine.ranks import Place, find_place, own_device
+from loffta.machine.place import Place, find_place, own_device
 
 
 def in_step(rank, n_ranks, **more):
