@@ -1,18 +1,18 @@
 """What is true here of dense prediction: heads, masks, layers, backbones, sizes, storage and augmentation on scenes.
 
-Run:     python pipelines/benchmarks/dense_accuracy.py [--tables a,b,c,d,e,f,g,h,i] [--work DIR] [--tasks ...] [--seeds 3]
-Needs:   the extra `demo`; 1 GB of disk.
+Run:     python pipelines/benchmarks/dense_accuracy.py [--tables a,b,c,d,e,f,g,h,i] [--work DIR] [--seeds 3]
+Needs:   the extra `demo`; 1 GB of disk; about 40 minutes on one free core.
 Expect:  see docs/benchmarks.md; what loses is in the tables like what wins, and what is undecided is called so.
-Method:  demo:scenes, 700 of 128 px: 490 to train on, 70 that choose learning rates, 140 to test. EfficientNet-Lite 0, 1, 2
-         (ImageNet) and a random ViT-Ti, the control, from one cache. `middle` are the grids of stages 2, 3 and 4 side by
-         side: 16 x 16 cells; `last` is stage 4 alone: 4 x 4 cells. Targets and outputs have 64 px in training; figures
-         are of the labels' own 128 px. All heads: so many steps of 8 images as --steps says, a warm-up of a tenth, then a
-         cosine to 0. The rate is searched, for each head and task, on the middle layers of Lite0, and kept: a head is not
-         given the rate of another. Budgets are those of DeAP on the same features: `bicubic`, `deconv`, `dpt` and
-         `combo-deap` solve their widths for them. `dense-linear` has no width to solve: its count is in the table.
+Method:  demo:scenes, 700 of 128 px: 490 to train on, 70 that choose learning rates, 140 to test. EfficientNet-Lite 0, 1,
+         2 (ImageNet) and a random ViT-Ti, the control, from one cache. `middle` are the grids of stages 2, 3 and 4 side
+         by side: 16 x 16 cells; `last` is stage 4 alone: 4 x 4 cells. Targets and outputs have 64 px in training;
+         figures are of the labels' own 128 px. All heads have --steps steps of 8 images, a warm-up of a tenth, then a
+         cosine to 0. Of each head and task the rate is searched on the middle layers of Lite0, and kept. Budgets are
+         DeAP's count on the same features: the widths of `bicubic`, `deconv`, `dpt` and `combo-deap` are solved for
+         them. `dense-linear` has no width to solve for: its count is in the table.
          Figures: mean ± standard deviation over seeds [95 % interval over images and seeds]; gains are paired by image.
          `loss` is that of the last epoch of the training.
-         a  DeAP against its rivals at an equal budget       b  DeAP with a sigma a head, one for all, none, nothing else
+         a  DeAP against its rivals at an equal budget       b  DeAP's sigmas: one a head, one, none, nothing else
          c  the last layer against the middle ones           d  several backbones and selected ones against one
          e  which layer serves which task and size           f  outputs of twice the size of the training's
          g  int8 against float16                             h  features moved by augmentation, or not
@@ -237,7 +237,15 @@ def twice_the_size(bench: Bench) -> str:
         for head in ("deap", *RIVALS):
             as_trained = bench.score(task, head)
             larger = bench.score(task, head, output_px=32 if bench.quick else 2 * RECIPE["output_px"])
-            rows.append([described(task, larger.metric), head, as_trained.text, larger.text, gain(larger, as_trained)])
+            rows.append(
+                [
+                    described(task, larger.metric),
+                    head,
+                    as_trained.text,
+                    larger.text,
+                    gain(larger, as_trained, same_heads=True),
+                ]
+            )
     return markdown(["task", "head", "outputs of 64 px", "outputs of 128 px", "gain"], rows)
 
 
@@ -287,12 +295,18 @@ TABLES: dict[str, tuple[str, Callable[[Bench], str]]] = {
     "a": ("DeAP against its rivals at an equal budget (EfficientNet-Lite0)", rivals),
     "b": ("DeAP's masks (middle layers of EfficientNet-Lite0)", masks),
     "c": ("The last layer against the middle ones (EfficientNet-Lite0)", last_against_middle),
-    "d": ("Several backbones, and selected ones, against one (combo-deap, middle layers, one budget)", several_against_one),
+    "d": (
+        "Several backbones, and selected ones, against one (combo-deap, middle layers, one budget)",
+        several_against_one,
+    ),
     "e": ("Layers by task and size of object (dense-linear, EfficientNet-Lite0)", layers_by_size),
     "f": ("Outputs of twice the size of the training's (middle layers of EfficientNet-Lite0)", twice_the_size),
     "g": ("int8 against float16 (middle layers of EfficientNet-Lite0)", int8_against_float16),
     "h": ("Features moved by augmentation, or not (middle layers of EfficientNet-Lite0)", moved_or_not),
-    "i": ("combo-deap against DeAP on the last layer of the best backbone, at an equal budget", combo_deap_against_deap),
+    "i": (
+        "combo-deap against DeAP on the last layer of the best backbone, at an equal budget",
+        combo_deap_against_deap,
+    ),
 }
 
 

@@ -4,10 +4,10 @@ Run:     python pipelines/benchmarks/dense.py --feed [--images 256] [--pairs 7]
 Needs:   0.6 MB of disk an image, and page cache for as much.
 Expect:  see docs/benchmarks.md; lines with a goal say whether it was reached.
 Cache:   noise: a grid of 1 tap x 16 x 16 x 768 in float16, thumbnails of 112 px, masks of 224 px with 21 classes.
-Method:  as feed.py: jobs take turns in alternating order, a ratio is the median over the pairs, the feed streams with as
-         many threads as the direct reader, which reads the same bytes. An epoch reads features, thumbnails and masks,
-         as a training of `featup` does. A step is prepare, forward, cross-entropy with the masks, backward and AdamW; of
-         `deap` and of `dense-linear`, whose step is the shorter one: there the reading weighs more.
+Method:  as feed.py: jobs take turns in alternating order, a ratio is the median over the pairs, the feed streams with
+         as many threads as the direct reader, which reads the same bytes. An epoch reads features, thumbnails and
+         masks, as a training of `featup` does. A step is prepare, forward, cross-entropy with the masks, backward and
+         AdamW; of `deap` and of `dense-linear`, whose step is the shorter one: there the reading weighs more.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ from loffta.training.fit import step_threads
 GRID = Shape("1 tap x 256 tokens x 768", 1, 16, ("grid",))
 CLASSES, MASK_PX, THUMB_PX, OUTPUT_PX, BATCH, STEPS = 21, 224, 112, 112, 16, 3
 HEADS = ("deap", "dense-linear")
+STREAMED: dict[str, Any] = {"mode": "stream", "n_threads": WARM_THREADS}
 Read = tuple[tuple[Tensor, ...], Tensor]  # features, masks
 
 
@@ -92,7 +94,7 @@ def measure_feed(features: list[Feature], masks: Feature, n_images: int, batch: 
     rng, numbers = np.random.default_rng(1), itertools.count()
     rows = np.arange(n_images)
     with (
-        Feed(features, rows, batch_size=batch, mode="stream", order="uniform", n_threads=WARM_THREADS, maps=masks) as feed,
+        Feed(features, rows, batch_size=batch, order="uniform", maps=masks, **STREAMED) as feed,
         ThreadPoolExecutor(WARM_THREADS) as pool,
     ):
         direct = DirectReader([*features, masks], batch, pool)
@@ -112,7 +114,7 @@ def measure_step(name: str, grid: Feature, masks: Feature, rows: NDArray[np.int6
     # whole batches alone, and two epochs a turn: the feed reads into the second one, but not from turn to turn
     rows, numbers = rows[: len(rows) // batch * batch], itertools.count()
     with (
-        Feed([grid], rows, batch_size=batch, mode="stream", n_threads=WARM_THREADS, maps=masks) as feed,
+        Feed([grid], rows, batch_size=batch, maps=masks, **STREAMED) as feed,
         step_threads(head, batch),
     ):
         first = next(feed.in_order())

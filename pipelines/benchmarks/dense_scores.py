@@ -8,7 +8,6 @@ its pixels. Intervals and verdicts are `loffta.tasks.paired`'s: over images and 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -60,10 +59,18 @@ class Score:
         return f"{show_spread(self.metric, self.mean, spread)} [{low}, {high}]"
 
 
-def gain(new: Score, old: Score) -> str:
-    """How far `new` is above `old`, with the interval, and what that says."""
+def gain(new: Score, old: Score, *, same_heads: bool = False) -> str:
+    """How far `new` is above `old`, with the interval, and what that says.
+
+    Args:
+        same_heads: both are of the same trained heads, so that seeds are paired, too.
+    """
     assert (new.keys, new.metric) == (old.keys, old.metric), "both sides saw the same images"
-    found = difference(new.scored, old.scored, len(new.keys))
+    one, other = new.scored, old.scored
+    if same_heads:
+        one = replace(one, values=one.values - other.values, resampled=one.resampled - other.resampled)
+        other = replace(other, values=np.zeros(1), resampled=np.zeros((len(other.resampled), 1)))
+    found = difference(one, other, len(new.keys))
     mean, low, high = (_signed(new, value) for value in (found.mean, *found.ci95))
     verdict = "undecided" if found.verdict == "open" else found.verdict
     return f"{mean} [{low}, {high}] {verdict}"
