@@ -4,8 +4,8 @@ Run:     python pipelines/gpu_check.py [--out gpu-check.json] [--dir /dev/shm] [
 Small:   python pipelines/gpu_check.py --quick --device cpu     (what the tests run; ratios of it mean nothing)
 Needs:   loffta, 4 GB in --dir, no network: the images are made here, the ViT-B/16 has random weights.
 Takes:   under 6 minutes on one GPU with 16 CPU cores. (Not run on a GPU yet.)
-Method:  Values: features, batches, steps, dense ones, too, augmentation and predictions on the device beside those of the
-         CPU, as the largest difference with its bound. Ratios: pipelines/benchmarks/train.py on the device, and
+Method:  Values: features, batches, steps, dense ones, too, augmentation and predictions on the device beside those of
+         the CPU, as the largest difference with its bound. Ratios: pipelines/benchmarks/train.py on the device, and
          extraction and the feed beside what they cannot pass: the bare forward pass, a device memory copy, a copy from
          pinned memory.
 Exit:    0 where every value is within its bound, else 1. A ratio never fails: it is for docs/benchmarks.md.

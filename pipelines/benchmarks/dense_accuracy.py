@@ -1,11 +1,11 @@
 """What is true here of dense prediction: heads, masks, layers, backbones, sizes, storage and augmentation on scenes.
 
-Run:     python pipelines/benchmarks/dense_accuracy.py [--tables a,b,c,d,e,f,g,h,i] [--work DIR] [--seeds 3]
+Run:     python pipelines/benchmarks/dense_accuracy.py [--tables a,b,c,d,e,f,g,h,i,j] [--work DIR] [--seeds 3]
 Needs:   the extra `demo`; 1 GB of disk; about 40 minutes on one free core.
 Expect:  see docs/benchmarks.md; what loses is in the tables like what wins, and what is undecided is called so.
-Method:  demo:scenes, 700 of 128 px: 490 to train on, 70 that choose learning rates, 140 to test. EfficientNet-Lite 0, 1,
-         2 (ImageNet) and a random ViT-Ti, the control, from one cache. `middle` are the grids of stages 2, 3 and 4 side
-         by side: 16 x 16 cells; `last` is stage 4 alone: 4 x 4 cells. Targets and outputs have 64 px in training;
+Method:  demo:scenes, 700 of 128 px: 490 to train on, 70 that choose learning rates, 140 to test. EfficientNet-Lite 0,
+         1, 2 (ImageNet) and a random ViT-Ti, the control, from one cache. `middle` are the grids of stages 2, 3 and 4
+         side by side: 16 x 16 cells; `last` is stage 4 alone: 4 x 4 cells. Targets and outputs have 64 px in training;
          figures are of the labels' own 128 px. All heads have --steps steps of 8 images, a warm-up of a tenth, then a
          cosine to 0. Of each head and task the rate is searched on the middle layers of Lite0, and kept. Budgets are
          DeAP's count on the same features: the widths of `bicubic`, `deconv`, `dpt` and `combo-deap` are solved for
@@ -17,6 +17,7 @@ Method:  demo:scenes, 700 of 128 px: 490 to train on, 70 that choose learning ra
          e  which layer serves which task and size           f  outputs of twice the size of the training's
          g  int8 against float16                             h  features moved by augmentation, or not
          i  combo-deap against DeAP on the last layer of the best backbone, at an equal budget
+         j  five times the steps
 A second call with the same --work continues and prints the tables again; calls with other --tasks may run beside each
 other once the cache is there. --quick shows that everything runs: 30 scenes of 32 px, random weights, one step.
 """
@@ -26,7 +27,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -47,14 +48,14 @@ from loffta.runs.run import RunPaths, read_json
 from loffta.tasks.figures import smaller_is_better
 from loffta.training.train import train
 
-MAIN = ("segmentation", "depth")
-TASKS = (*MAIN, "boundaries")  # boundaries: of table e alone
+TASKS = ("segmentation", "depth", "boundaries")
 LAST, MIDDLE = "stages.4", "stages.2,stages.3,stages.4"
 LAYERS = ("stages.1", "stages.2", "stages.3", "stages.4")
 KEPT = {backbone: "blocks.5,blocks.11" if backbone == CONTROL else ",".join(LAYERS) for backbone in ALL}
 RIVALS = ("bicubic", "deconv", "dense-linear", "dpt")
 SOLVED = ("bicubic", "deconv", "dpt", "combo-deap")  # have a `budget`
 MASKS = {"own": "a sigma a head", "shared": "one sigma", "none": "no mask", "only": "nothing but the mask"}
+LONGER = 5  # times the steps, of table j
 RATES = (1e-3, 3e-3, 1e-2)
 RECIPE = {"batch_size": 8, "warmup_fraction": 0.1, "final_lr_factor": 0.0, "weight_decay": 1e-4, "output_px": 64}
 MOVED = {"rotation_deg": 15, "translation": 0.1, "scale": (0.8, 1.25)}
@@ -154,15 +155,11 @@ class Bench:
         name = "-".join(filter(None, (path.name, str(output_px or ""), size)))
         return score_of(path, self.work / "scores" / task / f"{name}.npz", output_px=output_px, size=size)
 
-    def main_tasks(self) -> Iterable[str]:
-        """Those of all tables."""
-        return [task for task in MAIN if task in self.tasks]
-
 
 def rivals(bench: Bench) -> str:
     """Table a."""
     rows = []
-    for task in bench.main_tasks():
+    for task in bench.tasks:
         for taps, called in ((MIDDLE, "middle"), (LAST, "last")):
             deap = bench.score(task, "deap", taps=taps)
             for head in ("deap", *RIVALS):
@@ -176,7 +173,7 @@ def rivals(bench: Bench) -> str:
 def masks(bench: Bench) -> str:
     """Table b."""
     rows = []
-    for task in bench.main_tasks():
+    for task in bench.tasks:
         own = bench.score(task, "deap")
         for mask, called in MASKS.items():
             other = own if mask == "own" else bench.score(task, "deap", variant=mask, settings={"mask": mask})
@@ -188,7 +185,7 @@ def masks(bench: Bench) -> str:
 def last_against_middle(bench: Bench) -> str:
     """Table c; its runs are those of table a."""
     rows = []
-    for task in bench.main_tasks():
+    for task in bench.tasks:
         for head in ("deap", *RIVALS):
             last, middle = (bench.score(task, head, taps=taps) for taps in (LAST, MIDDLE))
             rows.append([described(task, last.metric), head, last.text, middle.text, gain(middle, last)])
@@ -198,7 +195,7 @@ def last_against_middle(bench: Bench) -> str:
 def several_against_one(bench: Bench) -> str:
     """Table d; all of one budget: that of DeAP on the middle layers of Lite0."""
     rows = []
-    for task in bench.main_tasks():
+    for task in bench.tasks:
         fixed = {"settings": {"budget": bench.score(task, "deap").n_parameters}, "variant": "fixed"}
         single = {ALL[0]: bench.score(task, "combo-deap")}  # whose budget it is
         single |= {backbone: bench.score(task, "combo-deap", [backbone], **fixed) for backbone in ALL[1:]}
@@ -233,7 +230,7 @@ def layers_by_size(bench: Bench) -> str:
 def twice_the_size(bench: Bench) -> str:
     """Table f."""
     rows = []
-    for task in bench.main_tasks():
+    for task in bench.tasks:
         for head in ("deap", *RIVALS):
             as_trained = bench.score(task, head)
             larger = bench.score(task, head, output_px=32 if bench.quick else 2 * RECIPE["output_px"])
@@ -252,7 +249,7 @@ def twice_the_size(bench: Bench) -> str:
 def int8_against_float16(bench: Bench) -> str:
     """Table g."""
     rows = []
-    for task in bench.main_tasks():
+    for task in bench.tasks:
         for head in ("deap", "dense-linear"):
             exact = bench.score(task, head)
             rounded = bench.score(task, head, variant="int8", dtype="int8")
@@ -263,7 +260,7 @@ def int8_against_float16(bench: Bench) -> str:
 def moved_or_not(bench: Bench) -> str:
     """Table h."""
     rows = []
-    for task in bench.main_tasks():
+    for task in bench.tasks:
         for head in ("deap", "dense-linear"):
             still = bench.score(task, head)
             moved = bench.score(task, head, variant="moved", augment=MOVED)
@@ -274,7 +271,7 @@ def moved_or_not(bench: Bench) -> str:
 def combo_deap_against_deap(bench: Bench) -> str:
     """Table i; the best backbone is that whose last layer serves DeAP best on the test images: an advantage for it."""
     rows = []
-    for task in bench.main_tasks():
+    for task in bench.tasks:
         single = {backbone: bench.score(task, "deap", [backbone], taps=LAST) for backbone in TRAINED}
         best = max(TRAINED, key=lambda backbone: _goodness(single[backbone]))
         deap = single[best]
@@ -289,6 +286,22 @@ def combo_deap_against_deap(bench: Bench) -> str:
             score = bench.score(task, "combo-deap", backbones, taps=taps, **budget)
             rows.append([described(task, score.metric), "combo-deap", called, *_figures(score), gain(score, deap)])
     return markdown(["task", "head", "features", "parameters", "loss", "figure", "combo-deap over DeAP"], rows)
+
+
+def trained_for_longer(bench: Bench) -> str:
+    """Table j."""
+    rows = []
+    for task in bench.tasks:
+        longer = {
+            head: bench.score(task, head, variant="longer", settings={"min_steps": LONGER * bench.steps})
+            for head in ("deap", "dense-linear", "dpt")
+        }
+        for head, score in longer.items():
+            lead = "" if head == "deap" else gain(longer["deap"], score)
+            rows.append([described(task, score.metric), head, *_figures(score), lead])
+            rows[-1].append(gain(score, bench.score(task, head)))
+    columns = ["task", "head", "parameters", "loss", "figure", "DeAP over it", "gain over fewer steps"]
+    return markdown(columns, rows)
 
 
 TABLES: dict[str, tuple[str, Callable[[Bench], str]]] = {
@@ -307,6 +320,7 @@ TABLES: dict[str, tuple[str, Callable[[Bench], str]]] = {
         "combo-deap against DeAP on the last layer of the best backbone, at an equal budget",
         combo_deap_against_deap,
     ),
+    "j": ("Five times the steps (middle layers of EfficientNet-Lite0)", trained_for_longer),
 }
 
 

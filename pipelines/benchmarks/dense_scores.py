@@ -164,7 +164,7 @@ def keep_size(target: NativeTarget, instances: NDArray[np.integer], size: str) -
     for number in np.unique(instances):
         here = instances == number
         y, x = np.nonzero(here)
-        box = (x.min(), y.min(), x.max() + 1, y.max() + 1)
+        box = [int(edge) for edge in (x.min(), y.min(), x.max() + 1, y.max() + 1)]
         group = GROUND if number == NO_INSTANCE else size_group(*box, len(instances))
         kept |= here if group == size else False
     nothing = IGNORE if target.kind == "mask" else 0  # metres that count nowhere
