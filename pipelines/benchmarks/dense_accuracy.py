@@ -19,7 +19,7 @@ Method:  demo:scenes, 700 of 128 px: 490 to train on, 70 that choose learning ra
          i  combo-deap against DeAP on the last layer of the best backbone, at an equal budget
          j  five times the steps
 A second call with the same --work continues and prints the tables again; calls with other --tasks may run beside each
-other once the cache is there. --quick shows that everything runs: 30 scenes of 32 px, random weights, one step.
+other once the cache is there. --quick shows that everything runs: 20 scenes of 32 px, random weights, one step.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Bench:
             if backbone in backbones
         ]
         asked = {
-            "source": f"demo:scenes#px={px},n={30 if self.quick else 700}",
+            "source": f"demo:scenes#px={px},n={20 if self.quick else 700}",
             "cache": self.work / dtype,
             "backbones": listed,
             "kinds": ["grid"],
@@ -294,7 +294,7 @@ def trained_for_longer(bench: Bench) -> str:
     for task in bench.tasks:
         longer = {
             head: bench.score(task, head, variant="longer", settings={"min_steps": LONGER * bench.steps})
-            for head in ("deap", "dense-linear", "dpt")
+            for head in ("deap", "dense-linear")
         }
         for head, score in longer.items():
             lead = "" if head == "deap" else gain(longer["deap"], score)

@@ -48,17 +48,17 @@ STREAMED: dict[str, Any] = {"mode": "stream", "n_threads": WARM_THREADS}
 Read = tuple[tuple[Tensor, ...], Tensor]  # features, masks
 
 
-def print_ratios(n_images: int, n_pairs: int, *, shape: Shape = GRID, batch: int = BATCH, steps: int = STEPS) -> None:
+def print_ratios(n_images: int, n_pairs: int) -> None:
     """Makes the cache in a temporary folder, measures, prints and deletes it."""
     process.cap_threads()
     print_machine(("torch", "numpy", "crc32c"))
     with tempfile.TemporaryDirectory(prefix="loffta-bench-") as folder:
-        grid, thumbs, masks = make_dense_cache(Path(folder) / "cache", shape, n_images)
-        what = f"{shape.name}, thumbnails of {THUMB_PX} px, masks of {MASK_PX} px"
-        print(f"\n{what}: {n_images} images, batches of {batch}", flush=True)
-        measure_feed([grid, thumbs], masks, n_images, batch, n_pairs)
+        grid, thumbs, masks = make_dense_cache(Path(folder) / "cache", GRID, n_images)
+        what = f"{GRID.name}, thumbnails of {THUMB_PX} px, masks of {MASK_PX} px"
+        print(f"\n{what}: {n_images} images, batches of {BATCH}", flush=True)
+        measure_feed([grid, thumbs], masks, n_images, BATCH, n_pairs)
         for head in HEADS:
-            measure_step(head, grid, masks, np.arange(min(n_images, steps * batch)), batch, n_pairs)
+            measure_step(head, grid, masks, np.arange(min(n_images, STEPS * BATCH)), BATCH, n_pairs)
 
 
 def make_dense_cache(root: Path, shape: Shape, n_images: int) -> tuple[Feature, Feature, Feature]:
