@@ -294,7 +294,7 @@ def trained_for_longer(bench: Bench) -> str:
     for task in bench.tasks:
         longer = {
             head: bench.score(task, head, variant="longer", settings={"min_steps": LONGER * bench.steps})
-            for head in ("deap", "dense-linear")
+            for head in ("deap", "dense-linear", "dpt")
         }
         for head, score in longer.items():
             lead = "" if head == "deap" else gain(longer["deap"], score)
