@@ -1,7 +1,7 @@
 """What is true here of dense prediction: heads, masks, layers, backbones, sizes, storage and augmentation on scenes.
 
 Run:     python pipelines/benchmarks/dense_accuracy.py [--tables a,b,c,d,e,f,g,h,i,j] [--work DIR] [--seeds 3]
-Needs:   the extra `demo`; 1 GB of disk; about 40 minutes on one free core.
+Needs:   the extra `demo`; 1 GB of disk; about 20 minutes of a free core for each task, by what its parts took.
 Expect:  see docs/benchmarks.md; what loses is in the tables like what wins, and what is undecided is called so.
 Method:  demo:scenes, 700 of 128 px: 490 to train on, 70 that choose learning rates, 140 to test. EfficientNet-Lite 0,
          1, 2 (ImageNet) and a random ViT-Ti, the control, from one cache. `middle` are the grids of stages 2, 3 and 4
@@ -294,7 +294,7 @@ def trained_for_longer(bench: Bench) -> str:
     for task in bench.tasks:
         longer = {
             head: bench.score(task, head, variant="longer", settings={"min_steps": LONGER * bench.steps})
-            for head in ("deap", "dense-linear", "dpt")
+            for head in ("deap", "dense-linear")
         }
         for head, score in longer.items():
             lead = "" if head == "deap" else gain(longer["deap"], score)
