@@ -4,9 +4,10 @@ Run:     python pipelines/gpu_check.py [--out gpu-check.json] [--dir /dev/shm] [
 Small:   python pipelines/gpu_check.py --quick --device cpu     (what the tests run; ratios of it mean nothing)
 Needs:   loffta, 4 GB in --dir, no network: the images are made here, the ViT-B/16 has random weights.
 Takes:   under 6 minutes on one GPU with 16 CPU cores. (Not run on a GPU yet.)
-Method:  Values: features, batches, steps, augmentation and predictions on the device beside those of the CPU, as the
-         largest difference with its bound. Ratios: pipelines/benchmarks/train.py on the device, and extraction and the
-         feed beside what they cannot pass: the bare forward pass, a device memory copy, a copy from pinned memory.
+Method:  Values: features, batches, steps, dense ones, too, augmentation and predictions on the device beside those of
+         the CPU, as the largest difference with its bound. Ratios: pipelines/benchmarks/train.py on the device, and
+         extraction and the feed beside what they cannot pass: the bare forward pass, a device memory copy, a copy from
+         pinned memory.
 Exit:    0 where every value is within its bound, else 1. A ratio never fails: it is for docs/benchmarks.md.
 """
 
@@ -28,6 +29,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
+from gpu_dense import DENSE
 from gpu_ratios import RATIOS
 from gpu_values import VALUES, Comparisons, Setup
 
@@ -73,7 +75,7 @@ def main(words: list[str] | None = None) -> int:
     folder = Path(tempfile.mkdtemp(prefix="loffta-gpu-", dir=options.dir))
     try:
         setup = Setup(folder, device, options.backbone, options.image_px, options.images, options.batch, options.pairs)
-        rows = [*_run(VALUES, setup), *_run(RATIOS, setup)]
+        rows = [*_run(VALUES | DENSE, setup), *_run(RATIOS, setup)]
     finally:
         shutil.rmtree(folder)
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} (no GPU: ratios mean nothing)"

@@ -211,9 +211,13 @@ def load_dense_heads(
 ) -> list[Head]:
     """The trained heads of a run, one per seed and turn, in evaluation mode; arguments and errors as `load_heads`."""
     readout = DENSE_TASKS[config.task].readout(n_classes, recipe.settings())
+    trained = trained_recipe(paths, config)
+    assert isinstance(trained, DenseRecipe), "dense tasks are for dense heads"
 
     def build(seed: int) -> Head:
-        return cast("Head", build_dense_head(config.head, specs, readout, recipe, seed))
+        head = build_dense_head(config.head, specs, readout, trained, seed)  # deconv's layers depend on its output_px
+        head.output_px = recipe.output_px
+        return cast("Head", head)
 
     return load_each(paths, config, build, n_classes, shown=shown)
 

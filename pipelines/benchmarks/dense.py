@@ -1,6 +1,7 @@
 """Step time and peak memory of every dense head, against dense-linear, on one batch that lies in memory.
 
 Run:     python pipelines/benchmarks/dense.py [--cells 37] [--output-px 448] [--batch 32] [--dim 768] [--steps 3]
+         python pipelines/benchmarks/dense.py --feed [--images 256] [--pairs 7]     (under 3 minutes: dense_feed.py)
 Small:   python pipelines/benchmarks/dense.py --cells 4 --output-px 32 --batch 2 --dim 16 --steps 1
 Needs:   nothing but loffta; on CUDA the measure is torch's peak of allocated memory, on a CPU the process's peak of
          resident memory over what it held before the head was built: features and Python are not in it.
@@ -19,6 +20,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import dense_feed
 import torch
 
 from loffta.heads import DENSE_HEADS, build_dense_head, find_head
@@ -47,7 +49,13 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--steps", type=int, default=3, help="that are timed, after one that is not")
     parser.add_argument("--heads", nargs="+", default=[name for name in DENSE_HEADS if name != "dense-knn"])
+    parser.add_argument("--feed", action="store_true", help="what feeds heads, instead of the heads: see dense_feed.py")
+    parser.add_argument("--images", type=int, default=256, help="of --feed")
+    parser.add_argument("--pairs", type=int, default=7, help="of --feed: interleaved repeats")
     chosen = parser.parse_args()
+    if chosen.feed:
+        dense_feed.print_ratios(chosen.images, chosen.pairs)
+        return
     print(f"{chosen.cells} x {chosen.cells} cells of {chosen.dim}, batch {chosen.batch}, to {chosen.output_px} px")
     measured = {name: _alone(name, chosen) for name in dict.fromkeys([REFERENCE, *chosen.heads])}
     reference = measured[REFERENCE]

@@ -98,12 +98,14 @@ def main() -> None:
         shutil.rmtree(folder)
 
 
-def make_cache(root: Path, shape: Shape, n_images: int, table: ImageTable | None = None) -> list[Feature]:
+def make_cache(
+    root: Path, shape: Shape, n_images: int, table: ImageTable | None = None, *, thumb_px: int = 8
+) -> list[Feature]:
     """A cache of noise, written by loffta's own writer, and its features; of images of one class, if none are given."""
     keys = [f"{row:06d}.png" for row in range(n_images)] if table is None else table.keys
     zeros = np.zeros(n_images, dtype=np.int64)
     table = table or ImageTable("folder:none", keys, zeros + 1, ["train"] * n_images, zeros, ("one", "two"))
-    cache = Cache.create(root, table, unit_images=UNIT, thumb_px=8)
+    cache = Cache.create(root, table, unit_images=UNIT, thumb_px=thumb_px)
     specs = tuple(TokenSpec(f"blocks.{i}", shape.side, shape.side, 1, DIM) for i in range(shape.n_taps))
     recipe = {
         "backbone": MODEL,

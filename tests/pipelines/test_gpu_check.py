@@ -8,7 +8,7 @@ import pytest
 import torch
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
-ONLY_ON_A_GPU = {"extraction": 0, "feed": 4 + 2, "memory": 2}  # rows that a CPU has not: device mode, its limits
+ONLY_ON_A_GPU = {"extraction": 0, "feed": 4 + 2, "dense": 1, "memory": 2}  # device mode, its limits, peaks of memory
 
 
 @pytest.fixture
@@ -65,6 +65,26 @@ def test_what_the_device_gets_wrong_is_found(gpu_check, tmp_path, monkeypatch):
     (row,) = gpu_check._run({"augment": gpu_values.check_augmentation}, setup)
     assert row.verdict == "WRONG"
     assert "ZeroDivisionError" in row.note
+
+
+def test_what_a_dense_step_gets_wrong_is_found(gpu_check, tmp_path, monkeypatch):
+    """A head that is not the twin of the first, by one bias of its outputs; no cache is needed."""
+    import gpu_dense
+    import gpu_values
+
+    setup = gpu_values.Setup(tmp_path, torch.device("cpu"), "test_vit", 32, 16, 8, 1)
+    rows = gpu_check._run(gpu_dense.DENSE, setup)
+    assert [row.verdict for row in rows] == ["ok", "ok", "not here"]
+    assert [row.bound for row in rows] == [0.01, 0.1, 8.0]
+    build, built = gpu_dense.build_dense_head, []
+
+    def shifted(*arguments):
+        built.append(build(*arguments))
+        built[-1].networks[0].decode.skip.bias.data[0] += len(built) > 1
+        return built[-1]
+
+    monkeypatch.setattr(gpu_dense, "build_dense_head", shifted)
+    assert [row.verdict for row in gpu_check._run(gpu_dense.DENSE, setup)] == ["WRONG", "WRONG", "not here"]
 
 
 def _verdicts(gpu_check, setup, part, module):

@@ -316,6 +316,16 @@ def test_outputs_of_another_size_come_of_the_same_weights(cache, perfect):
             evaluate(out, "test", cache=cache, output_px=px, device="cpu")
 
 
+def test_layers_stay_those_of_the_training_at_any_size(cache, tmp_path):
+    """Deconv shrinks these 8 x 8 cells to the 2 x 2 queries of 16 px; built for 64 px it would have no such layer."""
+    results = go(cache, tmp_path / "run", "deconv", "segmentation", recipe={"dim": 8})
+    larger = evaluate(tmp_path / "run", "test", cache=cache, output_px=64, device="cpu")
+    assert larger["dense"]["output_px"] == 64
+    assert larger["dense"]["adapter_parameters"] == results["dense"]["adapter_parameters"]
+    same = evaluate(tmp_path / "run", "test", cache=cache, device="cpu")
+    assert same["metrics"] == results["metrics"]
+
+
 def test_targets_of_other_classes_are_refused(perfect, tmp_path, monkeypatch):
     monkeypatch.setitem(given.CLASSES, "mask", ("sky", "cat", "dog"))
     other = dense_cache(tmp_path / "other")

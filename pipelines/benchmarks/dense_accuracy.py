@@ -1,0 +1,373 @@
+"""What is true here of dense prediction: heads, masks, layers, backbones, sizes, storage and augmentation on scenes.
+
+Run:     python pipelines/benchmarks/dense_accuracy.py [--tables a,b,c,d,e,f,g,h,i,j] [--work DIR] [--seeds 3]
+Needs:   the extra `demo`; 1 GB of disk; about 20 minutes of a free core for each task, by what its parts took.
+Expect:  see docs/benchmarks.md; what loses is in the tables like what wins, and what is undecided is called so.
+Method:  demo:scenes, 700 of 128 px: 490 to train on, 70 that choose learning rates, 140 to test. EfficientNet-Lite 0,
+         1, 2 (ImageNet) and a random ViT-Ti, the control, from one cache. `middle` are the grids of stages 2, 3 and 4
+         side by side: 16 x 16 cells; `last` is stage 4 alone: 4 x 4 cells. Targets and outputs have 64 px in training;
+         figures are of the labels' own 128 px. All heads have --steps steps of 8 images, a warm-up of a tenth, then a
+         cosine to 0. Of each head and task the rate is searched on the middle layers of Lite0, and kept. Budgets are
+         DeAP's count on the same features: the widths of `bicubic`, `deconv`, `dpt` and `combo-deap` are solved for
+         them. `dense-linear` has no width to solve for: its count is in the table.
+         Figures: mean ± standard deviation over seeds [95 % interval over images and seeds]; gains are paired by image.
+         `loss` is that of the last epoch of the training.
+         a  DeAP against its rivals at an equal budget       b  DeAP's sigmas: one a head, one, none, nothing else
+         c  the last layer against the middle ones           d  several backbones and selected ones against one
+         e  which layer serves which task and size           f  outputs of twice the size of the training's
+         g  int8 against float16                             h  features moved by augmentation, or not
+         i  combo-deap against DeAP on the last layer of the best backbone, at an equal budget
+         j  five times the steps
+A second call with the same --work continues and prints the tables again; calls with other --tasks may run beside each
+other once the cache is there. --quick shows that everything runs: 20 scenes of 32 px, random weights, one step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from accuracy import ALL, BACKBONES, CONTROL, TRAINED
+from clock import print_machine
+from dense_scores import GROUND, Score, described, gain, score_of
+from scores import markdown
+
+from loffta.config import ExtractConfig, TrainConfig, parse
+from loffta.errors import LofftaError
+from loffta.extraction.extract import run
+from loffta.images.scene_plan import SIZES
+from loffta.machine.process import StopFlag
+from loffta.runs.records import SearchTable
+from loffta.runs.run import RunPaths, read_json
+from loffta.tasks.figures import smaller_is_better
+from loffta.training.train import train
+
+TASKS = ("segmentation", "depth", "boundaries")
+LAST, MIDDLE = "stages.4", "stages.2,stages.3,stages.4"
+LAYERS = ("stages.1", "stages.2", "stages.3", "stages.4")
+KEPT = {backbone: "blocks.5,blocks.11" if backbone == CONTROL else ",".join(LAYERS) for backbone in ALL}
+RIVALS = ("bicubic", "deconv", "dense-linear", "dpt")
+SOLVED = ("bicubic", "deconv", "dpt", "combo-deap")  # have a `budget`
+MASKS = {"own": "a sigma a head", "shared": "one sigma", "none": "no mask", "only": "nothing but the mask"}
+LONGER = 5  # times the steps, of table j
+RATES = (1e-3, 3e-3, 1e-2)
+RECIPE = {"batch_size": 8, "warmup_fraction": 0.1, "final_lr_factor": 0.0, "weight_decay": 1e-4, "output_px": 64}
+MOVED = {"rotation_deg": 15, "translation": 0.1, "scale": (0.8, 1.25)}
+NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where the runs lie, and how they are trained."""
+
+    work: Path
+    tasks: tuple[str, ...]
+    seeds: int
+    steps: int
+    stop: StopFlag
+    quick: bool = False
+
+    def extract(self) -> None:
+        """The cache of all backbones, and Lite0's in int8."""
+        self._extract("float16", ALL)
+        self._extract("int8", ALL[:1])
+
+    def _extract(self, dtype: str, backbones: Sequence[str]) -> None:
+        px = 32 if self.quick else 128
+        listed = [
+            {"name": name, "weights": "random:0" if self.quick else weights, "taps": KEPT[backbone], "image_px": px}
+            for backbone, (name, weights) in BACKBONES.items()
+            if backbone in backbones
+        ]
+        asked = {
+            "source": f"demo:scenes#px={px},n={20 if self.quick else 700}",
+            "cache": self.work / dtype,
+            "backbones": listed,
+            "kinds": ["grid"],
+            "dtype": dtype,
+            "targets": ["mask", "depth", "instances"],
+            "target_px": px // 2,
+            "batch_size": 32,
+            "device": "cpu",
+        }
+        run(parse(ExtractConfig, asked, where=dtype), self.stop)
+
+    def fit(
+        self,
+        task: str,
+        head: str,
+        backbones: Sequence[str] = ALL[:1],
+        taps: str = MIDDLE,
+        variant: str = "",
+        settings: Mapping[str, Any] = NO_SETTINGS,
+        dtype: str = "float16",
+        **changes: Any,
+    ) -> Path:
+        """One run, named after what it is, so that tables share it; a finished one is not repeated.
+
+        A head's first run of a task searches its rate, the others take it over.
+
+        Args:
+            settings: of the recipe, beside RECIPE.
+        """
+        words = (head, "+".join(backbones), taps.replace("stages.", ""), variant)
+        path = self.work / "runs" / task / "-".join(filter(None, words))
+        first = (tuple(backbones), taps, variant) == (ALL[:1], MIDDLE, "")
+        recipe = RECIPE | {"min_steps": 1 if self.quick else self.steps} | dict(settings)
+        if head in SOLVED and "budget" not in recipe:
+            recipe["budget"] = self.score(task, "deap", backbones, taps).n_parameters
+        if first:
+            changes |= {"search": True, "validate_on": "val"}
+            recipe["search_lr"] = RATES
+        else:
+            recipe["lr"] = self.rate(task, head)
+        if self.quick:
+            recipe |= {"batch_size": 32, "output_px": 16}
+        values = {
+            "cache": self.work / dtype,
+            "head": head,
+            "task": task,
+            "features": [f"{BACKBONES[b][0]}:{KEPT[b] if b == CONTROL else taps}" for b in backbones],
+            "seeds": self.seeds,
+            "device": "cpu",
+            "recipe": recipe,
+        }
+        train(parse(TrainConfig, values | changes, where=path), path, self.stop)
+        return path
+
+    def rate(self, task: str, head: str) -> float:
+        """The learning rate that the first run of a head has found."""
+        chosen = read_json(RunPaths(self.fit(task, head)).search, SearchTable).chosen
+        assert chosen is not None, "the run is finished"
+        return chosen.lr
+
+    def score(
+        self, task: str, *words: Any, output_px: int | None = None, size: str | None = None, **changes: Any
+    ) -> Score:
+        """Of the run that `fit` makes."""
+        path = self.fit(task, *words, **changes)
+        name = "-".join(filter(None, (path.name, str(output_px or ""), size)))
+        return score_of(path, self.work / "scores" / task / f"{name}.npz", output_px=output_px, size=size)
+
+
+def rivals(bench: Bench) -> str:
+    """Table a."""
+    rows = []
+    for task in bench.tasks:
+        for taps, called in ((MIDDLE, "middle"), (LAST, "last")):
+            deap = bench.score(task, "deap", taps=taps)
+            for head in ("deap", *RIVALS):
+                score = deap if head == "deap" else bench.score(task, head, taps=taps)
+                lead = "" if head == "deap" else gain(deap, score)
+                rows.append([described(task, score.metric), called, head, f"{bench.rate(task, head):g}"])
+                rows[-1] += [*_figures(score), lead]
+    return markdown(["task", "features", "head", "rate", "parameters", "loss", "figure", "DeAP over it"], rows)
+
+
+def masks(bench: Bench) -> str:
+    """Table b."""
+    rows = []
+    for task in bench.tasks:
+        own = bench.score(task, "deap")
+        for mask, called in MASKS.items():
+            other = own if mask == "own" else bench.score(task, "deap", variant=mask, settings={"mask": mask})
+            lead = "" if mask == "own" else gain(own, other)
+            rows.append([described(task, own.metric), called, *_figures(other), lead])
+    return markdown(["task", "mask", "parameters", "loss", "figure", "a sigma a head over it"], rows)
+
+
+def last_against_middle(bench: Bench) -> str:
+    """Table c; its runs are those of table a."""
+    rows = []
+    for task in bench.tasks:
+        for head in ("deap", *RIVALS):
+            last, middle = (bench.score(task, head, taps=taps) for taps in (LAST, MIDDLE))
+            rows.append([described(task, last.metric), head, last.text, middle.text, gain(middle, last)])
+    return markdown(["task", "head", "last", "middle", "gain"], rows)
+
+
+def several_against_one(bench: Bench) -> str:
+    """Table d; all of one budget: that of DeAP on the middle layers of Lite0."""
+    rows = []
+    for task in bench.tasks:
+        fixed = {"settings": {"budget": bench.score(task, "deap").n_parameters}, "variant": "fixed"}
+        single = {ALL[0]: bench.score(task, "combo-deap")}  # whose budget it is
+        single |= {backbone: bench.score(task, "combo-deap", [backbone], **fixed) for backbone in ALL[1:]}
+        best = max(TRAINED, key=lambda backbone: _goodness(single[backbone]))
+        for backbone, score in single.items():
+            called = backbone + (" (best one)" if backbone == best else "")
+            rows.append([described(task, score.metric), called, *_figures(score), ""])
+        several = {
+            "three trained": bench.score(task, "combo-deap", TRAINED, **fixed),
+            "and the control": bench.score(task, "combo-deap", ALL, **fixed),
+            "two by relevance": bench.score(task, "combo-deap", ALL, **(fixed | {"variant": "top2"}), select=2),
+        }
+        for called, score in several.items():
+            rows.append([described(task, score.metric), called, *_figures(score), gain(score, single[best])])
+    return markdown(["task", "backbones", "parameters", "loss", "figure", "gain over the best one"], rows)
+
+
+def layers_by_size(bench: Bench) -> str:
+    """Table e: a linear map of one layer each, as a whole and on the pixels of objects of one size."""
+    rows = []
+    for task in bench.tasks:
+        parts = [None] if task == "boundaries" else [None, *SIZES, *([GROUND] if task == "depth" else [])]
+        for size in parts:
+            found = {layer: bench.score(task, "dense-linear", taps=layer, size=size) for layer in (*LAYERS, MIDDLE)}
+            ordered = sorted(LAYERS, key=lambda layer: -_goodness(found[layer]))
+            metric = found[MIDDLE].metric
+            best = f"{ordered[0]} over {ordered[1]}: {gain(found[ordered[0]], found[ordered[1]])}"
+            rows.append([described(task, metric), size or "all", *(score.text for score in found.values()), best])
+    return markdown(["task", "pixels of", *LAYERS, "middle together", "best layer alone"], rows)
+
+
+def twice_the_size(bench: Bench) -> str:
+    """Table f."""
+    rows = []
+    for task in bench.tasks:
+        for head in ("deap", *RIVALS):
+            as_trained = bench.score(task, head)
+            larger = bench.score(task, head, output_px=32 if bench.quick else 2 * RECIPE["output_px"])
+            rows.append(
+                [
+                    described(task, larger.metric),
+                    head,
+                    as_trained.text,
+                    larger.text,
+                    gain(larger, as_trained, same_heads=True),
+                ]
+            )
+    return markdown(["task", "head", "outputs of 64 px", "outputs of 128 px", "gain"], rows)
+
+
+def int8_against_float16(bench: Bench) -> str:
+    """Table g."""
+    rows = []
+    for task in bench.tasks:
+        for head in ("deap", "dense-linear"):
+            exact = bench.score(task, head)
+            rounded = bench.score(task, head, variant="int8", dtype="int8")
+            rows.append([described(task, exact.metric), head, exact.text, rounded.text, gain(rounded, exact)])
+    return markdown(["task", "head", "float16", "int8", "int8 over float16"], rows)
+
+
+def moved_or_not(bench: Bench) -> str:
+    """Table h."""
+    rows = []
+    for task in bench.tasks:
+        for head in ("deap", "dense-linear"):
+            still = bench.score(task, head)
+            moved = bench.score(task, head, variant="moved", augment=MOVED)
+            rows.append([described(task, still.metric), head, still.text, moved.text, gain(moved, still)])
+    return markdown(["task", "head", "as they are", "moved", "gain"], rows)
+
+
+def combo_deap_against_deap(bench: Bench) -> str:
+    """Table i; the best backbone is that whose last layer serves DeAP best on the test images: an advantage for it."""
+    rows = []
+    for task in bench.tasks:
+        single = {backbone: bench.score(task, "deap", [backbone], taps=LAST) for backbone in TRAINED}
+        best = max(TRAINED, key=lambda backbone: _goodness(single[backbone]))
+        deap = single[best]
+        rows.append([described(task, deap.metric), "deap", f"{best}, last", *_figures(deap), ""])
+        budget = {"settings": {"budget": deap.n_parameters}, "variant": "equal"}
+        rivals = {
+            f"{best}, last": ([best], LAST),
+            f"{best}, middle": ([best], MIDDLE),
+            "three trained, middle": (TRAINED, MIDDLE),
+        }
+        for called, (backbones, taps) in rivals.items():
+            score = bench.score(task, "combo-deap", backbones, taps=taps, **budget)
+            rows.append([described(task, score.metric), "combo-deap", called, *_figures(score), gain(score, deap)])
+    return markdown(["task", "head", "features", "parameters", "loss", "figure", "combo-deap over DeAP"], rows)
+
+
+def trained_for_longer(bench: Bench) -> str:
+    """Table j."""
+    rows = []
+    for task in bench.tasks:
+        longer = {
+            head: bench.score(task, head, variant="longer", settings={"min_steps": LONGER * bench.steps})
+            for head in ("deap", "dense-linear")
+        }
+        for head, score in longer.items():
+            lead = "" if head == "deap" else gain(longer["deap"], score)
+            rows.append([described(task, score.metric), head, *_figures(score), lead])
+            rows[-1].append(gain(score, bench.score(task, head)))
+    columns = ["task", "head", "parameters", "loss", "figure", "DeAP over it", "gain over fewer steps"]
+    return markdown(columns, rows)
+
+
+TABLES: dict[str, tuple[str, Callable[[Bench], str]]] = {
+    "a": ("DeAP against its rivals at an equal budget (EfficientNet-Lite0)", rivals),
+    "b": ("DeAP's masks (middle layers of EfficientNet-Lite0)", masks),
+    "c": ("The last layer against the middle ones (EfficientNet-Lite0)", last_against_middle),
+    "d": (
+        "Several backbones, and selected ones, against one (combo-deap, middle layers, one budget)",
+        several_against_one,
+    ),
+    "e": ("Layers by task and size of object (dense-linear, EfficientNet-Lite0)", layers_by_size),
+    "f": ("Outputs of twice the size of the training's (middle layers of EfficientNet-Lite0)", twice_the_size),
+    "g": ("int8 against float16 (middle layers of EfficientNet-Lite0)", int8_against_float16),
+    "h": ("Features moved by augmentation, or not (middle layers of EfficientNet-Lite0)", moved_or_not),
+    "i": (
+        "combo-deap against DeAP on the last layer of the best backbone, at an equal budget",
+        combo_deap_against_deap,
+    ),
+    "j": ("Five times the steps (middle layers of EfficientNet-Lite0)", trained_for_longer),
+}
+
+
+def _figures(score: Score) -> list[str]:
+    return [f"{score.n_parameters:,}", f"{score.loss:.3f}", score.text]
+
+
+def _goodness(score: Score) -> float:
+    return -score.mean if smaller_is_better(score.metric) else score.mean
+
+
+def main() -> int:
+    """Extracts, trains and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tables", default=",".join(TABLES), help="with commas")
+    parser.add_argument("--tasks", default=",".join(TASKS), help="with commas")
+    parser.add_argument("--work", type=Path, help="folder of caches and runs; a second call continues  [temporary]")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=300, help="of 8 images, of every training")
+    parser.add_argument("--quick", action="store_true", help="tiny scenes, random weights, one step: it runs")
+    options = parser.parse_args()
+    tables, tasks = options.tables.split(","), options.tasks.split(",")
+    if unknown := set(tables) - set(TABLES):
+        parser.error(f"no table {', '.join(sorted(unknown))}; there are {', '.join(TABLES)}")
+    if unknown := set(tasks) - set(TASKS):
+        parser.error(f"no task {', '.join(sorted(unknown))}; there are {', '.join(TASKS)}")
+    with tempfile.TemporaryDirectory(prefix="loffta-bench-") as scratch:
+        work = options.work or Path(scratch)
+        seeds = 2 if options.quick else options.seeds
+        bench = Bench(work, tuple(tasks), seeds, options.steps, StopFlag().listen(), options.quick)
+        try:
+            print_tables(bench, tables)
+        except LofftaError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_code
+    return 0
+
+
+def print_tables(bench: Bench, tables: Sequence[str]) -> None:
+    """All of one run of the script."""
+    print_machine(("torch", "timm", "numpy", "zarr"))
+    print(f"{bench.seeds} seeds, {'one step' if bench.quick else f'{bench.steps} steps of 8 images'}", flush=True)
+    bench.extract()  # what is there is not done again
+    for table in tables:
+        title, make = TABLES[table]
+        print(f"\n### {table}. {title}\n\n{make(bench)}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
