@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from loffta.crop import Windows
 from loffta.dataset.dense import digest_of
 from loffta.errors import LofftaError
 from loffta.evaluation.dense import describe_dense
@@ -56,7 +57,8 @@ class _Tally:
         natives, run = [one.native for one in found], self.run
         chosen, mirrored = ([feature[places] for feature in of[here]] for of in (batch.features, batch.mirrored))
         turned = mirrored if run.mirrors else []
-        for seed, part, outputs in run.each_output(chosen, [keys[row] for row in rows], self.told, turned):
+        shapes = [sizes[row] for row in rows]
+        for seed, part, outputs in run.each_output(chosen, [keys[row] for row in rows], self.told, turned, shapes):
             self.records[seed] += run.task.records(outputs, natives[part], run.settings, len(run.classes))
         self.rows += rows
         self.digests += [one.digest for one in found]
@@ -70,6 +72,7 @@ def evaluate_dense_online(
     *,
     device: torch.device,
     output_px: int | None = None,
+    windows: Windows | None = None,
     batch_size: int = BATCH_SIZE,
     max_bad_frac: float = 0.01,
     stop: process.StopFlag | None = None,
@@ -78,6 +81,7 @@ def evaluate_dense_online(
 
     Args:
         output_px: side of the heads' outputs; None: as in training. Labels keep their own size.
+        windows: slide them over each image; None: see it as the features were made.
     Raises:
         LofftaError: the targets' classes are not the runs', or no image of the split has a target.
     """
@@ -85,14 +89,14 @@ def evaluate_dense_online(
     stop = stop or process.StopFlag()
     doing = "evaluating; no results were written"
     with stop.at_once(doing):
-        runs = [open_dense(root, device, output_px) for root in roots]
+        runs = [open_dense(root, device, output_px, windows) for root in roots]
         listing = source.listing()
         listing.check_split(split, where=f"--split, {listing.source}")
         tallies = [_tally(run, source, listing) for run in runs]
         rows = listing.rows_of(split)
         features = [feature for run in runs for feature in run.origins.features]
         how: dict[str, Any] = {"load": load, "device": device, "batch_size": batch_size}
-        how["mirrored"] = any(run.mirrors for run in runs)
+        how |= {"mirrored": any(run.mirrors for run in runs), "windows": windows}
         stream = FreshStream(features, source, listing, rows.tolist(), **how)
     ends = np.cumsum([0, *(len(run.origins.features) for run in runs)])
     with Progress("evaluate --online", len(rows), "images") as progress:
@@ -133,4 +137,6 @@ def _measure(tally: _Tally, listing: ImageTable, split: str, n_asked: int, n_bad
     results["dense"] |= describe_dense(
         run.task.target, run.classes, digest, run.origins.features[0].store, run.recipe, run.heads[0]
     )
+    if run.windows is not None:
+        results["dense"]["geometry"] = {"windows": str(run.windows)}
     return Measured(results, figure_columns(goal, tally.records, rows, keys))

@@ -64,7 +64,7 @@ class SourceTargets:
             )
         places = {name: i for i, name in enumerate(run.classes)}
         self._numbers = np.array([places[name] for name in self._classes], np.int64)
-        self._centre = centre_of(run.origins.features[0].store)
+        self._centre = centre_of(run.origins.features[0].store) if run.windows is None else None
         self.bad: dict[int, str] = {}  # why one cannot be used, by row
 
     def read(self, row: int, height: int, width: int) -> ReadTarget | None:
