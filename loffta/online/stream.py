@@ -118,8 +118,8 @@ class FreshStream:
         """[B, S, S, 3], or all windows of the one image."""
         found = batch.pixels[self._geometry(job, mirrored)]
         if self._windows is not None:
-            (found,) = found
-            return found
+            of_image: NDArray[np.uint8] = found[0]
+            return of_image
         return found[:, :, ::-1].copy() if mirrored else found
 
     def _compute(self, batch: PixelBatch, mirrored: bool = False) -> tuple[Tensor, ...]:
