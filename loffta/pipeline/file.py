@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, StringConstraints
 
 from loffta.config import StrictModel, parse, read_yaml
-from loffta.errors import unknown_name
+from loffta.errors import UsageError, unknown_name
 from loffta.pipeline.resources import Resources
 from loffta.words import brief
 

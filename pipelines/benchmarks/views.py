@@ -3,10 +3,10 @@
 Run:     python pipelines/benchmarks/views.py [--heads dense-linear,deap] [--work DIR] [--seeds 3] [--epochs 32]
 Needs:   the extra `demo`; 200 MB of disk.
 Expect:  see docs/benchmarks.md.
-Method:  demo:scenes, 600 of 128 px: 420 to train on, 120 to test. EfficientNet-Lite0 (ImageNet), segmentation. dense-linear
-         has the grids of stages 2 and 3 side by side (16 x 16 cells), deap those of stage 3 (8 x 8). All heads: 32 epochs
-         of batches of 16, at a rate of 0.01: 32 looks at every image are what 40,000 steps of 16 are on ADE20K. Targets
-         and outputs have 64 px in training; the test is on whole images, at the labels' own 128 px.
+Method:  demo:scenes, 600 of 128 px: 420 to train on, 120 to test. EfficientNet-Lite0 (ImageNet), segmentation.
+         dense-linear has the grids of stages 2 and 3 side by side (16 x 16 cells), deap those of stage 3 (8 x 8). All
+         heads: 32 epochs of batches of 16, at a rate of 0.01: 32 looks at every image are what 40,000 steps of 16 are on
+         ADE20K. Targets and outputs have 64 px in training; the test is on whole images, at the labels' own 128 px.
          V views: each epoch shows every image once, as a whole or in one of V crops (25-100 % of the area, mirrored in
          half of the cases) that were drawn once, each as likely. Online: in a new crop of the same kind every epoch,
          through the network at every step; never whole. `moved`: the features of whole images, cropped and mirrored in
@@ -60,7 +60,7 @@ ONLINE = "online"
 
 
 class Kept:
-    """A source whose files are read once: to paint a scene takes three times as long as to run it through the network."""
+    """A source whose files are read once: to paint a scene takes three times as long as the network takes."""
 
     def __init__(self, source: ImageSource) -> None:
         self._source = source
