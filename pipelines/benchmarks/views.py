@@ -5,7 +5,7 @@ Needs:   the extra `demo`; 200 MB of disk.
 Expect:  see docs/benchmarks.md.
 Method:  demo:scenes, 600 of 128 px: 420 to train on, 120 to test. EfficientNet-Lite0 (ImageNet), segmentation.
          dense-linear has the grids of stages 2 and 3 side by side (16 x 16 cells), deap those of stage 3 (8 x 8). All
-         heads: 32 epochs of batches of 16, at a rate of 0.01: 32 looks at every image are what 40,000 steps of 16 are on
+         heads: 32 epochs of batches of 16, rate 0.01: 32 looks at every image are what 40,000 steps of 16 are on
          ADE20K. Targets and outputs have 64 px in training; the test is on whole images, at the labels' own 128 px.
          V views: each epoch shows every image once, as a whole or in one of V crops (25-100 % of the area, mirrored in
          half of the cases) that were drawn once, each as likely. Online: in a new crop of the same kind every epoch,
