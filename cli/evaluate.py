@@ -20,6 +20,7 @@ from .train import print_results
 @click.option("--labels", metavar="NAME_OR_FILE", help="What is right: a set of labels of the cache, or a file.")
 @click.option("--output-px", type=int, metavar="PX", help="Of dense heads: side of the outputs.  [as trained]")
 @click.option("--online", metavar="SOURCE", help="Images that are not cached: features are made and forgotten.")
+@click.option("--windows", metavar="SIDE/STRIDE", help="With --online, of dense heads: windows in px: 512/341.")
 @click.option("--batch-size", type=click.IntRange(1, 1 << 20), help="With --online: images per pass.  [32]")
 @click.option("--max-bad-frac", type=click.FloatRange(0, 1), help="With --online: more are exit code 3.  [0.01]")
 @opening_options

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 )
 @click.option("--maps", type=click.Choice(["png", "npy"]), help="Of dense heads: how maps are written.  [png]")
 @click.option("--overlay", is_flag=True, help="Of dense heads: each prediction over its image, too, as a picture.")
+@click.option("--windows", metavar="SIDE/STRIDE", help="Of dense heads: slide windows over each image, in px: 512/341.")
 @click.option("--cache", type=click.Path(path_type=Path), help="For runs of older versions: where the cache is now.")
 @click.option("--batch-size", type=click.IntRange(1, 1 << 20), default=32, show_default=True, help="Images per pass.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")

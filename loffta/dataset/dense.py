@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -97,6 +97,24 @@ def choose_any_task(cache: Cache, head: str, name: str) -> str:
                 remedy=f"use --head {able}",
             )
         return choose_task(cache.table, name)
+
+    def remedy(kind: str) -> str:
+        return f"add them to the features that are there: {_extract(cache, kind)}"
+
+    return choose_dense_task(head, name, cache.target_kinds(), "cache", cache.paths.root, remedy)
+
+
+def choose_dense_task(
+    head: str, name: str, kinds: Collection[str], holder: str, where: str | Path, missing: Callable[[str], str]
+) -> str:
+    """The task that a head of maps is trained for, by the kinds of targets that there are.
+
+    Args:
+        holder: of the targets: "cache".
+        missing: the remedy where there are none of a kind.
+    Raises:
+        UsageError: a task that the head cannot learn, none that there are targets for, or several.
+    """
     if name != "auto" and name not in DENSE_TASKS:
         raise UsageError(
             f"head '{head}' gives maps, and {name} is of whole images",
@@ -111,19 +129,18 @@ def choose_any_task(cache: Cache, head: str, name: str) -> str:
             remedy=f"use --task {able_to[0]}, or another --head",
         )
     name = able_to[0] if len(able_to) == 1 else name
-    kinds = cache.target_kinds()
     fitting = [known for known in able_to if DENSE_TASKS[known].target in kinds and name in ("auto", known)]
     if not fitting:
         wanted = "mask" if name == "auto" else DENSE_TASKS[name].target
         what = "any targets of pixels or objects" if name == "auto" else f"the targets of {name}, '{wanted}'"
         raise UsageError(
-            f"the cache does not have {what}",
-            where=cache.paths.root,
-            remedy=f"add them to the features that are there: {_extract(cache, wanted)}",
+            f"the {holder} does not have {what}",
+            where=where,
+            remedy=missing(wanted),
         )
     if len(fitting) > 1:
         raise UsageError(
-            f"the cache has targets for {', '.join(fitting)}",
+            f"the {holder} has targets for {', '.join(fitting)}",
             where=f"--head {head}",
             remedy=f"say which one: --task {fitting[0]}",
         )

@@ -18,6 +18,7 @@ class _Options(TypedDict, total=False):
     cache: PathLike | None
     labels: PathLike | None
     output_px: int | None
+    windows: str | None
     online: PathLike | None
     batch_size: int | None
     max_bad_frac: float | None
@@ -41,6 +42,7 @@ def evaluate(
     labels: PathLike | None = None,
     output_px: int | None = None,
     online: PathLike | None = None,
+    windows: str | None = None,
     batch_size: int | None = None,
     max_bad_frac: float | int | None = None,
     image_root: PathLike | None = None,
@@ -64,7 +66,9 @@ def evaluate(
             split "SPLIT@LABELS".
         output_px: of dense heads: side of the outputs, whatever it was in training. None: as trained.
         online: images that are not cached; several runs share one pass over them, and no cache is needed.
-        batch_size: with `online`: images per pass. None: 32.
+        windows: with `online`, of dense heads: slide windows of SIDE/STRIDE px over each image, "512/341". None: see it
+            as the features were made.
+        batch_size: with `online`: images, or windows, per pass. None: 32.
         max_bad_frac: with `online`: a share; more bad images are an error. None: 0.01.
         stage_dir: a folder on this machine's own disk that features are copied to before they are read.
         progress: show progress and notes on stderr.
@@ -80,6 +84,7 @@ def evaluate(
     roots = [Path(run) for run in many(runs)]
     options: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
     options |= {} if max_bad_frac is None else {"max_bad_frac": float(max_bad_frac)}
+    options |= {} if windows is None else {"windows": windows}
     if online is None and (options or image_root or follow_links):
         name = next(iter(options), "image_root" if image_root else "follow_links").replace("_", "-")
         raise UsageError(f"--{name} is for --online SOURCE", where=f"--{name}", remedy="add --online, or leave it out")
@@ -143,12 +148,20 @@ def _on_cache(root: Path, split: str | None, **how: Any) -> dict[str, Any]:
 
 
 def _on_images(
-    roots: Sequence[Path], source: str, split: str, device: str, *, output_px: int | None, **options: Any
+    roots: Sequence[Path],
+    source: str,
+    split: str,
+    device: str,
+    *,
+    output_px: int | None,
+    windows: str | None = None,
+    **options: Any,
 ) -> list[Any]:
     from loffta.extraction.begin import backbone_loader
     from loffta.images.sources import open_source
     from loffta.online.dense_evaluate import evaluate_dense_online
     from loffta.online.evaluate import evaluate_online
+    from loffta.online.windows import parse_windows
     from loffta.runs.run import open_run
     from loffta.tasks.dense import DENSE_TASKS
 
@@ -164,10 +177,9 @@ def _on_images(
     load = backbone_loader(target)
     if are_dense == {True}:
         options.pop("cache_root")  # dense runs know where their features come from
-        images = open_source(source)
-        return [*evaluate_dense_online(roots, images, split, load, device=target, output_px=output_px, **options)]
-    if output_px is not None:
-        raise UsageError(
-            "these runs give no maps, whose size could be chosen", where="--output-px", remedy="leave it out"
-        )
+        options |= {"output_px": output_px, "windows": None if windows is None else parse_windows(windows)}
+        return [*evaluate_dense_online(roots, open_source(source), split, load, device=target, **options)]
+    for option, value in (("--output-px", output_px), ("--windows", windows)):
+        if value is not None:
+            raise UsageError("these runs give no maps, whose size could be chosen", where=option, remedy="leave it out")
     return [*evaluate_online(roots, open_source(source), split, load, device=target, **options)]

@@ -12,6 +12,7 @@ from loffta.machine.borrowed import borrowed
 from loffta.online.dense_predict import DensePrediction, predict_dense
 from loffta.online.predict import Prediction, open_images
 from loffta.online.predict import predict as predict_source
+from loffta.online.windows import parse_windows
 from loffta.runs.run import open_run
 from loffta.tasks.dense import DENSE_TASKS
 
@@ -25,6 +26,7 @@ def predict(
     calibrated: bool = False,
     maps: Literal["png", "npy"] | None = None,
     overlay: bool = False,
+    windows: str | None = None,
     cache: PathLike | None = None,
     batch_size: int = 32,
     device: str = "auto",
@@ -51,6 +53,8 @@ def predict(
             held out of the training; what is predicted stays the same.
         maps: of a dense run: "png", or "npy" for what the heads say without rounding. None: png.
         overlay: of a dense run: a picture of the prediction over each image, too.
+        windows: of a dense run: slide windows of SIDE/STRIDE px over each image, "512/341". None: see it as the
+            features were made.
         cache: for runs of older versions: where the cache is now.
         batch_size: images per pass.
         max_bad_frac: a share; more bad images are an error.
@@ -68,7 +72,7 @@ def predict(
     root = Path(run)
     is_dense = open_run(root)[1].task in DENSE_TASKS
     of_others: dict[str, Any] = {"per_seed": per_seed, "calibrated": calibrated, "cache": cache}
-    refuse_for(of_others if is_dense else {"maps": maps, "overlay": overlay}, is_dense=is_dense)
+    refuse_for(of_others if is_dense else {"maps": maps, "overlay": overlay, "windows": windows}, is_dense=is_dense)
     with borrowed(progress=progress):
         process.cap_threads()
         target = process.resolve_device(device)
@@ -77,6 +81,7 @@ def predict(
         how |= {"device": target}
         if is_dense:
             load = backbone_loader(target)
+            how["windows"] = None if windows is None else parse_windows(windows)
             return predict_dense(root, images, Path(out), load, maps=maps or "png", overlay=overlay, **how)
         return predict_source(
             root,

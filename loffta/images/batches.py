@@ -24,7 +24,7 @@ from PIL import Image
 from loffta.errors import TooManyBadImages
 from loffta.files.os_words import PASSING, explain
 from loffta.images.decode import BadImage, Opened, one_line, open_image
-from loffta.images.geometry import PixelGeometry, to_square
+from loffta.images.geometry import PixelGeometry, to_square, to_windows
 from loffta.images.rgb import is_flat, to_rgb
 from loffta.images.room import Held, Room
 from loffta.images.sources import ImageSource
@@ -43,7 +43,7 @@ class PixelBatch:
     """Good images of one unit."""
 
     rows: list[int]
-    pixels: dict[PixelGeometry, NDArray[np.uint8]]  # [B, S, S, 3]
+    pixels: dict[PixelGeometry, NDArray[np.uint8]]  # [B, S, S, 3]; of windows [B, N, S, S, 3]
 
 
 @dataclass(frozen=True)
@@ -255,8 +255,12 @@ class ImageStream:
         flat = False
         for look in dict.fromkeys(size.look for size in self._sizes):
             image = to_rgb(picture, look)
-            found = {s: to_square(image, s, self._table.keys[row]) for s in self._sizes if s.look == look}
+            found = {s: _cut(image, s, self._table.keys[row]) for s in self._sizes if s.look == look}
             flat = flat or is_flat(image, next(iter(found.values())))
             squares |= found
         width, height = picture.image.size
         return _Decoded(ImageStatus(row, OK, "", width, height, digest, flat, picture.pages), squares)
+
+
+def _cut(image: Image.Image, size: PixelGeometry, key: str) -> NDArray[np.uint8]:
+    return to_square(image, size, key) if size.windows is None else to_windows(image, size, size.windows)

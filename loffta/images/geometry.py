@@ -1,7 +1,7 @@
 """How a decoded image becomes the square of pixels that a backbone wants: squashed, cropped, or seen as a random view.
 
-In: an RGB image and a PixelGeometry, which is part of the recipe and tells `rgb` its Look.   Out: [S, S, 3] uint8.
-Called from threads.
+In: an RGB image and a PixelGeometry, which is part of the recipe and tells `rgb` its Look.   Out: [S, S, 3] uint8, or
+as many as there are windows of a test that slides them. Called from threads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from loffta.crop import Centre, CropMode
+from loffta.crop import Centre, CropMode, Windows
 from loffta.look import OLD, Look
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -49,6 +49,7 @@ class PixelGeometry:
     view: View | None = None
     background: str = OLD.background  # absent in recipes of old, as the next
     range: str = OLD.range
+    windows: Windows | None = None  # of a test that slides them, in place of `resize` and `view`: never in a recipe
 
     @property
     def look(self) -> Look:
@@ -95,6 +96,16 @@ def to_square(image: Image.Image, geometry: PixelGeometry, key: str) -> NDArray[
     if geometry.resize == "squash":
         return np.asarray(image.resize((side, side), resample))
     return np.asarray(_cut(image, geometry.centre, resample))
+
+
+def to_windows(image: Image.Image, geometry: PixelGeometry, windows: Windows) -> NDArray[np.uint8]:
+    """Every window of an RGB image as [N, S, S, 3]; where S is not the windows' own side, each is resized once more."""
+    side, resample = geometry.image_px, _FILTERS[geometry.interpolation]
+    resized = image.resize(windows.resized(image.width, image.height), resample)
+    if windows.mirrored:
+        resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    cut = [(left, top, left + windows.side, top + windows.side) for left, top in windows.corners(resized.size)]
+    return np.stack([np.asarray(resized.resize((side, side), resample, box=box)) for box in cut])
 
 
 def shown_window(geometry: PixelGeometry, key: str, width: int, height: int) -> Window:

@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from loffta.crop import Windows
 from loffta.dataset.dense import digest_of
+from loffta.dataset.shown import centre_of
 from loffta.errors import LofftaError
 from loffta.evaluation.dense import describe_dense
 from loffta.evaluation.dense_measure import Goal, figure_columns, measure_dense_run
@@ -31,6 +34,8 @@ from loffta.online.evaluate import Measured, save_all
 from loffta.online.opened_dense import OpenedDense, open_dense, true_size
 from loffta.online.stream import BATCH_SIZE, FreshBatch, FreshStream
 from loffta.store.table import ImageTable
+
+DOING = "evaluating; no results were written"
 
 
 @dataclass
@@ -56,7 +61,8 @@ class _Tally:
         natives, run = [one.native for one in found], self.run
         chosen, mirrored = ([feature[places] for feature in of[here]] for of in (batch.features, batch.mirrored))
         turned = mirrored if run.mirrors else []
-        for seed, part, outputs in run.each_output(chosen, [keys[row] for row in rows], self.told, turned):
+        shapes = [sizes[row] for row in rows]
+        for seed, part, outputs in run.each_output(chosen, [keys[row] for row in rows], self.told, turned, shapes):
             self.records[seed] += run.task.records(outputs, natives[part], run.settings, len(run.classes))
         self.rows += rows
         self.digests += [one.digest for one in found]
@@ -70,6 +76,7 @@ def evaluate_dense_online(
     *,
     device: torch.device,
     output_px: int | None = None,
+    windows: Windows | None = None,
     batch_size: int = BATCH_SIZE,
     max_bad_frac: float = 0.01,
     stop: process.StopFlag | None = None,
@@ -78,38 +85,58 @@ def evaluate_dense_online(
 
     Args:
         output_px: side of the heads' outputs; None: as in training. Labels keep their own size.
+        windows: slide them over each image; None: see it as the features were made.
     Raises:
         LofftaError: the targets' classes are not the runs', or no image of the split has a target.
     """
     meter = Meter()
     stop = stop or process.StopFlag()
-    doing = "evaluating; no results were written"
-    with stop.at_once(doing):
-        runs = [open_dense(root, device, output_px) for root in roots]
+    with stop.at_once(DOING):
+        runs = [open_dense(root, device, output_px, windows) for root in roots]
         listing = source.listing()
         listing.check_split(split, where=f"--split, {listing.source}")
-        tallies = [_tally(run, source, listing) for run in runs]
         rows = listing.rows_of(split)
+    how: dict[str, Any] = {"load": load, "device": device, "batch_size": batch_size, "windows": windows}
+    measured, bad = measure_images(runs, source, listing, split, rows, stop, how)
+    save_all([run.paths for run in runs], split, measured, meter, dense=True)
+    judge_bad(bad, listing.keys, len(rows), max_bad_frac, done="the results of the good images are written")
+    return [one.results for one in measured]
+
+
+def measure_images(
+    runs: Sequence[OpenedDense],
+    source: ImageSource,
+    listing: ImageTable,
+    split: str,
+    rows: NDArray[np.int64],
+    stop: process.StopFlag,
+    how: Mapping[str, Any],
+) -> tuple[list[Measured], dict[int, str]]:
+    """Of each run what is to be written, and why some of the images could not be used.
+
+    Args:
+        how: arguments of FreshStream.
+    """
+    with stop.at_once(DOING):
+        tallies = [_tally(run, source, listing) for run in runs]
         features = [feature for run in runs for feature in run.origins.features]
-        how: dict[str, Any] = {"load": load, "device": device, "batch_size": batch_size}
-        how["mirrored"] = any(run.mirrors for run in runs)
-        stream = FreshStream(features, source, listing, rows.tolist(), **how)
+        mirrored = any(run.mirrors for run in runs)
+        stream = FreshStream(features, source, listing, rows.tolist(), mirrored=mirrored, **how)
     ends = np.cumsum([0, *(len(run.origins.features) for run in runs)])
     with Progress("evaluate --online", len(rows), "images") as progress:
-        for batch in stop.each(stream, doing):
+        for batch in stop.each(stream, DOING):
             for i, tally in enumerate(tallies):
                 tally.add(batch, slice(ends[i], ends[i + 1]), listing.keys)
             progress.advance(len(batch.statuses))
     if len(stream.bad) == len(rows):
         judge_bad(stream.bad, listing.keys, len(rows), 0.0, done="no results were written")
-    measured = [_measure(tally, listing, split, len(rows), len(stream.bad)) for tally in tallies]
-    save_all([run.paths for run in runs], split, measured, meter, dense=True)
-    judge_bad(stream.bad, listing.keys, len(rows), max_bad_frac, done="the results of the good images are written")
-    return [one.results for one in measured]
+    return [_measure(tally, listing, split, len(rows), len(stream.bad)) for tally in tallies], stream.bad
 
 
 def _tally(run: OpenedDense, source: ImageSource, listing: ImageTable) -> _Tally:
-    return _Tally(run, SourceTargets(source, listing, run), Findings(run.heads), [[] for _ in run.heads])
+    centre = centre_of(run.origins.features[0].store) if run.windows is None else None
+    targets = SourceTargets(source, listing, run.config.task, run.classes, run.paths.root, centre)
+    return _Tally(run, targets, Findings(run.heads), [[] for _ in run.heads])
 
 
 def _measure(tally: _Tally, listing: ImageTable, split: str, n_asked: int, n_bad: int) -> Measured:
@@ -127,10 +154,15 @@ def _measure(tally: _Tally, listing: ImageTable, split: str, n_asked: int, n_bad
     results = describe(run.config, run.origins.features, split, len(rows), left_out)
     results |= measure_dense_run(goal, run.config, None, tally.records, rows, listing.source)
     results["online"] = {"source": listing.source, "digest": listing.digest}
+    if (online := run.config.online) is not None:
+        recipe = run.origins.features[0].store.info.recipe
+        results["online"] |= {"unfrozen": False, "augment": online.augment, "backbone": recipe}
     results |= describe_training(run.paths, run.config, run.recipe, run.heads) | tally.told.entries()
     results["protocol"] = run.config.protocol
     digest = digest_of(run.config.task, run.classes, tally.digests)
     results["dense"] |= describe_dense(
         run.task.target, run.classes, digest, run.origins.features[0].store, run.recipe, run.heads[0]
     )
+    if run.windows is not None:
+        results["dense"]["geometry"] = {"windows": str(run.windows)}
     return Measured(results, figure_columns(goal, tally.records, rows, keys))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from loffta.crop import Windows
 from loffta.drawing import OVERLAYS, class_colours
 from loffta.extraction.jobs import Load
 from loffta.files.os_words import guard
@@ -62,6 +63,7 @@ def predict_dense(
     device: torch.device,
     maps: MapForm = "png",
     overlay: bool = False,
+    windows: Windows | None = None,
     batch_size: int = BATCH_SIZE,
     max_bad_frac: float = 0.01,
     stop: process.StopFlag | None = None,
@@ -70,6 +72,7 @@ def predict_dense(
 
     Args:
         out: a folder; what an earlier `predict` wrote there is replaced.
+        windows: slide them over each image; None: see it as the features were made.
     Raises:
         UsageError: `out` is a file.
         LofftaError: `out` holds other things; no run, no trained head, a backbone that is not the features'.
@@ -80,11 +83,12 @@ def predict_dense(
     folder = PredictionFolder(out)
     doing = f"predicting; {folder.predictions} was not written"
     with stop.at_once(doing), guard(out):
-        run = open_dense(root, device)
+        run = open_dense(root, device, windows=windows)
         listing = source.listing()
         rows = range(len(listing))
         features = run.origins.features
-        how: dict[str, Any] = {"load": load, "device": device, "batch_size": batch_size, "mirrored": run.mirrors}
+        how: dict[str, Any] = {"load": load, "device": device, "batch_size": batch_size}
+        how |= {"mirrored": run.mirrors, "windows": windows}
         stream = FreshStream(features, source, listing, rows, **how)
         means = map_facts(run.config.task, run.settings)
         folder.begin(_about(run, listing.source) | {"means": means})
@@ -115,9 +119,10 @@ def predict_dense(
 
 
 def each_image(run: OpenedDense, batch: FreshBatch, keys: Sequence[str]) -> Iterator[tuple[int, Tensor, Any]]:
-    """(row, mean outputs [K, S, S], what they say of the image at its own size) of every good image of a batch."""
+    """(row, mean outputs [K, h, w], what they say of the image at its own size) of every good image of a batch."""
     sizes = {status.row: true_size(status) for status in batch.statuses}
-    for part, outputs in run.mean_outputs(batch.features, [keys[row] for row in batch.rows], batch.mirrored):
+    names, shapes = [keys[row] for row in batch.rows], [sizes[row] for row in batch.rows]
+    for part, outputs in run.mean_outputs(batch.features, names, batch.mirrored, shapes):
         for row, of_image in zip(batch.rows[part], outputs, strict=True):
             yield row, of_image, run.read(of_image, keys[row], *sizes[row])
 

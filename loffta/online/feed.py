@@ -20,11 +20,12 @@ from loffta.errors import LofftaError
 from loffta.feed.batches import Batch
 from loffta.feed.order import uniform_order
 from loffta.images.batches import PixelBatch, judge_bad
-from loffta.images.geometry import View
+from loffta.images.geometry import PixelGeometry, View
 from loffta.images.sources import ImageSource
+from loffta.online.dense_learning import FreshTargets, target_batch
 from loffta.online.network import Network
 from loffta.online.stream import read_pixels
-from loffta.store.ledger import BAD
+from loffta.store.ledger import BAD, ImageStatus
 from loffta.store.table import ImageTable
 
 
@@ -37,10 +38,11 @@ class OnlineImages:
     network: Network
     online: OnlineConfig
     device: torch.device
+    targets: FreshTargets | None = None  # what a dense head learns
     bad: dict[int, str] = field(default_factory=dict)  # quarantined rows so far, and why
 
     def batches(self, rows: Sequence[int], batch_size: int, view: View | None = None) -> Generator[Batch, None, None]:
-        """The good images of each stretch of `rows`; empty where there is none.
+        """The good images of each stretch of `rows`, with the targets that they have; empty where there is none.
 
         Args:
             view: a random crop and flip of each; None: whole images.
@@ -49,7 +51,12 @@ class OnlineImages:
         with closing(read_pixels(self.source, self.table, [geometry], rows, batch_size)) as stretches:
             for statuses, batch in stretches:
                 self.bad.update({status.row: status.reason for status in statuses if status.status == BAD})
-                yield Batch(torch.empty(0, dtype=torch.int64), ()) if batch is None else self._see(batch)
+                squares = [] if batch is None else self._squares(batch, statuses, geometry)
+                good = [i for i, square in enumerate(squares) if square is not None]
+                if batch is None or not good:
+                    yield Batch(torch.empty(0, dtype=torch.int64), ())
+                else:
+                    yield self._see(batch, good, [squares[i] for i in good])
 
     def refuse_bad(self, rows: NDArray[np.int64], *, done: str) -> None:
         """Raises TooManyBadImages where too many of `rows` were quarantined; and where none is left, LofftaError."""
@@ -61,11 +68,24 @@ class OnlineImages:
                 f"none of {len(rows)} images can be used", where=self.table.source, remedy="mend them, or use others"
             )
 
-    def _see(self, batch: PixelBatch) -> Batch:
-        ((_, squares),) = batch.pixels.items()
-        pixels = torch.from_numpy(squares).permute(0, 3, 1, 2).to(self.device)
-        rows = torch.tensor(batch.rows, device=self.device)
-        return Batch(rows, (pixels,) if self.online.unfrozen else tuple(self.network.features(pixels, gradients=False)))
+    def _squares(self, batch: PixelBatch, statuses: Sequence[ImageStatus], geometry: PixelGeometry) -> list[Any]:
+        """Of each image its target, None where that is bad, and so the image; of whole images there is none."""
+        if self.targets is None:
+            return [()] * len(batch.rows)
+        good = [status for status in statuses if status.row in set(batch.rows)]
+        found = self.targets.squares(good, geometry, self.table.keys)
+        bad = self.targets.source.bad
+        self.bad.update({row: f"its target: {bad[row]}" for row in batch.rows if row in bad})
+        return found
+
+    def _see(self, batch: PixelBatch, good: Sequence[int], squares: Sequence[Any]) -> Batch:
+        ((_, images),) = batch.pixels.items()
+        images = images if len(good) == len(images) else images[good]
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device)
+        rows = torch.tensor([batch.rows[i] for i in good], device=self.device)
+        targets = None if self.targets is None else target_batch(squares, self.device)
+        seen = (pixels,) if self.online.unfrozen else tuple(self.network.features(pixels, gradients=False))
+        return Batch(rows, seen, targets)
 
 
 class OnlineFeed:

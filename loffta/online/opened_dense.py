@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loffta.config import TrainConfig
+from loffta.crop import Windows
 from loffta.errors import LofftaError, UsageError
 from loffta.evaluation.dense import head_outputs, images_at_once, load_dense_heads, refuse_infinite, with_output_px
 from loffta.evaluation.findings import Findings
@@ -28,6 +29,7 @@ from loffta.heads import Head, find_head
 from loffta.heads.dense import DenseRecipe
 from loffta.heads.precision import matmul_precision
 from loffta.images.geometry import Window, shown_window
+from loffta.online.windows import check_windows, put_together
 from loffta.runs.origins import Origins, read_origins
 from loffta.runs.run import RunPaths, open_run
 from loffta.store.ledger import ImageStatus
@@ -50,6 +52,7 @@ class OpenedDense:
     origins: Origins
     heads: list[Head]  # one per seed and fold or draw, in evaluation mode, on the device
     device: torch.device
+    windows: Windows | None = None  # that slide over each image; None: it is seen as the features were made
 
     @property
     def task(self) -> DenseTask:
@@ -68,12 +71,14 @@ class OpenedDense:
 
     @property
     def settings(self) -> DenseSettings:
-        """What its protocol fixes, as the outputs are read: those of an average over mirror images are metres."""
+        """What its protocol fixes, as the outputs are read: those of an average over images or windows are metres."""
         found = self.recipe.settings()
-        return replace(found, depth_as="direct") if self.mirrors else found
+        return replace(found, depth_as="direct") if self.mirrors or self.windows else found
 
     def window(self, key: str, height: int, width: int) -> Window:
         """What of an image the features, and so the maps, cover."""
+        if self.windows is not None:
+            return Window(0.0, 0.0, float(width), float(height), False)
         recipe = self.origins.features[0].store.info.recipe
         geometry = pixel_geometry(geometry_of(recipe), self.origins.features[0].spec.image_px)
         return shown_window(geometry, key, width, height)
@@ -84,14 +89,19 @@ class OpenedDense:
         keys: Sequence[str],
         told: Findings | None = None,
         mirrored: Sequence[Tensor] = (),
+        sizes: Sequence[tuple[int, int]] = (),
     ) -> Iterator[tuple[int, slice, Tensor]]:
-        """(seed, images, [B, K, S, S]) of every head for some of the images at a time.
+        """(seed, images, [B, K, S, S]) of every head for some of the images at a time; with windows [1, K, h, w].
 
         Args:
-            features: one [B, L, *shape] per Feature.
+            features: one [B, L, *shape] per Feature; with windows those of one image.
             told: gets what was prepared, too.
             mirrored: features of the mirror images, where the run `mirrors`.
+            sizes: (height, width) of the images, where there are windows.
         """
+        if self.windows is not None and keys:
+            yield from self._each_slid(self.windows, features, keys, told, mirrored, sizes)
+            return
         n_outputs = self.task.readout(len(self.classes), self.recipe.settings()).n_outputs
         size = max(1, images_at_once(n_outputs, self.recipe.output_px))
         for start in range(0, len(keys), size):
@@ -112,25 +122,64 @@ class OpenedDense:
                 refuse_infinite(outputs, seed, keys[part])
                 yield seed, part, outputs
 
+    def _each_slid(
+        self,
+        windows: Windows,
+        features: Sequence[Tensor],
+        keys: Sequence[str],
+        told: Findings | None,
+        mirrored: Sequence[Tensor],
+        sizes: Sequence[tuple[int, int]],
+    ) -> Iterator[tuple[int, slice, Tensor]]:
+        """The same of one image, by its windows; one head's map of it is held at a time."""
+        ((height, width),) = sizes
+        resized = windows.resized(width, height)
+        if told is not None:
+            of_all = [feature[0].to(self.device) for feature in features]
+            with torch.no_grad():
+                told.add(self.heads[0].prepare(of_all), len(of_all[0]))
+        for seed, head in enumerate(self.heads):
+            outputs = put_together(windows, resized, self._of_windows(head, features))
+            if mirrored:
+                other = put_together(windows, resized, self._of_windows(head, mirrored)).flip(3)
+                outputs = self._averaged(outputs, other)
+            refuse_infinite(outputs, seed, keys)
+            yield seed, slice(0, 1), outputs
+
+    def _of_windows(self, head: Head, features: Sequence[Tensor]) -> Iterator[Tensor]:
+        """[n, K, S, S] of some windows at a time; of depth metres above the least, as DINOv2 averages."""
+        asked = self.recipe.settings()
+        n_outputs = self.task.readout(len(self.classes), asked).n_outputs
+        size = max(1, images_at_once(n_outputs, self.recipe.output_px))
+        for start in range(0, len(features[0][0]), size):
+            with torch.no_grad(), matmul_precision(self.recipe, self.device):
+                prepared = head.prepare([feature[0, start : start + size].to(self.device) for feature in features])
+                outputs = head_outputs(head, prepared, self.recipe, self.device)
+            yield metres_of(outputs, asked) - asked.min_depth if self.config.task == "depth" else outputs
+
     def _averaged(self, one: Tensor, other: Tensor) -> Tensor:
         """Probabilities of classes, as mmsegmentation has it, metres of depth, as DINOv2; else the outputs."""
         if self.config.task == "segmentation":
             return ((one.softmax(1) + other.softmax(1)) / 2).log()
         if self.config.task == "depth":
-            asked = self.recipe.settings()
+            asked = self.settings if self.windows else self.recipe.settings()
             return (metres_of(one, asked) + metres_of(other, asked)) / 2 - asked.min_depth
         return (one + other) / 2
 
     def mean_outputs(
-        self, features: Sequence[Tensor], keys: Sequence[str], mirrored: Sequence[Tensor] = ()
-    ) -> Iterator[tuple[slice, Float[Tensor, "B K S S"]]]:
+        self,
+        features: Sequence[Tensor],
+        keys: Sequence[str],
+        mirrored: Sequence[Tensor] = (),
+        sizes: Sequence[tuple[int, int]] = (),
+    ) -> Iterator[tuple[slice, Float[Tensor, "B K h w"]]]:
         """What the heads give, on the average, of some images at a time.
 
         Of embeddings it is the first head's: each head has axes of its own.
         """
         heads = 1 if self.config.task == "instances" else len(self.heads)
         total: Tensor | None = None
-        for seed, part, outputs in self.each_output(features, keys, mirrored=mirrored):
+        for seed, part, outputs in self.each_output(features, keys, mirrored=mirrored, sizes=sizes):
             if seed < heads:
                 total = outputs if total is None else total + outputs
             if seed == len(self.heads) - 1:
@@ -138,7 +187,7 @@ class OpenedDense:
                 yield part, total / heads
                 total = None
 
-    def read(self, outputs: Float[Tensor, "K S S"], key: str, height: int, width: int) -> Any:
+    def read(self, outputs: Float[Tensor, "K h w"], key: str, height: int, width: int) -> Any:
         """Of one image what `predict` gives: a map [height, width], embeddings [D, S, S], or boxes in its pixels.
 
         Where the features show a part of the image alone, the rest is unknown: no class, no depth, no border. Outputs
@@ -159,18 +208,24 @@ class OpenedDense:
         return found if size == (height, width) else _placed(found, (top, left), (height, width))
 
 
-def open_dense(root: Path, device: torch.device, output_px: int | None = None) -> OpenedDense:
+def open_dense(
+    root: Path, device: torch.device, output_px: int | None = None, windows: Windows | None = None
+) -> OpenedDense:
     """Opens a finished run of a dense task.
 
     Args:
         output_px: side of the heads' outputs; None: as in training.
+        windows: slide them over each image; outputs have their side then.
     Raises:
         LofftaError: no run, no trained head, or heads that cannot do without a cache.
+        UsageError: windows and a side of outputs, or windows where outputs are not of pixels.
     """
     paths, config = open_run(root)
     recipe = trained_recipe(paths, config)
     assert isinstance(recipe, DenseRecipe), "dense tasks are for dense heads"
-    recipe = with_output_px(recipe, output_px)
+    if windows is not None:
+        check_windows(windows, config.task, output_px)
+    recipe = with_output_px(recipe, output_px if windows is None else windows.side)
     if getattr(find_head(config.head).head, "needs_thumb", False):
         raise UsageError(
             f"head '{config.head}' is guided by the thumbnails of its cache, and new images have none",
@@ -186,7 +241,7 @@ def open_dense(root: Path, device: torch.device, output_px: int | None = None) -
         )
     specs = [feature.spec for feature in origins.features]
     heads = load_dense_heads(paths, config, recipe, specs, len(origins.classes), shown=True)
-    return OpenedDense(paths, config, recipe, origins, [head.to(device) for head in heads], device)
+    return OpenedDense(paths, config, recipe, origins, [head.to(device) for head in heads], device, windows)
 
 
 def true_size(status: ImageStatus) -> tuple[int, int]:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from loffta.backbones import Backbone
+from loffta.crop import Windows
 from loffta.dataset.features import Feature
 from loffta.errors import LofftaError
 from loffta.extraction.forward import Job
@@ -38,7 +41,8 @@ class FreshBatch:
 
     statuses: list[ImageStatus]  # of every image of this stretch, quarantined ones too
     rows: list[int]  # the good ones; may be empty
-    features: tuple[Tensor, ...]  # one [B, L, *shape] per Feature, as a feed's Batch has them; empty without rows
+    features: tuple[Tensor, ...]  # one [B, L, *shape] per Feature, as a feed's Batch has them; empty without rows.
+    # Of windows [1, N, L, *shape]: an image at a time
     mirrored: tuple[Tensor, ...] = ()  # the same of the images' mirror images, where they were asked for
 
 
@@ -67,20 +71,22 @@ class FreshStream:
         device: torch.device,
         batch_size: int = BATCH_SIZE,
         mirrored: bool = False,
+        windows: Windows | None = None,
     ) -> None:
         """Loads every backbone once, and compares it with the recipe.
 
         Args:
             features: of `origins`; of several runs, if need be: what they share is computed once.
             listing: of the source; `rows` count in it.
-            batch_size: images per forward pass and batch.
+            batch_size: images per forward pass and batch; with `windows`, windows per pass.
             mirrored: whether the images' mirror images are wanted, too.
+            windows: slide them over the images; None: see each as the features were made.
         Raises:
             LofftaError: a backbone cannot be had, or is not the one that made the features.
         """
         self.bad: dict[int, str] = {}  # reasons of the quarantined images, so far
         self._features, self._source, self._listing, self._rows = tuple(features), source, listing, rows
-        self._batch_size, self._mirrored = batch_size, mirrored
+        self._batch_size, self._mirrored, self._windows = batch_size, mirrored, windows
         self._parts = _make_parts(features, functools.cache(load), device, batch_size)
 
     def __iter__(self) -> Iterator[FreshBatch]:
@@ -89,29 +95,47 @@ class FreshStream:
         Raises:
             LofftaError: a feature is not finite in its storage type; the image is named.
         """
-        sizes = [part.job.geometry for part in self._parts]
-        for statuses, batch in read_pixels(self._source, self._listing, sizes, self._rows, self._batch_size):
+        sizes = [self._geometry(part.job, of_mirror) for part in self._parts for of_mirror in self._looks()]
+        n_images = self._batch_size if self._windows is None else 1
+        n_ahead = 2 * self._batch_size
+        for statuses, batch in read_pixels(self._source, self._listing, sizes, self._rows, n_images, n_ahead):
             self.bad |= {status.row: status.reason for status in statuses if status.status == BAD}
             rows = [] if batch is None else batch.rows
             features = () if batch is None else self._compute(batch)
-            mirrored = () if batch is None or not self._mirrored else self._compute(_mirror(batch))
+            mirrored = () if batch is None or not self._mirrored else self._compute(batch, mirrored=True)
             yield FreshBatch(statuses, rows, features, mirrored)
 
-    def _compute(self, batch: PixelBatch) -> tuple[Tensor, ...]:
-        names = [self._listing.keys[row] for row in batch.rows]
+    def _looks(self) -> tuple[bool, ...]:
+        """For which of image and mirror image pixels of their own are cut."""
+        return (False, True) if self._mirrored and self._windows is not None else (False,)
+
+    def _geometry(self, job: Job, mirrored: bool) -> PixelGeometry:
+        if self._windows is None:
+            return job.geometry
+        return replace(job.geometry, view=None, windows=replace(self._windows, mirrored=mirrored))
+
+    def _pixels(self, batch: PixelBatch, job: Job, mirrored: bool) -> NDArray[np.uint8]:
+        """[B, S, S, 3], or all windows of the one image."""
+        found = batch.pixels[self._geometry(job, mirrored)]
+        if self._windows is not None:
+            of_image: NDArray[np.uint8] = found[0]
+            return of_image
+        return found[:, :, ::-1].copy() if mirrored else found
+
+    def _compute(self, batch: PixelBatch, mirrored: bool = False) -> tuple[Tensor, ...]:
         found: dict[int, Tensor] = {}
         for job, places in self._parts:
-            parts = list(job.run(batch.pixels[job.geometry], job.arrays, names))
+            pixels = self._pixels(batch, job, mirrored)
+            rows = batch.rows if self._windows is None else batch.rows * len(pixels)
+            names = [self._listing.keys[row] for row in rows]
+            parts = list(job.run(pixels, job.arrays, names))
             for i, place in enumerate(places):
                 for part, casts in parts:
                     _check(casts[i], self._features[place], names[part])
                 values = [casts[i].values for _, casts in parts]
                 found[place] = self._features[place].finish(values[0] if len(values) == 1 else torch.cat(values))
-        return tuple(found[place] for place in range(len(self._features)))
-
-
-def _mirror(batch: PixelBatch) -> PixelBatch:
-    return PixelBatch(batch.rows, {size: pixels[:, :, ::-1].copy() for size, pixels in batch.pixels.items()})
+        of_all = (found[place] for place in range(len(self._features)))
+        return tuple(of_all) if self._windows is None else tuple(feature[None] for feature in of_all)
 
 
 def read_pixels(
@@ -120,15 +144,18 @@ def read_pixels(
     sizes: Sequence[PixelGeometry],
     rows: Sequence[int],
     batch_size: int,
+    n_ahead: int | None = None,
 ) -> Generator[tuple[list[ImageStatus], PixelBatch | None], None, None]:
     """Decodes images ahead, in stretches of `batch_size` rows.
 
+    Args:
+        n_ahead: so many; None: two stretches.
     Yields:
         The statuses of a stretch, and the good images of it; None where there is none.
     """
     stretches = ((i, rows[i : i + batch_size]) for i in range(0, len(rows), batch_size))
     with decoding_threads(process.available_cpus()) as pool:
-        for images in ImageStream(source, listing, sizes, pool, stretches, n_ahead=2 * batch_size):
+        for images in ImageStream(source, listing, sizes, pool, stretches, n_ahead=n_ahead or 2 * batch_size):
             batch = next(images.batches(len(images.rows)), None)
             yield images.statuses, batch
 

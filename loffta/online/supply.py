@@ -31,18 +31,22 @@ from loffta.machine import process
 from loffta.machine.ranks import Rank
 from loffta.machine.usage import Meter
 from loffta.online import head_of
-from loffta.online.evaluate import rows_to_use
+from loffta.online.dense_evaluate import measure_images
+from loffta.online.dense_learning import FreshTargets, rows_with_paths
+from loffta.online.evaluate import rows_to_use, save_all
 from loffta.online.feed import OnlineFeed, OnlineImages
+from loffta.online.opened_dense import open_dense
 from loffta.online.stream import BATCH_SIZE
 from loffta.online.trained import TrainedNetwork
 from loffta.runs.holdout import held_rows
+from loffta.runs.origins import fresh_feature, write_origins
 from loffta.runs.records import Training
 from loffta.runs.run import RunPaths, load_head, read_json
 from loffta.store.recipe import recipe_hash
 from loffta.store.table import ImageTable
 from loffta.tasks import find_task
 from loffta.tokens import FeatureSpec
-from loffta.training.members import Member, build_member
+from loffta.training.members import Member, build_dense_member, build_member
 from loffta.training.optim import make_adamw
 
 
@@ -56,7 +60,6 @@ class OnlineSupply:
     images: OnlineImages
     measured: dict[str, NDArray[np.int64]] = field(default_factory=dict)  # rows of the splits that were measured
     cache: ClassVar[None] = None
-    dense: ClassVar[None] = None
     less_memory: ClassVar[str] = (
         "a smaller batch (--set batch_size=...), a smaller --image-px, fewer --seeds of a backbone that is trained, or "
         "--device cpu need less"
@@ -68,6 +71,10 @@ class OnlineSupply:
         return self.images.table
 
     @property
+    def dense(self) -> FreshTargets | None:
+        return self.images.targets
+
+    @property
     def specs(self) -> Sequence[FeatureSpec]:
         return self.images.network.specs
 
@@ -76,7 +83,9 @@ class OnlineSupply:
         return [f"{self.images.network.info.name}:{','.join(spec.taps)}" for spec in self.specs]
 
     def rows(self, split: str) -> NDArray[np.int64]:
-        """Rows of a split that have a label; which images are bad shows when they are read."""
+        """Rows of a split that have a label, or a target; which images are bad shows when they are read."""
+        if self.dense is not None:
+            return rows_with_paths(self.dense, self.table, split)
         return rows_to_use(self.table, split, self.config.task)
 
     def of_rank(self, rank: Rank) -> OnlineSupply:
@@ -89,6 +98,8 @@ class OnlineSupply:
     def member(self, recipe: Recipe, seed: int) -> Member:
         """A head on the network's features; where the network is trained, the two of them."""
         head, n_classes, device = head_of(self.config.head), len(self.table.classes), self.images.device
+        if self.dense is not None:
+            return build_dense_member(head, self.specs, self.dense.task, len(self.dense.classes), recipe, seed, device)
         if not self.online.unfrozen:
             return build_member(head, self.specs, n_classes, recipe, seed, device)
         both = TrainedNetwork(build_head(head, self.specs, n_classes, recipe, seed), self.images.network, seed)
@@ -127,15 +138,21 @@ class OnlineSupply:
         return np.array(good, dtype=np.int64), torch.cat(found, dim=1).numpy()
 
     def save_origins(self, paths: RunPaths) -> None:
-        """Nothing: no store stands behind these features."""
+        """Of dense heads the store that these features would have been of: they predict as those of a cache do."""
+        if self.dense is not None:
+            info = self.images.network.info
+            write_origins(paths.stores, [fresh_feature(info, spec) for spec in self.specs], self.dense.classes)
 
     def evaluate(self, paths: RunPaths, split: str, seconds: float, stop: process.StopFlag) -> dict[str, Any]:
         """Measures all seeds on whole images of a split, in one pass."""
         meter = Meter()
-        config, task, table = self.config, find_task(self.config.task), self.table
+        config, table = self.config, self.table
         held_out = split == HOLDOUT and config.holdout is not None
         asked = held_rows(paths, table, table.source) if held_out else self.rows(split)
         n_unlabelled = 0 if held_out else len(table.rows_of(split)) - len(asked)
+        if self.dense is not None:
+            return self._evaluate_dense(paths, split, asked, seconds, stop)
+        task = find_task(config.task)
         recipe = self.recipe.model_copy(update={"precision": read_json(paths.training, Training).precision})
         with (
             stop.at_once(f"evaluating split '{split}'; no results were written"),
@@ -157,6 +174,21 @@ class OnlineSupply:
         results |= {"versions": process.versions(), "train_seconds": seconds}
         save(paths, split, results, prediction_columns(task, logits, targets, rows, keys), calibrated.fitted)
         return results
+
+    def _evaluate_dense(
+        self, paths: RunPaths, split: str, rows: NDArray[np.int64], seconds: float, stop: process.StopFlag
+    ) -> dict[str, Any]:
+        """As `evaluate --online` measures a run that was trained on a cache, on these rows."""
+        meter, device, network = Meter(), self.images.device, self.images.network
+        with process.explain_memory(device, paths.root, self.less_memory):
+            run = open_dense(paths.root, device)
+            how = {"load": lambda _: network.backbone, "device": device}
+            (measured,), bad = measure_images([run], self.images.source, self.table, split, rows, stop, how)
+        self.images.bad.update(bad)
+        self.measured[split] = rows
+        measured.results["train_seconds"] = seconds
+        save_all([paths], split, [measured], meter, dense=True)
+        return measured.results
 
     def refuse_bad(self, *, done: str) -> None:
         """Raises TooManyBadImages where a split that was measured has too many."""

@@ -1,7 +1,8 @@
 """Training without a cache: images -> augmentation -> backbone -> head at every step. The honest rival of the cache.
 
 In: a TrainConfig with its `online` part.   Out: a run with the results of a cached one. LOFF-TA's reference rows are
-`online-linear` with the backbone frozen and with it trained; any head of HEADS trains this way, too. Here the images
+`online-linear` with the backbone frozen and with it trained; any head of HEADS trains this way, too, and what dense
+ones learn is cut as the images are. Here the images
 are listed and the network is loaded; the training itself is that of `training.train`.
 """
 
@@ -18,10 +19,12 @@ from loffta.dataset.targets import choose_task, fit_to_task
 from loffta.errors import LofftaError, UsageError
 from loffta.extraction.jobs import Load
 from loffta.heads import find_head
+from loffta.heads.dense import DenseRecipe
 from loffta.images.sources import ImageSource
 from loffta.look import Look
 from loffta.machine import process
 from loffta.online import ONLINE_LINEAR, head_of
+from loffta.online.dense_learning import FreshTargets, choose_fresh_task, fresh_targets, rows_with_paths
 from loffta.online.evaluate import rows_to_use
 from loffta.online.feed import OnlineImages
 from loffta.online.network import linear_network, network_for
@@ -58,22 +61,23 @@ def train_online(
     process.cap_threads()
     assert config.online is not None, "the caller wants to train online"
     _refuse_options(config, config.online, out)
-    if find_head(head_of(config.head)).dense:
-        raise UsageError(
-            f"head '{config.head}' learns maps, and images that are not cached bring labels alone",
-            where="--online",
-            remedy="extract first: `loffta extract SOURCE --cache CACHE --targets ...`, then `loffta train CACHE`",
-        )
     online = _resolve(config.online, out)
     with stop.at_once("listing the images"):
         listing = source.listing()
         listing.refuse_alike()
-    config = config.model_copy(update={"task": choose_task(listing, config.task)})
-    config = choose_splits(choose_parts(config, listing), listing, listing.source)
     entry = find_head(head_of(config.head))
     recipe = parse(entry.recipe, config.recipe, where=f"recipe of head '{config.head}'")
-    recipe = fit_to_task(recipe, config.task, config.recipe)
-    rows_to_use(listing, config.train_on, config.task)  # a mistake shows before a network is loaded
+    task = choose_fresh_task(config, listing) if entry.dense else choose_task(listing, config.task)
+    config = choose_parts(config.model_copy(update={"task": task}), listing)
+    targets: FreshTargets | None = None
+    if isinstance(recipe, DenseRecipe):
+        targets = fresh_targets(task, source, listing, recipe)
+        config = choose_splits(config, listing, listing.source, targets.has)
+        rows_with_paths(targets, listing, config.train_on)  # a mistake shows before a network is loaded
+    else:
+        config = choose_splits(config, listing, listing.source)
+        recipe = fit_to_task(recipe, task, config.recipe)
+        rows_to_use(listing, config.train_on, task)
     with stop.at_once("loading the backbone"):
         backbone = load(online.backbone)
     if config.head == ONLINE_LINEAR:
@@ -93,7 +97,7 @@ def train_online(
             "augment": augment.words(augment.resolve(config.augment)),
         }
     )
-    images = OnlineImages(source, listing, network, online, process.resolve_device(config.device))
+    images = OnlineImages(source, listing, network, online, process.resolve_device(config.device), targets)
     supply = OnlineSupply(config, online, recipe, images)
     results = run_training(config, out, supply, recipe, stop, ranks=ranks)
     supply.refuse_bad(done=f"the results of {out} are written")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, StringConstraints
 
 from loffta.config import StrictModel, parse, read_yaml
-from loffta.errors import unknown_name
+from loffta.errors import UsageError, unknown_name
 from loffta.pipeline.resources import Resources
 from loffta.words import brief
 
@@ -59,6 +59,7 @@ class PipelineConfig(StrictModel, frozen=True):
     train: dict[FolderName, EntryValues]  # by the run's folder: TrainConfigs, whose `cache` is one of the above
     optional: tuple[FolderName, ...] = ()  # runs that are made only where they are asked for by name
     test: Literal["cached", "online"] = "cached"  # online: test images are seen once for each run, and not cached
+    windows: str | None = None  # with `test: online`: dense runs are tested by windows that slide, "512/341"
     report: str = "report.html"
     scan: str | None = None  # every cache is scanned before anything is trained, into a file of this name
     slurm: Resources = Resources()  # what the jobs of a cluster ask for
@@ -78,6 +79,12 @@ def read_pipeline(path: Path) -> PipelineConfig:
     for name in config.optional:
         if name not in config.train:
             raise unknown_name("run", name, config.train, where=f"{path}: optional")
+    if config.windows is not None and config.test != "online":
+        raise UsageError(
+            "windows slide over images, and this pipeline tests on cached features",
+            where=f"{path}: windows",
+            remedy="add `test: online`, or leave it out",
+        )
     _check_after(config, path)
     return config
 

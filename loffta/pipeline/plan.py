@@ -18,6 +18,7 @@ from loffta.dataset.splits import OUT_OF_FOLD
 from loffta.errors import UsageError, unknown_name
 from loffta.heads import HEADS
 from loffta.online import ONLINE_LINEAR, head_of
+from loffta.online.windows import parse_windows
 from loffta.pipeline.file import BACKBONE, DATA, PipelineConfig, TaskConfig
 from loffta.pipeline.stages import Stage, link
 from loffta.runs.run import RunPaths
@@ -136,7 +137,8 @@ def _stages_of(
                 cached[cache].append(run)
     if task and config.test == "online":
         tested = {name: runs for name, runs in cached.items() if runs}
-        stages += [(name, _online_test(task, names[name], caches[name].source, runs)) for name, runs in tested.items()]
+        for name, runs in tested.items():
+            stages.append((name, _online_test(task, names[name], caches[name].source, runs, config.windows)))
     pipeline.reports[_own(folder / config.report, pipeline)] = made
     return stages
 
@@ -160,12 +162,15 @@ def _scan(task: TaskConfig | None, name: str, cache: Path, out: Path) -> Stage:
     return Stage(_stage_name(task, "scan", name), arguments, shows=True, reads=(cache,), writes=(out,))
 
 
-def _online_test(task: TaskConfig, cache: str, source: str, trained: Sequence[PlannedRun]) -> Stage:
+def _online_test(
+    task: TaskConfig, cache: str, source: str, trained: Sequence[PlannedRun], windows: str | None
+) -> Stage:
     """All runs of a cache share one pass over the test images; once all have results, it is not repeated."""
     paths = tuple(run.path for run in trained)
+    how = [] if windows is None else ["--windows", str(parse_windows(windows))]
     return Stage(
         _stage_name(task, "test", cache),
-        ["evaluate", *map(str, paths), "--online", source, "--split", trained[0].split],
+        ["evaluate", *map(str, paths), "--online", source, "--split", trained[0].split, *how],
         makes=tuple(run.results for run in trained),
         reads=paths,
     )

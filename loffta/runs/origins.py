@@ -117,6 +117,14 @@ def read_origins(path: Path) -> Origins:
         ) from error
 
 
+def fresh_feature(info: StoreInfo, spec: FeatureSpec) -> Feature:
+    """What a store would give of features that were never stored: float32, as the network has them."""
+    shape = (len(spec.taps), *spec.shape)
+    return Feature(
+        Store(info.name, info, ()), _fresh_array(spec.kind, spec.kind, spec.taps, shape, "float32", None), spec
+    )
+
+
 def _detached(feature: Feature) -> Feature:
     layout, positions = feature.array.layout, feature.positions
     scales = None if feature.array.scales is None else feature.array.scales.take(positions)

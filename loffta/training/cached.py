@@ -85,7 +85,8 @@ class CachedSupply:
 
     def member(self, recipe: Recipe, seed: int) -> Member:
         if self.dense is not None:
-            return build_dense_member(self.config.head, self.specs, self.dense, recipe, seed, self.device)
+            task, n_classes = self.dense.task, len(self.dense.classes)
+            return build_dense_member(self.config.head, self.specs, task, n_classes, recipe, seed, self.device)
         return build_member(self.config.head, self.specs, len(self.table.classes), recipe, seed, self.device)
 
     def feed(self, rows: NDArray[np.int64], recipe: Recipe, order: OrderChoice, window: Window | None) -> Feed:

@@ -24,13 +24,14 @@ from loffta.heads.recipe import Recipe
 from loffta.shapes import Boxes, TargetBatch
 from loffta.store.table import ImageTable
 from loffta.store.targets import BoxTargets
-from loffta.targets import IGNORE, IGNORE_16, NO_INSTANCE
+from loffta.targets import IGNORE, IGNORE_16, NO_INSTANCE, BoxList
 from loffta.tasks.dense import DENSE_TASKS, DenseTask
 from loffta.tasks.pixels import Losses
 from loffta.training.loss import Mix
 from loffta.training.members import Member
 from loffta.training.objective import Learner, defined, digest_of, left_out
 from loffta.training.optim import make_optimizer
+from loffta.training.supply import Learnt
 
 _OF_PROXIES = 1 << 40  # beside a member's seed, away from those that phases draw from
 
@@ -40,7 +41,7 @@ class Dense:
     """Of pixels or objects."""
 
     table: ImageTable
-    dense: DenseTargets
+    dense: Learnt
     device: torch.device
     total: Callable[[Tensor], Tensor] | None = None  # over the processes of a training; None: there is one
 
@@ -58,7 +59,7 @@ class Dense:
         def targets(batch: Batch) -> TargetBatch:
             if self.dense.boxes:
                 return boxes_of(self.dense.boxes, batch)
-            assert batch.targets is not None, "the feed reads maps beside the features"
+            assert batch.targets is not None, "the feed reads targets beside the features"
             return batch.targets if first is None else replace(batch.targets, first_instance=first[batch.rows])
 
         return Learner(targets, self._lower)
@@ -73,6 +74,7 @@ class Dense:
 
     def scores(self, heads: Sequence[Head], rows: NDArray[np.int64], recipe: Recipe) -> list[float]:
         assert isinstance(recipe, DenseRecipe), "dense tasks are for dense heads"
+        assert isinstance(self.dense, DenseTargets), "a search is on a cache"
         stream = Stream(self.dense, recipe, recipe.batch_size, self.device, self.table.keys)
         classes, settings = self.dense.classes, recipe.settings()
         found = [self.task.metrics(records, classes, settings) for records in stream.records(heads, rows)]
@@ -102,6 +104,7 @@ class Dense:
 
     def _count_instances(self, rows: NDArray[np.int64], members: Sequence[Member]) -> Tensor:
         """Of every row of the table the first of its instances among those of `rows`; members get a proxy for each."""
+        assert isinstance(self.dense, DenseTargets), "instances are learnt on a cache"
         counts = np.asarray(self.dense.native.n_objects)[rows]
         if not counts.any():
             raise LofftaError(
@@ -127,13 +130,17 @@ def boxes_of(boxes: Sequence[BoxTargets], batch: Batch) -> TargetBatch:
     """
     rows = batch.rows.tolist()
     views = [0] * len(rows) if batch.views is None else batch.views.tolist()
-    found = [boxes[view].read([row])[0] for view, row in zip(views, rows, strict=True)]
+    return box_batch([boxes[view].read([row])[0] for view, row in zip(views, rows, strict=True)], batch.rows.device)
+
+
+def box_batch(found: Sequence[BoxList], device: torch.device) -> TargetBatch:
+    """The boxes of some images, as fractions of their squares."""
     counts = [int((~one.crowd).sum()) for one in found]
     corners = np.concatenate([one.corners[~one.crowd] for one in found]).reshape(-1, 4)
     classes = np.concatenate([one.classes[~one.crowd] for one in found])
     image = torch.repeat_interleave(torch.arange(len(found)), torch.tensor(counts))
     listed = (image, torch.from_numpy(corners), torch.arange(len(corners)), torch.from_numpy(classes))
-    image, at, number, of = (tensor.to(batch.rows.device) for tensor in listed)
+    image, at, number, of = (tensor.to(device) for tensor in listed)
     return TargetBatch(boxes=Boxes(image, at, number), box_classes=of)
 
 

@@ -12,7 +12,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from loffta.dataset.dense import DenseTargets
 from loffta.heads import Head, build_dense_head, build_head
 from loffta.heads.dense import DenseRecipe
 from loffta.heads.recipe import Recipe
@@ -89,11 +88,17 @@ def build_member(
 
 
 def build_dense_member(
-    head: str, specs: Sequence[FeatureSpec], targets: DenseTargets, recipe: Recipe, seed: int, device: torch.device
+    head: str,
+    specs: Sequence[FeatureSpec],
+    task: str,
+    n_classes: int,
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
 ) -> Member:
     """The same of a dense head, which gives what a task reads out."""
     assert isinstance(recipe, DenseRecipe), "dense tasks are for dense heads"
-    readout = DENSE_TASKS[targets.task].readout(len(targets.classes), recipe.settings())
+    readout = DENSE_TASKS[task].readout(n_classes, recipe.settings())
     return _as_member(cast("Head", build_dense_head(head, specs, readout, recipe, seed)), recipe, seed, device)
 
 

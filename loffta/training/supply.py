@@ -1,7 +1,7 @@
 """What a training is fed from, as the loop and the driver know it: a cache, or images through a network at every step.
 
-In: nothing.   Out: the protocols Supply and TrainingFeed. `training.cached` and `online.supply` are the two that there
-are; `fit`, `search` and `train` ask for no more.
+In: nothing.   Out: the protocols Supply, Learnt and TrainingFeed. `training.cached` and `online.supply` are the two
+that there are; `fit`, `search` and `train` ask for no more.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from loffta.dataset.dense import DenseTargets
 from loffta.feed.batches import Batch
 from loffta.feed.order import OrderChoice, Window
 from loffta.heads import Head
@@ -23,6 +22,8 @@ from loffta.machine.ranks import Rank
 from loffta.runs.run import RunPaths
 from loffta.store.cache import Cache
 from loffta.store.table import ImageTable
+from loffta.store.targets import BoxTargets
+from loffta.targets import TargetKind
 from loffta.tokens import FeatureSpec
 from loffta.training.members import Member
 
@@ -49,6 +50,25 @@ class TrainingFeed(Protocol):
 
 
 @runtime_checkable
+class Learnt(Protocol):
+    """What is learnt of pixels or objects: targets of one kind. `dataset.dense` has those of a cache."""
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def kind(self) -> TargetKind: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def has(self) -> NDArray[np.bool_]: ...  # per row of the table, whether it has a target
+    @property
+    def boxes(self) -> Sequence[BoxTargets]: ...  # by view, where they do not come with their batches
+
+    def digest(self, rows: NDArray[np.int64]) -> str:
+        """Of the targets of some rows: a training goes on with the same ones alone."""
+
+
+@runtime_checkable
 class Supply(Protocol):
     """The images of one training, their features, and the members that take these."""
 
@@ -61,7 +81,7 @@ class Supply(Protocol):
     @property
     def names(self) -> Sequence[str]: ...  # of the same as STORE:TAPS: a checkpoint goes with these
     @property
-    def dense(self) -> DenseTargets | None: ...  # what is learnt of pixels or objects; None: of whole images
+    def dense(self) -> Learnt | None: ...  # what is learnt of pixels or objects; None: of whole images
     @property
     def less_memory(self) -> str: ...  # the remedy where the memory is not enough
     @property

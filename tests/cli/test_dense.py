@@ -55,6 +55,12 @@ def test_from_images_to_maps_and_back_to_figures(command, tmp_path):
     cached, found = (json.loads(text.splitlines()[-1]) for text in (cached, found))
     assert found["metrics"]["miou"]["per_seed"] == pytest.approx(cached["metrics"]["miou"]["per_seed"], abs=1e-3)
     assert found["dense"]["targets"] == cached["dense"]["targets"]
+    slide = ["--windows", "32/16", "--device", "cpu"]
+    code, slid, err = command("evaluate", run, "--online", scenes, *slide, "--json")
+    assert code == 0, err
+    assert json.loads(slid.splitlines()[-1])["dense"]["geometry"] == {"windows": "32/16"}
+    assert_error(command("evaluate", run, *slide), 2, "--windows is for --online SOURCE")
+    assert_error(command("predict", run, scenes, "--out", out, "--windows", "32"), 2, "'32' is no side and stride")
     predict = ["predict", run, scenes, "--out", out, "--device", "cpu"]
     code, text, err = command(*predict, "--overlay", "--json")
     assert code == 0, err
@@ -73,7 +79,7 @@ def test_what_cannot_be_trained_is_said_before_it_is(command, tmp_path):
     whole = command("train", cache, "--head", "linear", "--task", "depth", *out)
     assert_error(whole, 2, "'linear' sees an image as a whole", "deap")
     online = ["train", "--online", "demo:digits", "--backbone", "test_vit", "--weights", "random:0", "--head", "deap"]
-    assert_error(command(*online, *out, "--device", "cpu"), 2, "'deap' learns maps", "loffta extract SOURCE")
+    assert_error(command(*online, *out, "--device", "cpu"), 2, "image set does not have any targets", "a column 'mask'")
     few = command("train", cache, "--head", "deap", "--task", "depth", "--shots", "1", *SHORT, *out)
     assert_error(few, 2, "no share", "--shots")
     named = command("train", cache, "--head", "deap", "--protocol", "a\x1b[31m", *out)

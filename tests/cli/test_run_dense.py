@@ -22,7 +22,8 @@ def test_a_dense_pipeline_runs_from_end_to_end(file, tmp_path, in_process, capsy
     names = [name for name in config.train if name not in optional]
     assert standin.main([file, str(tmp_path / "data"), "--tasks", task.name]) == 0
     words = [file, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--tasks", task.name, "--small"]
-    words += ["--test", "cached", "--runs", ",".join(names)]
+    test = "online" if config.windows else "cached"
+    words += ["--test", test, "--runs", ",".join(names)]
     assert loffta(["run", *words]) == 0, capsys.readouterr().err
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["missing"] == []
@@ -32,6 +33,7 @@ def test_a_dense_pipeline_runs_from_end_to_end(file, tmp_path, in_process, capsy
             run = RunPaths(tmp_path / "out" / task.name / "runs" / (f"{name}-{backbone}" if backbone else name))
             results = read_results(run.results(task.test_on or "test"))
             assert results["protocol"] == config.train[name]["protocol"]
+            assert (results["dense"]["geometry"] == {"windows": "512/341"}) == bool(config.windows)
             assert results["metrics"][task.metric]["per_seed"] == per_seed
 
 

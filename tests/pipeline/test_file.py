@@ -319,6 +319,18 @@ def test_online_tests_cache_the_training_images_alone(template):
     assert last.makes == (Path("out/x/runs/each-a/results.json"), Path("out/x/runs/each-b.c/results.json"))
 
 
+def test_windows_slide_over_test_images_that_are_not_cached(template):
+    template.write_text(TEMPLATE + "test: online\nwindows: 512/341\n")
+    _, found = commands(template, tasks=["x"])
+    assert found["x/test large"].endswith("--split test --windows 512/341")
+    template.write_text(TEMPLATE + "test: online\nwindows: 512/9\n")
+    with pytest.raises(UsageError, match="no side and stride"):
+        commands(template, tasks=["x"])
+    template.write_text(TEMPLATE + "windows: 512/341\n")
+    with pytest.raises(UsageError, match=r"tests on cached features(.|\n)*windows(.|\n)*add `test: online`"):
+        read_pipeline(template)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
