@@ -1,0 +1,129 @@
+"""Long columns of strings without a Python object a row.
+
+A hundred million names of images are 3 GB as bytes, and 9 GB as Python strings.
+In: columns of parquet, or lists.   Out: sequences of str that read as lists do. Called by `table`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+PIECE = 1 << 16  # values that are Python objects at a time
+
+
+class Column(Sequence[str]):
+    """What both columns have: equal to any sequence of the same strings, and not hashable, as lists are."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} strings)"
+
+    def __iter__(self) -> Iterator[str]:
+        for first in range(0, len(self), PIECE):
+            yield from self._piece(slice(first, first + PIECE))
+
+    def _piece(self, rows: slice) -> list[str]:
+        raise NotImplementedError
+
+
+class Texts(Column):
+    """Strings as Arrow holds them, one behind the other; without nulls."""
+
+    def __init__(self, column: pa.ChunkedArray[Any]) -> None:
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> Texts: ...
+    def __getitem__(self, row: int | slice) -> str | Texts:
+        return Texts(self.column[row]) if isinstance(row, slice) else str(self.column[int(row)].as_py())
+
+    def _piece(self, rows: slice) -> list[str]:
+        found: Any = self.column[rows].to_pylist()
+        return list(found)
+
+
+class Names(Column):
+    """Few different strings: the splits of images. In order of appearance, and per row which one it is."""
+
+    def __init__(self, known: tuple[str, ...], codes: NDArray[np.int32]) -> None:
+        self.known, self.codes = known, codes
+
+    @classmethod
+    def of(cls, values: Sequence[str]) -> Names:
+        """The same strings."""
+        if isinstance(values, Names):
+            return values
+        places: dict[str, int] = {}
+        codes = np.fromiter((places.setdefault(value, len(places)) for value in values), np.int32, len(values))
+        return cls(tuple(places), codes)
+
+    @classmethod
+    def from_arrow(cls, column: pa.ChunkedArray[Any]) -> Names:
+        """Of a column that was read as a dictionary, without nulls."""
+        places: dict[str, int] = {}
+        parts = []
+        chunks: Any = column.chunks
+        for chunk in chunks:
+            words, codes = chunk.dictionary.to_pylist(), np.from_dlpack(chunk.indices)
+            first = np.full(len(words), len(codes))
+            first[codes[::-1]] = np.arange(len(codes))[::-1]  # of equals the last is kept: where each appears first
+            used = [i for i in np.argsort(first, kind="stable").tolist() if first[i] < len(codes)]
+            place = np.zeros(len(words), np.int32)
+            for i in used:
+                place[i] = places.setdefault(words[i], len(places))
+            parts.append(place[codes])
+        return cls(tuple(places), np.concatenate(parts) if parts else np.empty(0, np.int32))
+
+    def rows_of(self, wanted: set[str]) -> NDArray[np.int64]:
+        """Rows that hold one of these strings, rising."""
+        chosen = np.array([*(name in wanted for name in self.known), False])  # never empty
+        return np.flatnonzero(chosen[self.codes])
+
+    def counts(self) -> dict[str, int]:
+        """How often each is there, in order of appearance; each once at least."""
+        counts = np.bincount(self.codes, minlength=len(self.known)).tolist()
+        return {name: n for name, n in zip(self.known, counts, strict=True) if n}
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> Names: ...
+    def __getitem__(self, row: int | slice) -> str | Names:
+        return Names.of(self._piece(row)) if isinstance(row, slice) else self.known[self.codes[row]]
+
+    def _piece(self, rows: slice) -> list[str]:
+        return [self.known[code] for code in self.codes[rows].tolist()]
+
+
+def to_arrow(values: Sequence[Any] | NDArray[Any], kind: pa.DataType) -> pa.Array[Any] | pa.ChunkedArray[Any]:
+    """A column for parquet; Names by pieces, Texts as they are."""
+    if isinstance(values, Texts):
+        return values.column
+    if isinstance(values, Names):
+        return pa.chunked_array([pa.array(list(piece), pa.string()) for piece in pieces_of(values)], pa.string())
+    found: pa.Array[Any] = pa.array(values, type=kind)
+    return found
+
+
+def pieces_of(values: Sequence[Any] | NDArray[Any]) -> Iterator[Any]:
+    """The same values, PIECE at a time."""
+    return (values[first : first + PIECE] for first in range(0, len(values), PIECE))
