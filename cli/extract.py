@@ -80,7 +80,8 @@ def command(ctx: click.Context, /, file: Path | None, as_json: bool, **options: 
     if report.units:
         images = f"{report.images} {plural(report.images, 'image')}"
         done = f"{report.units} {plural(report.units, 'unit')}, {images} in {report.seconds:.1f} s"
-    show(f"{done}; {report.bad} bad {plural(report.bad, 'image')} in the cache")
+    of = "of this share" if report.unwritten_of else "in the cache"
+    show(f"{done}; {report.bad} bad {plural(report.bad, 'image')} {of}")
     if seen := seen_line(asdict(report)):
         show(seen)
     if report.unwritten_of:

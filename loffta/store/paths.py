@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -87,10 +88,14 @@ class ArrayPaths(UnitPaths):
         """The shard of one unit: a flat key, so that a shard costs one inode and no folders."""
         return self.folder / ".".join(["c", str(unit), *["0"] * (ndim - 1)])
 
-    def shard_sizes(self) -> dict[str, int]:
-        """Bytes of every shard that is there, by its name; one that a repair or a drop has just taken is left out."""
+    def shard_sizes(self, names: Iterable[str] | None = None) -> dict[str, int]:
+        """Bytes of every shard that is there, by its name; one that a repair or a drop has just taken is left out.
+
+        Args:
+            names: of those to look at; None: all.
+        """
         sizes = {}
-        for name in names_in(self.folder):
+        for name in names_in(self.folder) if names is None else names:
             if name.startswith("c."):
                 with suppress(FileNotFoundError):
                     sizes[name] = (self.folder / name).stat().st_size
@@ -250,7 +255,7 @@ def safe_name(name: str) -> str:
 def names_in(folder: Path) -> list[str]:
     """What a folder holds; nothing where there is none. `glob` would take one that may not be read for empty."""
     try:
-        return [path.name for path in folder.iterdir()]
+        return os.listdir(folder)  # a fifth of what a Path a name takes: there may be 100,000
     except (FileNotFoundError, NotADirectoryError):
         return []
 

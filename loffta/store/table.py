@@ -83,6 +83,19 @@ class ImageTable:
         optional = self._optional()
         return digest_of([*rows, optional] if optional else rows)
 
+    def says_the_same(self, other: ImageTable) -> bool:
+        """Whether all that `digest` is over is equal; sooner told than by two digests."""
+        names = self.split_names.known, other.split_names.known
+        codes = self.split_names.codes, other.split_names.codes
+        numbers = [codes, (self.sizes, other.sizes), (self.labels, other.labels)]
+        return (
+            self.classes == other.classes
+            and names[0] == names[1]
+            and all(np.array_equal(a, b) for a, b in numbers)
+            and self.keys == other.keys
+            and self._optional() == other._optional()
+        )
+
     @cached_property
     def split_names(self) -> Names:
         """`splits`, as which of few names each is."""

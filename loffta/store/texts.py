@@ -7,7 +7,8 @@ In: columns of parquet, or lists.   Out: sequences of str that read as lists do.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from operator import index
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,9 @@ class Column(Sequence[str]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, str):
             return NotImplemented
-        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+        return len(self) == len(other) and all(
+            map(list.__eq__, map(list, pieces_of(self)), map(list, pieces_of(other)))
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} strings)"
@@ -47,11 +50,11 @@ class Texts(Column):
         return len(self.column)
 
     @overload
-    def __getitem__(self, row: int) -> str: ...
+    def __getitem__(self, row: SupportsIndex) -> str: ...
     @overload
     def __getitem__(self, row: slice) -> Texts: ...
-    def __getitem__(self, row: int | slice) -> str | Texts:
-        return Texts(self.column[row]) if isinstance(row, slice) else str(self.column[int(row)].as_py())
+    def __getitem__(self, row: SupportsIndex | slice) -> str | Texts:
+        return Texts(self.column[row]) if isinstance(row, slice) else str(self.column[index(row)].as_py())
 
     def _piece(self, rows: slice) -> list[str]:
         found: Any = self.column[rows].to_pylist()
@@ -77,18 +80,26 @@ class Names(Column):
     def from_arrow(cls, column: pa.ChunkedArray[Any]) -> Names:
         """Of a column that was read as a dictionary, without nulls."""
         places: dict[str, int] = {}
-        parts = []
+        parts = [np.empty(0, np.int32)]
         chunks: Any = column.chunks
         for chunk in chunks:
-            words, codes = chunk.dictionary.to_pylist(), np.from_dlpack(chunk.indices)
-            first = np.full(len(words), len(codes))
-            first[codes[::-1]] = np.arange(len(codes))[::-1]  # of equals the last is kept: where each appears first
-            used = [i for i in np.argsort(first, kind="stable").tolist() if first[i] < len(codes)]
-            place = np.zeros(len(words), np.int32)
-            for i in used:
-                place[i] = places.setdefault(words[i], len(places))
-            parts.append(place[codes])
-        return cls(tuple(places), np.concatenate(parts) if parts else np.empty(0, np.int32))
+            words = [places.setdefault(word, len(places)) for word in chunk.dictionary.to_pylist()]
+            parts.append(np.array(words, np.int32)[np.from_dlpack(chunk.indices)])
+        return cls._in_order(tuple(places), np.concatenate(parts))
+
+    @classmethod
+    def _in_order(cls, known: tuple[str, ...], codes: NDArray[np.int32]) -> Names:
+        """With those that appear alone, in order of appearance."""
+        first = np.full(len(known), len(codes))
+        first[codes[::-1]] = np.arange(len(codes))[::-1]  # of several places numpy keeps the last: where each begins
+        order = [i for i in np.argsort(first, kind="stable").tolist() if first[i] < len(codes)]
+        place = np.zeros(len(known), np.int32)
+        place[order] = np.arange(len(order))
+        return cls(tuple(known[i] for i in order), place[codes])
+
+    def take(self, rows: NDArray[np.int64]) -> Names:
+        """Those of some rows."""
+        return self._in_order(self.known, self.codes[rows])
 
     def rows_of(self, wanted: set[str]) -> NDArray[np.int64]:
         """Rows that hold one of these strings, rising."""
@@ -104,11 +115,13 @@ class Names(Column):
         return len(self.codes)
 
     @overload
-    def __getitem__(self, row: int) -> str: ...
+    def __getitem__(self, row: SupportsIndex) -> str: ...
     @overload
     def __getitem__(self, row: slice) -> Names: ...
-    def __getitem__(self, row: int | slice) -> str | Names:
-        return Names.of(self._piece(row)) if isinstance(row, slice) else self.known[self.codes[row]]
+    def __getitem__(self, row: SupportsIndex | slice) -> str | Names:
+        if isinstance(row, slice):
+            return self._in_order(self.known, self.codes[row])
+        return str(self.known[self.codes[index(row)]])
 
     def _piece(self, rows: slice) -> list[str]:
         return [self.known[code] for code in self.codes[rows].tolist()]
