@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -131,8 +132,7 @@ class Feed:
         self._has_maps = maps is not None
         self._n_views = 1 + len(features[0].views) if views else 1
         shown = stacked_rows(rows, self._n_views)
-        self._device = device or torch.device("cpu")
-        self._seed, self._n_alike = seed, n_alike
+        self._device, self._seed, self._n_alike = device or torch.device("cpu"), seed, n_alike
         self._placements: list[Placement] = (
             of._placements if of else choose_placements(features, len(shown), self._device, mode)
         )
@@ -242,7 +242,7 @@ class Feed:
         assert 0 <= start <= len(self), f"an epoch has {len(self)} batches, none with number {start}"
         per_slot = self._slot_batches * self.batch_size
         bounds = [start * self.batch_size, *range((start // self._slot_batches + 1) * per_slot, len(order), per_slot)]
-        return _Epoch(iter([places for places in np.split(order, bounds)[1:] if len(places)]), number=number)
+        return _Epoch((order[a:b] for a, b in pairwise([*bounds, len(order)]) if a < b), number=number)
 
     def _begin(self, following: int | None = None) -> Iterator[Batch]:
         assert self._current is not None, "the caller planned it"

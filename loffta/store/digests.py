@@ -88,8 +88,7 @@ def _json(value: Any) -> Iterator[str]:
     elif isinstance(value, (list, tuple, np.ndarray, Column)):
         yield "["
         for i, piece in enumerate(pieces_of(value)):
-            plain = piece.tolist() if isinstance(piece, np.ndarray) else list(piece)
-            yield (", " if i else "") + json.dumps(plain, sort_keys=True)[1:-1]
+            yield (", " if i else "") + json.dumps(piece, sort_keys=True)[1:-1]
         yield "]"
     else:
         yield json.dumps(value, sort_keys=True)

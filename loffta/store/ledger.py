@@ -52,12 +52,8 @@ _OPTIONAL = {**SEEN, _SATURATED.name: _SATURATED.type}
 _ALL_TYPES = {**_TYPES, **_OPTIONAL}
 _META = b"loffta"
 _DONE = re.compile(r"u(\d+)\.parquet")
-_MERGED = (
-    "row",
-    "status",
-    "reason",
-    _SATURATED.name,
-)  # what a ledger is made of; the lists of checksums are most of a done file
+# what a ledger is made of; the lists of checksums are most of a done file
+_MERGED = ("row", "status", "reason", _SATURATED.name)
 READ_THREADS = 8  # done files are small: over a network, waiting for them is all the work
 _MAX_BYTES = 1 << 30  # of a done file: 256 images of 12 taps take 30 kB
 # what pyarrow raises over damaged bytes; trouble of the file system is met before it sees them

@@ -255,7 +255,8 @@ def safe_name(name: str) -> str:
 def names_in(folder: Path) -> list[str]:
     """What a folder holds; nothing where there is none. `glob` would take one that may not be read for empty."""
     try:
-        return os.listdir(folder)  # a fifth of what a Path a name takes: there may be 100,000
+        with os.scandir(folder) as entries:  # a fifth of what a Path for each of 100,000 takes
+            return [entry.name for entry in entries]
     except (FileNotFoundError, NotADirectoryError):
         return []
 

@@ -80,18 +80,16 @@ class ImageTable:
     def digest(self) -> str:
         """BLAKE2b-128 over keys, sizes, splits, labels, classes and the optional columns that are there."""
         rows: list[Any] = [self.keys, self.sizes, self.splits, self.labels, self.classes]
-        optional = self._optional()
-        return digest_of([*rows, optional] if optional else rows)
+        return digest_of([*rows, *filter(None, [self._optional()])])
 
     def says_the_same(self, other: ImageTable) -> bool:
         """Whether all that `digest` is over is equal; sooner told than by two digests."""
-        names = self.split_names.known, other.split_names.known
-        codes = self.split_names.codes, other.split_names.codes
-        numbers = [codes, (self.sizes, other.sizes), (self.labels, other.labels)]
+        ours, theirs = self.split_names, other.split_names
         return (
-            self.classes == other.classes
-            and names[0] == names[1]
-            and all(np.array_equal(a, b) for a, b in numbers)
+            (self.classes, ours.known) == (other.classes, theirs.known)
+            and np.array_equal(ours.codes, theirs.codes)
+            and np.array_equal(self.sizes, other.sizes)
+            and np.array_equal(self.labels, other.labels)
             and self.keys == other.keys
             and self._optional() == other._optional()
         )
@@ -250,8 +248,8 @@ class ImageTable:
         return True
 
     def _columns_digest(self, digest: str, keys: pa.Array[Any] | pa.ChunkedArray[Any]) -> str:
-        said = [digest, list(self.classes)]
-        return columns_digest(said, keys, (self.sizes, self.labels), self.split_names, self._optional())
+        numbers = self.sizes, self.labels
+        return columns_digest([digest, *self.classes], keys, numbers, self.split_names, self._optional())
 
     @classmethod
     def _from_columns(cls, table: pa.Table, meta: dict[str, Any]) -> ImageTable:

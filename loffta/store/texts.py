@@ -7,6 +7,7 @@ In: columns of parquet, or lists.   Out: sequences of str that read as lists do.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from operator import index
 from typing import Any, SupportsIndex, overload
 
@@ -25,18 +26,18 @@ class Column(Sequence[str]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, str):
             return NotImplemented
-        return len(self) == len(other) and all(
-            map(list.__eq__, map(list, pieces_of(self)), map(list, pieces_of(other)))
-        )
+        if len(self) != len(other):
+            return False
+        return all(ours == theirs for ours, theirs in zip(pieces_of(self), pieces_of(other), strict=True))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} strings)"
 
     def __iter__(self) -> Iterator[str]:
-        for first in range(0, len(self), PIECE):
-            yield from self._piece(slice(first, first + PIECE))
+        return chain.from_iterable(pieces_of(self))
 
-    def _piece(self, rows: slice) -> list[str]:
+    def piece(self, rows: slice) -> list[str]:
+        """Some of them as a list."""
         raise NotImplementedError
 
 
@@ -56,7 +57,8 @@ class Texts(Column):
     def __getitem__(self, row: SupportsIndex | slice) -> str | Texts:
         return Texts(self.column[row]) if isinstance(row, slice) else str(self.column[index(row)].as_py())
 
-    def _piece(self, rows: slice) -> list[str]:
+    def piece(self, rows: slice) -> list[str]:
+        """Some of them as a list."""
         found: Any = self.column[rows].to_pylist()
         return list(found)
 
@@ -123,7 +125,8 @@ class Names(Column):
             return self._in_order(self.known, self.codes[row])
         return str(self.known[self.codes[index(row)]])
 
-    def _piece(self, rows: slice) -> list[str]:
+    def piece(self, rows: slice) -> list[str]:
+        """Some of them as a list."""
         return [self.known[code] for code in self.codes[rows].tolist()]
 
 
@@ -132,11 +135,16 @@ def to_arrow(values: Sequence[Any] | NDArray[Any], kind: pa.DataType) -> pa.Arra
     if isinstance(values, Texts):
         return values.column
     if isinstance(values, Names):
-        return pa.chunked_array([pa.array(list(piece), pa.string()) for piece in pieces_of(values)], pa.string())
+        return pa.chunked_array([pa.array(piece, pa.string()) for piece in pieces_of(values)], pa.string())
     found: pa.Array[Any] = pa.array(values, type=kind)
     return found
 
 
-def pieces_of(values: Sequence[Any] | NDArray[Any]) -> Iterator[Any]:
-    """The same values, PIECE at a time."""
-    return (values[first : first + PIECE] for first in range(0, len(values), PIECE))
+def pieces_of(values: Sequence[Any] | NDArray[Any]) -> Iterator[list[Any]]:
+    """The same values as Python objects, PIECE at a time."""
+    for first in range(0, len(values), PIECE):
+        rows = slice(first, first + PIECE)
+        if isinstance(values, Column):
+            yield values.piece(rows)
+        else:
+            yield values[rows].tolist() if isinstance(values, np.ndarray) else list(values[rows])
