@@ -1,6 +1,7 @@
-"""What commands do with a cache of many images, each step in a process of its own: seconds and memory; for `scale`.
+"""What commands do with a cache of many images, each step in a process of its own: CPU seconds and memory.
 
-Run by `scale_growth`: python scale_steps.py STEP CACHE.   Out: one line of JSON, names to numbers.
+Run by `scale_growth`: python scale_steps.py STEP CACHE.   Out: one line of JSON, names to numbers. CPU seconds of all
+threads, for they are about the same on a busy machine; on an idle one a step takes as long or less.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from loffta.feed.batches import Feed
 from loffta.machine.process import StopFlag
 from loffta.store.cache import Cache
 from loffta.store.inventory import take_inventory
+from loffta.store.paths import CachePaths
 from loffta.store.table import ImageTable
 from loffta.store.verify import verify
 
@@ -51,28 +53,36 @@ class Listed:
         raise FileNotFoundError(key)
 
 
-def open_(root: Path) -> dict[str, float]:
-    """Opening a cache, and the ledger of one array."""
-    cache, opened = timed(lambda: Cache.open(root))
-    array = cache.stores()[0].arrays[0]
-    ledger, read = timed(lambda: array.ledger)
-    assert ledger.ready.all(), "the cache is finished"
-    return {"open_s": opened, "ledger_s": read}
+def table(root: Path) -> dict[str, float]:
+    """The table of images, as every command reads it, and the rows of a split."""
+    path = CachePaths(root).images
+    images, seconds = timed(lambda: ImageTable.read(path))
+    rows, chosen = timed(lambda: images.rows_of("train"))
+    assert 0 < len(rows) < len(images), "there are two splits"
+    return {"table_mb": path.stat().st_size / 1e6, "open_s": seconds, "split_s": chosen}
+
+
+def ledger(root: Path) -> dict[str, float]:
+    """The done files of one array, as training reads them."""
+    array = Cache.open(root).stores()[0].arrays[0]
+    found, seconds = timed(lambda: array.ledger)
+    assert found.ready.all(), "the cache is finished"
+    return {"ledger_s": seconds}
 
 
 def feed(root: Path) -> dict[str, float]:
     """What `train` does before its first batch, and batches of random images from the disk."""
     cache = Cache.open(root)
-    start = time.perf_counter()
+    start = time.process_time()
     features = choose_features(cache, [], ("mean",), default_taps="all")
     rows = usable_rows(cache, features, "train")
-    chosen = time.perf_counter()
+    chosen = time.process_time()
     with Feed(features, rows, batch_size=BATCH, mode="stream", order="uniform") as batches:
         epoch = batches.epoch(0)
         next(epoch)
-        first = time.perf_counter()
+        first = time.process_time()
         n_batches = sum(1 for _ in islice(epoch, N_BATCHES))
-        batch_s = (time.perf_counter() - first) / n_batches
+        batch_s = (time.process_time() - first) / n_batches
     return {"rows_s": chosen - start, "first_batch_s": first - chosen, "batch_ms": 1000 * batch_s}
 
 
@@ -109,7 +119,8 @@ def check(root: Path) -> dict[str, float]:
 
 
 STEPS: dict[str, Callable[[Path], dict[str, float]]] = {
-    "open": open_,
+    "table": table,
+    "ledger": ledger,
     "feed": feed,
     "worker": worker,
     "plan": plan,
@@ -124,9 +135,9 @@ def no_network(config: BackboneConfig) -> Backbone:
 
 
 def timed(action: Callable[[], T]) -> tuple[T, float]:
-    """What `action` gives, and its seconds."""
-    start = time.perf_counter()
-    return action(), time.perf_counter() - start
+    """What `action` gives, and its CPU seconds."""
+    start = time.process_time()
+    return action(), time.process_time() - start
 
 
 def run(step: str, root: Path) -> dict[str, float]:
