@@ -1,6 +1,6 @@
 """What grows faster than the images? Caches of several sizes, step by step; the slopes say it.
 
-Run:     python pipelines/benchmarks/scale_growth.py [--finished 100000 1280000 ...] [--tables 10000000 100000000]
+Run:     python pipelines/benchmarks/scale.py --growth [--finished 100000 1280000 ...] [--tables 10000000 100000000]
          [--dir DIR] [--quick]
 Needs:   1 GB of disk for --finished 10000000; 5 GB of disk and 12 GB of memory for --tables 100000000.
 Expect:  a line per step: CPU seconds or bytes at every size, and how often it grows tenfold where the images do
