@@ -248,8 +248,8 @@ class ImageTable:
         return True
 
     def _columns_digest(self, digest: str, keys: pa.Array[Any] | pa.ChunkedArray[Any]) -> str:
-        numbers = self.sizes, self.labels
-        return columns_digest([digest, *self.classes], keys, numbers, self.split_names, self._optional())
+        said = [digest, *self.classes]
+        return columns_digest(said, keys, (self.sizes, self.labels), self.split_names, self._optional())
 
     @classmethod
     def _from_columns(cls, table: pa.Table, meta: dict[str, Any]) -> ImageTable:
@@ -266,9 +266,7 @@ class ImageTable:
             raise ValueError("its source or classes are no text")
         if len(table) and to_numbers(table["label"]).max() >= len(meta["classes"]):
             raise ValueError("a label is behind the last class")
-        columns: dict[str, list[Any]] = {
-            name: table[name].to_pylist() for name in table.column_names if name not in _TYPES
-        }
+        columns: dict[str, list[Any]] = {n: table[n].to_pylist() for n in table.column_names if n not in _TYPES}
         return cls(
             meta["source"],
             Texts(table["key"]),
