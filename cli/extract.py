@@ -90,7 +90,8 @@ def command(ctx: click.Context, /, file: Path | None, as_json: bool, **options: 
     if report.units:
         images = f"{report.images} {plural(report.images, 'image')}"
         done = f"{report.units} {plural(report.units, 'unit')}, {images} in {report.seconds:.1f} s"
-    show(f"{done}; {report.bad} bad {plural(report.bad, 'image')} in the cache")
+    of = "of this share" if report.unwritten_of else "in the cache"
+    show(f"{done}; {report.bad} bad {plural(report.bad, 'image')} {of}")
     if report.helped or report.twice:
         units = f"{report.helped} {plural(report.helped, 'unit')} of other shares written"
         show(f"{units}; {report.twice} {plural(report.twice, 'unit')} begun here that others finished first")

@@ -34,7 +34,7 @@ from loffta.machine.usage import Meter
 from loffta.store.asked import Lack, asked_rows, list_done
 from loffta.store.cache import CachedArray
 from loffta.store.handover import Pixels
-from loffta.store.ledger import BAD, unfinished
+from loffta.store.ledger import BAD, read_ledger, unfinished
 from loffta.store.seen import read_seen
 from loffta.store.sink import UnitSink
 from loffta.store.space import check_room
@@ -61,7 +61,7 @@ class Report:
     """What one call did."""
 
     images: int = 0  # read and decoded by this call
-    bad: int = 0  # quarantined ones in the cache
+    bad: int = 0  # quarantined ones in the cache; while other shares are at work, of this share's units
     flat: int = 0  # images in the cache that are of a single colour, as far as their units say
     pages_ignored: int = 0  # frames or pages behind the first
     several_pages: int = 0  # images that have such
@@ -126,7 +126,8 @@ def extract(
     seen = list_done(begun.forms)
     lacks = {unit: begun.lack(unit, seen) for unit in begun.asked}
     todo = [unit for unit, lack in lacks.items() if begun.lacks_features(lack)]
-    bare = [unit for unit, lack in lacks.items() if lack.names and unit not in {*todo}]
+    whole = lacks.keys() - {*todo}
+    bare = [unit for unit, lack in lacks.items() if lack.names and unit in whole]
     elsewhere = unfinished([array.paths for array in begun.arrays], begun.others)
     look_again(begun.cache, begun.dense, source)
     if todo or elsewhere:
@@ -161,15 +162,20 @@ def extract(
 
 
 def _sum_up(report: Report, begun: Begun, config: ExtractConfig, listing: ImageTable) -> None:
-    """What the cache holds now, written by whichever process; TooManyBadImages where these are too many."""
+    """What the cache holds now, written by whichever process; TooManyBadImages where these are too many.
+
+    Of a share that is not the last: what its own units hold.
+    """
+    report.unwritten_images, report.unwritten_of = _look_at_others(begun, config)
+    # whoever is last tells of all units: 1,000 workers that read the done files of all would read 100 million
+    own = begun.asked if report.unwritten_images else None
     filled = _reread(begun)
-    bad = filled.ledger.bad
-    for name, value in asdict(read_seen(filled.paths)).items():
+    bad = read_ledger(filled.paths, filled.layout, filled.images, only=own).bad
+    for name, value in asdict(read_seen(filled.paths, only=own)).items():
         setattr(report, name, value)
     report.not_taken = dict(listing.not_taken)
     report.bad = len(bad)
-    report.stores = [_describe(job) for job in begun.jobs]
-    report.unwritten_images, report.unwritten_of = _look_at_others(begun, config)
+    report.stores = [_describe(job, own) for job in begun.jobs]
     asked = asked_rows(begun.cache, config.splits, config.limit)  # by all processes
     bad = {row: reason for row, reason in bad.items() if row not in begun.cache.table.gone}
     found = {row: reason for row, reason in bad.items() if row in asked.get(row // begun.cache.unit_images, ())}
@@ -319,7 +325,11 @@ def _reread(begun: Begun) -> CachedArray:
     return next(array for array in arrays if array.paths.name == job.arrays[0].paths.name)
 
 
-def _describe(job: Job) -> StoreReport:
+def _describe(job: Job, units: Collection[int] | None) -> StoreReport:
+    """The store with the bytes of some units, or of all."""
     taps = sorted({tap for array in job.arrays for tap in array.taps}, key=[s.tap for s in job.store.info.taps].index)
-    n_bytes = sum(sum(array.paths.shard_sizes().values()) for array in job.arrays)
+    n_bytes = 0
+    for array in job.arrays:
+        names = None if units is None else [array.paths.shard(unit, array.layout.ndim).name for unit in units]
+        n_bytes += sum(array.paths.shard_sizes(names).values())
     return StoreReport(job.store.name, job.store.info.label, taps, n_bytes)

@@ -139,8 +139,7 @@ def make_plan(config: ExtractConfig, source: ImageSource, load: Load, *, sample:
         work = missing_work(begun.all_arrays, begun.asked)
         files = file_work(begun.cache, begun.dense, source, begun.asked)
         timing = _time_sample(begun, work, source, config.batch_size, sample)
-        made = [p for p in shadow.rglob("*") if p.is_file() and not p.is_symlink()]
-        made = [p for p in made if not (root / p.relative_to(shadow)).exists()]
+        made = [path for path in _plain_files(shadow) if not (root / path.relative_to(shadow)).exists()]
         metadata_bytes = sum(path.stat().st_size for path in made)
     n_images = begun.n_images
     arrays = (*(_plan_array(begun, w) for w in work), *map(_plan_files, files))
@@ -180,23 +179,29 @@ def _shadow(root: Path) -> Iterator[Path]:
     """
     if not CachePaths(root).config.exists() and CachePaths(root).is_foreign():
         raise LofftaError("this folder holds something else", where=root, remedy="choose an empty or new folder")
-    with tempfile.TemporaryDirectory(prefix="loffta-plan-") as name:
-        shadow = Path(name) / "cache"
-        for path in root.rglob("*"):
-            copy = shadow / path.relative_to(root)
-            if path.is_dir():
-                copy.mkdir(parents=True, exist_ok=True)
-            elif path.name == "zarr.json" or path.parent == root:
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, copy)
-            elif path.suffix != ".part":
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                copy.symlink_to(path.resolve())
+    with tempfile.TemporaryDirectory(prefix="loffta-plan-") as temporary:
+        shadow = Path(temporary) / "cache"
+        whole = root.resolve()
+        for folder, folders, files in os.walk(whole):
+            copy = shadow / Path(folder).relative_to(whole)
+            for name in (".", *folders):
+                (copy / name).mkdir(parents=True, exist_ok=True)
+            for file in files:  # there may be 100,000: no Path for each
+                if file == "zarr.json" or copy == shadow:
+                    shutil.copyfile(f"{folder}/{file}", copy / file)
+                elif not file.endswith(".part"):
+                    os.symlink(f"{folder}/{file}", f"{copy}/{file}")  # noqa: PTH211
         try:
             yield shadow
         except LofftaError as error:
             texts = [text.replace(str(shadow), str(root)) for text in (error.what, error.where, error.remedy)]
             raise type(error)(texts[0], where=texts[1], remedy=texts[2]) from error
+
+
+def _plain_files(folder: Path) -> Iterator[Path]:
+    """Every file below a folder that is no link."""
+    for name, _, files in os.walk(folder):
+        yield from (Path(name, file) for file in files if not Path(name, file).is_symlink())
 
 
 def _plan_array(begun: Begun, work: Work) -> ArrayPlan:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -220,7 +221,7 @@ class Feed:
         assert 0 <= start <= len(self), f"an epoch has {len(self)} batches, none with number {start}"
         per_slot = self._slot_batches * self.batch_size
         bounds = [start * self.batch_size, *range((start // self._slot_batches + 1) * per_slot, len(order), per_slot)]
-        return Epoch(iter([places for places in np.split(order, bounds)[1:] if len(places)]), number=number)
+        return Epoch((order[a:b] for a, b in pairwise([*bounds, len(order)]) if a < b), number=number)
 
     def _begin(self, following: int | None = None) -> Iterator[Batch]:
         assert self._current is not None, "the caller planned it"

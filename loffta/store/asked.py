@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from loffta.store.cache import Cache, CachedArray
 from loffta.store.ledger import done_units
 from loffta.store.target_files import UnitFiles
+from loffta.store.texts import Names
 
 _RUNS = 16  # stretches of rows that a limited split is taken from: its classes are sorted, and a stretch is a batch
 
@@ -30,10 +31,16 @@ def asked_rows(cache: Cache, splits: str | None, limit: int | None) -> dict[int,
         cache.table.check_split(splits, where="--splits")
     rows = np.arange(len(cache.table)) if splits is None else cache.table.rows_of(splits)
     if limit is not None and limit < len(rows):
-        rows = rows[limited_rows([cache.table.splits[row] for row in rows], limit)]
+        rows = rows[limited_rows(cache.table.split_names.take(rows), limit)]
     units, starts = np.unique(rows // cache.unit_images, return_index=True)
     parts = np.split(rows, starts[1:])
-    return {unit: part.tolist() for unit, part in zip(units.tolist(), parts, strict=True)}
+    return {unit: _listed(part) for unit, part in zip(units.tolist(), parts, strict=True)}
+
+
+def _listed(rows: NDArray[np.int64]) -> Sequence[int]:
+    """The same rows; neighbours, as those of a whole unit are, without an object a row."""
+    first, stop = int(rows[0]), int(rows[-1]) + 1
+    return range(first, stop) if stop - first == len(rows) else rows.tolist()
 
 
 @dataclass(frozen=True)
@@ -88,8 +95,8 @@ def limited_rows(splits: Sequence[str], limit: int) -> NDArray[np.int64]:
     Args:
         splits: of every image.
     """
-    names = dict.fromkeys(splits)
-    rows_of_split = [np.flatnonzero([split == name for split in splits]) for name in names]
+    names = Names.of(splits)
+    rows_of_split = [names.rows_of({name}) for name in names.known]
     sizes = np.array([len(rows) for rows in rows_of_split])
     exact = limit * sizes / sizes.sum()
     shares = np.minimum(np.maximum(np.floor(exact).astype(np.int64), 1), sizes)

@@ -85,7 +85,7 @@ def read_label_file(path: Path, table: ImageTable, columns: LabelColumns = Label
             )
         said = Annotations.read(path, remedy="take another copy of it")
         said.on(table, where=path)
-        return Joined(said, len(said.keys), 0, [], table.keys[len(said.keys) :])
+        return Joined(said, len(said.keys), 0, [], list(table.keys[len(said.keys) :]))
     chosen: list[_Chosen] = []
     where = str(path)
     used = {*_KEYS, *_PARSERS, "split", "group", *filter(None, vars(columns).values())}

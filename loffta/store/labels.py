@@ -7,9 +7,9 @@ a digest, and the identity of the images. In: an ImageTable or a file.   Out: An
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from loffta.files.documents import from_json
 from loffta.store import FORMAT
 from loffta.store.arrow import to_column, to_numbers
 from loffta.store.columns import SUFFIXES
+from loffta.store.digests import digest_of
 from loffta.store.reads import read_file, reason
 from loffta.store.table import MAX_BYTES, NO_SPLIT, ImageTable, LabelKind
 from loffta.words import brief, file_name, lookalike
@@ -51,7 +52,7 @@ _TYPES: dict[str, pa.DataType] = {
 class Annotations:
     """What one set says of the first so many images of a cache. A column that is None leaves the image set its own."""
 
-    keys: list[str]
+    keys: Sequence[str]
     images: str  # which these are: `ImageTable.identity`
     splits: list[str | None] | None = None  # None: in no split
     kind: LabelKind | None = None  # of the labels; None: it says nothing of labels
@@ -88,7 +89,7 @@ class Annotations:
         """BLAKE2b-128 over all of it."""
         rows: list[Any] = [self.keys, self.images, self.splits, self.kind, list(self.classes), self.labels, self.groups]
         more: list[Any] = [self.group_column, self.targets, sorted(self.moved.items()), sorted(self.gone)]
-        return hashlib.blake2b(json.dumps([*rows, *more], sort_keys=True).encode(), digest_size=16).hexdigest()
+        return digest_of([*rows, *more])
 
     def on(self, table: ImageTable, *, where: str | Path, places: bool = False) -> ImageTable:
         """The same images with what is said here; of images that came later it says nothing.

@@ -8,11 +8,13 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from loffta.files.os_words import guard
 from loffta.store.arrow import to_numbers
 from loffta.store.checks import layout_fault, unit_fault
 from loffta.store.metadata import ArrayLayout
-from loffta.store.paths import ArrayPaths, UnitPaths
+from loffta.store.paths import ArrayPaths, UnitPaths, names_in
 from loffta.store.reads import REPAIR, read_file, reason
 from loffta.store.table import ImageTable
 
@@ -50,8 +52,8 @@ _OPTIONAL = {**SEEN, _SATURATED.name: _SATURATED.type}
 _ALL_TYPES = {**_TYPES, **_OPTIONAL}
 _META = b"loffta"
 _DONE = re.compile(r"u(\d+)\.parquet")
-_LISTED = ("row", "status", "reason")
-_MERGED = (*_LISTED, _SATURATED.name)  # what a ledger is made of; the lists of checksums are most of a done file
+# what a ledger is made of; the lists of checksums are most of a done file
+_MERGED = ("row", "status", "reason", _SATURATED.name)
 READ_THREADS = 8  # done files are small: over a network, waiting for them is all the work
 _MAX_BYTES = 1 << 30  # of a done file: 256 images of 12 taps take 30 kB
 # what pyarrow raises over damaged bytes; trouble of the file system is met before it sees them
@@ -226,6 +228,8 @@ def settles(paths: ArrayPaths, unit: int, rows: Sequence[int], unit_images: int)
 
 def read_made(paths: ArrayPaths) -> dict[str, Any]:
     """How the first unit that is there was made, as given to `write_done`; nothing where there is none to read."""
+    if paths.done(0).exists():  # most often: the names of 100,000 others are not asked for
+        return _made_in(paths.done(0))
     units = done_units(paths)
     return _made_in(paths.done(units[0])) if units else {}
 
@@ -277,40 +281,48 @@ def unfinished(arrays: Sequence[UnitPaths], units: Collection[int]) -> list[int]
 
 
 def _units_in(folder: Path) -> Iterator[int]:
-    found = folder.iterdir() if folder.is_dir() else []
-    return (int(match[1]) for path in found if (match := _DONE.fullmatch(path.name)))
+    return (int(match[1]) for name in names_in(folder) if (match := _DONE.fullmatch(name)))
 
 
-def read_ledger(paths: ArrayPaths, layout: ArrayLayout, images: ImageTable | None = None) -> Ledger:
+def read_ledger(
+    paths: ArrayPaths, layout: ArrayLayout, images: ImageTable | None = None, *, only: Collection[int] | None = None
+) -> Ledger:
     """Merges the done files of an array and compares them with its layout and the table of images.
 
+    Args:
+        only: units to look at; None: all that are there.
     Raises:
         DamageFound: a done file cannot be read, or is one of another array or other images.
     """
     n_rows = layout.shape[0]
     ready = np.zeros(n_rows, dtype=bool)
-    units = done_units(paths)
-    if not units:
-        return Ledger(ready, {}, 0)
+    units = [unit for unit in done_units(paths) if only is None or unit in only]
+    bad: dict[int, str] = {}
+    scales: set[str | None] = set()
+    saturated = 0
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        tables = list(pool.map(partial(read_done, columns=_MERGED), map(paths.done, units)))
-    made = [made_of(table.schema.metadata) for table in tables]
-    for unit, table, said in zip(units, tables, made, strict=True):
-        listed = to_numbers(table["row"])
-        fault = rows_fault(listed, unit, layout.unit_images) or unit_fault(said, listed, layout, images)
-        if fault is not None:
-            raise DamageFound(fault, where=paths.done(unit), remedy=REPAIR)
-    scales = frozenset(map(scales_of, made))
-    saturated = sum(_count_saturated(table) for table in tables)
-    table = pa.concat_tables(table.select(_LISTED) for table in tables)
-    rows = to_numbers(table["row"])
-    good = np.array([status == OK for status in table["status"].to_pylist()])
-    known = (rows >= 0) & (rows < n_rows)  # another process may have grown the array meanwhile
-    ready[rows[good & known]] = True
-    others = np.flatnonzero(~good & known).tolist()
-    reasons = [table["reason"][i].as_py() for i in others]
-    bad = dict(zip(rows[others].tolist(), reasons, strict=True))
-    return Ledger(ready, bad, len(units), scales, saturated)
+        read = partial(read_done, columns=_MERGED)
+        for unit, table in zip(units, _ahead(pool, read, map(paths.done, units)), strict=True):
+            listed, made = to_numbers(table["row"]), made_of(table.schema.metadata)
+            fault = rows_fault(listed, unit, layout.unit_images) or unit_fault(made, listed, layout, images)
+            if fault is not None:
+                raise DamageFound(fault, where=paths.done(unit), remedy=REPAIR)
+            scales.add(scales_of(made))
+            saturated += _count_saturated(table)
+            good = np.array([status == OK for status in table["status"].to_pylist()], bool)
+            known = (listed >= 0) & (listed < n_rows)  # another process may have grown the array meanwhile
+            ready[listed[good & known]] = True
+            for i in np.flatnonzero(~good & known).tolist():
+                bad[int(listed[i])] = table["reason"][i].as_py()
+    return Ledger(ready, bad, len(units), frozenset(scales), saturated)
+
+
+def _ahead(pool: Executor, read: Callable[[Path], pa.Table], paths: Iterator[Path]) -> Iterator[pa.Table]:
+    """What `read` gives of each, in order; a few are read ahead, and never all of 100,000 in memory."""
+    waiting = deque(pool.submit(read, path) for path in islice(paths, 4 * READ_THREADS))
+    while waiting:
+        yield waiting.popleft().result()
+        waiting.extend(pool.submit(read, path) for path in islice(paths, 1))
 
 
 def rows_fault(rows: NDArray[np.int64], unit: int, unit_images: int) -> str | None:

@@ -1,6 +1,7 @@
 """A cache of 100,000 images: how many files, how long to open it, and does a batch cost more than with 1,000?
 
 Run:     python pipelines/benchmarks/scale.py [--images 100000] [--dir DIR] [--side 14] [--repeats 7]
+         python pipelines/benchmarks/scale.py --growth [--quick] [...]: other sizes, step by step (`scale_growth`)
 Needs:   disk for one shard of each array (0.93 GB with --side 14, 77 MB with --side 4): all units are hard links to it.
 Expect:  lines with a goal say whether it was reached; three minutes, most of it for making the cache.
          Seen on two cores that ten other processes wanted: 3,135 files; a batch of 64 random images takes 1.2 times as
@@ -26,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import scale_growth
 import torch
 
 from loffta.store.cache import Cache, CachedArray
@@ -178,4 +180,7 @@ def line(name: str, value: float, goal: float | None, unit: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if "--growth" in sys.argv:
+        scale_growth.main([word for word in sys.argv[1:] if word != "--growth"])
+    else:
+        main()

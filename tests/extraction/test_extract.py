@@ -18,6 +18,7 @@ from loffta.config import BackboneConfig, ExtractConfig
 from loffta.errors import LofftaError, Stopped, UsageError
 from loffta.extraction.extract import extract, run
 from loffta.machine.process import StopFlag
+from loffta.store import ledger
 from loffta.store.asked import limited_rows
 from loffta.store.cache import Cache
 from loffta.store.verify import verify
@@ -223,6 +224,23 @@ def test_a_share_says_what_others_have_not_written(tmp_path):
     fill(tmp_path, share=(1, 2))
     assert fill(tmp_path, share=(3, 4)).unwritten_of == ["2/4"]
     assert (fill(tmp_path).unwritten_images, fill(tmp_path, share=(3, 4)).unwritten_of) == (0, [])
+
+
+def test_who_is_last_tells_of_all_units_and_the_others_of_their_own(tmp_path, monkeypatch):
+    """1,000 workers that each read the done files of all at their end would read 1,000 times as many as there are."""
+    read, seen = ledger.read_done, []
+    monkeypatch.setattr(ledger, "read_done", lambda path, *a, **k: seen.append(path.name) or read(path, *a, **k))
+    source = PngSource(N, {2: b"", 9: b"", 17: b""})  # one in each unit
+    reports, names = [], []
+    for i in (1, 0, 2):
+        seen.clear()
+        reports.append(fill(tmp_path, source, share=(i, 3), max_bad_frac=1))
+        names.append({*seen})
+    assert [report.bad for report in reports] == [1, 1, 3]
+    assert [report.unwritten_images for report in reports] == [12, 4, 0]
+    assert names == [{"u000001.parquet"}, {"u000000.parquet"}, {f"u00000{i}.parquet" for i in range(3)}]
+    shards = {unit: sum(p.stat().st_size for p in tmp_path.glob(f"stores/*/*/c.{unit}.*")) for unit in range(3)}
+    assert [report.stores[0].bytes for report in reports] == [shards[1], shards[0], sum(shards.values())]
 
 
 def test_done_files_say_of_what_they_are(tmp_path):

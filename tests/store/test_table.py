@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from loffta.errors import LofftaError, UsageError
+from loffta.errors import DamageFound, LofftaError, UsageError
+from loffta.store import follow
+from loffta.store.cache import Cache
 from loffta.store.growth import grow, match_images, say_source
 from loffta.store.labels import Annotations
 from loffta.store.table import ImageTable
@@ -279,6 +282,41 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
             ImageTable.read(tmp_path / name)
     with pytest.raises(LofftaError, match=r"format 2 is newer than this loffta knows \(1\)"):
         ImageTable.read(tmp_path / "newer")
+
+
+@pytest.mark.parametrize("name", ["key", "size", "split", "label", "value", "digest", "classes"])
+def test_an_altered_table_is_refused_by_either_digest(tmp_path: Path, name: str) -> None:
+    """As another program saves it: sound pages, the metadata of before. Older files have the digest over JSON alone."""
+    made = make_table(labels=np.full(4, -1), classes=(), values=np.array([1.0, 2.0, 3.0, np.nan]))
+    table = pq.read_table(_write(tmp_path / "images.parquet", made.to_parquet()))
+    meta = json.loads(table.schema.metadata[b"loffta"])
+    older = {key: value for key, value in meta.items() if key != "columns_digest"}
+    pq.write_table(table.replace_schema_metadata({b"loffta": json.dumps(older).encode()}), tmp_path / "older")
+    assert ImageTable.read(tmp_path / "older").digest == ImageTable.read(tmp_path / "images.parquet").digest
+    others = {"key": ["a.png", "b.png", "d.png", "c.png"], "size": [10, 20, 30, 41], "label": [-1, -1, -1, -2]}
+    others |= {"split": ["train", "val", "val", "test"], "value": [1.0, 2.0, 3.5, None]}
+    for said in (meta, older):
+        altered, words = table, dict(said)
+        if name in others:
+            place = table.column_names.index(name)
+            altered = table.set_column(place, name, pa.array(others[name], table.schema.field(name).type))
+        else:
+            words[name] = "0" * 32 if name == "digest" else ["cat"]
+        pq.write_table(altered.replace_schema_metadata({b"loffta": json.dumps(words).encode()}), tmp_path / "altered")
+        with pytest.raises(DamageFound, match="it does not match its digest"):
+            ImageTable.read(tmp_path / "altered")
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"splits": ["train", "train", "val", "val"]}, {"labels": np.array([0, 1, 1, 0])}]
+)
+def test_a_listing_without_news_is_not_matched(tmp_path: Path, monkeypatch, changes: dict[str, Any]) -> None:
+    """Matching takes 10 us an image, and every worker of an extraction begins with it."""
+    Cache.create(tmp_path, make_table(), unit_images=8, thumb_px=8)
+    seen, match = [], follow.match_images
+    monkeypatch.setattr(follow, "match_images", lambda *a, **k: seen.append(1) or match(*a, **k))
+    Cache.create(tmp_path, make_table(**changes), unit_images=None, thumb_px=8)
+    assert len(seen) == (1 if changes else 0)
 
 
 def _write(path: Path, data: bytes) -> Path:
