@@ -24,13 +24,13 @@ from loffta.errors import DamageFound, LofftaError, Stopped
 from loffta.feed.sources import group_by_array, union_taps
 from loffta.files.durable import delete_part
 from loffta.machine import process
-from loffta.machine.progress import Progress, human_time, say
+from loffta.machine.progress import Progress, say
 from loffta.machine.quota import free_room, lies_in_memory
 from loffta.store.cache import CachedArray
 from loffta.store.near import Near
 from loffta.store.reader import chunk_positions
 from loffta.store.staging import Copy, drop_older, open_folder, plan_copies
-from loffta.words import human_size, plural
+from loffta.words import human_size, human_time, plural
 
 SHARE = 0.9  # of the free room that copies may take: other jobs and the system write there, too
 _THREADS = 8  # units that are copied at the same time: a file server wants several requests

@@ -263,7 +263,7 @@ def write_predictions(path: Path, columns: Mapping[str, NDArray[Any] | list[Any]
 def _column(values: NDArray[Any] | list[Any]) -> pa.Array[Any]:
     if isinstance(values, np.ndarray) and values.dtype != object:  # objects are what `read_predictions` makes of lists
         return from_numbers(values)
-    kinds = {str: pa.string(), bytes: pa.binary()}
+    kinds: dict[type, pa.DataType] = {str: pa.string(), bytes: pa.binary()}
     return to_column(list(values), kinds.get(type(values[0]), pa.list_(pa.int64())))
 
 

@@ -23,11 +23,11 @@ from loffta.feed.batches import COLD_THREADS
 from loffta.feed.sources import StreamedArray, group_by_array, read_bytes
 from loffta.feed.staged import Stage, check_room
 from loffta.files.durable import delete_part, make_folder, part_name
-from loffta.machine.progress import human_time, silenced
+from loffta.machine.progress import silenced
 from loffta.store.staging import open_folder
 from loffta.store.zarr_reader import AnyReader, open_array
 from loffta.training.bench_parts import Job, evict
-from loffta.words import human_size, plural
+from loffta.words import human_size, human_time, plural
 
 SAMPLE_BYTES = 512 << 20
 _MIN_ROUNDS = 2  # the first one warms up
