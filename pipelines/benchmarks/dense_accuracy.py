@@ -35,7 +35,7 @@ from typing import Any
 
 from accuracy import ALL, BACKBONES, CONTROL, TRAINED
 from clock import print_machine
-from dense_scores import GROUND, Score, described, gain, score_of
+from dense_scores import GROUND, Score, gain, score_of
 from scores import markdown
 
 from loffta.config import ExtractConfig, TrainConfig, parse
@@ -165,9 +165,8 @@ def rivals(bench: Bench) -> str:
             for head in ("deap", *RIVALS):
                 score = deap if head == "deap" else bench.score(task, head, taps=taps)
                 lead = "" if head == "deap" else gain(deap, score)
-                rows.append([described(task, score.metric), called, head, f"{bench.rate(task, head):g}"])
-                rows[-1] += [*_figures(score), lead]
-    return markdown(["task", "features", "head", "rate", "parameters", "loss", "figure", "DeAP over it"], rows)
+                rows.append([score.figure, called, head, *_figures(score), lead])
+    return markdown(["of", "features", "head", "parameters", "loss", "figure", "DeAP over it"], rows)
 
 
 def masks(bench: Bench) -> str:
@@ -178,8 +177,8 @@ def masks(bench: Bench) -> str:
         for mask, called in MASKS.items():
             other = own if mask == "own" else bench.score(task, "deap", variant=mask, settings={"mask": mask})
             lead = "" if mask == "own" else gain(own, other)
-            rows.append([described(task, own.metric), called, *_figures(other), lead])
-    return markdown(["task", "mask", "parameters", "loss", "figure", "a sigma a head over it"], rows)
+            rows.append([own.figure, called, *_figures(other), lead])
+    return markdown(["of", "mask", "parameters", "loss", "figure", "a sigma a head over it"], rows)
 
 
 def last_against_middle(bench: Bench) -> str:
@@ -188,8 +187,8 @@ def last_against_middle(bench: Bench) -> str:
     for task in bench.tasks:
         for head in ("deap", *RIVALS):
             last, middle = (bench.score(task, head, taps=taps) for taps in (LAST, MIDDLE))
-            rows.append([described(task, last.metric), head, last.text, middle.text, gain(middle, last)])
-    return markdown(["task", "head", "last", "middle", "gain"], rows)
+            rows.append([last.figure, head, last.brief, middle.brief, gain(middle, last)])
+    return markdown(["of", "head", "last", "middle", "gain"], rows)
 
 
 def several_against_one(bench: Bench) -> str:
@@ -202,15 +201,15 @@ def several_against_one(bench: Bench) -> str:
         best = max(TRAINED, key=lambda backbone: _goodness(single[backbone]))
         for backbone, score in single.items():
             called = backbone + (" (best one)" if backbone == best else "")
-            rows.append([described(task, score.metric), called, *_figures(score), ""])
+            rows.append([score.figure, called, *_figures(score), ""])
         several = {
             "three trained": bench.score(task, "combo-deap", TRAINED, **fixed),
             "and the control": bench.score(task, "combo-deap", ALL, **fixed),
             "two by relevance": bench.score(task, "combo-deap", ALL, **(fixed | {"variant": "top2"}), select=2),
         }
         for called, score in several.items():
-            rows.append([described(task, score.metric), called, *_figures(score), gain(score, single[best])])
-    return markdown(["task", "backbones", "parameters", "loss", "figure", "gain over the best one"], rows)
+            rows.append([score.figure, called, *_figures(score), gain(score, single[best])])
+    return markdown(["of", "backbones", "parameters", "loss", "figure", "gain over the best one"], rows)
 
 
 def layers_by_size(bench: Bench) -> str:
@@ -221,10 +220,11 @@ def layers_by_size(bench: Bench) -> str:
         for size in parts:
             found = {layer: bench.score(task, "dense-linear", taps=layer, size=size) for layer in (*LAYERS, MIDDLE)}
             ordered = sorted(LAYERS, key=lambda layer: -_goodness(found[layer]))
-            metric = found[MIDDLE].metric
-            best = f"{ordered[0]} over {ordered[1]}: {gain(found[ordered[0]], found[ordered[1]])}"
-            rows.append([described(task, metric), size or "all", *(score.text for score in found.values()), best])
-    return markdown(["task", "pixels of", *LAYERS, "middle together", "best layer alone"], rows)
+            first, second = ordered[:2]
+            best = f"{first[-1]} over {second[-1]}: {gain(found[first], found[second])}"
+            means = [score.brief.partition(" ")[0] for score in found.values()]
+            rows.append([found[MIDDLE].figure, size or "all", *means, best])
+    return markdown(["of", "pixels of", "stage 1", "2", "3", "4", "2-4", "best stage over the second"], rows)
 
 
 def twice_the_size(bench: Bench) -> str:
@@ -236,14 +236,14 @@ def twice_the_size(bench: Bench) -> str:
             larger = bench.score(task, head, output_px=32 if bench.quick else 2 * RECIPE["output_px"])
             rows.append(
                 [
-                    described(task, larger.metric),
+                    larger.figure,
                     head,
-                    as_trained.text,
-                    larger.text,
+                    as_trained.brief,
+                    larger.brief,
                     gain(larger, as_trained, same_heads=True),
                 ]
             )
-    return markdown(["task", "head", "outputs of 64 px", "outputs of 128 px", "gain"], rows)
+    return markdown(["of", "head", "outputs of 64 px", "outputs of 128 px", "gain"], rows)
 
 
 def int8_against_float16(bench: Bench) -> str:
@@ -253,8 +253,8 @@ def int8_against_float16(bench: Bench) -> str:
         for head in ("deap", "dense-linear"):
             exact = bench.score(task, head)
             rounded = bench.score(task, head, variant="int8", dtype="int8")
-            rows.append([described(task, exact.metric), head, exact.text, rounded.text, gain(rounded, exact)])
-    return markdown(["task", "head", "float16", "int8", "int8 over float16"], rows)
+            rows.append([exact.figure, head, exact.brief, rounded.brief, gain(rounded, exact)])
+    return markdown(["of", "head", "float16", "int8", "int8 over float16"], rows)
 
 
 def moved_or_not(bench: Bench) -> str:
@@ -264,8 +264,8 @@ def moved_or_not(bench: Bench) -> str:
         for head in ("deap", "dense-linear"):
             still = bench.score(task, head)
             moved = bench.score(task, head, variant="moved", augment=MOVED)
-            rows.append([described(task, still.metric), head, still.text, moved.text, gain(moved, still)])
-    return markdown(["task", "head", "as they are", "moved", "gain"], rows)
+            rows.append([still.figure, head, still.brief, moved.brief, gain(moved, still)])
+    return markdown(["of", "head", "as they are", "moved", "gain"], rows)
 
 
 def combo_deap_against_deap(bench: Bench) -> str:
@@ -275,17 +275,18 @@ def combo_deap_against_deap(bench: Bench) -> str:
         single = {backbone: bench.score(task, "deap", [backbone], taps=LAST) for backbone in TRAINED}
         best = max(TRAINED, key=lambda backbone: _goodness(single[backbone]))
         deap = single[best]
-        rows.append([described(task, deap.metric), "deap", f"{best}, last", *_figures(deap), ""])
+        rows.append([deap.figure, "deap", f"{best}, last", f"{deap.n_parameters:,}", deap.text, ""])
         budget = {"settings": {"budget": deap.n_parameters}, "variant": "equal"}
         rivals = {
             f"{best}, last": ([best], LAST),
             f"{best}, middle": ([best], MIDDLE),
-            "three trained, middle": (TRAINED, MIDDLE),
+            "three, middle": (TRAINED, MIDDLE),
         }
         for called, (backbones, taps) in rivals.items():
             score = bench.score(task, "combo-deap", backbones, taps=taps, **budget)
-            rows.append([described(task, score.metric), "combo-deap", called, *_figures(score), gain(score, deap)])
-    return markdown(["task", "head", "features", "parameters", "loss", "figure", "combo-deap over DeAP"], rows)
+            count = f"{score.n_parameters:,}"
+            rows.append([score.figure, "combo-deap", called, count, score.text, gain(score, deap)])
+    return markdown(["of", "head", "features", "parameters", "figure", "combo-deap over DeAP"], rows)
 
 
 def trained_for_longer(bench: Bench) -> str:
@@ -298,10 +299,8 @@ def trained_for_longer(bench: Bench) -> str:
         }
         for head, score in longer.items():
             lead = "" if head == "deap" else gain(longer["deap"], score)
-            rows.append([described(task, score.metric), head, *_figures(score), lead])
-            rows[-1].append(gain(score, bench.score(task, head)))
-    columns = ["task", "head", "parameters", "loss", "figure", "DeAP over it", "gain over fewer steps"]
-    return markdown(columns, rows)
+            rows.append([score.figure, head, score.text, lead, gain(score, bench.score(task, head))])
+    return markdown(["of", "head", "figure", "DeAP over it", "gain over fewer steps"], rows)
 
 
 TABLES: dict[str, tuple[str, Callable[[Bench], str]]] = {

@@ -28,10 +28,16 @@ from loffta.store.targets import NativeTargets
 from loffta.targets import IGNORE, NO_INSTANCE, NativeTarget
 from loffta.tasks.bootstrap import image_weights
 from loffta.tasks.dense import DENSE_TASKS
-from loffta.tasks.figures import metric_name, possible, show, show_spread, smaller_is_better, unit
+from loffta.tasks.figures import possible, smaller_is_better
 from loffta.tasks.paired import Scored, difference, interval_of
 
 BATCH = 16
+FIGURE = {
+    "miou": "mIoU %",
+    "pixel_accuracy": "pixels right %",
+    "rmse_pooled": "RMSE (m)",
+    "boundary_iou": "border IoU %",
+}
 GROUND = "ground"  # what is no object, beside the sizes of objects
 
 
@@ -51,12 +57,22 @@ class Score:
         return float(self.scored.values.mean())
 
     @property
+    def brief(self) -> str:
+        """Mean over seeds [95 % interval over images and seeds]."""
+        low, high = (_shown(self.metric, bound) for bound in possible(self.metric, interval_of(self.scored)))
+        return f"{_shown(self.metric, self.mean)} [{low}, {high}]"
+
+    @property
     def text(self) -> str:
-        """Mean ± standard deviation over seeds [95 % interval over images and seeds]."""
-        spread = float(self.scored.values.std(ddof=1)) if len(self.scored.values) > 1 else None
-        bounds = possible(self.metric, interval_of(self.scored))
-        low, high = (show(self.metric, bound, beside=self.mean) for bound in bounds)
-        return f"{show_spread(self.metric, self.mean, spread)} [{low}, {high}]"
+        """The same, with the standard deviation over seeds."""
+        mean, _, bounds = self.brief.partition(" ")
+        spread = float(self.scored.values.std(ddof=1)) if len(self.scored.values) > 1 else 0.0
+        return f"{mean} ± {_shown(self.metric, spread)} {bounds}"
+
+    @property
+    def figure(self) -> str:
+        """What it is of: 'mIoU %'."""
+        return FIGURE[self.metric]
 
 
 def gain(new: Score, old: Score, *, same_heads: bool = False) -> str:
@@ -77,14 +93,12 @@ def gain(new: Score, old: Score, *, same_heads: bool = False) -> str:
 
 
 def _signed(of: Score, value: float) -> str:
-    """As many digits as the score itself has."""
-    shown = show(of.metric, abs(value), beside=of.mean)
-    return f"{'-' if value < 0 else '+'}{shown}"
+    return f"{'-' if value < 0 else '+'}{_shown(of.metric, abs(value))}"
 
 
-def described(task: str, metric: str) -> str:
-    """'segmentation, mean IoU %'."""
-    return f"{task}, {metric_name(metric)}{unit(metric)}"
+def _shown(metric: str, value: float) -> str:
+    """Percent with one decimal, metres with three."""
+    return f"{value:.3f}" if metric == "rmse_pooled" else f"{100 * value:.1f}"
 
 
 def score_of(run: Path, kept: Path, *, output_px: int | None = None, size: str | None = None) -> Score:

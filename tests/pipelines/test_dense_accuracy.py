@@ -37,11 +37,12 @@ def test_words_of_scores_and_gains(bench_modules):
     _, scores = bench_modules
     one, other = score(scores, [0.25, 0.25], spread=0.1), score(scores, [0.20, 0.20], spread=0.1)
     assert one.text == "25.0 ± 0.0 [15.5, 34.5]"  # 95 % of an even spread
+    assert (one.brief, one.figure) == ("25.0 [15.5, 34.5]", "mIoU %")
     assert scores.gain(one, other) == "+5.0 [+5.0, +5.0] better"  # the same resamples for both
     assert scores.gain(other, one) == "-5.0 [-5.0, -5.0] worse"
     assert scores.gain(one, one) == "+0.0 [+0.0, +0.0] undecided"
     near, far = score(scores, [0.8, 0.8], "rmse_pooled"), score(scores, [1.1, 1.1], "rmse_pooled")
-    assert scores.gain(near, far) == "-0.3000 [-0.3000, -0.3000] better"  # less is better
+    assert scores.gain(near, far) == "-0.300 [-0.300, -0.300] better"  # less is better
     with pytest.raises(AssertionError, match="same images"):
         scores.gain(one, score(scores, [0.2], n_images=5))
 
@@ -124,7 +125,7 @@ def test_quick_runs_from_scenes_to_tables(bench_modules, tmp_path, monkeypatch, 
     score = bench.score("segmentation", "deap")
     assert score.scored.values.tolist() == results[deap]["metrics"]["miou"]["per_seed"]
     assert len(score.keys) == results[deap]["n"]
-    assert score.text in lines[2]
+    assert score.brief in lines[2]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
