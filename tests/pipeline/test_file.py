@@ -70,6 +70,7 @@ TRAININGS = [
         "search": True,
         "select": 1,
         "checkpoint_s": 2.5,
+        "stage_dir": "$NODE/x",
         "device": "cpu",
         "feed": "stream",
         "partial": True,

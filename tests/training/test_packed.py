@@ -31,7 +31,7 @@ def test_heads_and_results_are_the_same(caches, tmp_path, feed, monkeypatch, cap
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
     monkeypatch.setattr(zarr_reader, "_told", set())
     opened, real = [], sources.open_array
-    monkeypatch.setattr(sources, "open_array", lambda paths: opened.append(real(paths)) or opened[-1])
+    monkeypatch.setattr(sources, "open_array", lambda *args, **how: opened.append(real(*args, **how)) or opened[-1])
     found = []
     for cache in caches:
         out = tmp_path / cache.name
