@@ -161,10 +161,10 @@ def _plot(dots: Sequence[Dot], front: Sequence[Dot], cost: str, title: str) -> s
         is_on = any(dot is one for one in front)
         x, y = across(math.log10(dot.cost)), up(dot.value)
         hover = f"{dot.run.row.name}: {show(metric, dot.value)}{unit(metric)}, {_in_words(dot.cost, cost)}"
+        which, radius, opacity = ("on", 5, 1) if is_on else ("off", 3.6, 0.55)
         parts.append(
-            f'<circle class="{"on" if is_on else "off"}" cx="{x:.2f}" cy="{y:.2f}" r="{5 if is_on else 3.6}" '
-            f'style="fill:{_ON if is_on else _OFF};fill-opacity:{1 if is_on else 0.55}">'
-            f"<title>{escape(hover)}</title></circle>"
+            f'<g><title>{escape(hover)}</title><circle class="{which}" cx="{x:.2f}" cy="{y:.2f}" r="{radius}" '
+            f'style="fill:{_ON if is_on else _OFF};fill-opacity:{opacity}"/></g>'
         )
     return svg(title, _BOTTOM + 26, parts)
 

@@ -54,13 +54,14 @@ def test_the_page_draws_it(runs, tmp_path):
     write_report(runs, tmp_path / "r.html", Comparisons(runs))
     page = (tmp_path / "r.html").read_text()
     section = page.split("<h3>Quality against cost</h3>")[1].split("<h2>")[0]
-    on, off = (re.findall(rf'class="{which}".*?<title>(\w+):', section) for which in ("on", "off"))
+    on, off = (re.findall(rf'<title>(\w+):[^<]*</title><circle class="{which}"', section) for which in ("on", "off"))
     assert sorted(on) == ["cheap", "good", "good"]
     assert sorted(off) == ["cheap", "dear", "dear", "other"]
     assert "a CPU with 2 threads" in section
     macs = section.split("</svg>")[0]
     place = {
-        name: (float(x), float(y)) for x, y, name in re.findall(r'cx="([\d.]+)" cy="([\d.]+)".*?<title>(\w+):', macs)
+        name: (float(x), float(y))
+        for name, x, y in re.findall(r'<title>(\w+):[^<]*</title><circle class="\w+" cx="([\d.]+)" cy="([\d.]+)"', macs)
     }
     assert place["cheap"][0] < place["good"][0] < place["dear"][0]
     assert place["good"][1] < place["other"][1] < place["dear"][1] < place["cheap"][1], "up is better"
