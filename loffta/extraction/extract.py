@@ -21,8 +21,8 @@ from loffta.extraction.forward import Job
 from loffta.extraction.helping import Helper
 from loffta.extraction.jobs import Load
 from loffta.extraction.target_alone import write_alone
-from loffta.extraction.target_report import TargetReport, judge_targets, look_again, report_targets, say_altered
 from loffta.extraction.target_plan import file_work, files_size
+from loffta.extraction.target_report import TargetReport, judge_targets, look_again, report_targets, say_altered
 from loffta.extraction.target_writer import TargetWriter
 from loffta.images.batches import ImageStream, UnitImages, decoding_threads, judge_bad
 from loffta.images.geometry import View

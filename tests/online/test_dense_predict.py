@@ -25,7 +25,7 @@ from loffta.runs.run import RunPaths
 from loffta.store.reader import ArrayReader
 from loffta.targets import DenseSettings
 from tests.fakes import DenseSource, picture
-from tests.online.denseruns import N, PX, dense_cache, dense_run
+from tests.online.denseruns import PX, N, dense_cache, dense_run
 from tests.online.runs import CPU, loader
 
 
