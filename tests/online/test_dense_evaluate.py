@@ -61,7 +61,7 @@ def test_it_measures_what_the_cached_path_measures(cache, tmp_path, task, head, 
     for name, column in before.items():
         if name == "key":
             assert after[name] == column
-        elif name != "record":  # bytes, of which the other columns are counted
+        elif name != "record":  # what the figures are counted of
             np.testing.assert_allclose(np.array(after[name], float), np.array(column, float), atol=0.02)
 
 
