@@ -37,14 +37,18 @@ class FileWork(NamedTuple):
 def file_work(
     cache: Cache, dense: Sequence[Dense], source: ImageSource, asked: Mapping[int, Sequence[int]]
 ) -> list[FileWork]:
-    """Reads some targets of every kind that lacks any; none otherwise."""
+    """Reads some targets of every kind whose own sizes are lacking; where only boxes over a square are, none."""
     work = []
     for one in dense:
         forms = [form for form in one.forms if isinstance(form, UnitFiles)]
         lacking = {
             form.paths.name: [unit for unit, rows in asked.items() if not form.has_unit(unit, rows)] for form in forms
         }
-        each = _ROW_BYTES + (_target_bytes(cache, one, source, asked) if any(lacking.values()) else 0)
+        each = _ROW_BYTES
+        if lacking[one.native.paths.name]:
+            each += _target_bytes(cache, one, source, asked)
+        elif any(lacking.values()):  # a file of boxes over a square is no longer than theirs
+            each += _native_bytes(one, asked)
         for form in forms:
             units = lacking[form.paths.name]
             n_images = sum(len(rows_due([form], unit, asked[unit])) for unit in units)
@@ -57,6 +61,12 @@ def files_size(work: Iterable[FileWork]) -> tuple[int, int]:
     """Bytes and number of all files that are lacking."""
     work = [*work]
     return sum(one.bytes for one in work), sum(len(one.units) for one in work)
+
+
+def _native_bytes(dense: Dense, asked: Mapping[int, Sequence[int]]) -> int:
+    """The mean of what is there of each target."""
+    total = sum(dense.native.paths.done(unit).stat().st_size for unit in asked)
+    return total // max(1, sum(map(len, asked.values())))
 
 
 def _target_bytes(cache: Cache, dense: Dense, source: ImageSource, asked: Mapping[int, Sequence[int]]) -> int:
