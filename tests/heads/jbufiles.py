@@ -8,7 +8,10 @@ MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.2
 
 
 def stack_weights(dim, prefix="", norm=None, seed=0):
-    """Of `JBUStack(dim)`: featup/upsamplers.py of github.com/mhamilton723/FeatUp; `norm` begins its LayerNorm's names."""
+    """Of `JBUStack(dim)` in featup/upsamplers.py of github.com/mhamilton723/FeatUp.
+
+    `norm` is what the names of the LayerNorm begin with; None: there is none.
+    """
     rng = torch.Generator().manual_seed(seed)
 
     def conv(n_inputs, n_outputs):

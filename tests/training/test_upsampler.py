@@ -2,6 +2,7 @@
 
 import hashlib
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from loffta.errors import LofftaError, UsageError
 from loffta.evaluation.evaluate import evaluate
 from loffta.runs.run import RunPaths, open_run, read_results
+from tests.dense import write_thumbs
 from tests.heads.jbufiles import stack_weights
 from tests.training.denseruns import dense_cache, go
 
@@ -17,7 +19,9 @@ DIM = 6  # of the cache's features
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    return dense_cache(tmp_path_factory.mktemp("jbu") / "cache", n_train=8, n_test=4)
+    cache = dense_cache(tmp_path_factory.mktemp("jbu") / "cache", n_train=4, n_test=2)
+    write_thumbs(cache, np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8))
+    return cache
 
 
 def write_checkpoint(path, seed=0):
@@ -50,7 +54,7 @@ def test_a_run_keeps_the_weights_and_the_digest_of_the_file(cache, tmp_path, mon
     with pytest.raises(UsageError, match=r"there is no such file(.|\n)*net.ckpt"):
         train(cache, out, file)
     write_checkpoint(file, seed=1)
-    with pytest.raises(LofftaError, match="another configuration:\n *recipe.upsampler_digest: .* -> "):
+    with pytest.raises(LofftaError, match=r"another configuration:\n *recipe.upsampler_digest: .* -> "):
         train(cache, out, file)
 
 
