@@ -16,7 +16,7 @@ from tests.caches import FakeStore, make_cache, make_table, separable
 from tests.dense import write_thumbs
 from tests.training.denseruns import N_TEST, N_TRAIN, dense_cache
 
-VOLATILE = {"seconds", "train_seconds", "peak_rss_mib", "staging"}
+VOLATILE = {"seconds", "train_seconds", "peak_rss_mib", "cost", "timing", "staging"}
 SHORT = {"epochs": 1, "min_steps": None, "batch_size": 8}
 SMALL = {"combo": {"width": 8, "depth": 1}, "linear": {}}
 
