@@ -45,7 +45,7 @@ def main(words: Sequence[str] | None = None) -> None:
             found[n_images] = measure(folder / "cache", n_images, whole=n_images in finished, quick=options.quick)
         finally:
             shutil.rmtree(folder)
-    print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; CPU seconds")
+    print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; _s: CPU seconds, _wall: of the clock")
     for line in lines(found):
         print(line)
 
@@ -62,8 +62,10 @@ def measure(root: Path, n_images: int, *, whole: bool, quick: bool) -> dict[str,
         write_table(root / "images.parquet", table)
     del table
     for step in steps:
-        print(f"  {n_images} images: {step}", file=sys.stderr, flush=True)
-        known |= scale_steps.run(step, root) if quick else in_a_process(step, root)
+        found = scale_steps.run(step, root) if quick else in_a_process(step, root)
+        words = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+        print(f"  {n_images} images: {words}", file=sys.stderr, flush=True)  # the last steps may take an hour
+        known |= found
     return known
 
 
@@ -100,7 +102,7 @@ def slope_of(name: str, values: dict[int, float]) -> float | None:
     if len(values) < 2:
         return None
     (small, before), (big, after) = sorted(values.items())[-2:]
-    if before <= 0 or after <= 0 or (name.endswith("_s") and before < SHORTEST_S):
+    if before <= 0 or after <= 0 or (name.endswith(("_s", "_wall")) and before < SHORTEST_S):
         return None
     return math.log(after / before) / math.log(big / small)
 
