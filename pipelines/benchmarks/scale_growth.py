@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import scale_steps
-from sparse_cache import list_images, make_cache, write_table
+import sparse_cache
 
 FINISHED, TABLES, QUICK = (100_000, 1_280_000, 10_000_000), (100_000_000,), (300, 3_000)
 TOO_STEEP, SHORTEST_S = 1.2, 0.05  # a slope says nothing of shorter steps
@@ -52,16 +52,14 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def measure(root: Path, n_images: int, *, whole: bool, quick: bool) -> dict[str, float]:
     """All steps of one size."""
-    table, unit = list_images(n_images), 8 if quick else 256 if n_images <= 500_000 else 1024
-    steps, known = ["table"], {"units": float(-(-n_images // unit))}
-    if whole:
-        known |= weigh(make_cache(root, table, unit).paths.root)
-        steps = list(scale_steps.STEPS)
-    else:
-        root.mkdir()
-        write_table(root / "images.parquet", table)
-    del table
-    for step in steps:
+    unit = 8 if quick else 256 if n_images <= 500_000 else 1024
+    if quick:
+        sparse_cache.make(root, n_images, unit, whole=whole)
+    else:  # elsewhere, for what making takes would stand beside what the steps take
+        words = [sparse_cache.__file__, str(root), str(n_images), str(unit), "whole" if whole else "table"]
+        subprocess.run([sys.executable, *words], check=True)
+    known = {"units": float(-(-n_images // unit))} | (weigh(root) if whole else {})
+    for step in scale_steps.STEPS if whole else ["table"]:
         found = scale_steps.run(step, root) if quick else in_a_process(step, root)
         words = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
         print(f"  {n_images} images: {words}", file=sys.stderr, flush=True)  # the last steps may take an hour
