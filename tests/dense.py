@@ -77,3 +77,14 @@ def write_boxes(cache, boxes, geometry=SQUASH):
             status = MISSING if boxes[row] is None else OK
             writer.add(row, status, "", one.corners.ravel().tolist(), one.classes.tolist(), one.crowd.tolist())
         assert writer.commit()
+
+
+def write_thumbs(cache, thumbs):
+    """[n, T, T, 3] of all rows."""
+    found = cache.thumbs(create=True)
+    for unit in range(cache.n_units):
+        rows = list(cache.rows_of_unit(unit))
+        writer = UnitWriter(found.paths, found.layout, unit)
+        stored = Stored(thumbs[rows], np.ones((len(rows), 0), bool), np.zeros((len(rows), 0), np.float32))
+        writer.append(rows, stored, [cache.table.keys[row] for row in rows])
+        writer.commit([ImageStatus(row, OK) for row in rows], {})

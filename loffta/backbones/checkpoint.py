@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from loffta.backbones.parts import choose_part, describe_groups
 from loffta.backbones.weights import StateDict
-from loffta.backbones.weights_file import is_npz, read_tensors
 from loffta.errors import LofftaError
+from loffta.files.weights_file import is_npz, read_tensors
 
 Convert: TypeAlias = Callable[..., StateDict]  # (state dict, model) -> state dict in timm's names
 

@@ -158,10 +158,10 @@ def refuse_shots(task: str) -> None:
         )
 
 
-def learnable(cache: Cache, task: str) -> NDArray[np.bool_]:
-    """Per row of the table, whether it has what a task learns."""
+def learnable(cache: Cache, task: str) -> NDArray[np.bool_] | None:
+    """Per row of the table, whether it has the target that a dense task learns; None: the task learns labels."""
     if task not in DENSE_TASKS:
-        return cache.table.is_labelled()
+        return None
     return np.asarray(cache.native(DENSE_TASKS[task].target).status == "ok", bool)
 
 

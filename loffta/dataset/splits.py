@@ -106,17 +106,18 @@ def name_some(classes: Sequence[str]) -> str:
 def choose_splits(
     config: Config, table: ImageTable, where: str | Path, learnable: NDArray[np.bool_] | None = None
 ) -> Config:
-    """The configuration with the split to test on settled: `holdout` where it is drawn and `test` has no label.
+    """The configuration with the split to test on settled: `holdout` where it is drawn and nothing of `test` counts.
 
     Args:
         where: the table is, for messages.
-        learnable: per row, whether there is anything to learn or to measure; None: those with a label.
+        learnable: per row, whether it has the target that is learnt; None: labels are, and those with one have it.
     Raises:
         UsageError: splits that contradict each other, or no split to test on.
     """
     has_one = table.is_labelled() if learnable is None else learnable
     known = dict.fromkeys(split for split, has in zip(table.splits, has_one, strict=True) if has)
-    no_test = "has no split 'test'" if "test" not in table.split_sizes() else "has no label in split 'test'"
+    lacking = "label" if learnable is None else "target"
+    no_test = "has no split 'test'" if "test" not in table.split_sizes() else f"has no {lacking} in split 'test'"
     if config.holdout is not None:
         if config.validate_on is not None:
             raise UsageError(
@@ -136,7 +137,7 @@ def choose_splits(
         raise UsageError(
             f"the image set {no_test}",
             where=where,
-            remedy="hold a part of it back with --holdout 0.2, or name a split with labels with --test-on "
+            remedy=f"hold a part of it back with --holdout 0.2, or name a split with {lacking}s with --test-on "
             f"(known: {', '.join(known)})",
         )
     _refuse_trained(config.validate_on, config.train_on)

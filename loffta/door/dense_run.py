@@ -21,8 +21,9 @@ from loffta.machine import process
 from loffta.machine.borrowed import borrowed
 from loffta.machine.progress import Progress
 from loffta.online.dense_predict import each_image
-from loffta.online.opened_dense import OpenedDense
+from loffta.online.opened_dense import OpenedDense, open_dense
 from loffta.online.stream import BATCH_SIZE, FreshStream
+from loffta.online.windows import parse_windows
 from loffta.runs.results_text import Results
 from loffta.runs.run import read_results
 from loffta.tokens import FeatureSpec
@@ -70,7 +71,7 @@ class DenseRun:
     @property
     def specs(self) -> tuple[FeatureSpec, ...]:
         """What a head is fed, part by part, as those of a `Run`."""
-        return tuple(feature.spec for feature in self._run.origins.features)
+        return tuple(feature.spec for feature in self._run.origins.inputs)
 
     def __repr__(self) -> str:
         return f"<run {self._run.paths.root}: head {self._run.config.head} for {self.task}>"
@@ -93,6 +94,7 @@ class DenseRun:
         self,
         images: GivenImage | Sequence[GivenImage],
         *,
+        windows: str | None = None,
         batch_size: int = BATCH_SIZE,
         max_bad_frac: float | int = 0.01,
         progress: bool = False,
@@ -102,24 +104,28 @@ class DenseRun:
         Maps are kept in memory: `loffta.predict` writes them to files, one by one.
 
         Args:
+            windows: slide windows of SIDE/STRIDE px over each image, "512/341". None: see it as the features were made.
+            batch_size: images, or windows, per pass.
             max_bad_frac: a share; more images that cannot be used are an error.
         Raises:
-            UsageError: something that is no image.
+            UsageError: something that is no image; windows of a task or head that has none.
             LofftaError: a backbone cannot be had, or is not the one of the features.
         """
         one = isinstance(images, str) or not (isinstance(images, Sequence) or getattr(images, "ndim", 0) == 4)
         source = GivenImages([images] if one else list(images))  # type: ignore[arg-type]
-        listing, features = source.listing(), self._run.origins.features
+        run, listing = self._run, source.listing()
+        if windows is not None:  # its heads give outputs of another side
+            run = open_dense(run.paths.root, run.device, windows=parse_windows(windows))
         rows = range(len(listing))
-        how: dict[str, Any] = {"load": self._load, "device": self._run.device, "batch_size": batch_size}
-        how["mirrored"] = self._run.mirrors
+        how: dict[str, Any] = {"load": self._load, "device": run.device, "batch_size": batch_size}
+        how |= {"mirrored": run.mirrors, "windows": run.windows}
         places: list[int] = []
         found: list[Any] = []
         with borrowed(progress=progress), Progress("predict", len(rows), "images") as bar, torch.no_grad():
             process.cap_threads()
-            stream = FreshStream(features, source, listing, rows, **how)
+            stream = FreshStream(run.origins.inputs, source, listing, rows, **how)
             for batch in stream:
-                for row, _, of_image in each_image(self._run, batch, listing.keys):
+                for row, _, of_image in each_image(run, batch, listing.keys):
                     places.append(row)
                     found.append(of_image)
                 bar.advance(len(batch.statuses))

@@ -37,6 +37,7 @@ class Clock:
         yield
         self._own += _now(device) - start
         self._n_own += n_images * n_heads
+        self.device = device
 
     @property
     def is_used(self) -> bool:

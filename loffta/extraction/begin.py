@@ -19,7 +19,7 @@ from loffta.extraction.forward import Job
 from loffta.extraction.jobs import Load, choose_specs, describe, look_asked, make_request, prepare, with_look
 from loffta.extraction.targets import Dense, check_offered, prepare_targets
 from loffta.files.durable import sweep_tree
-from loffta.images.geometry import PixelGeometry, View
+from loffta.images.geometry import PixelGeometry, View, thumb_geometry
 from loffta.look import OLD, Look
 from loffta.machine import process
 from loffta.machine.late import Sleep, pause
@@ -72,7 +72,7 @@ class Begun:
     @property
     def thumb_geometry(self) -> PixelGeometry:
         """How images become thumbnails."""
-        return PixelGeometry(self.cache.thumb_px, interpolation="bilinear", **self.look._asdict())
+        return thumb_geometry(self.cache.thumb_px, self.look)
 
     @property
     def sizes(self) -> list[PixelGeometry]:

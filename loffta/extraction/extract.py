@@ -21,6 +21,7 @@ from loffta.extraction.forward import Job
 from loffta.extraction.helping import Helper
 from loffta.extraction.jobs import Load
 from loffta.extraction.target_alone import write_alone
+from loffta.extraction.target_plan import file_work, files_size
 from loffta.extraction.target_report import TargetReport, judge_targets, look_again, report_targets, say_altered
 from loffta.extraction.target_writer import TargetWriter
 from loffta.images.batches import ImageStream, UnitImages, decoding_threads, judge_bad
@@ -122,7 +123,9 @@ def extract(
     load = _stoppable(load, stop, _wait_s(config))
     begun = begin(config, listing, load, only=only, views=views, read=source.read, sleep=stop.sleep)
     if not config.ignore_space:
-        check_room(begun.cache, begun.all_arrays, begun.asked)
+        with stop.at_once("looking for room; some targets are read, to know how large they are"):
+            files = files_size(file_work(begun.cache, begun.dense, source, begun.asked))
+        check_room(begun.cache, begun.all_arrays, begun.asked, files)
     seen = list_done(begun.forms)
     lacks = {unit: begun.lack(unit, seen) for unit in begun.asked}
     todo = [unit for unit, lack in lacks.items() if begun.lacks_features(lack)]

@@ -1,4 +1,4 @@
-"""What dense targets at their own sizes, and boxes over squares, will take: shown by `loffta plan`.
+"""What dense targets at their own sizes, and boxes over squares, will take: for `plan`, and for `extract`.
 
 In: targets that are to be written and their source.   Out: FileWork, from a few of them made into what will be
 written: how large a PNG or a depth map is cannot be known before. Squares are arrays, whose bytes are known.
@@ -7,7 +7,7 @@ written: how large a PNG or a depth map is cannot be known before. Squares are a
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -51,6 +51,12 @@ def file_work(
             whole = sum(map(len, asked.values())) * each
             work.append(FileWork(form.paths.name, tuple(units), n_images, n_images * each, whole))
     return work
+
+
+def files_size(work: Iterable[FileWork]) -> tuple[int, int]:
+    """Bytes and number of all files that are lacking."""
+    work = [*work]
+    return sum(one.bytes for one in work), sum(len(one.units) for one in work)
 
 
 def _target_bytes(cache: Cache, dense: Dense, source: ImageSource, asked: Mapping[int, Sequence[int]]) -> int:

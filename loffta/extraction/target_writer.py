@@ -99,9 +99,10 @@ class TargetWriter:
 
     def begin(self, unit: int, rows: Sequence[int], asked: Sequence[int]) -> None:
         """Starts a unit of every kind that lacks some of `asked`; `rows` is what is to be written, rising."""
-        self._rows, self._n_fed = deque(rows), 0
+        self._kinds, self._rows, self._n_fed = [], deque(rows), 0
         lacking = [dense for dense in self._dense if not all(form.has_unit(unit, asked) for form in dense.forms)]
-        self._kinds = [_KindUnit(self._tools, dense, unit, rows, asked) for dense in lacking]
+        for dense in lacking:  # one by one: where a file cannot be opened, those before it are given up
+            self._kinds.append(_KindUnit(self._tools, dense, unit, rows, asked))
 
     def feed(self, images: Sequence[ImageStatus]) -> None:
         """Goes on with the rows up to the last of `images`, a list that grows from call to call within a unit."""
@@ -152,9 +153,15 @@ class _KindUnit:
         is_there = dense.native.has_unit(unit, rows)
         self._native = None if is_there else dense.native.open(unit, self._images)
         squares = [square for square in dense.squares if not square.form.has_unit(unit, asked)]
-        self._squares = [_open(tools, square, unit, self._images) for square in squares]
+        self._squares: list[_Maps | _Boxes] = []
         self._pending: deque[Future[_Made]] = deque()
         self.altered = 0
+        try:
+            for square in squares:
+                self._squares.append(_open(tools, square, unit, self._images))
+        except BaseException:
+            self.abort()
+            raise
 
     def add(self, row: int, image: ImageStatus | None) -> None:
         """One row; `image` None: what there was of it stays."""

@@ -2,7 +2,7 @@
 
 In:  patch tokens, by default of the last tap, and the images' thumbnails.   Out: maps of any size.
 FeatUp (Fu, Hamilton et al., ICLR 2024, arXiv 2403.10516) trains its stages without labels, per backbone; here they
-learn with the head, or are the classic fixed ones. Its published weights are not read.
+learn with the head, are the classic fixed ones, or published ones: see `jbu_stack`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from loffta.heads.bilateral import GaussianStage, LearnedStage
 from loffta.heads.block import make_torch_linear
 from loffta.heads.deap import ReleaseRecipe
 from loffta.heads.dense import DenseBase, solve_width
+from loffta.heads.jbu_stack import N_STAGES, RANGE_DIM, LastMixing, freeze
 from loffta.heads.maps import count_channels, finest_size, join_grids, to_size
 from loffta.heads.recipe import check_features
 from loffta.shapes import Maps
 from loffta.targets import Readout
 from loffta.tokens import FeatureSpec
+from loffta.words import first_of
 
 Kernel: TypeAlias = Literal["learned", "gaussian"]
-MOST_STAGES = 4  # FeatUp's: 16 times the size
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of the images that FeatUp's stages see
 
 
@@ -37,8 +38,10 @@ class FeatupRecipe(ReleaseRecipe, frozen=True):
     """Trained as DeAP and its other rivals are."""
 
     kernel: Kernel = "learned"  # gaussian: fixed, without weights
-    range_dim: PositiveInt = 32  # channels in which colours are compared
+    range_dim: PositiveInt = RANGE_DIM  # channels in which colours are compared
     budget: PositiveInt | None = None  # parameters: `range_dim` is solved for, and what it says is unused
+    upsampler: str | None = None  # a file of FeatUp's published weights, which take the place of stages that learn
+    upsampler_digest: str | None = None  # BLAKE2b-128 of that file, in hex; None: what `train` finds there
 
     @model_validator(mode="after")
     def _budget_has_a_width(self) -> FeatupRecipe:
@@ -46,9 +49,24 @@ class FeatupRecipe(ReleaseRecipe, frozen=True):
             raise ValueError("budget needs kernel=learned: a fixed kernel has no width to be solved for")
         return self
 
+    @model_validator(mode="after")
+    def _upsampler_is_whole(self) -> FeatupRecipe:
+        if self.upsampler is None and self.upsampler_digest is not None:
+            raise ValueError("upsampler_digest needs upsampler: it says which file that was")
+        if self.upsampler is not None and (self.kernel, self.range_dim, self.budget) != ("learned", RANGE_DIM, None):
+            raise ValueError("upsampler brings stages of its own: leave kernel, range_dim and budget out")
+        return self
+
+    def resolve(self, specs: Sequence[FeatureSpec]) -> FeatupRecipe:
+        """Fills in nothing; features that published stages cannot take are refused before a run is begun."""
+        if self.upsampler is not None:
+            _check_one_tap([spec for spec in specs if spec.kind == "grid"])
+        return self
+
     def head_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `FeatupHead`."""
-        return self.model_dump(include={"output_px", "kernel", "range_dim", "budget"})
+        chosen = self.model_dump(include={"output_px", "kernel", "range_dim", "budget"})
+        return chosen | {"published": self.upsampler is not None}
 
 
 class FeatupHead(DenseBase):
@@ -63,9 +81,12 @@ class FeatupHead(DenseBase):
         kernel: whether the stages learn.
         range_dim: channels in which learned stages compare colours.
         budget: parameters of the head; None: `range_dim` holds.
+        published: the stages are FeatUp's, all four and frozen; they say nothing before `jbu_stack.head_state` is
+            loaded.
 
     Raises:
-        UsageError: features of other kinds, no thumbnails, or a budget that is too small.
+        UsageError: features of other kinds, no thumbnails, several taps for published stages, or a budget that is too
+            small.
     """
 
     needs_thumb: ClassVar[bool] = True
@@ -80,11 +101,14 @@ class FeatupHead(DenseBase):
         kernel: Kernel = "learned",
         range_dim: int = 32,
         budget: int | None = None,
+        published: bool = False,
     ) -> None:
         _check_specs(specs)
+        if published:
+            _check_one_tap(specs[:-1])
         super().__init__(specs, readout, output_px)
         self.size = finest_size(specs)
-        n_stages = min(MOST_STAGES, max(1, math.ceil(math.log2(output_px / min(self.size)))))
+        n_stages = min(N_STAGES, max(1, math.ceil(math.log2(output_px / min(self.size)))))
         n_inputs, n_outputs = count_channels(specs), readout.n_outputs
         if budget is not None:
             left = budget - (n_inputs + 1) * n_outputs
@@ -97,8 +121,11 @@ class FeatupHead(DenseBase):
         self.classify = make_torch_linear(n_inputs, n_outputs, rng)
         self.classify.bias.data += readout.bias
         make = (lambda: LearnedStage(range_dim, rng=rng)) if kernel == "learned" else GaussianStage
-        self.stages = nn.ModuleList(make() for _ in range(n_stages))
+        self.stages = nn.ModuleList(make() for _ in range(N_STAGES if published else n_stages))
         self.is_fixed = kernel == "gaussian"
+        self.mixing = LastMixing(n_inputs) if published else None
+        if published:
+            freeze(self.stages)
 
     def prepare(self, features: Sequence[Tensor]) -> tuple[Float[Tensor, "B H W K"], Float[Tensor, "B 3 T T"]]:
         """All taps on one grid, float32, and the thumbnails as the stages see them; depends on no weights.
@@ -124,10 +151,15 @@ class FeatupHead(DenseBase):
     ) -> Maps:
         """Takes what `prepare` gave; `rng` draws the stages' dropout."""
         cells, images = prepared
-        maps = F.linear(cells, self.classify.weight).permute(0, 3, 1, 2)
+        weight: Tensor = self.classify.weight
+        bias: Tensor = self.classify.bias
+        if self.mixing is not None:
+            cells, rng = self.mixing.standardise(cells), None  # what is frozen drops nothing
+            weight, bias = self.mixing.fold(weight, bias)
+        maps = F.linear(cells, weight).permute(0, 3, 1, 2)
         for stage in self.stages:
             maps = stage(maps, _guide(images, (2 * maps.shape[2], 2 * maps.shape[3])), rng)
-        return to_size(maps + self.classify.bias[:, None, None], self.output_px)
+        return to_size(maps + bias[:, None, None], self.output_px)
 
 
 def _guide(images: Float[Tensor, "B 3 T T"], size: tuple[int, int]) -> Float[Tensor, "B 3 H W"]:
@@ -158,6 +190,21 @@ def _check_specs(specs: Sequence[FeatureSpec]) -> None:
             "the last feature is no thumbnail",
             where=where,
             remedy="give it features of kind 'grid', and behind them the images' thumbnails",
+        )
+
+
+def _check_one_tap(specs: Sequence[FeatureSpec]) -> None:
+    """Published stages were trained on the last tap of one backbone.
+
+    Raises:
+        UsageError: several taps or backbones.
+    """
+    taps = [f"{spec.backbone}:{tap}" for spec in specs for tap in spec.taps]
+    if len(taps) != 1:
+        raise UsageError(
+            f"a published upsampler is for one tap of one backbone, and these are {len(taps)}: {first_of(taps)}",
+            where="head 'featup'",
+            remedy="choose one: --features BACKBONE:last",
         )
 
 

@@ -62,6 +62,11 @@ class PixelGeometry:
         return Centre(self.image_px, self.crop_pct, self.crop_mode)
 
 
+def thumb_geometry(thumb_px: int, look: Look) -> PixelGeometry:
+    """How an image becomes its thumbnail, in a cache as without one."""
+    return PixelGeometry(thumb_px, interpolation="bilinear", background=look.background, range=look.range)
+
+
 class ViewBox(NamedTuple):
     """The part of an image that a view shows, in pixels, right and bottom excluded."""
 

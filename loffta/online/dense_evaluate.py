@@ -119,10 +119,10 @@ def measure_images(
     """
     with stop.at_once(DOING):
         tallies = [_tally(run, source, listing) for run in runs]
-        features = [feature for run in runs for feature in run.origins.features]
+        features = [feature for run in runs for feature in run.origins.inputs]
         mirrored = any(run.mirrors for run in runs)
         stream = FreshStream(features, source, listing, rows.tolist(), mirrored=mirrored, **how)
-    ends = np.cumsum([0, *(len(run.origins.features) for run in runs)])
+    ends = np.cumsum([0, *(len(run.origins.inputs) for run in runs)])
     with Progress("evaluate --online", len(rows), "images") as progress:
         for batch in stop.each(stream, DOING):
             for i, tally in enumerate(tallies):

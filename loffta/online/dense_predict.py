@@ -86,10 +86,9 @@ def predict_dense(
         run = open_dense(root, device, windows=windows)
         listing = source.listing()
         rows = range(len(listing))
-        features = run.origins.features
         how: dict[str, Any] = {"load": load, "device": device, "batch_size": batch_size}
         how |= {"mirrored": run.mirrors, "windows": windows}
-        stream = FreshStream(features, source, listing, rows, **how)
+        stream = FreshStream(run.origins.inputs, source, listing, rows, **how)
         means = map_facts(run.config.task, run.settings)
         folder.begin(_about(run, listing.source) | {"means": means})
     n_boxes = 0

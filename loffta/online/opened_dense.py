@@ -21,6 +21,7 @@ from torch import Tensor
 from loffta.config import TrainConfig
 from loffta.crop import Windows
 from loffta.errors import LofftaError, UsageError
+from loffta.evaluation.clock import Clock
 from loffta.evaluation.dense import head_outputs, images_at_once, load_dense_heads, refuse_infinite, with_output_px
 from loffta.evaluation.findings import Findings
 from loffta.evaluation.trained import trained_recipe
@@ -99,22 +100,23 @@ class OpenedDense:
             mirrored: features of the mirror images, where the run `mirrors`.
             sizes: (height, width) of the images, where there are windows.
         """
+        clock = Clock() if told is None else told.clock
         if self.windows is not None and keys:
-            yield from self._each_slid(self.windows, features, keys, told, mirrored, sizes)
+            yield from self._each_slid(self.windows, features, keys, told, mirrored, sizes, clock)
             return
         n_outputs = self.task.readout(len(self.classes), self.recipe.settings()).n_outputs
         size = max(1, images_at_once(n_outputs, self.recipe.output_px))
         for start in range(0, len(keys), size):
             part = slice(start, min(start + size, len(keys)))
+            here = len(keys[part])
             with torch.no_grad():
-                prepared, turned = (
-                    self.heads[0].prepare([feature[part].to(self.device) for feature in of]) if of else None
-                    for of in (features, mirrored)
-                )
+                parts = [[feature[part].to(self.device) for feature in of] for of in (features, mirrored)]
+                with clock.shared(self.device, here):
+                    prepared, turned = (self.heads[0].prepare(of) if of else None for of in parts)
                 if told is not None:
-                    told.add(prepared, len(keys[part]))
+                    told.add(prepared, here)
             for seed, head in enumerate(self.heads):
-                with torch.no_grad(), matmul_precision(self.recipe, self.device):
+                with torch.no_grad(), matmul_precision(self.recipe, self.device), clock.own(self.device, here):
                     outputs = head_outputs(head, prepared, self.recipe, self.device)
                     if turned is not None:
                         other = head_outputs(head, turned, self.recipe, self.device).flip(3)
@@ -130,6 +132,7 @@ class OpenedDense:
         told: Findings | None,
         mirrored: Sequence[Tensor],
         sizes: Sequence[tuple[int, int]],
+        clock: Clock,
     ) -> Iterator[tuple[int, slice, Tensor]]:
         """The same of one image, by its windows; one head's map of it is held at a time."""
         ((height, width),) = sizes
@@ -139,10 +142,11 @@ class OpenedDense:
             with torch.no_grad():
                 told.add(self.heads[0].prepare(of_all), len(of_all[0]))
         for seed, head in enumerate(self.heads):
-            outputs = put_together(windows, resized, self._of_windows(head, features))
-            if mirrored:
-                other = put_together(windows, resized, self._of_windows(head, mirrored)).flip(3)
-                outputs = self._averaged(outputs, other)
+            with clock.own(self.device, 1):
+                outputs = put_together(windows, resized, self._of_windows(head, features))
+                if mirrored:
+                    other = put_together(windows, resized, self._of_windows(head, mirrored)).flip(3)
+                    outputs = self._averaged(outputs, other)
             refuse_infinite(outputs, seed, keys)
             yield seed, slice(0, 1), outputs
 
@@ -226,22 +230,34 @@ def open_dense(
     if windows is not None:
         check_windows(windows, config.task, output_px)
     recipe = with_output_px(recipe, output_px if windows is None else windows.side)
-    if getattr(find_head(config.head).head, "needs_thumb", False):
-        raise UsageError(
-            f"head '{config.head}' is guided by the thumbnails of its cache, and new images have none",
-            where=paths.config,
-            remedy="extract the images, and use `loffta evaluate RUN --cache CACHE`; or train another head",
-        )
     origins = read_origins(paths.stores)
+    if getattr(find_head(config.head).head, "needs_thumb", False):
+        _check_guided(config.head, origins, windows, paths)
     if origins.features[0].store.info.recipe["view"]:
         raise LofftaError(
             "this run was trained on one random view of each image alone, which is no place in a new image",
             where=paths.config,
             remedy="train on the features of whole images: --features STORE, and --views for the views beside them",
         )
-    specs = [feature.spec for feature in origins.features]
+    specs = [feature.spec for feature in origins.inputs]
     heads = load_dense_heads(paths, config, recipe, specs, len(origins.classes), shown=True)
     return OpenedDense(paths, config, recipe, origins, [head.to(device) for head in heads], device, windows)
+
+
+def _check_guided(head: str, origins: Origins, windows: Windows | None, paths: RunPaths) -> None:
+    """Refuses what a head that is guided by thumbnails of whole images cannot do."""
+    if windows is not None:
+        raise UsageError(
+            f"head '{head}' is guided by thumbnails of whole images, and there are none of windows",
+            where=f"--windows {windows}",
+            remedy="leave it out, or train another head",
+        )
+    if origins.thumbs is None:
+        raise LofftaError(
+            f"head '{head}' is guided by thumbnails, and this run of an older loffta does not say of what size",
+            where=paths.stores,
+            remedy="extract the images, and use `loffta evaluate RUN --cache CACHE`; or train again",
+        )
 
 
 def true_size(status: ImageStatus) -> tuple[int, int]:

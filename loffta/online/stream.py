@@ -23,9 +23,10 @@ from loffta.errors import LofftaError
 from loffta.extraction.forward import Job
 from loffta.extraction.jobs import Load, backbone_asked, recipe_of
 from loffta.images.batches import ImageStream, PixelBatch, decoding_threads
-from loffta.images.geometry import PixelGeometry
+from loffta.images.geometry import PixelGeometry, thumb_geometry
 from loffta.images.sources import ImageSource
 from loffta.machine import process
+from loffta.runs.origins import FreshThumbs
 from loffta.store.cache import Store
 from loffta.store.ledger import BAD, ImageStatus
 from loffta.store.recipe import differing_fields
@@ -76,7 +77,7 @@ class FreshStream:
         """Loads every backbone once, and compares it with the recipe.
 
         Args:
-            features: of `origins`; of several runs, if need be: what they share is computed once.
+            features: what the heads take (`inputs`); of several runs, if need be: what they share is computed once.
             listing: of the source; `rows` count in it.
             batch_size: images per forward pass and batch; with `windows`, windows per pass.
             mirrored: whether the images' mirror images are wanted, too.
@@ -87,6 +88,12 @@ class FreshStream:
         self.bad: dict[int, str] = {}  # reasons of the quarantined images, so far
         self._features, self._source, self._listing, self._rows = tuple(features), source, listing, rows
         self._batch_size, self._mirrored, self._windows = batch_size, mirrored, windows
+        self._thumbs = {
+            place: thumb_geometry(feature.spec.image_px, feature.array.look)
+            for place, feature in enumerate(features)
+            if isinstance(feature.array, FreshThumbs)
+        }
+        assert not (self._thumbs and windows), "there are no thumbnails of windows"
         self._parts = _make_parts(features, functools.cache(load), device, batch_size)
 
     def __iter__(self) -> Iterator[FreshBatch]:
@@ -96,6 +103,7 @@ class FreshStream:
             LofftaError: a feature is not finite in its storage type; the image is named.
         """
         sizes = [self._geometry(part.job, of_mirror) for part in self._parts for of_mirror in self._looks()]
+        sizes += self._thumbs.values()
         n_images = self._batch_size if self._windows is None else 1
         n_ahead = 2 * self._batch_size
         for statuses, batch in read_pixels(self._source, self._listing, sizes, self._rows, n_images, n_ahead):
@@ -120,7 +128,7 @@ class FreshStream:
         if self._windows is not None:
             of_image: NDArray[np.uint8] = found[0]
             return of_image
-        return found[:, :, ::-1].copy() if mirrored else found
+        return _turned(found) if mirrored else found
 
     def _compute(self, batch: PixelBatch, mirrored: bool = False) -> tuple[Tensor, ...]:
         found: dict[int, Tensor] = {}
@@ -134,6 +142,9 @@ class FreshStream:
                     _check(casts[i], self._features[place], names[part])
                 values = [casts[i].values for _, casts in parts]
                 found[place] = self._features[place].finish(values[0] if len(values) == 1 else torch.cat(values))
+        for place, geometry in self._thumbs.items():
+            images = batch.pixels[geometry]
+            found[place] = self._features[place].finish(torch.from_numpy(_turned(images) if mirrored else images))
         of_all = (found[place] for place in range(len(self._features)))
         return tuple(of_all) if self._windows is None else tuple(feature[None] for feature in of_all)
 
@@ -163,8 +174,9 @@ def read_pixels(
 def _make_parts(features: Sequence[Feature], load: Load, device: torch.device, batch_size: int) -> list[_Part]:
     """One per store: what it makes for several features, or for several runs, takes one forward pass."""
     parts = []
-    for name in dict.fromkeys(feature.store.name for feature in features):
-        places = [i for i, feature in enumerate(features) if feature.store.name == name]
+    computed = {i: feature.store.name for i, feature in enumerate(features) if feature.spec.kind != "thumb"}
+    for name in dict.fromkeys(computed.values()):
+        places = [i for i, of in computed.items() if of == name]
         store = features[places[0]].store
         taps = {tap for i in places for tap in features[i].array.taps}
         backbone = _reload(store, [spec.tap for spec in store.info.taps if spec.tap in taps], load)
@@ -189,6 +201,11 @@ def _reload(store: Store, taps: Sequence[str], load: Load) -> Backbone:
             remedy=f"bring the old weights back ({path})" if path else "bring back what made the features",
         )
     return backbone
+
+
+def _turned(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[B, S, S, 3] of the mirror images."""
+    return pixels[:, :, ::-1].copy()
 
 
 def _check(cast: Cast, feature: Feature, keys: Sequence[str]) -> None:

@@ -48,7 +48,8 @@ elif [ $code = 75 ]; then  # stopped by a signal, with all that is finished kept
         echo "stopped 200 times: not requeued. Is the time limit shorter than one unit takes?" >&2
     elif command -v scontrol >/dev/null; then
         echo "$again" >&2
-        $again || echo "it was not requeued; where scontrol works, type: $again" >&2
+        $again || echo "this script could not requeue it; a task that SLURM preempts SLURM requeues itself;" \\
+            "else, where scontrol works, type: $again" >&2
     else
         echo "scontrol is not on this node; where it is, type: $again" >&2
     fi

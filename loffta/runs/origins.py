@@ -12,20 +12,22 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import ValidationError
 
+from loffta.dataset.dense import image_feature
 from loffta.dataset.features import Feature
 from loffta.errors import LofftaError
 from loffta.files.documents import from_json, read_bytes
 from loffta.files.durable import replace_file
+from loffta.look import Look, look_fields, look_of
 from loffta.runs.records import problem_of
 from loffta.runs.stores_text import FeatureText, OriginsText, ScalesText
 from loffta.store.cache import CachedArray, Store
 from loffta.store.metadata import image_layout
-from loffta.store.paths import ArrayPaths
+from loffta.store.paths import THUMB, ArrayPaths
 from loffta.store.recipe import StoreInfo
 from loffta.store.scales import Scales
 from loffta.tokens import FeatureSpec
@@ -41,16 +43,40 @@ class FreshArray(CachedArray):
 
 
 @dataclass(frozen=True)
+class FreshThumbs(CachedArray):
+    """Thumbnails that no file holds, and how an image becomes RGB before it is made one."""
+
+    look: Look = Look()  # noqa: RUF009  it is immutable
+
+
+class Thumbs(NamedTuple):
+    """The thumbnails of a cache, which some heads are guided by."""
+
+    px: int
+    look: Look
+
+
+@dataclass(frozen=True)
 class Origins:
     """Where a run's features come from, and what its heads' outputs mean."""
 
     features: tuple[Feature, ...]  # in the order in which the heads take them; their arrays are FreshArrays
     classes: tuple[str, ...]  # in the order of the heads' outputs
+    thumbs: Thumbs | None = None  # which the heads take last; None: they take none, or an older loffta did not say
 
     @classmethod
-    def of(cls, features: Sequence[Feature], classes: Sequence[str]) -> Origins:
+    def of(cls, features: Sequence[Feature], classes: Sequence[str], thumbs: Thumbs | None = None) -> Origins:
         """Those of features of a cache; reads the scales of int8 arrays."""
-        return cls(tuple(_detached(feature) for feature in features), tuple(classes))
+        return cls(tuple(_detached(feature) for feature in features), tuple(classes), thumbs)
+
+    @property
+    def inputs(self) -> tuple[Feature, ...]:
+        """All that the heads take: the features, and behind them the thumbnails; the array of these is FreshThumbs."""
+        if self.thumbs is None:
+            return self.features
+        layout = image_layout(0, (self.thumbs.px, self.thumbs.px, 3), np.uint8, 1, kind=THUMB)
+        array = FreshThumbs(ArrayPaths(THUMB, Path(THUMB), Path(THUMB)), layout, look=self.thumbs.look)
+        return (*self.features, image_feature(array, self.features[0].store))
 
     def to_json(self) -> bytes:
         """The bytes of stores.json."""
@@ -68,6 +94,8 @@ class Origins:
             for feature in self.features
         ]
         document = {"format": FORMAT, "classes": list(self.classes), "stores": stores, "features": described}
+        if self.thumbs is not None:
+            document["thumbs"] = {"px": self.thumbs.px, **look_fields(self.thumbs.look)}
         return json.dumps(document, indent=1).encode()
 
     @classmethod
@@ -81,12 +109,16 @@ class Origins:
             for name, group in document.stores.items()
         }
         features = [_feature(stores[described.store], described) for described in document.features]
-        return cls(tuple(features), tuple(document.classes))
+        said = document.thumbs
+        thumbs = None if said is None else Thumbs(said.px, look_of(said.model_dump(exclude_none=True)))
+        return cls(tuple(features), tuple(document.classes), thumbs)
 
 
-def write_origins(path: Path, features: Sequence[Feature], classes: Sequence[str]) -> None:
+def write_origins(
+    path: Path, features: Sequence[Feature], classes: Sequence[str], thumbs: Thumbs | None = None
+) -> None:
     """Writes stores.json."""
-    replace_file(path, Origins.of(features, classes).to_json())
+    replace_file(path, Origins.of(features, classes, thumbs).to_json())
 
 
 def trained_classes(path: Path, here: tuple[str, ...]) -> tuple[str, ...]:

@@ -47,6 +47,14 @@ class FeatureText(Record):
     spec: Spec
 
 
+class ThumbsText(Record):
+    """The thumbnails that a head is guided by."""
+
+    px: int = Field(ge=1, le=MAX_PX)
+    background: str | None = None
+    range: str | None = None
+
+
 class OriginsText(Record):
     """stores.json."""
 
@@ -54,3 +62,4 @@ class OriginsText(Record):
     classes: list[str]
     stores: dict[str, dict[str, Any]]
     features: list[FeatureText] = Field(min_length=1, max_length=MANY)
+    thumbs: ThumbsText | None = None  # of heads that are guided by them; absent in runs of old

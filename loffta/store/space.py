@@ -91,10 +91,15 @@ def done_bytes(n_chunks: int, n_taps: int, n_images: int) -> int:
     return len(encode_done(images, audits, made))
 
 
-def check_room(cache: Cache, arrays: Iterable[CachedArray], asked: Mapping[int, Sequence[int]]) -> None:
-    """check_space for all that `arrays` lack of `asked`."""
+def check_room(
+    cache: Cache,
+    arrays: Iterable[CachedArray],
+    asked: Mapping[int, Sequence[int]],
+    files: tuple[int, int] = (0, 0),
+) -> None:
+    """check_space for all that `arrays` lack of `asked`, and for bytes and number of `files` beside them."""
     work = missing_work(arrays, asked)
-    check_space(cache.paths.root, sum(w.bytes for w in work), sum(w.files for w in work))
+    check_space(cache.paths.root, files[0] + sum(w.bytes for w in work), files[1] + sum(w.files for w in work))
 
 
 def check_space(cache_root: Path, missing_bytes: int, missing_files: int) -> None:

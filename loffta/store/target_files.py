@@ -71,14 +71,19 @@ class FileWriter:
         self._part = part_name(final)
         with guard(final):
             self._file = self._part.open("x+b")
-            self._writer = pq.ParquetWriter(
-                self._file,
-                self._schema,
-                compression="zstd",  # of the depths: PNGs stay as long as they are
-                use_dictionary=False,
-                write_statistics=False,  # of targets they are the longest bytes
-                write_page_checksum=True,
-            )
+            try:
+                self._writer = pq.ParquetWriter(  # which writes its first bytes
+                    self._file,
+                    self._schema,
+                    compression="zstd",  # of the depths: PNGs stay as long as they are
+                    use_dictionary=False,
+                    write_statistics=False,  # of targets they are the longest bytes
+                    write_page_checksum=True,
+                )
+            except BaseException:
+                delete_part(self._part)
+                self._file.close()
+                raise
 
     def add(self, *cells: Any) -> None:
         """One row, its cells in the order of the columns; rows rise."""

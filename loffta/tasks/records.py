@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 
 def pack(record: Any) -> bytes:
     """Every field with its dtype and shape; a number has none."""
+    from safetensors.numpy import save  # dense tasks alone need it
+
     return save({name: np.array(value, order="C") for name, value in record._asdict().items()})
 
 
@@ -26,6 +26,9 @@ def unpack(kind: type[Any], data: bytes) -> Any:
     Raises:
         ValueError: the bytes are no record of this kind.
     """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
     try:
         found = load(data)
     except SafetensorError as error:

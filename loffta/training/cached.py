@@ -28,7 +28,7 @@ from loffta.heads import Head
 from loffta.heads.recipe import Recipe
 from loffta.machine import process
 from loffta.machine.ranks import Rank
-from loffta.runs.origins import write_origins
+from loffta.runs.origins import Thumbs, write_origins
 from loffta.runs.run import RunPaths
 from loffta.store.cache import Cache
 from loffta.store.table import ImageTable
@@ -140,7 +140,9 @@ class CachedSupply:
 
     def save_origins(self, paths: RunPaths) -> None:
         classes = self.table.classes if self.dense is None else self.dense.classes
-        write_origins(paths.stores, self.features, classes)
+        guided = any(spec.kind == "thumb" for spec in self.specs)
+        thumbs = Thumbs(self.cache.thumb_px, self.cache.look) if guided else None
+        write_origins(paths.stores, self.features, classes, thumbs)
 
     def evaluate(self, paths: RunPaths, split: str, seconds: float, stop: process.StopFlag) -> dict[str, Any]:
         how: dict[str, Any] = {"cache": self.cache, "device": self.config.device, "stage": self.stage}

@@ -19,6 +19,7 @@ from loffta.shares import SharedGenerator
 from loffta.tasks.dense import DENSE_TASKS
 from loffta.tokens import FeatureSpec
 from loffta.training.optim import is_finite, make_optimizer
+from loffta.training.upsampler import take_upsampler
 
 _OPTIMIZER = "optimizer/"
 
@@ -99,7 +100,9 @@ def build_dense_member(
     """The same of a dense head, which gives what a task reads out."""
     assert isinstance(recipe, DenseRecipe), "dense tasks are for dense heads"
     readout = DENSE_TASKS[task].readout(n_classes, recipe.settings())
-    return _as_member(cast("Head", build_dense_head(head, specs, readout, recipe, seed)), recipe, seed, device)
+    built = build_dense_head(head, specs, readout, recipe, seed)
+    take_upsampler(built, recipe)
+    return _as_member(cast("Head", built), recipe, seed, device)
 
 
 def _as_member(head: Head, recipe: Recipe, seed: int, device: torch.device) -> Member:

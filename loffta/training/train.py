@@ -54,6 +54,7 @@ from loffta.training.remember import refuse_steps, remembers
 from loffta.training.search import search
 from loffta.training.supply import Supply
 from loffta.training.turns import train_heads, train_turns
+from loffta.training.upsampler import with_upsampler
 
 SCORING_WEIGHT = 0.01  # lambda of ComBo's scoring run where none is given (second-hand from the paper)
 
@@ -262,7 +263,8 @@ def _resolve(config: TrainConfig, cache: Cache) -> tuple[list[Feature], Recipe]:
     if config.task not in DENSE_TASKS:
         recipe = fit_to_task(recipe, config.task, config.recipe)
     features = choose_features(cache, config.features, recipe.kinds(), default_taps=entry.head.default_taps)
-    return features, recipe.resolve([feature.spec for feature in features])
+    specs = [feature.spec for feature in features]
+    return features, with_upsampler(recipe.resolve(specs), specs)
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:

@@ -162,7 +162,7 @@ def test_one_line_tells_what_else_there_is_in_a_set(command, tmp_path):
     code, out, err = command("extract", root, "--cache", cache, *VIT, "--background", "#102030", "--json")
     line = "1 image is a single flat colour; 3 pages of 1 image ignored; 2 files not taken (1 .heic, 1 .txt)"
     assert code == 0, err
-    assert out.splitlines()[-2] == line
+    assert out.splitlines()[-3] == line  # then what it cost, then JSON
     assert "not taken (no image that can be decoded here): 1 .heic, 1 .txt" in err
     found = json.loads(out.splitlines()[-1])
     expected = {"flat": 1, "pages_ignored": 3, "several_pages": 1, "not_taken": {".heic": 1, ".txt": 1}}

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from loffta.config import TrainConfig
 from loffta.dataset.dense import choose_any_task, learnable, open_targets, refuse_dense, rows_with_targets
 from loffta.dataset.features import choose_features
+from loffta.dataset.splits import choose_splits
 from loffta.errors import LofftaError, UsageError
 from tests.caches import FakeStore, make_cache, make_table
 from tests.dense import write_boxes, write_maps, write_native
@@ -77,7 +79,11 @@ def test_rows_without_a_target_are_left_out(make):
     rows = rows_with_targets(opened(cache), cache, np.arange(N), "train")
     assert rows.tolist() == [i for i in range(N) if i not in (1, 12)]
     assert learnable(cache, "segmentation").tolist() == [i not in (1, 12) for i in range(N)]
-    assert learnable(cache, "classification").all()
+    assert learnable(cache, "classification") is None
+    config = TrainConfig(cache=cache.paths.root, head="deap", task="segmentation")
+    there = learnable(cache, "segmentation") & (np.arange(N) < 10)  # none of the test split
+    with pytest.raises(UsageError, match=r"has no target in split 'test'(.|\n)*with targets(.|\n)*known: train\)"):
+        choose_splits(config, cache.table, "here", there)
     with pytest.raises(LofftaError, match=r"no image of split 'x' has a target 'mask'(.|\n)*no such file"):
         rows_with_targets(opened(cache), cache, np.array([1, 12]), "x")
 

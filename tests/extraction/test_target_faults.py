@@ -1,17 +1,22 @@
 """Dense targets that are missing or bad, lost or damaged: counted, named, written anew, or dropped."""
 
+import errno
+import io
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 
-from loffta.errors import TooManyBadImages, UsageError
+from loffta.errors import LofftaError, TooManyBadImages, UsageError
 from loffta.extraction import target_repair
 from loffta.extraction.plan import make_plan
 from loffta.extraction.recheck import verify_images
 from loffta.extraction.repair import repair
 from loffta.machine.process import StopFlag
+from loffta.machine.quota import Room
 from loffta.store.cache import Cache
 from loffta.store.drop import drop, find_target
 from loffta.store.inventory import take_inventory
@@ -251,6 +256,63 @@ def test_plan_counts_targets(root, tmp_path):
         )  # a file's own 2 kB weigh here, which they do not in a unit of 256
     assert planned.images_missing == N
     assert make_plan(fake_config(root, **ALL), DenseSource(N), refuse_to_load, sample=0).images_missing == 0
+
+
+def test_a_cache_that_has_no_room_for_native_targets_is_not_begun(root, tmp_path, monkeypatch):
+    """Room for all squares and features, by what they took, and for half of the targets at their own sizes."""
+    new = tmp_path / "new"
+    native = sum(path.stat().st_size for path in root.glob("targets/native/*/*"))
+    rest = sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) - native
+    room = rest + native // 2
+    monkeypatch.setattr("loffta.store.space.user_quota", lambda path: None)
+    monkeypatch.setattr("loffta.store.space.free_room", lambda path: Room(room, None))
+    with pytest.raises(LofftaError, match="are free on this file system"):
+        fill(new, DenseSource(N), **ALL)
+    assert not [*new.glob("targets/native/*/*")]
+    assert not [*new.rglob("c.*")]
+    room = rest + 2 * native
+    fill(new, DenseSource(N), **ALL)
+    room = 0
+    assert fill(new, DenseSource(N), **ALL).units == 0  # nothing is missing
+
+
+@pytest.mark.parametrize(
+    ("call", "number", "said"),
+    [
+        ("open", errno.EROFS, "nothing can be written here"),
+        ("write", errno.ENOSPC, "no space left to write a file"),
+        ("close", errno.EDQUOT, "no space left to write a file"),
+    ],
+)
+def test_a_disk_that_is_full_or_read_only_leaves_no_half_unit(sound, tmp_path, monkeypatch, call, number, said):
+    """Of the second unit of a kind: what was finished stays, and the same command goes on."""
+    root, source = tmp_path / "cache", DenseSource(N)
+    native = Cache.open(sound).paths.native("depth").done(1).relative_to(sound)
+    fault, opened = OSError(number, os.strerror(number)), Path.open
+
+    class Faulty(io.FileIO):
+        def write(self, data):
+            if call == "write" or (call == "close" and bytes(data[-4:]) == b"PAR1" and self.tell()):
+                raise fault
+            return super().write(data)
+
+    def open_or_fail(path, mode="r", *args, **more):
+        if path.parent != (root / native).parent or native.name not in path.name or "x" not in mode:
+            return opened(path, mode, *args, **more)
+        if call == "open":
+            raise fault
+        return Faulty(path, "x+")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", open_or_fail)
+        with pytest.raises(LofftaError, match=said) as caught:
+            fill(root, source, **ALL)
+    assert caught.value.where == str(root / native)
+    assert [*root.rglob("*.part")] == []
+    assert not (root / native).exists()
+    assert (root / native).with_name("u000000.parquet").exists()
+    fill(root, source, **ALL)
+    assert cache_files(root, "**/*") == cache_files(sound, "**/*")
 
 
 def test_images_and_targets_are_compared_with_their_source(root):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from loffta.crop import Windows
 from loffta.door.run import load_run
 from loffta.drawing import class_colours
 from loffta.errors import LofftaError, TooManyBadImages, UsageError
@@ -19,10 +20,12 @@ from loffta.images.targets import decode_target
 from loffta.online.dense_predict import predict_dense
 from loffta.online.maps_files import depth_step, map_bytes
 from loffta.online.opened_dense import open_dense
+from loffta.online.stream import FreshStream
+from loffta.runs.run import RunPaths
 from loffta.store.reader import ArrayReader
 from loffta.targets import DenseSettings
 from tests.fakes import DenseSource, picture
-from tests.online.denseruns import N, dense_cache, dense_run
+from tests.online.denseruns import PX, N, dense_cache, dense_run
 from tests.online.runs import CPU, loader
 
 
@@ -57,6 +60,46 @@ def cached_outputs(cache, run):
             torch.stack([head(head.prepare([cells[i : i + 1]]))[0].float() for head in run.heads]).mean(dim=0)
             for i in range(N)
         ]
+
+
+def test_a_guided_head_sees_the_thumbnails_of_its_cache(tmp_path, monkeypatch):
+    """Thumbnails of another side than the network's images, with a look of the cache's own."""
+    monkeypatch.setattr("loffta.extraction.begin.MAX_THUMB_PX", 12)
+    cache = dense_cache(tmp_path / "cache", background="#102030", range="0..200")
+    assert cache.thumb_px != PX
+    run = dense_run(cache, tmp_path / "run", head="featup", epochs=1)
+    opened, images = load_run(run, device="cpu"), [picture(i) for i in range(N)]
+    opened._load, head = loader(), opened.head()
+    (taps,) = (spec.taps for spec in opened.specs if spec.kind == "grid")
+    (grid,) = (array for array in cache.stores()[0].arrays if array.taps == taps)
+    grids, thumbs = (torch.from_numpy(ArrayReader(a.paths).read(np.arange(N))) for a in (grid, cache.thumbs()))
+    head.classify.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    opened._run.heads[0].load_state_dict(head.state_dict())
+    with torch.no_grad():
+        expected = head(head.prepare([grids, thumbs[:, None]]))
+        other = head(head.prepare([grids, thumbs.flip(0)[:, None]]))
+    assert (expected - other).abs().max() > 1e-2, "the thumbnail counts"
+    assert [spec.kind for spec in opened.specs] == ["grid", "thumb"]
+    stream = FreshStream(
+        opened._run.origins.inputs, source := DenseSource(N), source.listing(), range(N), load=loader(), device=CPU
+    )
+    (batch,) = stream
+    assert torch.equal(batch.features[1][:, 0], thumbs)
+    ((_, outputs),) = opened._run.mean_outputs(batch.features, source.listing().keys)
+    np.testing.assert_allclose(outputs.numpy(), expected.numpy(), atol=1e-5)
+    for i, found in enumerate(opened.predict(images).found):
+        logits = enlarged(expected[i], picture(i).shape[:2])
+        clear = np.sort(logits, axis=0)[-1] - np.sort(logits, axis=0)[-2] > 1e-4
+        np.testing.assert_array_equal(found[clear], logits.argmax(axis=0)[clear])
+    assert told(run, tmp_path / "out").bad == 0
+    with pytest.raises(UsageError, match=r"there are none of windows(.|\n)*--windows 16/16"):
+        told(run, tmp_path / "slid", windows=Windows(16, 16))
+    origins = RunPaths(run).stores
+    document = json.loads(origins.read_text())
+    assert document["thumbs"] == {"px": cache.thumb_px, "background": "#102030", "range": "0..200"}
+    origins.write_text(json.dumps({name: of for name, of in document.items() if name != "thumbs"}))
+    with pytest.raises(LofftaError, match=r"does not say of what size(.|\n)*evaluate RUN --cache(.|\n)*train again"):
+        told(run, tmp_path / "old")
 
 
 def enlarged(outputs, size):

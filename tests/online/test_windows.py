@@ -9,6 +9,7 @@ from scipy.special import softmax
 
 import loffta
 from loffta.crop import Windows
+from loffta.door.run import load_run
 from loffta.errors import UsageError
 from loffta.online.dense_evaluate import evaluate_dense_online
 from loffta.online.dense_predict import each_image, predict_dense
@@ -85,6 +86,21 @@ def test_masks_are_those_of_the_plain_loop(cache, tmp_path, side, stride):
     assert results["metrics"]["miou"]["mean"] == pytest.approx(overlap.mean(), abs=2e-3)
     assert results["dense"]["geometry"] == {"windows": f"{side}/{stride}"}
     assert results["dense"]["output_px"] == side
+    assert results["timing"]["head_ms"] > 0
+
+
+def test_from_python_they_are_the_same(cache, tmp_path):
+    run, images = load_run(dense_run(cache, tmp_path / "run", epochs=1), device="cpu"), [picture(i) for i in range(4)]
+    run._load = loader()
+    (head,), differ = open_dense(tmp_path / "run", CPU, 16).heads, 0
+    found, whole = (run.predict(images, windows=windows).found for windows in ("16/10", None))
+    for i, image in enumerate(images):
+        expected = enlarged(slid(image, head, 16, 10), image.shape[:2])
+        np.testing.assert_array_equal(found[i][clear(expected)], expected.argmax(axis=0)[clear(expected)])
+        differ += int((found[i] != whole[i]).sum())
+    assert differ, "a slid window sees more"
+    with pytest.raises(UsageError, match="no side and stride of windows"):
+        run.predict(images, windows="16")
 
 
 @pytest.mark.parametrize("task", ["segmentation", "depth"])

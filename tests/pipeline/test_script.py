@@ -123,7 +123,7 @@ def test_a_folder_of_the_node_is_passed_on_as_it_is_written(tmp_path, monkeypatc
     ):
         done, saw, paths = run_script(tmp_path, monkeypatch, array, index=index, wishes=wishes, NODE="$(touch y) *")
         assert done.returncode == 0
-        assert saw[-len(typed) - 2 : -2] == typed
+        assert saw[-len(typed) - 3 : -3] == typed  # then --json, and what the start sees and costs
     assert paths.result(array.stages[1]).exists()
     own = Array([Stage("x", ["train", "c", "--stage-dir", "/mine"]), Stage("y", ["extract", "c"])])
     assert "/far" not in script_of(own, paths, Wishes(Asked(), Resources(), Site(stage_dir="/far")))

@@ -22,7 +22,16 @@ def bench_modules(monkeypatch):
     import dense_scores
 
     yield dense_accuracy, dense_scores
-    for name in ("accuracy", "clock", "dense_accuracy", "dense_scores", "flat_probe", "scores", "small_sets"):
+    for name in (
+        "accuracy",
+        "clock",
+        "dense_accuracy",
+        "dense_bench",
+        "dense_scores",
+        "flat_probe",
+        "scores",
+        "small_sets",
+    ):
         sys.modules.pop(name, None)
 
 
@@ -102,7 +111,7 @@ def test_quick_runs_from_scenes_to_tables(bench_modules, tmp_path, monkeypatch, 
     """Search, budgets, int8 and outputs of another size: of deconv, whose layers depend on the size of the training."""
     accuracy, _ = bench_modules
     monkeypatch.setattr(accuracy, "RIVALS", ("deconv",))
-    monkeypatch.setattr(accuracy, "ALL", accuracy.ALL[:1])  # the other networks take seconds to make
+    monkeypatch.setattr("dense_bench.ALL", accuracy.ALL[:1])  # the other networks take seconds to make
     words = ["x", "--quick", "--tables", "f", "--tasks", "segmentation", "--work", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", words)
     monkeypatch.setattr("loffta.machine.process.StopFlag.listen", lambda self: self)

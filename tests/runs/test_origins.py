@@ -2,14 +2,17 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from loffta.dataset.dense import image_feature
 from loffta.dataset.features import choose_features
 from loffta.errors import LofftaError
-from loffta.runs.origins import Origins, read_origins, write_origins
+from loffta.look import OLD, Look
+from loffta.runs.origins import Origins, Thumbs, read_origins, write_origins
 from loffta.store.reader import ArrayReader
 from tests.caches import FakeStore, make_cache, make_table, separable
 
@@ -63,6 +66,24 @@ def test_again_it_is_the_same_file(cache):
     assert Origins.of(Origins.from_json(data).features, cache.table.classes).to_json() == data
 
 
+@pytest.mark.parametrize("look", [Look(), Look("#102030", "0..200"), OLD])
+def test_thumbnails_of_heads_that_are_guided(cache, look):
+    """In runs of old, and of other heads, there are none."""
+    features = choose_features(cache, ("small:all",), ("grid",), default_taps="all")
+    plain = json.loads(Origins.of(features, ()).to_json())
+    data = Origins.of(features, (), Thumbs(24, look)).to_json()
+    assert {name: of for name, of in json.loads(data).items() if name != "thumbs"} == plain
+    assert Origins.from_json(json.dumps(plain).encode()).thumbs is None
+    again = Origins.from_json(data)
+    assert again.to_json() == data
+    *grids, thumbs = again.inputs
+    assert [grid.spec for grid in grids] == [feature.spec for feature in features]
+    assert thumbs.spec == image_feature(replace(cache, thumb_px=24).thumbs(), features[0].store).spec
+    assert thumbs.array.look == look
+    pixels = torch.randint(0, 256, (2, 24, 24, 3), dtype=torch.uint8)
+    assert torch.equal(thumbs.finish(pixels), pixels[:, None])
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
     [
@@ -70,6 +91,8 @@ def test_again_it_is_the_same_file(cache):
         (lambda document: document.pop("classes"), r"\('classes' is .*: field required"),
         (lambda document: document.update(stores=[]), r"\('stores' is \[\]: input should be a valid dict"),
         (lambda document: document["features"][0]["spec"].update(shape=["3"]), r"features.0.spec.shape.0' is '3'"),
+        (lambda document: document.update(thumbs={"px": 0}), r"'thumbs.px' is 0: input should be greater"),
+        (lambda document: document.update(thumbs={"px": 8, "range": "9..1"}), "ValueError: it must be auto, clip, or"),
         (lambda document: document["features"][0].update(scales=None), "an int8 array has scales, and no other"),
         (lambda document: document["features"][0].update(dtype="float16"), "an int8 array has scales, and no other"),
         (lambda document: document["features"][0].update(store="none"), "KeyError: 'none'"),

@@ -25,6 +25,7 @@ TOO_SMALL = r"node configuration is not available|More processors requested|coun
 FAKE = """#!/bin/bash
 set -- "${0##*/}" "$@"
 while [ $# -gt 0 ]; do
+    case $1 in -c) exec bash -c "$2" ;; esac
     case $1 in loffta | */loffta | loffta_cli) shift; printf '%s\\0' "$@" >>"$SAID"; echo >>"$SAID"; exit ;; esac
     shift
 done
@@ -43,7 +44,7 @@ def test_the_head_says_what_one_must_know(template):
 @named
 def test_every_line_of_loffta_is_one_that_click_takes(template, tmp_path):
     """The whole script runs, but for what it launches."""
-    for name in ("srun", "loffta", "scontrol"):
+    for name in ("srun", "python", "loffta", "scontrol"):
         (tmp_path / name).write_text(FAKE)
         (tmp_path / name).chmod(0o755)
     results = tmp_path / "runs/sweep/linear-data0/results.json"

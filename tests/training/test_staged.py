@@ -11,13 +11,12 @@ import pytest
 import loffta
 from loffta.errors import UsageError
 from loffta.runs.run import RunPaths
-from loffta.store.ledger import OK, ImageStatus
-from loffta.store.writer import Stored, UnitWriter
 from loffta.training.bench import bench
 from tests.caches import FakeStore, make_cache, make_table, separable
+from tests.dense import write_thumbs
 from tests.training.denseruns import N_TEST, N_TRAIN, dense_cache
 
-VOLATILE = {"seconds", "train_seconds", "peak_rss_mib", "staging"}
+VOLATILE = {"seconds", "train_seconds", "peak_rss_mib", "cost", "timing", "staging"}
 SHORT = {"epochs": 1, "min_steps": None, "batch_size": 8}
 SMALL = {"combo": {"width": 8, "depth": 1}, "linear": {}}
 
@@ -116,14 +115,8 @@ def test_a_scan_is_the_same(cache, folder):
 def dense(tmp_path_factory):
     """Masks, boxes, and thumbnails."""
     cache = dense_cache(tmp_path_factory.mktemp("dense") / "cache", kinds=("mask", "boxes"), missing=(3, 25))
-    thumbs = cache.thumbs(create=True)
     values = np.random.default_rng(0).integers(0, 256, (N_TRAIN + N_TEST, 8, 8, 3), dtype=np.uint8)
-    for unit in range(cache.n_units):
-        rows = list(cache.rows_of_unit(unit))
-        writer = UnitWriter(thumbs.paths, thumbs.layout, unit)
-        stored = Stored(values[rows], np.ones((len(rows), 0), bool), np.zeros((len(rows), 0), np.float32))
-        writer.append(rows, stored, [cache.table.keys[row] for row in rows])
-        writer.commit([ImageStatus(row, OK) for row in rows], {})
+    write_thumbs(cache, values)
     return cache
 
 

@@ -61,8 +61,7 @@ def test_does_not_learn_what_is_not_there(tmp_path, head):
 def test_seeds_side_by_side_equal_seeds_alone(cache, tmp_path, monkeypatch, head):
     go(cache, tmp_path / "three", head, seeds=3)
     build, save = loop.Session.member, turns._save
-    as_first = lambda paths, found, told: save(paths, [replace(m, seed=0) for m in found], told)  # noqa: E731
-    monkeypatch.setattr(turns, "_save", as_first)
+    monkeypatch.setattr(turns, "_save", lambda paths, found: save(paths, [replace(m, seed=0) for m in found]))
     for seed in range(3):
         monkeypatch.setattr(loop.Session, "member", lambda self, recipe, _, seed=seed: build(self, recipe, seed))
         go(cache, tmp_path / f"alone-{seed}", head)

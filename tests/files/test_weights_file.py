@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from loffta.backbones.weights_file import is_npz, read_tensors
 from loffta.errors import LofftaError
+from loffta.files.weights_file import is_npz, read_tensors
 
 STATE = {"a.weight": torch.arange(4.0), "a.count": torch.tensor(3)}
 

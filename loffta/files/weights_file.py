@@ -1,7 +1,7 @@
 """Reads whatever file a training left, and never runs what is pickled in it; says what it found where that fails.
 
 In: a path.   Out: every tensor in the file by one dotted name, wrappers and nested dicts included. Called by
-`checkpoint`, which looks for a backbone among them.
+`backbones.checkpoint`, which looks for a backbone among them, and by `training.upsampler`.
 """
 
 from __future__ import annotations
