@@ -80,8 +80,10 @@ def feed(root: Path) -> dict[str, float]:
         epoch = batches.epoch(0)
         _, first = timed("first_batch", lambda: next(epoch))
         n_batches, taken = timed("batches", lambda: sum(1 for _ in islice(epoch, N_BATCHES)))
-    each = {f"batch_{clock}_ms": 1000 * taken[f"batches_{clock}"] / n_batches for clock in ("s", "wall")}
-    return chosen | first | {"batch_ms": each["batch_s_ms"], "batch_wall_ms": each["batch_wall_ms"]}
+    if n_batches:  # a small set has but the first
+        first |= {"batch_ms": 1000 * taken["batches_s"] / n_batches}
+        first |= {"batch_wall_ms": 1000 * taken["batches_wall"] / n_batches}
+    return chosen | first
 
 
 def worker(root: Path) -> dict[str, float]:
