@@ -1,13 +1,13 @@
-"""What commands do with a cache of many images, each step in a process of its own: CPU seconds and memory.
+"""What commands do with a cache of many images, each step in a process of its own: CPU and wall seconds, and memory.
 
-Run by `scale_growth`: python scale_steps.py STEP CACHE.   Out: one line of JSON, names to numbers. CPU seconds of all
-threads, for they are about the same on a busy machine; on an idle one a step takes as long or less.
+Run by `scale_growth`: python scale_steps.py STEP CACHE.   Out: one line of JSON, names to numbers. `_s` are CPU seconds
+of all threads, about the same on a busy machine; `_wall` are seconds of the clock, with other programs' turns in them.
+Memory is the peak in /proc/self/status: getrusage's outlives exec, so that it would be the peak of whoever started it.
 """
 
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -36,6 +36,7 @@ from loffta.store.verify import verify
 BATCH, N_BATCHES, WORKERS = 64, 200, 1000
 T = TypeVar("T")
 SHARE = (7, WORKERS)
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Listed:
@@ -56,66 +57,65 @@ class Listed:
 def table(root: Path) -> dict[str, float]:
     """The table of images, as every command reads it, and the rows of a split."""
     path = CachePaths(root).images
-    images, seconds = timed(lambda: ImageTable.read(path))
-    rows, chosen = timed(lambda: images.rows_of("train"))
+    images, opened = timed("open", lambda: ImageTable.read(path))
+    rows, chosen = timed("split", lambda: images.rows_of("train"))
     assert 0 < len(rows) < len(images), "there are two splits"
-    return {"table_mb": path.stat().st_size / 1e6, "open_s": seconds, "split_s": chosen}
+    return {"table_mb": path.stat().st_size / 1e6} | opened | chosen
 
 
 def ledger(root: Path) -> dict[str, float]:
     """The done files of one array, as training reads them."""
     array = Cache.open(root).stores()[0].arrays[0]
-    found, seconds = timed(lambda: array.ledger)
+    found, seconds = timed("ledger", lambda: array.ledger)
     assert found.ready.all(), "the cache is finished"
-    return {"ledger_s": seconds}
+    return seconds
 
 
 def feed(root: Path) -> dict[str, float]:
     """What `train` does before its first batch, and batches of random images from the disk."""
     cache = Cache.open(root)
-    start = time.process_time()
     features = choose_features(cache, [], ("mean",), default_taps="all")
-    rows = usable_rows(cache, features, "train")
-    chosen = time.process_time()
+    rows, chosen = timed("rows", lambda: usable_rows(cache, features, "train"))
     with Feed(features, rows, batch_size=BATCH, mode="stream", order="uniform") as batches:
         epoch = batches.epoch(0)
-        next(epoch)
-        first = time.process_time()
-        n_batches = sum(1 for _ in islice(epoch, N_BATCHES))
-        batch_s = (time.process_time() - first) / n_batches
-    return {"rows_s": chosen - start, "first_batch_s": first - chosen, "batch_ms": 1000 * batch_s}
+        _, first = timed("first_batch", lambda: next(epoch))
+        n_batches, taken = timed("batches", lambda: sum(1 for _ in islice(epoch, N_BATCHES)))
+    if n_batches:  # a small set has but the first
+        first |= {"batch_ms": 1000 * taken["batches_s"] / n_batches}
+        first |= {"batch_wall_ms": 1000 * taken["batches_wall"] / n_batches}
+    return chosen | first
 
 
 def worker(root: Path) -> dict[str, float]:
     """What one of 1,000 workers does in a finished cache: its start, and all of it."""
     source, config = Listed(root), options(root, SHARE)
-    begun, start_s = timed(lambda: begin(config, source.listing(), no_network, read=source.read))
+    begun, start = timed("worker_start", lambda: begin(config, source.listing(), no_network, read=source.read))
     n_units = len(begun.asked)
     del begun
-    _, whole = timed(lambda: extract(config, source, no_network, StopFlag()))
-    return {"units_of_a_worker": n_units, "worker_start_s": start_s, "worker_s": whole}
+    _, whole = timed("worker", lambda: extract(config, source, no_network, StopFlag()))
+    return {"units_of_a_worker": n_units} | start | whole
 
 
 def plan(root: Path) -> dict[str, float]:
     """`loffta plan` of what is there, without a sample."""
     source = Listed(root)
-    found, seconds = timed(lambda: make_plan(options(root), source, no_network, sample=0))
+    found, seconds = timed("plan", lambda: make_plan(options(root), source, no_network, sample=0))
     assert found.images_missing == 0, "the cache is finished"
-    return {"plan_s": seconds}
+    return seconds
 
 
 def info(root: Path) -> dict[str, float]:
     """`loffta info`."""
     cache = Cache.open(root)
-    return {"info_s": timed(lambda: take_inventory(cache))[1]}
+    return timed("info", lambda: take_inventory(cache))[1]
 
 
 def check(root: Path) -> dict[str, float]:
     """`loffta verify` without --deep."""
     cache = Cache.open(root)
-    faults, seconds = timed(lambda: list(verify(cache)))
+    faults, seconds = timed("verify", lambda: list(verify(cache)))
     assert not faults, faults[:3]
-    return {"verify_s": seconds}
+    return seconds
 
 
 STEPS: dict[str, Callable[[Path], dict[str, float]]] = {
@@ -134,19 +134,25 @@ def no_network(config: BackboneConfig) -> Backbone:
     raise AssertionError(f"{config.name} was loaded though nothing is missing")
 
 
-def timed(action: Callable[[], T]) -> tuple[T, float]:
-    """What `action` gives, and its CPU seconds."""
-    start = time.process_time()
-    return action(), time.process_time() - start
+def timed(name: str, action: Callable[[], T]) -> tuple[T, dict[str, float]]:
+    """What `action` gives, and its seconds: `<name>_s` of the CPU, `<name>_wall` of the clock."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = action()
+    return result, {f"{name}_s": time.process_time() - cpu, f"{name}_wall": time.perf_counter() - wall}
 
 
 def run(step: str, root: Path) -> dict[str, float]:
-    """One step; `<step>_mib` is what it takes beside the libraries."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """One step; `<step>_mib` is the peak of memory beside the libraries."""
+    before = memory_mib("VmRSS")
+    CLEAR_REFS.write_text("5")  # the peak begins anew, from what is there now (man 5 proc)
     with redirect_stderr(StringIO()):
         found = STEPS[step](root)
-    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return found | {f"{step}_mib": taken / 1024}
+    return found | {f"{step}_mib": memory_mib("VmHWM") - before}
+
+
+def memory_mib(name: str) -> float:
+    """A line of this process's status, as MiB."""
+    return int(STATUS.read_text().partition(f"{name}:")[2].split()[0]) / 2**10
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Finished caches of any number of images that take the disk of one shard and of their done files; for `scale`.
 
+Run by `scale_growth`: python sparse_cache.py CACHE IMAGES UNIT whole|table.
 Every shard is a hard link to one real file, and every done file is real: own rows, images, hashes and checksums.
 In: a folder and a number of images.   Out: an open cache, and the options of an extraction that finds it finished.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,16 @@ def options(root: Path, share: tuple[int, int] = (0, 1)) -> ExtractConfig:
     return ExtractConfig(
         source="folder:images", cache=root, backbones=(net,), kinds=("mean",), share=share, device="cpu", **look
     )
+
+
+def make(root: Path, n_images: int, unit_images: int, *, whole: bool) -> None:
+    """A finished cache, or the table of one alone."""
+    table = list_images(n_images)
+    if whole:
+        make_cache(root, table, unit_images)
+    else:
+        root.mkdir()
+        write_table(root / "images.parquet", table)
 
 
 def list_images(n_images: int) -> ImageTable:
@@ -127,3 +139,7 @@ def _done_like(array: CachedArray, crcs: list[int]) -> pa.Table:
     audits = [Audit([True] * n_taps, peak, [crc]) for peak, crc in zip(peaks, crcs, strict=True)]
     with pq.ParquetFile(pa.BufferReader(encode_done(images, audits, {}))) as file:
         return file.read(use_threads=False)
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), whole=sys.argv[4] == "whole")
