@@ -15,7 +15,7 @@ from loffta_cli.main import COMMANDS
 
 from tests.fakes import cache_files
 
-PAGE = (Path(__file__).parent.parent / "docs" / "schedulers.md").read_text()
+PAGE = Path(__file__).parent.parent / "docs" / "schedulers.md"
 LOFFTA = """#!/bin/bash
 printf '%s\\n' "$*" >>"$SAID"
 exit "${CODE:-0}"
@@ -24,7 +24,7 @@ exit "${CODE:-0}"
 
 def example(heading: str) -> str:
     """The block of code below a heading."""
-    return re.search(r"^```\w+\n(.*?)^```", PAGE.split(f"\n## {heading}\n")[1], re.MULTILINE | re.DOTALL)[1]
+    return re.search(r"^```\w+\n(.*?)^```", PAGE.read_text().split(f"\n## {heading}\n")[1], re.MULTILINE | re.DOTALL)[1]
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_kubernetes_job_is_of_the_schema_of_its_api(tmp_path):
     [("PBS", r"-J (\d+)-(\d+)", "PBS_ARRAY_INDEX", 0), ("LSF", r"\[(\d+)-(\d+)\]", "LSB_JOBINDEX", 1)],
 )
 def test_an_array_owns_every_shard(heading, array, variable, offset, shell, tmp_path):
-    first, last = (int(n) for n in re.search(array, PAGE.split(f"\n## {heading}\n")[1]).groups())
+    first, last = (int(n) for n in re.search(array, PAGE.read_text().split(f"\n## {heading}\n")[1]).groups())
     assert first == offset
     for index in (first, last):
         variables = {variable: str(index), "PBS_O_WORKDIR": str(tmp_path)}
