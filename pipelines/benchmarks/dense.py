@@ -57,14 +57,15 @@ def main() -> None:
         dense_feed.print_ratios(chosen.images, chosen.pairs)
         return
     print(f"{chosen.cells} x {chosen.cells} cells of {chosen.dim}, batch {chosen.batch}, to {chosen.output_px} px")
-    measured = {name: _alone(name, chosen) for name in dict.fromkeys([REFERENCE, *chosen.heads])}
-    reference = measured[REFERENCE]
     print(f"{'head':14}{'parameters':>12}{'s a step':>10}{'x linear':>10}{'peak MiB':>10}{'x linear':>10}")
-    for name, found in measured.items():
+    reference = _alone(REFERENCE, chosen)
+    for name in dict.fromkeys([REFERENCE, *chosen.heads]):
+        found = reference if name == REFERENCE else _alone(name, chosen)
         slower, larger = found.seconds / reference.seconds, found.peak_mib / max(reference.peak_mib, 1e-9)
         print(
             f"{name:14}{found.n_parameters:>12,}{found.seconds:>10.3f}{slower:>10.2f}"
-            f"{found.peak_mib:>10,.0f}{larger:>10.2f}"
+            f"{found.peak_mib:>10,.0f}{larger:>10.2f}",
+            flush=True,
         )
 
 
