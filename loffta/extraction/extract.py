@@ -11,15 +11,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 
-from loffta.backbones import Backbone
-from loffta.config import BackboneConfig, ExtractConfig
+from loffta.config import ExtractConfig
 from loffta.extraction.batch_size import set_batch_sizes
 from loffta.extraction.begin import Begun, backbone_loader, begin, settle
 from loffta.extraction.calibrate import calibrate
 from loffta.extraction.carried import carry_over
 from loffta.extraction.forward import Job
 from loffta.extraction.helping import Helper
-from loffta.extraction.jobs import Load
+from loffta.extraction.jobs import Load, stagger_s, stoppable
 from loffta.extraction.target_alone import write_alone
 from loffta.extraction.target_plan import file_work, files_size
 from loffta.extraction.target_report import TargetReport, judge_targets, look_again, report_targets, say_altered
@@ -120,7 +119,7 @@ def extract(
     process.keep_freed_memory()
     with stop.at_once("listing the images"):
         listing = source.listing()  # before any model is loaded: a faulty table should not cost that wait
-    load = _stoppable(load, stop, _wait_s(config))
+    load = stoppable(load, stop, stagger_s(config))
     begun = begin(config, listing, load, only=only, views=views, read=source.read, sleep=stop.sleep)
     if not config.ignore_space:
         with stop.at_once("looking for room; some targets are read, to know how large they are"):
@@ -295,30 +294,6 @@ def _look_at_others(begun: Begun, config: ExtractConfig) -> tuple[int, list[str]
     asked = asked_rows(begun.cache, config.splits, config.limit)  # of all shares
     owners = sorted({unit % count for unit in units if unit in asked})
     return sum(len(asked.get(unit, ())) for unit in units), [f"{owner}/{count}" for owner in owners]
-
-
-def _wait_s(config: ExtractConfig) -> float:
-    """How long this share waits before it loads weights, so that not all read one file in the same second."""
-    if config.stagger is None or not isinstance(config.share, tuple):
-        return 0.0
-    index, count = config.share
-    return config.stagger * index / count
-
-
-def _stoppable(load: Load, stop: process.StopFlag, wait_s: float) -> Load:
-    """The same loader, given up at once when a signal comes: it may be a download of gigabytes.
-
-    Args:
-        wait_s: before it loads for the first time.
-    """
-    turn = iter([wait_s])
-
-    def load_or_stop(wanted: BackboneConfig) -> Backbone:
-        stop.sleep(next(turn, 0.0), "waiting for its turn to load weights")
-        with stop.at_once(f"loading {wanted.name}"):
-            return load(wanted)
-
-    return load_or_stop
 
 
 def _reread(begun: Begun) -> CachedArray:

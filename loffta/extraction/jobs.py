@@ -28,6 +28,30 @@ from loffta.tokens import Kind, TokenSpec
 Load = Callable[[BackboneConfig], Backbone]  # on the device of who hands it in; called where something is computed
 
 
+def stagger_s(config: ExtractConfig) -> float:
+    """How long this share waits before it loads weights, so that not all read one file in the same second."""
+    if config.stagger is None or not isinstance(config.share, tuple):
+        return 0.0
+    index, count = config.share
+    return config.stagger * index / count
+
+
+def stoppable(load: Load, stop: process.StopFlag, wait_s: float) -> Load:
+    """The same loader, given up at once when a signal comes: it may be a download of gigabytes.
+
+    Args:
+        wait_s: before it loads for the first time.
+    """
+    turn = iter([wait_s])
+
+    def load_or_stop(wanted: BackboneConfig) -> Backbone:
+        stop.sleep(next(turn, 0.0), "waiting for its turn to load weights")
+        with stop.at_once(f"loading {wanted.name}"):
+            return load(wanted)
+
+    return load_or_stop
+
+
 def prepare(
     cache: Cache,
     wanted: BackboneConfig,
