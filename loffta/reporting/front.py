@@ -17,6 +17,7 @@ from loffta.reporting.markup import figure, table
 from loffta.reporting.plots import Scale, frame, percent_ticks, round_ticks, svg, text
 from loffta.reporting.tables import LoadedRun
 from loffta.reporting.text import escape, human_macs
+from loffta.reporting.worth import macs_of
 from loffta.tasks.figures import best_first, metric_head, points, show, unit
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 408.0, 8.0, 268.0
@@ -116,11 +117,8 @@ def _cost(run: LoadedRun, cost: str) -> float | None:
     if cost == "head_ms":
         found = run.results.get("timing", {}).get("head_ms")
         return None if found is None else float(found)
-    if run.cache is None:
-        return None
-    macs = {store.name: store.info.macs for store in run.cache.stores()}
-    used = [macs.get(store) for store in {feature["store"] for feature in run.results["features"]}]
-    return None if None in used else float(sum(n for n in used if n is not None))
+    macs = list((macs_of(run) or {"": None}).values())
+    return None if None in macs else float(sum(n for n in macs if n is not None))
 
 
 def _machine(run: LoadedRun) -> tuple[str, int]:

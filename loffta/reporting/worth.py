@@ -68,7 +68,7 @@ def judge_backbones(run: LoadedRun, runs: Sequence[LoadedRun], comparisons: Comp
     Args:
         runs: where to look for trainings without one of the backbones.
     """
-    macs, stores = _macs(run), _stores(run)
+    macs, stores = macs_of(run), _stores(run)
     found = []
     for label, _, score in _ranked(run, "backbones"):
         store = stores.get(label)  # none where the results are older than labels
@@ -187,7 +187,7 @@ def _cost(amounts: Mapping[Any, int | None] | None, key: object) -> Cost | None:
     return Cost(amount, amount / sum(known) if whole else None)
 
 
-def _macs(run: LoadedRun) -> dict[str, int | None] | None:
+def macs_of(run: LoadedRun) -> dict[str, int | None] | None:
     """By backbone label; None where the cache is gone."""
     if run.cache is None:
         return None

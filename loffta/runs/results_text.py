@@ -262,7 +262,7 @@ class Timing(Part):
 
     device: str
     threads: int
-    head_ms: float = Field(ge=0)
+    head_ms: float = Field(ge=0, le=1e12)  # of an image
 
 
 class Staging(Part):

@@ -31,7 +31,7 @@ def unpack(kind: type[Any], data: bytes) -> Any:
 
     try:
         found = load(data)
-    except SafetensorError as error:
+    except (SafetensorError, LookupError, AttributeError) as error:  # the latter two of dtypes that NumPy lacks
         raise ValueError(f"not a record: {error}") from error
     if set(found) != set(kind._fields):
         raise ValueError(f"a record of {', '.join(kind._fields)} has {', '.join(sorted(found)) or 'nothing'}")

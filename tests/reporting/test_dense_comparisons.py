@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
 from loffta.reporting import Comparisons, format_comparison, format_table, read_good_runs
 from loffta.reporting.places import find_places
@@ -97,11 +99,16 @@ def _records(path, records):
     write_predictions(path, columns)
 
 
+BF16 = safetensors.torch.save({name: torch.zeros(1, dtype=torch.bfloat16) for name in Pixels._fields})
 BEYOND = Pixels(np.array([1 << 40]), np.array([1]), np.array([1]), np.array([1]))
 DAMAGES = {
     "older": (_older, "older than comparisons"),
     "gone": (lambda path: path.unlink(), "no figures of its images"),
     "garbage": (lambda path: _records(path, lambda old: [b"\xff" * 40] * len(old)), "do not go with the results"),
+    "a dtype of torch": (
+        lambda path: _records(path, lambda old: [BF16] * len(old)),
+        "do not go with the results",
+    ),
     "others'": (lambda path: _records(path, lambda old: [pack(RECORDS[1])] * len(old)), "do not go with the results"),
     "no such class": (lambda path: _records(path, lambda old: [pack(BEYOND)] * len(old)), "damaged"),
     "turned": (lambda path: _records(path, lambda old: [old[0]] * len(old)), "another score"),
