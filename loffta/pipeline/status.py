@@ -19,6 +19,7 @@ from loffta.store.cache import Cache
 from loffta.store.ledger import done_units
 from loffta.words import human_size, printable
 
+_NOT_YET_TOLD = ("RUNNING", "COMPLETING")  # accounts of a job that is off the queue may lag (seen with slurmdbd)
 DONE, RUNNING, QUEUED, FAILED, MISSING = "done", "running", "queued", "failed", "not submitted"
 _LAST_LINES = 6
 _LOG_TAIL = 4096  # bytes that are looked at
@@ -73,6 +74,8 @@ def look(stages: Sequence[Stage], out: Path) -> list[State]:
             found.append(replace(state, state=DONE, job=old[-1][0] if old else ""))
         elif stage.mark in active:
             found.append(_active(state, active[stage.mark]))
+        elif old and old[-1][1].state in _NOT_YET_TOLD:
+            found.append(replace(state, state=RUNNING, why="it has just ended: accounts lag", job=old[-1][0]))
         elif old:
             job, how = old[-1]
             reason, lines = why(replace(how, cost=cost)), tail(log) if log else ()
